@@ -1,0 +1,33 @@
+"""The errors a user can cause, each with its exit code.
+
+The message of a `UserError` is one sentence: where, what, and what to do next. The command
+line prints it without a traceback. Every other exception is a bug and keeps its traceback.
+"""
+
+
+class UserError(Exception):
+    """Something the user can mend."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A configuration file or an override is wrong."""
+
+
+class DataError(UserError):
+    """An archive, a folder, a picture or a table is missing or wrong."""
+
+
+class WeightsError(UserError):
+    """Pretrained weights are missing, or do not fit the model."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, or does not belong to this run."""
+
+
+class Stopped(Exception):
+    """A signal asked the program to stop; the same command goes on from where it was."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later

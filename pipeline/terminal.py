@@ -1,0 +1,130 @@
+"""What a person reads while the program runs: lines, tables and progress bars.
+
+All of it goes to standard error; standard output is for results. On a terminal a bar is drawn
+in place; anywhere else (a log file, CI, a cluster) it becomes a plain line every few seconds.
+"""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from pipeline.files import size_in_words
+
+PLAIN_LINE_SECONDS = 10.0
+REDRAW_SECONDS = 0.2
+
+_console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def mute() -> None:
+    """Say nothing from here on: what every rank but the first does."""
+    _console.quiet = True
+
+
+def say(text: str) -> None:
+    """Print one line as it is."""
+    _console.print(text, markup=False)
+
+
+def warn(text: str) -> None:
+    """Print one line that asks for attention."""
+    _console.print(f"warning: {text}", style="yellow", markup=False)
+
+
+def fail(text: str) -> None:
+    """Print the sentence that says why the program ends."""
+    _console.print(f"error: {text}", style="bold red", markup=False)
+
+
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table; columns after the first are aligned to the right when they hold numbers."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for position, name in enumerate(columns):
+        numeric = all(row[position][:1] in "0123456789-+." for row in cells if row[position])
+        table.add_column(name, justify="right" if numeric and position else "left", no_wrap=True)
+    for row in cells:
+        table.add_row(*row)
+    _console.print(table, markup=False)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+class Bar:
+    """The progress of one pass: how many are done, how fast, and how long it will still take."""
+
+    def __init__(self, label: str, total: int, unit: str, done: int) -> None:
+        self.label, self.total, self.unit = label, total, unit
+        self.first, self.done, self.notes = done, done, ""
+        self.started = self.printed = time.monotonic()
+        self._live: Progress | None = None
+        self._task = TaskID(0)
+
+    def advance(self, count: int = 1, **notes: float | str) -> None:
+        """Count `count` more as done; `notes` (a loss, say) stand behind the figures."""
+        self.done += count
+        if notes:
+            self.notes = "  ".join(
+                f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+                for name, value in notes.items()
+            )
+        now = time.monotonic()
+        if self._live is not None and now - self.printed >= REDRAW_SECONDS:
+            self.printed = now
+            self._live.update(self._task, completed=self.done, text=self.figures())
+        elif self._live is None and now - self.printed >= PLAIN_LINE_SECONDS:
+            self.printed = now
+            say(f"{self.label}  {self.figures()}")
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the bar appeared."""
+        return max(time.monotonic() - self.started, 1e-9)
+
+    @property
+    def rate(self) -> float:
+        """Units per second since the bar appeared."""
+        return (self.done - self.first) / self.seconds
+
+    def figures(self) -> str:
+        """`600/1402 images  210 images/s  ETA 0:00:04`."""
+        if self.unit == "bytes":
+            count = f"{size_in_words(self.done)}/{size_in_words(self.total)}"
+            rate = f"{size_in_words(self.rate)}/s"
+        else:
+            count = f"{self.done}/{self.total} {self.unit}"
+            rate = f"{self.rate:.3g} {self.unit}/s" if self.rate < 100 else f"{self.rate:.0f} {self.unit}/s"
+        left = (self.total - self.done) / self.rate if self.rate else 0.0
+        return f"{count}  {rate}  ETA {timedelta(seconds=round(left))}  {self.notes}".rstrip()
+
+
+@contextmanager
+def bar(label: str, total: int, unit: str = "images", done: int = 0) -> Iterator[Bar]:
+    """Show the progress of a pass over `total` units, `done` of which were done before."""
+    current = Bar(label, total, unit, done)
+    if not _console.is_terminal or _console.quiet:
+        yield current
+    else:
+        columns = TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[text]}")
+        with Progress(*columns, console=_console, transient=True, refresh_per_second=5) as live:
+            current._live = live
+            current._task = live.add_task(label, total=total, completed=done, text="")
+            yield current
+    took = timedelta(seconds=round(current.seconds))
+    say(f"{label}  {current.figures().split('  ETA')[0]}  in {took}  {current.notes}".rstrip())
+
+
+def flush() -> None:
+    """Push out what was printed: before a process ends by a signal."""
+    sys.stdout.flush()
+    sys.stderr.flush()
