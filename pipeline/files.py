@@ -26,7 +26,7 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield part
         sync(part)
-        os.replace(part, path)
+        part.replace(path)
         sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
@@ -50,8 +50,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
                 sync(Path(folder, name))
         shutil.rmtree(old, ignore_errors=True)
         if path.exists():
-            os.replace(path, old)
-        os.replace(part, path)
+            path.replace(old)
+        part.replace(path)
         sync(path.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
