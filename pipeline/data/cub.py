@@ -1,0 +1,192 @@
+"""CUB-200-2011: its text files become the sample table. `images.txt` says what there is, never a glob."""
+
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+
+from pipeline import files
+from pipeline.data.download import Remote
+from pipeline.data.table import SOURCE_COLUMNS
+from pipeline.errors import DataError
+
+ARCHIVE = Remote(
+    urls=("https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",),
+    size_bytes=1_150_585_339,
+    md5="97eceeb196236b17998738112f37df78",
+    sha256="0c685df5597a8b24909f6a7c9db6d11e008733779a671760afef78feb49bf081",
+)
+CLASSES = 200
+IMAGES = {"train": 5_994, "test": 5_794}
+IMAGES_A_CLASS = {"train": (29, 30), "test": (11, 30)}  # fewest and most
+
+_ID = r"(?P<id>[0-9]{1,15})"
+_NUMBER = r"-?[0-9]+(?:\.[0-9]+)?"
+# file: what a line has to look like, in words and as a pattern whose groups become columns
+LINES = {
+    "images.txt": ("id path", rf"{_ID} +(?P<path>\S.*)"),
+    "image_class_labels.txt": ("id class", rf"{_ID} +(?P<class_id>[0-9]{{1,15}})"),
+    "classes.txt": ("class name", rf"{_ID} +(?P<class_name>\S.*)"),
+    "train_test_split.txt": ("id flag", rf"{_ID} +(?P<flag>\S+)"),
+    "bounding_boxes.txt": (
+        "id x y width height",
+        _ID + "".join(rf" +(?P<box_{side}>{_NUMBER})" for side in "xywh"),
+    ),
+}
+PER_IMAGE = [name for name in LINES if name != "classes.txt"]
+NAMED_AT_MOST = 5
+WHAT_NEXT = "delete the folder and run `make data` to unpack the archive again"
+
+
+def find_root(folder: Path) -> Path:
+    """The folder that holds images.txt: `folder`, `folder`/CUB_200_2011, or another folder in it."""
+    inside = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    for candidate in (folder, folder / "CUB_200_2011", *inside):
+        if (candidate / "images.txt").is_file():
+            return candidate
+    raise DataError(
+        f"{folder}: neither it nor a folder in it holds images.txt of CUB-200-2011; "
+        "check data.archive, or delete the folder and run `make data`"
+    )
+
+
+def text_digest(root: Path) -> str:
+    """The SHA-256 of the text files that `read` uses: 64 hexadecimal digits."""
+    missing = [name for name in LINES if not (root / name).is_file()]
+    if missing:
+        raise DataError(f"{root}: {_some(missing)} missing; {WHAT_NEXT}")
+    return files.digest_of({name: files.digest_of_file(root / name) for name in LINES})
+
+
+def read(root: Path) -> pd.DataFrame:
+    """The sample table of `root`: one row a line of images.txt, columns `SOURCE_COLUMNS`.
+
+    Paths are relative to `root`/images; boxes are in pixels of the original picture; labels are
+    0 .. C-1 over the classes that have images, in the order of their ids. One `DataError` lists
+    every problem of the text files at once.
+    """
+    problems: list[str] = []
+    tables = {name: _parse(root / name, problems) for name in LINES}
+    problems += _ids(tables) + _paths(root, tables["images.txt"]) + _values(tables)
+    if problems:
+        raise DataError(
+            "\n  ".join([f"{root}: the text files are not as they should be:", *problems, WHAT_NEXT])
+        )
+    return _join(tables)
+
+
+def check_official(table: pd.DataFrame, where: Path) -> None:
+    """Raise a `DataError` unless the numbers of classes and images are those of the official data set."""
+    problems = []
+    if (classes := table["label"].nunique()) != CLASSES:
+        problems.append(f"{classes} classes where {CLASSES} are expected")
+    for split, expected in IMAGES.items():
+        rows = table[table["official"] == split]
+        if len(rows) != expected:
+            problems.append(f"{len(rows):,} {split} images where {expected:,} are expected")
+        fewest, most = IMAGES_A_CLASS[split]
+        counts = rows["class_name"].value_counts()
+        counts = counts.reindex(table["class_name"].unique(), fill_value=0)
+        odd = sorted(counts.index[~counts.between(fewest, most)])
+        if odd:
+            problems.append(f"{_some(odd)} without {fewest} to {most} {split} images")
+    if problems:
+        raise DataError(
+            f"{where}: not the official CUB-200-2011, {'; '.join(problems)}; {WHAT_NEXT}, with the official archive"
+        )
+
+
+def _parse(path: Path, problems: list[str]) -> pd.DataFrame:
+    """The lines of a text file as columns of text, `id` as a number; bad lines go to `problems`."""
+    words, pattern = LINES[path.name]
+    text = ""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        problems.append(f"{path.name}: missing")
+    except UnicodeDecodeError as error:
+        problems.append(f"{path.name}: not a text in UTF-8 (byte {error.start})")
+    else:
+        if not text.strip():
+            problems.append(f"{path.name}: empty")
+    lines = pd.Series(text.split("\n")).str.strip()
+    lines = lines[lines != ""]
+    table = lines.str.extract(rf"^{pattern}$")
+    bad = table["id"].isna()
+    if bad.any():
+        shown = [f"line {number + 1} ({lines[number][:40]})" for number in table.index[bad]]
+        problems.append(f"{path.name}: {_some(shown)} not of the form `{words}`")
+    table = table[~bad]
+    return table.assign(id=table["id"].astype("int64"))
+
+
+def _ids(tables: dict[str, pd.DataFrame]) -> list[str]:
+    """Ids that are doubled, or that some files have and others lack."""
+    problems = []
+    for name, table in tables.items():
+        if doubled := sorted(table.loc[table["id"].duplicated(), "id"].unique()):
+            problems.append(f"{name}: ids {_some(doubled)} more than once")
+    filled = [name for name in PER_IMAGE if len(tables[name])]  # _parse has named the others
+    everywhere = set().union(*(tables[name]["id"] for name in filled))
+    for name in filled:
+        if missing := sorted(everywhere.difference(tables[name]["id"])):
+            problems.append(f"{name}: no row for image ids {_some(missing)}")
+    return problems
+
+
+def _paths(root: Path, images: pd.DataFrame) -> list[str]:
+    """Paths that are doubled, leave the folder of images, or lead to no picture."""
+    outside, absent = [], []
+    for path in images["path"]:
+        pure = PurePosixPath(path)
+        if pure.is_absolute() or ".." in pure.parts:
+            outside.append(path)
+        elif not (root / "images" / pure).is_file():
+            absent.append(path)
+    doubled = images.loc[images["path"].duplicated(), "path"].unique().tolist()
+    kinds = {
+        "more than once": doubled,
+        "outside the folder images": outside,
+        "not in the folder images": absent,
+    }
+    return [f"images.txt: {_some(paths)} {kind}" for kind, paths in kinds.items() if paths]
+
+
+def _values(tables: dict[str, pd.DataFrame]) -> list[str]:
+    """Classes without a name, names without a class of their own, flags and boxes that mean nothing."""
+    problems = []
+    labels, classes = tables["image_class_labels.txt"], tables["classes.txt"]
+    unknown = sorted(set(labels["class_id"].astype("int64")).difference(classes["id"]))
+    if unknown and len(classes):
+        problems.append(f"image_class_labels.txt: class ids {_some(unknown)} not in classes.txt")
+    if doubled := classes.loc[classes["class_name"].duplicated(), "class_name"].unique().tolist():
+        problems.append(f"classes.txt: {_some(doubled)} more than once")
+    split = tables["train_test_split.txt"]
+    if odd := split.loc[~split["flag"].isin(["0", "1"]), "id"].tolist():
+        problems.append(f"train_test_split.txt: a flag other than 0 and 1 for image ids {_some(odd)}")
+    boxes = tables["bounding_boxes.txt"]
+    flat = (boxes[["box_w", "box_h"]].astype("float64") <= 0).any(axis=1)
+    if empty := boxes.loc[flat, "id"].tolist():
+        problems.append(f"bounding_boxes.txt: an empty box for image ids {_some(empty)}")
+    return problems
+
+
+def _join(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """The tables, free of problems, as one sample table in the order of images.txt."""
+    table = tables["images.txt"]
+    for name in PER_IMAGE[1:]:
+        table = table.merge(tables[name], on="id", how="left", validate="one_to_one")
+    table["class_id"] = table["class_id"].astype("int64")
+    names = tables["classes.txt"].set_index("id")["class_name"]
+    labels = {class_id: label for label, class_id in enumerate(sorted(table["class_id"].unique()))}
+    table["label"] = table["class_id"].map(labels).astype("int64")
+    table["class_name"] = table["class_id"].map(names)
+    table["official"] = table["flag"].map({"1": "train", "0": "test"})
+    boxes = [name for name in SOURCE_COLUMNS if name.startswith("box_")]
+    table[boxes] = table[boxes].astype("float64")
+    return table[SOURCE_COLUMNS]
+
+
+def _some(values: list[str] | list[int]) -> str:
+    """`17, 23 (2 in all)`, with a few of the values when there are many."""
+    more = ", ..." if len(values) > NAMED_AT_MOST else ""
+    return f"{', '.join(str(value) for value in values[:NAMED_AT_MOST])}{more} ({len(values):,} in all)"
