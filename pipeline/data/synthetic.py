@@ -1,0 +1,153 @@
+"""The embedded data set: drawn birds in the layout of the CUB-200-2011 archive.
+
+Each picture is a function of (seed, class, image) alone, so the files have the same bytes
+whatever the number of processes that write them.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import cv2
+
+from pipeline import seeding, terminal
+from pipeline.data import birds
+from pipeline.errors import DataError
+
+GREY_SHARE = 1 / 150  # CUB has a few greyscale JPEGs; a reader has to cope with them
+JPEG_QUALITY = 93
+MAX_SPECIES = 200
+MIN_SIDE_PX = 32
+SMALL_SET = 300  # images that are drawn sooner than a pool of processes has started
+
+Row = tuple[str, tuple[float, float, float, float], tuple[tuple[float, float, int], ...]]
+
+
+def write(
+    folder: Path,
+    *,
+    species: int,
+    images_per_species: int,
+    train_per_species: int,
+    long_side_px: int,
+    seed: int,
+    workers: int | None = None,
+) -> None:
+    """Write the set into `folder` (existing and empty) in the layout of the CUB-200-2011 archive.
+
+    The longer side of every picture is `long_side_px`. `workers` is the number of processes; None
+    takes all cores for a large set and none besides this one for a small set. A `DataError` says
+    which argument is out of range.
+    """
+    _check(species, images_per_species, train_per_species, long_side_px)
+    kinds = birds.species_list(species, seed)
+    total = species * images_per_species
+    if workers is None:
+        workers = _cores() if total > SMALL_SET else 1
+    root = folder / "CUB_200_2011"
+    for kind in kinds:
+        (root / "images" / kind.name).mkdir(parents=True)
+    draw = partial(
+        _draw_class, images=root / "images", count=images_per_species, long_side_px=long_side_px, seed=seed
+    )
+    rows: list[Row] = []
+    numbers = range(1, species + 1)
+    with terminal.bar("draw", total=total) as bar:
+        if workers == 1:
+            for found in map(draw, kinds, numbers):
+                rows += found
+                bar.advance(len(found))
+        else:
+            pool = ProcessPoolExecutor(workers, get_context("spawn"), cv2.setNumThreads, (0,))
+            with pool:
+                for found in pool.map(draw, kinds, numbers):
+                    rows += found
+                    bar.advance(len(found))
+    _write_lists(root, kinds, rows)
+    _write_split(root, species, images_per_species, train_per_species, seed)
+    _write_attributes(folder, kinds)
+
+
+def _check(species: int, images_per_species: int, train_per_species: int, long_side_px: int) -> None:
+    if not 2 <= species <= MAX_SPECIES:
+        raise DataError(f"drawn birds: {species} species were asked for; choose 2 to {MAX_SPECIES}")
+    if images_per_species < 2:
+        raise DataError(f"drawn birds: {images_per_species} images a species are too few; choose 2 or more")
+    if not 1 <= train_per_species < images_per_species:
+        raise DataError(
+            f"drawn birds: {train_per_species} of {images_per_species} images a species cannot be for "
+            f"training; choose 1 to {images_per_species - 1}, so that some are left for the test"
+        )
+    if long_side_px < MIN_SIDE_PX:
+        raise DataError(
+            f"drawn birds: a long side of {long_side_px} px is too small; choose {MIN_SIDE_PX} or more"
+        )
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _draw_class(
+    kind: birds.Species, class_number: int, *, images: Path, count: int, long_side_px: int, seed: int
+) -> list[Row]:
+    """Draw and write all images of one species; the path, box and parts of each."""
+    rows: list[Row] = []
+    for number in range(1, count + 1):
+        rng = seeding.generator("bird", seed, class_number, number)
+        drawing = birds.draw(kind, rng, long_side_px)
+        grey = seeding.generator("grey bird", seed, class_number, number).random() < GREY_SHARE
+        code = cv2.COLOR_RGB2GRAY if grey else cv2.COLOR_RGB2BGR
+        picture = cv2.cvtColor(drawing.image, code)
+        done, content = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        if not done:
+            raise RuntimeError(f"OpenCV cannot write a JPEG of {picture.shape}")
+        path = f"{kind.name}/{kind.name[4:]}_{number:04d}.jpg"
+        (images / path).write_bytes(content.tobytes())
+        rows.append((path, drawing.box, drawing.parts))
+    return rows
+
+
+def _write_lists(root: Path, kinds: Sequence[birds.Species], rows: Sequence[Row]) -> None:
+    """Write what is known of each image; ids run from 1 through the classes."""
+    numbers = {kind.name: number for number, kind in enumerate(kinds, 1)}
+    _lines(root / "images.txt", [path for path, _, _ in rows])
+    _lines(root / "image_class_labels.txt", [numbers[path.split("/")[0]] for path, _, _ in rows])
+    _lines(root / "classes.txt", [kind.name for kind in kinds])
+    _lines(root / "bounding_boxes.txt", [" ".join(f"{value:.1f}" for value in box) for _, box, _ in rows])
+    (root / "parts").mkdir()
+    _lines(root / "parts" / "parts.txt", birds.PARTS)
+    with (root / "parts" / "part_locs.txt").open("w", encoding="ascii", newline="\n") as stream:
+        for image, (_, _, parts) in enumerate(rows, 1):
+            for part, (x, y, visible) in enumerate(parts, 1):
+                stream.write(f"{image} {part} {x:.1f} {y:.1f} {visible}\n")
+
+
+def _write_split(root: Path, species: int, images: int, train: int, seed: int) -> None:
+    """Write which images are for training (1) and which for the test (0), drawn in each class."""
+    flags: list[int] = []
+    for class_number in range(1, species + 1):
+        order = seeding.generator("bird split", seed, class_number).permutation(images)
+        flags += [int(place < train) for place in order]
+    _lines(root / "train_test_split.txt", flags)
+
+
+def _write_attributes(folder: Path, kinds: Sequence[birds.Species]) -> None:
+    """Write the names of the attributes, and for each class in percent how far it has them."""
+    table = [birds.attributes(kind) for kind in kinds]
+    _lines(folder / "attributes.txt", list(table[0]))
+    (folder / "CUB_200_2011" / "attributes").mkdir()
+    rows = [" ".join("100.0" if has else "0.0" for has in one.values()) + "\n" for one in table]
+    path = folder / "CUB_200_2011" / "attributes" / "class_attribute_labels_continuous.txt"
+    path.write_text("".join(rows), encoding="ascii", newline="\n")
+
+
+def _lines(path: Path, values: Sequence[object]) -> None:
+    """Write `1 value`, `2 value`, ... as all of CUB's lists are."""
+    text = "".join(f"{number} {value}\n" for number, value in enumerate(values, 1))
+    path.write_text(text, encoding="ascii", newline="\n")
