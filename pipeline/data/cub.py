@@ -91,7 +91,8 @@ def check_official(table: pd.DataFrame, where: Path) -> None:
             problems.append(f"{_some(odd)} without {fewest} to {most} {split} images")
     if problems:
         raise DataError(
-            f"{where}: not the official CUB-200-2011, {'; '.join(problems)}; {WHAT_NEXT}, with the official archive"
+            f"{where}: not the official CUB-200-2011: {'; '.join(problems)}; "
+            "delete the folder and run `make data` with the official archive"
         )
 
 

@@ -73,8 +73,6 @@ def fetch(remote: Remote, target: Path) -> None:
             part.replace(target)
             files.sync(target.parent)
             return
-        if not _length(stream):
-            part.unlink()
     raise DataError(
         f"{target.name}: not downloaded, for {'; '.join(reasons)}; bring the file yourself and set "
         "data.archive=PATH, or set https_proxy if this machine needs a proxy, and run again"
@@ -121,6 +119,8 @@ def _claimed(part: Path) -> Iterator[FileIO]:
     with part.open("ab", buffering=0) as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not part.exists():
+                raise BlockingIOError("the other process renamed it just now")
         except BlockingIOError as error:
             raise DataError(
                 f"{part}: another process is downloading it; wait until it ends, then run again"
@@ -129,7 +129,11 @@ def _claimed(part: Path) -> Iterator[FileIO]:
             terminal.warn(
                 f"{part}: this disk has no locks ({error.strerror}); do not download it twice at once"
             )
-        yield stream
+        try:
+            yield stream
+        finally:
+            if not _length(stream):
+                part.unlink(missing_ok=True)
 
 
 def _length(stream: FileIO) -> int:
@@ -226,8 +230,8 @@ def _refuse_other_content(reply: HTTPResponse, head: bytes, start: int, size_byt
     if reply.headers.get_content_type() == "text/html" or (start == 0 and _is_page(head)):
         page = head + _read(reply.read, PAGE_BYTES)
         raise _Failure(f"answered with a web page{_title(page)} in place of the file", again=False)
-    length = reply.headers.get("Content-Length")
-    if start == 0 and length is not None and int(length) != size_bytes:
+    length = reply.headers.get("Content-Length", "")
+    if start == 0 and length.isdigit() and int(length) != size_bytes:
         raise _Failure(f"offers {int(length):,} bytes where {size_bytes:,} are expected", again=False)
 
 

@@ -1,0 +1,192 @@
+"""Archives that are whole, broken, or mean harm."""
+
+import gzip
+import io
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.data.unpack import unpack
+from pipeline.errors import DataError
+
+# 1024 and 0 bytes: sizes that end on a block of the archive
+CONTENTS = {
+    "attributes.txt": b"1 has_bill\n",
+    "CUB/images.txt": b"1 a/one.jpg\n2 a/two.jpg\n",
+    "CUB/images/a/one.jpg": np.random.default_rng(1).bytes(300_000),
+    "CUB/images/a/two.jpg": np.random.default_rng(2).bytes(1024),
+    "CUB/images/b/empty.jpg": b"",
+    "CUB/images/b/" + "n" * 120 + ".jpg": b"a long name",
+}
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info
+
+
+def write_archive(path: Path, extra: tarfile.TarInfo | None = None, mode: str = "w:gz") -> Path:
+    """The files of `CONTENTS`, then a member `extra` with a few bytes if it is a file."""
+    with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+        for name, content in CONTENTS.items():
+            info = member(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+        if extra is not None:
+            extra.size = 4 if extra.isfile() else 0
+            tar.addfile(extra, io.BytesIO(b"evil"))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    inner = tmp_path / "outside" / "folder"
+    inner.mkdir(parents=True)
+    return inner
+
+
+def files_under(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w"])
+@pytest.mark.parametrize("layout", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_every_file_arrives(tmp_path: Path, folder: Path, mode: str, layout: int) -> None:
+    archive = tmp_path / "birds.tgz"
+    with tarfile.open(archive, mode, format=layout) as tar:  # type: ignore[call-overload]
+        tar.addfile(member("CUB/none", tarfile.DIRTYPE))
+        for name, content in CONTENTS.items():
+            info = member(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    unpack(archive, folder)
+    assert files_under(folder) == CONTENTS
+    assert (folder / "CUB" / "none").is_dir()
+
+
+UNSAFE = {
+    "parent": (member("../evil"), "leaves the folder"),
+    "parent inside": (member("CUB/../../evil"), "leaves the folder"),
+    "absolute": (member("/plumage_evil"), "absolute path"),
+    "symlink out": (member("CUB/way_out", tarfile.SYMTYPE, "../../.."), r"is a link \(to \.\./\.\./\.\.\)"),
+    "absolute symlink": (member("CUB/way_out", tarfile.SYMTYPE, "/etc"), r"is a link \(to /etc\)"),
+    "hard link": (member("CUB/passwd", tarfile.LNKTYPE, "../../etc/passwd"), "is a link"),
+    "character device": (member("CUB/null", tarfile.CHRTYPE), "is a device or a pipe"),
+    "block device": (member("CUB/disk", tarfile.BLKTYPE), "is a device or a pipe"),
+    "pipe": (member("CUB/pipe", tarfile.FIFOTYPE), "is a device or a pipe"),
+}
+
+
+@pytest.mark.parametrize("kind", UNSAFE)
+def test_an_unsafe_member_is_named_and_writes_nothing(tmp_path: Path, folder: Path, kind: str) -> None:
+    extra, problem = UNSAFE[kind]
+    archive = write_archive(tmp_path / "birds.tgz", extra)
+    with pytest.raises(DataError, match=problem) as caught:
+        unpack(archive, folder)
+    message = str(caught.value)
+    assert message.startswith(f"{archive}: its member {extra.name} ") and "\n" not in message
+    assert files_under(folder) == CONTENTS  # what came before it, and nothing else
+    assert all(path.is_file() or path.is_dir() for path in folder.rglob("*"))
+    assert not any(path.is_symlink() for path in folder.rglob("*"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["birds.tgz", "outside"]
+    assert [path.name for path in folder.parent.iterdir()] == ["folder"]
+    assert not Path("/plumage_evil").exists()
+
+
+def test_a_file_through_a_link_of_the_archive_is_not_written(tmp_path: Path, folder: Path) -> None:
+    archive = tmp_path / "birds.tgz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.addfile(member("door", tarfile.SYMTYPE, ".."))
+        info = member("door/evil")
+        info.size = 4
+        tar.addfile(info, io.BytesIO(b"evil"))
+    with pytest.raises(DataError, match="its member door is a link"):
+        unpack(archive, folder)
+    assert list(folder.iterdir()) == [] and [path.name for path in folder.parent.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("share", [0.001, 0.3, 0.6, 0.9, 0.999])
+def test_a_truncated_archive_is_named(tmp_path: Path, folder: Path, share: float) -> None:
+    archive = write_archive(tmp_path / "birds.tgz")
+    content = archive.read_bytes()
+    archive.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(DataError, match=r"birds\.tgz: truncated, or not .*delete it and download it again"):
+        unpack(archive, folder)
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w"])
+def test_a_tar_that_ends_between_two_members_is_truncated(tmp_path: Path, folder: Path, mode: str) -> None:
+    whole = write_archive(tmp_path / "whole.tar", mode="w")
+    with tarfile.open(whole) as tar:
+        cut = tar.getmembers()[3].offset
+    content = whole.read_bytes()[:cut]
+    archive = tmp_path / "birds.tgz"
+    archive.write_bytes(gzip.compress(content) if mode == "w:gz" else content)
+    with pytest.raises(DataError, match="its end is missing"):
+        unpack(archive, folder)
+
+
+def test_a_changed_byte_is_found_by_the_checksum(tmp_path: Path, folder: Path) -> None:
+    archive = write_archive(tmp_path / "birds.tgz")
+    content = bytearray(archive.read_bytes())
+    content[-8] ^= 1  # the first byte of the checksum: all members unpack before it is read
+    archive.write_bytes(content)
+    with pytest.raises(DataError, match="CRC"):
+        unpack(archive, folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not an archive at all" * 100, gzip.compress(b"only gzip" * 500)],
+    ids=["empty", "text", "gzip of text"],
+)
+def test_what_is_no_archive_is_named(tmp_path: Path, folder: Path, content: bytes) -> None:
+    archive = tmp_path / "birds.tgz"
+    archive.write_bytes(content)
+    with pytest.raises(DataError, match=r"not a tar\.gz archive"):
+        unpack(archive, folder)
+
+
+def test_a_member_that_cannot_be_written_is_named(tmp_path: Path, folder: Path) -> None:
+    archive = write_archive(tmp_path / "birds.tgz", member("attributes.txt/inside"))
+    with pytest.raises(DataError, match="its member attributes.txt/inside could not be written"):
+        unpack(archive, folder)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 200 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(disk)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no mount program here")
+    if mounted.returncode:
+        pytest.skip(f"mounting is not permitted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_disk_that_is_too_small_is_refused_at_once(tmp_path: Path, small_disk: Path) -> None:
+    with pytest.raises(DataError, match=r"unpacking birds\.tgz needs .* are free; free some space"):
+        unpack(write_archive(tmp_path / "birds.tgz"), small_disk)
+    assert list(small_disk.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_is_named(tmp_path: Path, small_disk: Path) -> None:
+    archive, content = tmp_path / "birds.tgz", b"\0" * 1_000_000  # a small archive of a large file
+    with tarfile.open(archive, "w:gz") as tar:
+        info = member("CUB/large.jpg")
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
+    with pytest.raises(DataError, match=r"the disk became full at CUB/large\.jpg; free some space"):
+        unpack(archive, small_disk)
