@@ -236,9 +236,12 @@ def test_a_target_of_the_right_size_and_wrong_content_is_replaced(tmp_path: Path
     assert target.read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("content_type", ["text/html; charset=utf-8", "application/gzip"])
-def test_a_web_page_is_named_with_its_title(tmp_path: Path, content_type: str) -> None:
-    with serving(Server(PAGE, content_type=content_type)) as server:
+@pytest.mark.parametrize(
+    ("content_type", "beginning"),
+    [("text/html; charset=utf-8", b"<!-- any -->"), ("application/gzip", b" \n")],
+)
+def test_a_web_page_is_named_with_its_title(tmp_path: Path, content_type: str, beginning: bytes) -> None:
+    with serving(Server(beginning + PAGE, content_type=content_type)) as server:
         with pytest.raises(DataError, match=r'a web page \("Log in to the network"\)'):
             fetch(remote_of(server.url), tmp_path / "birds.tgz")
     assert len(server.requested) == 1
