@@ -71,10 +71,11 @@ def test_every_file_arrives(tmp_path: Path, folder: Path, mode: str, layout: int
     assert (folder / "CUB" / "none").is_dir()
 
 
+# TMP stands for the folder of the test
 UNSAFE = {
     "parent": (member("../evil"), "leaves the folder"),
     "parent inside": (member("CUB/../../evil"), "leaves the folder"),
-    "absolute": (member("/plumage_evil"), "absolute path"),
+    "absolute": (member("TMP/evil"), "absolute path"),
     "symlink out": (member("CUB/way_out", tarfile.SYMTYPE, "../../.."), r"is a link \(to \.\./\.\./\.\.\)"),
     "absolute symlink": (member("CUB/way_out", tarfile.SYMTYPE, "/etc"), r"is a link \(to /etc\)"),
     "hard link": (member("CUB/passwd", tarfile.LNKTYPE, "../../etc/passwd"), "is a link"),
@@ -87,6 +88,7 @@ UNSAFE = {
 @pytest.mark.parametrize("kind", UNSAFE)
 def test_an_unsafe_member_is_named_and_writes_nothing(tmp_path: Path, folder: Path, kind: str) -> None:
     extra, problem = UNSAFE[kind]
+    extra.name = extra.name.replace("TMP", str(tmp_path))
     archive = write_archive(tmp_path / "birds.tgz", extra)
     with pytest.raises(DataError, match=problem) as caught:
         unpack(archive, folder)
@@ -97,7 +99,6 @@ def test_an_unsafe_member_is_named_and_writes_nothing(tmp_path: Path, folder: Pa
     assert not any(path.is_symlink() for path in folder.rglob("*"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["birds.tgz", "outside"]
     assert [path.name for path in folder.parent.iterdir()] == ["folder"]
-    assert not Path("/plumage_evil").exists()
 
 
 def test_a_file_through_a_link_of_the_archive_is_not_written(tmp_path: Path, folder: Path) -> None:
