@@ -122,7 +122,8 @@ def _sentence(problem: ErrorDetails, tree: dict[str, Any]) -> str:
             return f"{'.'.join(parts)}: {error}"
         case "union_tag_invalid", {"tag": tag, "expected_tags": tags}:
             names = tags.replace("'", "")
-            return f"schedule.name: {tag} is not allowed; allowed: one of {names}{_nearest(tag, names.split(', '))}"
+            near = _nearest(tag, names.split(", "))
+            return f"schedule.name: {tag} is not allowed; allowed: one of {names}{near}"
     while ".".join(parts) not in fields:
         parts.pop()  # the kinds of a union: int, tuple, ...
     key = ".".join(parts)

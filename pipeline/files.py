@@ -121,18 +121,11 @@ def size_in_words(size_bytes: float) -> str:
     return f"{size_bytes:.1f} TiB"
 
 
-def stamped(stamp: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The facts a finished stage left in its stamp, or None when its inputs have changed since."""
-    if not stamp.is_file():
-        return None
-    content = read_json(stamp)
-    if content.get("inputs") != digest_of(inputs):
-        return None
-    facts: dict[str, Any] = content["facts"]
-    return facts
+def stamped(path: Path, inputs: Mapping[str, Any]) -> bool:
+    """Whether a finished stage left this stamp for the very same inputs."""
+    return path.is_file() and bool(read_json(path).get("inputs") == digest_of(inputs))
 
 
-def stamp(path: Path, inputs: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Record that a stage is done: the digest of its inputs, and facts about its output."""
-    write_json(path, {"inputs": digest_of(inputs), "facts": dict(facts)})
-    return dict(facts)
+def stamp(path: Path, inputs: Mapping[str, Any]) -> None:
+    """Record that a stage is done: the digest of its inputs."""
+    write_json(path, {"inputs": digest_of(inputs)})

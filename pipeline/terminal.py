@@ -4,11 +4,11 @@ All of it goes to standard error; standard output is for results. On a terminal 
 in place; anywhere else (a log file, CI, a cluster) it becomes a plain line every few seconds.
 """
 
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -16,6 +16,7 @@ from rich.table import Table
 
 from pipeline.files import size_in_words
 
+Item = TypeVar("Item")
 PLAIN_LINE_SECONDS = 10.0
 REDRAW_SECONDS = 0.2
 
@@ -38,7 +39,8 @@ def warn(text: str) -> None:
 
 
 def fail(text: str) -> None:
-    """Print the sentence that says why the program ends."""
+    """Print the sentence that says why the program ends, on whatever rank."""
+    _console.quiet = False
     _console.print(f"error: {text}", style="bold red", markup=False)
 
 
@@ -86,6 +88,12 @@ class Bar:
             self.printed = now
             say(f"{self.label}  {self.figures()}")
 
+    def count(self, items: Iterable[Item], counts: Iterable[int]) -> Iterator[Item]:
+        """Yield the items; each counts for so many units once the next one is asked for."""
+        for item, count in zip(items, counts, strict=True):
+            yield item
+            self.advance(count)
+
     @property
     def seconds(self) -> float:
         """Seconds since the bar appeared."""
@@ -122,9 +130,3 @@ def bar(label: str, total: int, unit: str = "images", done: int = 0) -> Iterator
             yield current
     took = timedelta(seconds=round(current.seconds))
     say(f"{label}  {current.figures().split('  ETA')[0]}  in {took}  {current.notes}".rstrip())
-
-
-def flush() -> None:
-    """Push out what was printed: before a process ends by a signal."""
-    sys.stdout.flush()
-    sys.stderr.flush()

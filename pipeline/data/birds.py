@@ -96,16 +96,13 @@ def draw(species: Species, rng: np.random.Generator, long_side_px: int = 256) ->
     coat, mask = bird.shrunk()
     texture = drawing.laid(drawing.feather_texture(), pose.body, height, width)
     shaded = drawing.rounded(coat, mask, unit, texture)
-    picture = shaded * mask[..., None] + back.image * (1 - mask[..., None])
+    picture = drawing.over(shaded, mask, back.image.astype(np.float32))
     front = _in_front(rng, pose, stand, height, width)
-    hidden = front.mask.astype(np.float32)[..., None] / 255
-    picture = picture * (1 - hidden) + front.image * hidden
+    picture = drawing.over(front.image.astype(np.float32), front.shrunk()[1], picture)
     rows, columns = np.flatnonzero(mask.max(1) > 0.3), np.flatnonzero(mask.max(0) > 0.3)
     box = (columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
     x, y, w, h = (float(value) for value in box)
-    return Drawing(
-        drawing.lit(rng, picture.astype(np.float32)), (x, y, w, h), _parts(species, pose, front.mask)
-    )
+    return Drawing(drawing.lit(rng, picture), (x, y, w, h), _parts(species, pose, front.mask))
 
 
 def _pose(species: Species, rng: np.random.Generator, height: int, width: int) -> Pose:
@@ -171,8 +168,8 @@ def _breast(canvas: Canvas, species: Species, pose: Pose, ink: Ink, rng: np.rand
     if species.breast_pattern == "solid":
         return
     rings, rays = np.arange(44) // 11, np.arange(44) % 11
-    angles = np.deg2rad(12.2 * rays - 22 + 6 * (rings % 2)) + rng.normal(0, 0.02, 44)
-    radii = 0.36 + 0.087 * rings
+    angles = np.deg2rad(12.2 * rays - 22 + 6 * (rings % 2)) + rng.normal(0, 0.04, 44)
+    radii = 0.36 + 0.087 * rings + rng.normal(0, 0.012, 44)
     where = np.column_stack([0.06 + radii * np.cos(angles), -0.04 + 0.72 * radii * np.sin(angles)])
     along = np.column_stack([-np.sin(angles), 0.72 * np.cos(angles)])
     dark = ink["brown"] * 0.5 if species.breast_color != "black" else ink["white"]
@@ -276,12 +273,13 @@ def _face(canvas: Canvas, species: Species, pose: Pose, ink: Ink) -> None:
         brow = smooth(
             [(0.95, -0.42), (0.4, -0.56), (-0.3, -0.48), (-0.9, -0.12), (-0.3, -0.30), (0.4, -0.34)]
         )
-        canvas.fill(head(brow), ink["white"], cover=False)
+        pale = {species.back_color, species.crown_color} & {"white", "buff", "yellow"}
+        canvas.fill(head(brow), ink["black" if pale else "white"], cover=False)
     if species.face == "masked":
         mask = smooth([(0.98, -0.22), (0.4, -0.46), (-0.3, -0.34), (-0.85, 0.10), (-0.2, 0.22), (0.5, 0.18)])
         canvas.fill(head(mask), ink["black"], cover=False)
     if species.face == "eyering":
-        canvas.fill(head(drawing.disc(eye, 0.36)), ink["white"], cover=False)
+        canvas.fill(head(drawing.disc(eye, 0.34)), ink["white"], cover=False)
     iris = ink[species.eye_color] if species.eye_color != "black" else ink["brown"] * 0.5
     canvas.fill(head(drawing.disc(eye, 0.215)), iris, cover=False)
     canvas.fill(head(drawing.disc(eye, 0.15)), (14, 12, 14), cover=False)

@@ -65,8 +65,8 @@ class Canvas:
     @staticmethod
     def of(height: int, width: int, colour: Colour, scale: int = 2) -> "Canvas":
         """An empty canvas; `colour` shows where only the mask is painted."""
-        image = np.empty((height * scale, width * scale, 3), np.uint8)
-        image[:] = np.asarray(colour, np.uint8)
+        image = np.zeros((height * scale, width * scale, 3), np.uint8)
+        cv2.rectangle(image, (0, 0), (width * scale, height * scale), _rgb(colour), -1)
         return Canvas(image, np.zeros(image.shape[:2], np.uint8), scale)
 
     def fill(self, shapes: Points, colour: Colour, cover: bool = True) -> None:
@@ -202,13 +202,18 @@ def perch(rng: np.random.Generator, canvas: Canvas, kind: str, foot: Points, uni
         outline = smooth(np.vstack([top, [[half, unit], [-half, unit]]]) + foot + [0, 0.42 * unit])
         grey = rng.uniform(88, 140) * np.array([1.0, 0.97, 0.9])
         canvas.fill(outline, grey)
-        canvas.fill(outline * [1, 1] + [0.05 * unit, 0.10 * unit], grey * 0.8)
-        canvas.fill(outline * [1, 1] + [0.12 * unit, 0.26 * unit], grey * 0.64)
+        canvas.fill(np.add(outline, [0.05 * unit, 0.10 * unit]), grey * 0.8)
+        canvas.fill(np.add(outline, [0.12 * unit, 0.26 * unit]), grey * 0.64)
+        specks = foot + unit * np.column_stack([rng.uniform(-0.4, 0.4, 24), rng.uniform(0.08, 0.5, 24)])
+        lengths = unit * np.column_stack([rng.uniform(0.01, 0.06, 24), rng.normal(0, 0.012, 24)])
+        canvas.fill(leaves(specks, specks + lengths, np.full(24, 0.022 * unit)), grey * 0.72)
         return
     soil = np.column_stack([x, foot[1] + 0.03 * unit * rng.normal(0, 0.5, 9)])
-    colour = np.array([92.0, 96, 50]) + rng.normal(0, 8, 3)
+    colour = np.array([84.0, 104, 46]) + rng.normal(0, 7, 3)
     canvas.fill(np.vstack([soil, [[1.1 * width, low], [-0.1 * width, low]]]), colour)
-    blades(rng, canvas, foot[1] + 0.04 * unit, unit, 60)
+    for depth in (0.05, 0.22, 0.42, 0.66):
+        if foot[1] + depth * unit < low:
+            blades(rng, canvas, foot[1] + depth * unit, unit, 44)
 
 
 def _branch(rng: np.random.Generator, canvas: Canvas, foot: Points, unit: float, slope: float) -> None:
@@ -284,6 +289,11 @@ def laid(texture: Floats, frame: Frame, height: int, width: int) -> Floats:
     return np.asarray(grain, np.float32)
 
 
+def over(upper: Floats, mask: Floats, lower: Floats) -> Floats:
+    """Lay one picture over another where `mask` ([H, W], 0..1) says so: float32 [H, W, 3]."""
+    return np.asarray(cv2.blendLinear(upper, lower, mask, 1 - mask), np.float32)
+
+
 def lit(rng: np.random.Generator, picture: Floats) -> Image:
     """The light of the day: brightness, contrast, a cast, a gradient and grain; uint8 [H, W, 3]."""
     height, width = picture.shape[:2]
@@ -292,8 +302,9 @@ def lit(rng: np.random.Generator, picture: Floats) -> Image:
     ramp = 1 + slope_x * np.linspace(-1, 1, width)[None] + slope_y * np.linspace(-1, 1, height)[:, None]
     grain = _grain()
     top, left = rng.integers(0, 64, 2)
-    noise = np.resize(grain[top:, left:], (height, width)) * rng.uniform(0.4, 1.6)
-    picture = picture * ramp.astype(np.float32)[..., None] * gain.astype(np.float32) + noise[..., None]
+    noise = np.resize(grain[top:, left:], (height, width)) * np.float32(rng.uniform(0.4, 1.6))
+    picture = picture * (ramp[..., None] * gain).astype(np.float32)
+    picture += noise[..., None]
     return np.clip(picture, 0, 255).astype(np.uint8)
 
 

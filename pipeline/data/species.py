@@ -54,7 +54,7 @@ CONTRASTS: dict[str, tuple[Any, ...]] = {
     "breast_color": ("red", "yellow", "white", "orange", "blue", "black", "green"),
     "belly_color": ("white", "yellow", "rufous", "black", "pink"),
     "wing_color": ("black", "blue", "green", "rufous", "grey"),
-    "bill_color": ("black", "yellow", "red", "grey", "orange"),
+    "bill_color": ("black", "yellow", "red"),
     "breast_pattern": ("solid", "striped", "spotted"),
     "wing_bars": (0, 2),
     "face": ("plain", "eyebrow", "masked", "eyering"),
@@ -125,14 +125,20 @@ def genus(rng: np.random.Generator) -> list[Species]:
         tail_length=pick("short", "medium", "long"), tail_pattern=pick("solid", "solid", "striped", "tipped"),
     )  # fmt: skip
     first, second = (str(name) for name in rng.choice(list(CONTRASTS), 2, replace=False))
-    taken = {back, wing, breast, belly}  # a contrast has to stand out from what is around it
-    one = pick(*[v for v in CONTRASTS[first] if v not in taken and v != getattr(base, first)])
-    taken |= {one} if "color" in first else set()
-    two = pick(*[v for v in CONTRASTS[second] if v not in taken and v != getattr(base, second)])
+    base, one = _contrast(base, first, rng)
+    base, two = _contrast(base, second, rng)
     noun = f"{pick(*PLACES)}_{pick(*BILLS[base.bill_shape][3].split())}"
     square = [base, replace(base, **{first: one}), replace(base, **{first: one, second: two})]
     square.append(replace(base, **{second: two}))
     return [replace(s, name=f"{_epithet(s, first)}_{_epithet(s, second)}_{noun}") for s in square]
+
+
+def _contrast(base: Species, trait: str, rng: np.random.Generator) -> tuple[Species, Any]:
+    """The species with a value of `trait` that stands out from its other colours, and another such."""
+    others = {base.back_color, base.wing_color, base.breast_color, base.belly_color} - {getattr(base, trait)}
+    values = [value for value in CONTRASTS[trait] if trait == "bill_color" or value not in others]
+    first, second = rng.permutation(len(values))[:2]
+    return replace(base, **{trait: values[first]}), values[second]
 
 
 def _epithet(species: Species, trait: str) -> str:

@@ -161,12 +161,12 @@ def _fill(
     def store_one(position: int) -> dict[str, Any] | None:
         nonlocal end
         width, height = sizes[position]
-        content = paths[position].read_bytes() if paths[position].is_file() else b""
         try:
+            content = paths[position].read_bytes()
             original = Image.open(io.BytesIO(content)).size
             pixels, grey = decode(content, (width, height))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            bad.append(f"{paths[position]}: {_reason(content, error)}")
+            bad.append(f"{paths[position]}: {_reason(error)}")
             return None
         raw: Any = resized(pixels, width, height)
         offset = int(offsets[position])
@@ -175,7 +175,7 @@ def _fill(
             raw = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
             with lock:
                 offset, end = end, end + raw.nbytes
-        _write_all(stream.fileno(), memoryview(np.ascontiguousarray(raw)).cast("B"), offset)
+        _write_all(stream.fileno(), np.ascontiguousarray(raw).tobytes(), offset)
         return {
             "offset": offset,
             "length": raw.nbytes,
@@ -209,16 +209,17 @@ def _fill(
     return pd.DataFrame(rows)
 
 
-def _write_all(descriptor: int, content: memoryview, offset: int) -> None:
+def _write_all(descriptor: int, content: bytes, offset: int) -> None:
     """`os.pwrite` until all is written: a nearly full disk takes a part first and then refuses."""
-    while content:
-        written = os.pwrite(descriptor, content, offset)
-        content, offset = content[written:], offset + written
+    left = memoryview(content)
+    while left:
+        written = os.pwrite(descriptor, left, offset)
+        left, offset = left[written:], offset + written
 
 
-def _reason(content: bytes, error: BaseException) -> str:
-    if not content:
-        return "missing or empty"
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "missing"
     if isinstance(error, UnidentifiedImageError):
         return "not a picture"
     return str(error) or type(error).__name__

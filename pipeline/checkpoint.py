@@ -1,0 +1,133 @@
+"""TrainState, and its passage to disk and back.
+
+A checkpoint holds tensors and plain types only and is read with `weights_only=True`. Order,
+augmentation and dropout are functions of (seed, step), so no random state is in it.
+"""
+
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import files
+from pipeline.errors import CheckpointError
+from pipeline.models.build import Classifier
+
+FORMAT = 1
+
+
+@dataclass
+class Totals:
+    """Sums over the images of the epoch in progress."""
+
+    loss: float = 0.0
+    correct: int = 0
+    seen: int = 0
+
+
+@dataclass
+class Best:
+    """The epoch (from 1) that validation chose, or the last one when there is no validation."""
+
+    epoch: int
+    step: int
+    top1: float | None = None
+    loss: float | None = None
+
+    def beats(self, other: "Best | None") -> bool:
+        """Higher top-1 wins; of equals, the lower loss; without validation, the later epoch."""
+        if other is None or self.top1 is None or other.top1 is None:
+            return True
+        return (self.top1, -(self.loss or 0.0)) > (other.top1, -(other.loss or 0.0))
+
+
+@dataclass
+class TrainState:
+    """Everything that changes while training: one save, one load."""
+
+    model: Classifier
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    step: int = 0
+    totals: Totals = field(default_factory=Totals)
+    best: Best | None = None
+
+
+def save(path: Path, state: TrainState, epoch: int, about: dict[str, Any]) -> None:
+    """Write a checkpoint, whole or not at all.
+
+    Args:
+        epoch: epochs completed.
+        about: plain facts of the run: `config`, `classes`, `samples` (the sample table's digest).
+    """
+    content = {
+        "format": FORMAT,
+        "model": state.model.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "scaler": state.scaler.state_dict(),
+        "epoch": epoch,
+        "step": state.step,
+        "totals": vars(state.totals),
+        "best": None if state.best is None else vars(state.best),
+        **about,
+    }
+    with files.replacing(path) as part:
+        torch.save(content, part)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of another program.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint; run `make train` with this configuration first")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: damaged, or no checkpoint ({type(error).__name__}); take another one of this run"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: not a training checkpoint of this program; for pretrained weights use model.weights=PATH"
+        )
+    return content
+
+
+def restore(state: TrainState, content: dict[str, Any], path: Path) -> None:
+    """Put a checkpoint's content into a state of the same shape."""
+    load_model(state.model, content, path)
+    state.optimizer.load_state_dict(content["optimizer"])
+    state.scaler.load_state_dict(content["scaler"])
+    state.step = content["step"]
+    state.totals = Totals(**content["totals"])
+    state.best = content["best"] and Best(**content["best"])
+
+
+def load_model(model: Classifier, content: dict[str, Any], path: Path) -> None:
+    """Load the model's weights, every one of them."""
+    try:
+        model.load_state_dict(content["model"])
+    except RuntimeError as error:
+        name = content["config"]["model"]["name"]
+        raise CheckpointError(
+            f"{path}: holds the weights of another model ({name}); give the configuration it was trained with"
+        ) from error
+
+
+def check_data(content: dict[str, Any], path: Path, classes: list[str], samples: str) -> None:
+    """Raise a `CheckpointError` unless a checkpoint was trained on these classes and these splits."""
+    if len(content["classes"]) != len(classes):
+        raise CheckpointError(
+            f"{path}: was trained on {len(content['classes'])} classes and the data has {len(classes)}; "
+            "give the data it was trained on, or another run.name"
+        )
+    if content["classes"] != classes or content["samples"] != samples:
+        raise CheckpointError(
+            f"{path}: was trained on another sample table (other classes, images, seed or validation split); "
+            "give the configuration it was trained with, or another run.name"
+        )

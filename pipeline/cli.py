@@ -1,0 +1,113 @@
+"""argv becomes one call. Torch is imported by the verb that needs it, so that help answers at once."""
+
+import argparse
+import json
+import signal
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pipeline import __version__, config_file, signals, terminal
+from pipeline.config import Config
+from pipeline.errors import Stopped, UserError
+
+EXAMPLES = """
+    examples:
+      python -m pipeline data  --config configs/cub200_resnet50.yaml
+      python -m pipeline train --config configs/cub200_resnet50.yaml optim.lr=0.01 run.name=low_lr
+      python -m pipeline eval  --config configs/cub200_resnet50.yaml run.name=low_lr eval.split=val
+      python -m pipeline config --config configs/demo.yaml       # every key, with its meaning
+      torchrun --nproc-per-node 4 -m pipeline train --config configs/cub200_resnet50.yaml
+
+    standard output: one line of JSON (of config: YAML). All else goes to standard error.
+    exit codes: 0 done; 1 a bug, with its traceback; 2 you can mend it, one sentence says how;
+                75 stopped by a signal, the same command goes on from there
+"""
+
+
+def data(config: Config) -> dict[str, Any] | None:
+    """Download or take the archive, unpack, check, store and split; what is up to date is skipped."""
+    from pipeline.data.prepare import prepare
+
+    prepare(config)
+    return None
+
+
+def train(config: Config) -> dict[str, Any]:
+    """Train, or go on training where the run was interrupted."""
+    from pipeline.train import train
+
+    return train(config)
+
+
+def evaluate(config: Config) -> dict[str, Any]:
+    """Predict a split with a run's checkpoint and report accuracy per class; never trains."""
+    from pipeline.evaluate import evaluate
+
+    return evaluate(config)
+
+
+def config(config: Config) -> None:
+    """Print the full configuration: the file, the overrides, and a default for everything else."""
+    sys.stdout.write(config_file.dump(config, comments=True))
+
+
+VERBS: dict[str, Callable[[Config], dict[str, Any] | None]] = {
+    "data": data,
+    "train": train,
+    "eval": evaluate,
+    "config": config,
+}
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line; argparse answers `--help` and unknown verbs itself."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline",
+        description="Plumage: fine-grained image classification, from an archive to accuracy per class.",
+        epilog=textwrap.dedent(EXAMPLES),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"plumage {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, function in VERBS.items():
+        verb = verbs.add_parser(
+            name,
+            help=function.__doc__,
+            description=function.__doc__,
+            epilog=textwrap.dedent(EXAMPLES),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        verb.add_argument("--config", type=Path, metavar="FILE", help="YAML; without it, the baseline recipe")
+        verb.add_argument(
+            "overrides", nargs="*", metavar="section.key=value", help="as in `python -m pipeline config`"
+        )
+    return parser.parse_args(argv)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Do what the command line says; return the exit code. A bug raises."""
+    arguments = parse(argv)
+    signal.signal(signal.SIGTERM, signals.raise_stopped)
+    try:
+        resolved = config_file.load(arguments.config, arguments.overrides)
+        result = VERBS[arguments.verb](resolved)
+    except UserError as error:
+        terminal.fail(str(error))
+        return error.exit_code
+    except Stopped as stopped:
+        terminal.say(str(stopped))
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        terminal.say("stopped by SIGINT; the same command goes on")
+        return Stopped.exit_code
+    if result:  # ranks other than the first have none
+        print(json.dumps(result))
+    return 0
+
+
+def main() -> NoReturn:
+    """Entry point of `python -m pipeline`."""
+    sys.exit(run(sys.argv[1:]))

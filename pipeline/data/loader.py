@@ -1,0 +1,133 @@
+"""Row i of a split, and the loader that serves it to one rank.
+
+The order of an epoch is a function of (seed, epoch), and a batch is a list of (epoch, row): the
+dataset keeps no state, so a loader can begin at any batch of any epoch, with any number of
+processes, on any number of ranks, and gives the same images.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from pipeline import seeding
+from pipeline.data.store import Store
+from pipeline.data.transforms import Augmentation, CentreCrop
+from pipeline.distributed import Ranks
+
+Item = tuple[int, int]  # (epoch, row of the sample table)
+WORKERS_AT_MOST = 8
+
+
+class Batch(NamedTuple):
+    """image: uint8 [B, 3, H, W], channels last in memory; label: int64 [B]; row: int64 [B], of the table."""
+
+    image: Tensor
+    label: Tensor
+    row: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device; from pinned memory the copy does not wait."""
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+def epoch_batches(rows: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[npt.NDArray[np.int64]]:
+    """The batches of an epoch over all ranks: every row once, in an order of (seed, epoch).
+
+    ceil(n / batch_size) batches whose sizes differ by one at most: no image is dropped, and no
+    small last batch disturbs batch norm or weighs its images more.
+    """
+    order = seeding.generator("order", seed, epoch).permutation(np.asarray(rows, np.int64))
+    return np.array_split(order, steps_per_epoch(len(rows), batch_size))
+
+
+def in_order(rows: npt.NDArray[np.int64], batch_size: int) -> list[npt.NDArray[np.int64]]:
+    """The rows as they come, in batches of `batch_size`: for looking, where no result depends on it."""
+    return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Optimizer steps that an epoch takes: ceil(images / batch_size)."""
+    return -(-images // batch_size)
+
+
+class Images(Dataset[Batch]):
+    """Images of a store with their labels; indexed by lists of (epoch, row)."""
+
+    def __init__(
+        self, store: Store, labels: npt.NDArray[np.int64], view: Augmentation | CentreCrop, image_px: int
+    ) -> None:
+        """labels: int64 [n], by row of the store."""
+        self.store, self.labels, self.view, self.image_px = store, torch.from_numpy(labels), view, image_px
+
+    def __getitems__(self, items: Sequence[Item]) -> Batch:
+        """A batch whose image is still [B, H, W, 3]: each picture is copied once, into its place."""
+        image = torch.empty((len(items), self.image_px, self.image_px, 3), dtype=torch.uint8)
+        place = image.numpy()
+        for position, (epoch, row) in enumerate(items):
+            place[position] = self.view(self.store[row], epoch, row)
+        rows = torch.tensor([row for _, row in items])
+        return Batch(image, self.labels[rows], rows)
+
+
+class _Plan(Sampler[list[Item]]):
+    """The batches still to come on this rank; the loader sets them anew for each epoch."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Item]] = []
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class Loader:
+    """Serves batches of one split to one rank."""
+
+    def __init__(self, images: Images, workers: int, device: torch.device) -> None:
+        self._plan = _Plan()
+        self._loader = DataLoader(
+            images,
+            batch_sampler=self._plan,
+            num_workers=workers,
+            collate_fn=_as_is,
+            pin_memory=device.type == "cuda",
+            persistent_workers=workers > 0,
+            worker_init_fn=_one_thread,
+        )
+
+    def serve(self, epoch: int, batches: Sequence[npt.NDArray[np.int64]]) -> Iterator[Batch]:
+        """Yield this rank's share of batches: rows of the table, one array a batch."""
+        self._plan.batches = [[(epoch, int(row)) for row in batch] for batch in batches]
+        for image, label, row in self._loader:
+            yield Batch(image.permute(0, 3, 1, 2), label, row)
+
+
+def share(batches: Sequence[npt.NDArray[np.int64]], ranks: Ranks) -> list[npt.NDArray[np.int64]]:
+    """Each batch's part for this rank: every `world`-th row, beginning at `rank`."""
+    return [batch[ranks.rank :: ranks.world] for batch in batches]
+
+
+def worker_count(wanted: int | None, ranks: Ranks) -> int:
+    """Loader processes a rank: `wanted`, or by the cores. On the CPU, none: the model needs them all."""
+    if wanted is not None:
+        return wanted
+    if ranks.device.type == "cpu":
+        return 0
+    return min(WORKERS_AT_MOST, max(1, (os.cpu_count() or 1) // ranks.local_world))
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+def _one_thread(worker: int) -> None:  # noqa: ARG001
+    cv2.setNumThreads(0)

@@ -1,0 +1,184 @@
+"""The data stages in their order: an archive becomes an unpacked folder, a store and a sample table.
+
+Every stage is skipped when its output is there and its inputs are what they were; the folders'
+names say what was asked for, so data sets, sizes and splits lie side by side:
+
+    data/downloads/CUB_200_2011.tgz
+    data/cub200/raw/                        unpacked
+    data/cub200/store-squash512-packed/     every picture, decoded and resized
+    data/cub200/samples-val0.1-seed0.csv    the sample table
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pipeline import files, terminal
+from pipeline.config import Config, DataConfig
+from pipeline.data import cub, download, splits, store, synthetic, table, unpack
+from pipeline.errors import DataError
+
+STAGES_VERSION = 1  # raise it when a stage's output changes for the same inputs
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What training and evaluation read: the sample table, and the store with its rows in that order."""
+
+    samples: pd.DataFrame
+    store: store.Store
+
+    def rows(self, split: str) -> list[int]:
+        """The rows of a split, in the table's order."""
+        return [int(row) for row in (self.samples["split"] == split).to_numpy().nonzero()[0]]
+
+
+def prepare(config: Config) -> Prepared:
+    """Run the stages that are due and show what there is.
+
+    Raises:
+        DataError: anything about the archive, its files or the disk that the user can mend.
+    """
+    folder, layout = _folder(config.data), _layout(config.data)
+    root = _bring(config.data, folder)
+    listed = cub.read(root)
+    if config.data.source == "cub200" and _md5(config.data) == cub.ARCHIVE.md5:
+        cub.check_official(listed, root)
+    inputs = {"texts": cub.text_digest(root), "layout": layout.name}
+    _stage(
+        "store",
+        folder / layout.name,
+        inputs,
+        lambda output: store.build(listed, root / "images", output, layout),
+    )
+    _stage(
+        "splits",
+        _samples_path(config),
+        inputs,
+        lambda output: _draw(listed, folder / layout.name, config, output),
+    )
+    prepared = load(config)
+    _show(prepared, config)
+    return prepared
+
+
+def load(config: Config) -> Prepared:
+    """Open what `make data` left for this configuration.
+
+    Raises:
+        DataError: it did not run, or ran for another configuration.
+    """
+    samples = table.read(_samples_path(config))
+    opened = store.Store(_folder(config.data) / _layout(config.data).name)
+    if not (opened.ids == samples["id"].to_numpy()).all():
+        raise DataError(f"{opened.folder}: holds other images than {_samples_path(config)}; run `make data`")
+    return Prepared(samples, opened)
+
+
+def _md5(config: DataConfig) -> str:
+    return config.archive_md5 or cub.ARCHIVE.md5
+
+
+def _folder(config: DataConfig) -> Path:
+    """Where a data set lives: its name tells other archives and other drawn sets apart."""
+    if config.source == "synthetic":
+        drawn = config.synthetic
+        size = f"{drawn.species}x{drawn.images_per_species}-{drawn.train_per_species}-{drawn.long_side_px}px"
+        return config.root / f"synthetic-{size}-seed{drawn.seed}"
+    if config.archive is not None and config.archive.is_dir():
+        return config.root / f"cub200-{files.digest_of(str(config.archive.resolve()))[:8]}"
+    return config.root / ("cub200" if _md5(config) == cub.ARCHIVE.md5 else f"cub200-{_md5(config)[:8]}")
+
+
+def _layout(config: DataConfig) -> store.Layout:
+    return store.Layout(config.resize, config.resize_px, config.store)
+
+
+def _samples_path(config: Config) -> Path:
+    data = config.data
+    held_out = f"fold{data.fold}of{data.folds}" if data.folds else f"val{data.val_fraction:g}"
+    return _folder(data) / f"samples-{held_out}-seed{config.seed}.csv"
+
+
+def _stage(name: str, output: Path, inputs: Mapping[str, Any], run: Callable[[Path], object]) -> None:
+    """Run a stage unless its output is there and was made from the same inputs."""
+    stamp = output.with_name(output.name + ".stamp.json")
+    inputs = {"version": STAGES_VERSION, **inputs}
+    if output.exists() and files.stamped(stamp, inputs):
+        terminal.say(f"{name}  {output} is up to date")
+        return
+    run(output)
+    files.stamp(stamp, inputs)
+
+
+def _bring(config: DataConfig, folder: Path) -> Path:
+    """The folder with the data set's text files and images: drawn, given, or unpacked."""
+    raw = folder / "raw"
+    if config.source == "synthetic":
+        _stage("draw", raw, config.synthetic.model_dump(), lambda output: _draw_birds(config, output))
+    elif config.archive is not None and config.archive.is_dir():
+        return cub.find_root(config.archive)
+    else:
+        _stage("unpack", raw, {"md5": _md5(config)}, lambda output: _unpack(config, output))
+    return cub.find_root(raw)
+
+
+def _draw_birds(config: DataConfig, output: Path) -> None:
+    drawn = config.synthetic
+    with files.replacing_folder(output) as part:
+        synthetic.write(
+            part,
+            species=drawn.species,
+            images_per_species=drawn.images_per_species,
+            train_per_species=drawn.train_per_species,
+            long_side_px=drawn.long_side_px,
+            seed=drawn.seed,
+        )
+
+
+def _unpack(config: DataConfig, output: Path) -> None:
+    if config.archive is None:
+        archive = config.root / "downloads" / "CUB_200_2011.tgz"
+        download.fetch(cub.ARCHIVE, archive)
+    else:
+        archive = config.archive
+        download.verify_archive(archive, _md5(config))
+    with files.replacing_folder(output) as part:
+        unpack.unpack(archive, part)
+
+
+def _draw(listed: pd.DataFrame, store_folder: Path, config: Config, output: Path) -> None:
+    data = config.data
+    pictures = pd.read_csv(store_folder / "index.csv")[["id", *table.PICTURE_COLUMNS]]
+    samples = splits.draw(
+        listed.merge(pictures, on="id", validate="one_to_one"),
+        val_fraction=data.val_fraction,
+        folds=data.folds,
+        fold=data.fold,
+        seed=config.seed,
+    )
+    table.write(samples[table.COLUMNS], output)
+
+
+def _show(prepared: Prepared, config: Config) -> None:
+    samples = prepared.samples
+    counts = samples["split"].value_counts()
+    smallest = int(samples[["width", "height"]].min(axis=1).to_numpy().argmin())
+    width, height = samples["width"].iloc[smallest], samples["height"].iloc[smallest]
+    terminal.show_table(
+        f"{config.data.source}: {_samples_path(config)}",
+        ["images", "classes", *table.SPLITS, "greyscale", "smallest", "bytes"],
+        [
+            [
+                len(samples),
+                samples["label"].nunique(),
+                *(int(counts.get(split, 0)) for split in table.SPLITS),
+                int(samples["grey"].sum()),
+                f"{width}x{height}",
+                files.size_in_words(int(samples["file_bytes"].sum())),
+            ]
+        ],
+    )

@@ -1,0 +1,91 @@
+"""Who this rank is, and how ranks agree: torchrun's environment, and no launcher at all for one.
+
+The same code runs on one device and on many; on one, nothing is initialised and nothing is sent.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pipeline.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all: `rank` of `world`; `local_world` of them are on this machine."""
+
+    rank: int
+    world: int
+    local_world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes and speaks."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is raised on any rank: the same answer on all of them."""
+        if self.world == 1:
+            return flag
+        return bool(self.sum(torch.tensor(int(flag), device=self.device)))
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all ranks, on all ranks, by rank."""
+        if self.world == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def wait(self) -> None:
+        """Return when all ranks have come here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """The model with its gradients averaged over ranks; on one rank, the model itself."""
+        if self.world == 1:
+            return model
+        on_gpu = self.device.type == "cuda"
+        return nn.parallel.DistributedDataParallel(
+            model, device_ids=[self.device] if on_gpu else None, gradient_as_bucket_view=True
+        )
+
+
+@contextmanager
+def ranks(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
+    """Join the process group that torchrun describes in the environment, and leave it at the end.
+
+    Raises:
+        ConfigError: CUDA is asked for and there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("train.device: cuda, but no CUDA device is visible; set train.device=cpu or auto")
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    place = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    if on_gpu:
+        torch.cuda.set_device(place)
+    if world == 1:
+        yield Ranks(0, 1, 1, place)
+        return
+    dist.init_process_group("nccl" if on_gpu else "gloo")
+    try:
+        yield Ranks(rank, world, local_world, place)
+    finally:
+        dist.destroy_process_group()

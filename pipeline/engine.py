@@ -1,0 +1,136 @@
+"""One pass over the data: learning, or looking."""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline import optim, seeding
+from pipeline.checkpoint import TrainState
+from pipeline.data.loader import Batch
+from pipeline.distributed import Ranks
+from pipeline.errors import DataError, UserError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def precision_on(device: torch.device, wanted: Precision) -> torch.dtype:
+    """The dtype of matrix products and convolutions; auto is bf16 where the processor has it."""
+    if wanted != "auto":
+        return DTYPES[wanted]
+    has_bf16 = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else cpu_has_bf16()
+    return torch.bfloat16 if has_bf16 else torch.float32
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 natively (AVX-512 BF16 or AMX)."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """Autocast to `dtype`; inert for float32."""
+    context: AbstractContextManager[None] = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    return context
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How a step learns."""
+
+    seed: int
+    label_smoothing: float
+    dtype: torch.dtype
+    ranks: Ranks
+
+
+def learn(
+    state: TrainState, parallel: nn.Module, batch: Batch, images: int, lr: float, how: Learning
+) -> Tensor:
+    """Take one optimizer step; return this rank's sums over the batch: float64 [2], loss and correct.
+
+    The loss is the mean cross-entropy over the whole batch, whatever the ranks' shares of it.
+
+    Args:
+        parallel: `state.model`, wrapped to average gradients over ranks.
+        images: size of the batch over all ranks.
+        lr: learning rate of this step.
+    """
+    # Dropout and stochastic depth draw from a stream named by the step: nothing to save or restore.
+    torch.manual_seed(seeding.seed_of("step", how.seed, state.step, how.ranks.rank))
+    optim.set_lr(state.optimizer, lr)
+    batch = batch.to(how.ranks.device)
+    with autocast(how.ranks.device, how.dtype):
+        logits = parallel(batch.image).float()
+    loss = F.cross_entropy(logits, batch.label, reduction="sum", label_smoothing=how.label_smoothing)
+    # DistributedDataParallel divides by the number of ranks; the batch is divided by its images.
+    state.scaler.scale(loss * how.ranks.world / images).backward()  # type: ignore[no-untyped-call]
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.step += 1
+    correct = (logits.detach().argmax(1) == batch.label).sum()
+    return torch.stack([loss.detach().double(), correct.double()])
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What a pass over a split gives. rows: int64 [n], rising; logits: float32 [n, C]."""
+
+    rows: npt.NDArray[np.int64]
+    logits: npt.NDArray[np.float32]
+
+    def scores(self, labels: npt.NDArray[np.int64]) -> tuple[float, float]:
+        """Top-1 (0..1) and mean cross-entropy (nats); labels: int64, of the whole table."""
+        logits, label = torch.from_numpy(self.logits), torch.from_numpy(labels[self.rows])
+        top1 = (logits.argmax(1) == label).double().mean()
+        return float(top1), float(F.cross_entropy(logits.double(), label))
+
+
+@torch.inference_mode()
+def look(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    wanted: npt.NDArray[np.int64],
+    dtype: torch.dtype,
+    ranks: Ranks,
+) -> Looked:
+    """Predict every wanted row exactly once, whatever the number of ranks; the same answer on all of them.
+
+    Args:
+        batches: this rank's share of the rows.
+        wanted: int64 [n], rows of the table over all ranks.
+
+    Raises:
+        DataError: a row was predicted twice, or not at all.
+    """
+    model.eval()
+    rows, logits = [], []
+    for batch in batches:
+        with autocast(ranks.device, dtype):
+            logits.append(model(batch.to(ranks.device).image).float().cpu())
+        rows.append(batch.row)
+    own = (torch.cat(rows).numpy(), torch.cat(logits).numpy()) if rows else None
+    shares = [share for share in ranks.gather(own) if share is not None]
+    row = np.concatenate([share[0] for share in shares])
+    order = np.argsort(row, kind="stable")
+    if not np.array_equal(row[order], np.sort(wanted)):
+        raise DataError(
+            f"{len(wanted)} images were to be predicted and {len(np.unique(row))} different ones were; report this"
+        )
+    return Looked(row[order], np.concatenate([share[1] for share in shares])[order])
+
+
+def finite(value: float, step: int, lr: float) -> float:
+    """The value of a loss; a `UserError` when training has diverged."""
+    if not np.isfinite(value):
+        raise UserError(
+            f"step {step}: the loss is {value}, training has diverged at learning rate {lr:g}; lower optim.lr"
+        )
+    return value

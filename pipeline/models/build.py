@@ -1,0 +1,130 @@
+"""A backbone of timm with its weights and a head for C classes, behind one forward for uint8 images."""
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from pipeline import files
+from pipeline.config import ModelConfig
+from pipeline.errors import ConfigError, WeightsError
+from pipeline.models import weights
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class Classifier(nn.Module):
+    """Normalises inside, so that nothing float is copied and an exported model cannot be fed wrongly."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """mean, std: of the RGB values, range 0..1."""
+        super().__init__()
+        self.backbone = backbone
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images uint8 [B, 3, H, W] -> logits [B, C], float32 (bfloat16 or float16 under autocast)."""
+        logits: Tensor = self.backbone((images - self.mean) / self.std)
+        return logits
+
+    @property
+    def head(self) -> nn.Module:
+        """The last layer: what is new for these classes."""
+        classifier: nn.Module = self.backbone.get_classifier()  # type: ignore[operator]
+        return classifier
+
+
+def build(config: ModelConfig, classes: int) -> tuple[Classifier, dict[str, Any]]:
+    """A model for `classes` classes, and what is known of its weights: source, sha256, share loaded.
+
+    Raises:
+        ConfigError: timm knows no such model, or does not take one of `model.options`.
+        WeightsError: weights are missing, cannot be downloaded, or fit too little of the model.
+    """
+    origin: dict[str, Any] = {"source": "random", "tensors": 0, "share": 0.0}
+    if not config.pretrained:
+        backbone = _create(config, classes, pretrained=False)
+    elif config.weights is None:
+        backbone = _create(config, classes, pretrained=True)  # timm is strict: all but the head
+        origin = {"source": _hub(backbone.pretrained_cfg), "tensors": len(_body(backbone)), "share": 1.0}
+    else:
+        backbone = _create(config, classes, pretrained=False)
+        origin = _load(backbone, config.weights)
+    usual = backbone.pretrained_cfg
+    return Classifier(backbone, config.mean or usual["mean"], config.std or usual["std"]), origin
+
+
+def freeze_batchnorm(model: Module) -> Module:
+    """Put batch norms into evaluation mode: pretrained statistics are used and not updated.
+
+    Call it after `model.train()`. The affine weights go on learning.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    return model
+
+
+def _create(config: ModelConfig, classes: int, *, pretrained: bool) -> Any:
+    try:
+        options: dict[str, Any] = dict(config.options)
+        return timm.create_model(config.name, pretrained, num_classes=classes, **options)
+    except TypeError as error:
+        raise ConfigError(f"model.options: {config.name} does not take {config.options} ({error})") from error
+    except OSError as error:  # the hub clients' network errors are OSErrors
+        raise WeightsError(
+            f"{config.name}: its weights cannot be downloaded ({type(error).__name__}); where there is a "
+            f"network, torch.save timm.create_model({config.name!r}, pretrained=True).state_dict(), "
+            "bring the file and give model.weights=PATH; or start from random weights: model.pretrained=false"
+        ) from error
+    except RuntimeError as error:
+        if "Unknown model" in str(error):
+            near = difflib.get_close_matches(config.name, timm.list_models(), n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() has all names"
+            raise ConfigError(f"model.name: timm has no model {config.name!r}; {hint}") from error
+        if "Invalid pretrained tag" in str(error) or "No pretrained weights" in str(error):
+            tags = ", ".join(timm.list_pretrained(f"{config.name.partition('.')[0]}.*")) or "none"
+            raise ConfigError(
+                f"model.name: no weights are published as {config.name!r}; there are: {tags}"
+            ) from error
+        raise
+
+
+def _hub(pretrained_cfg: Mapping[str, Any]) -> str:
+    return str(pretrained_cfg.get("hf_hub_id") or pretrained_cfg.get("url"))
+
+
+def _body(backbone: Any) -> dict[str, Tensor]:
+    """Parameters and running statistics without the head's; batch norm's step counter is no weight."""
+    head = {tensor.data_ptr() for tensor in backbone.get_classifier().state_dict().values()}
+    return {
+        name: tensor
+        for name, tensor in backbone.state_dict().items()
+        if tensor.is_floating_point() and tensor.data_ptr() not in head
+    }
+
+
+def _load(backbone: Any, path: Path) -> dict[str, Any]:
+    """Load what fits by name and shape; few tensors loaded is an error."""
+    state, body = weights.read(path), _body(backbone)
+    fitting = {
+        name: state[name] for name, own in body.items() if name in state and state[name].shape == own.shape
+    }
+    share = len(fitting) / len(body)
+    if share < weights.LEAST_SHARE:
+        absent = ", ".join(name for name in body if name not in fitting)[:100]
+        raise WeightsError(
+            f"{path}: fits {len(fitting)} of the model's {len(body)} tensors by name and shape "
+            f"(not: {absent} ...); bring the weights of this very model or set model.pretrained=false"
+        )
+    backbone.load_state_dict(fitting, strict=False)
+    digest = files.digest_of_file(path)
+    return {"source": str(path), "sha256": digest, "tensors": len(fitting), "share": share}
