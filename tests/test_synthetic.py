@@ -169,10 +169,10 @@ def test_the_pictures_of_a_species_differ_in_more_than_noise() -> None:
 
 def test_every_trait_is_visible() -> None:
     """The same pose in the same light: a trait of difference has to change the picture."""
-    for one, other in itertools.pairwise(birds.species_list(48, 5)):
+    for one, other in itertools.pairwise(birds.species_list(32, 5)):
         if len(differing(one, other)) != 1:
             continue
-        for number in range(3):
+        for number in range(2):
             images = [birds.draw(s, seeding.generator("test", number), 112).image for s in (one, other)]
             if images[0].shape == images[1].shape:
                 changed = (np.abs(images[0].astype(int) - images[1]).max(axis=2) > 24).sum()
@@ -199,10 +199,10 @@ def test_two_hundred_species_have_names_and_traits_of_their_own() -> None:
 
 
 def test_no_genus_looks_like_another() -> None:
-    species = birds.species_list(200, 0)
+    vectors = [tuple(one.traits.values()) for one in birds.species_list(200, 0)]
     for one, other in itertools.combinations(range(200), 2):
         if one // 4 != other // 4:
-            assert len(differing(species[one], species[other])) >= 2
+            assert sum(a != b for a, b in zip(vectors[one], vectors[other], strict=True)) >= 2
 
 
 @pytest.mark.parametrize(

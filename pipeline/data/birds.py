@@ -59,12 +59,12 @@ HEAD_RADIUS = 0.245
 HEAD_OUTLINE = [(0.90, 0.30), (0.98, -0.12), (0.74, -0.70), (0.10, -1.0), (-0.62, -0.80), (-0.98, -0.10)]
 BODY_OUTLINE = [(0.04, -0.335), (-0.22, -0.27), (-0.45, -0.15), (-0.60, -0.05), (-0.58, 0.05)]
 BODY_OUTLINE += [(-0.42, 0.17), (-0.12, 0.31), (0.20, 0.32), (0.46, 0.17), (0.59, -0.06)]
-TAIL_LENGTHS = {"short": 0.36, "medium": 0.56, "long": 0.86}
+TAIL_LENGTHS = {"short": 0.38, "medium": 0.56, "long": 0.86}
 TAIL_TIPS = {  # how far the feathers reach, from the outermost inwards
     "squared": (0.96, 0.98, 1.0),
     "rounded": (0.78, 0.94, 1.0),
-    "pointed": (0.42, 0.70, 1.0),
-    "forked": (1.08, 0.82, 0.60),
+    "pointed": (0.50, 0.85, 1.22),
+    "forked": (1.12, 0.78, 0.50),
 }
 
 
@@ -78,6 +78,7 @@ class Pose:
     feet: Points  # [2, 2]
     unit: float
     mirrored: bool
+    window: tuple[int, int, int, int]  # left, top, right, bottom: all of the bird lies within
 
 
 def draw(species: Species, rng: np.random.Generator, long_side_px: int = 256) -> Drawing:
@@ -92,15 +93,17 @@ def draw(species: Species, rng: np.random.Generator, long_side_px: int = 256) ->
     back = Canvas.of(height, width, (0, 0, 0), scale=1)
     back.image[:] = drawing.landscape(rng, place, height, width)
     drawing.perch(rng, back, stand, pose.feet.mean(axis=0), unit)
-    bird = _bird(species, pose, rng, height, width)
+    left, top, right, bottom = pose.window
+    bird = _bird(species, pose, rng)
     coat, mask = bird.shrunk()
-    texture = drawing.laid(drawing.feather_texture(), pose.body, height, width)
-    shaded = drawing.rounded(coat, mask, unit, texture)
-    picture = drawing.over(shaded, mask, back.image.astype(np.float32))
+    shaded = drawing.rounded(coat, mask, unit, drawing.feathers(pose.body, pose.window))
+    picture = back.image.astype(np.float32)
+    behind = picture[top:bottom, left:right]
+    picture[top:bottom, left:right] = drawing.over(shaded, mask, behind)
     front = _in_front(rng, pose, stand, height, width)
     picture = drawing.over(front.image.astype(np.float32), front.shrunk()[1], picture)
     rows, columns = np.flatnonzero(mask.max(1) > 0.3), np.flatnonzero(mask.max(0) > 0.3)
-    box = (columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
+    box = (left + columns[0], top + rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
     x, y, w, h = (float(value) for value in box)
     return Drawing(drawing.lit(rng, picture), (x, y, w, h), _parts(species, pose, front.mask))
 
@@ -116,7 +119,8 @@ def _pose(species: Species, rng: np.random.Generator, height: int, width: int) -
     feet = np.column_stack([hips[:, 0], np.full(2, hips[:, 1].max() + rng.uniform(0.13, 0.22))])
     bill = 0.9 + BILLS[species.bill_shape][0]
     extent = [body(BODY_OUTLINE), head(HEAD_OUTLINE), head([(bill, 0.5), (bill, 0)]), np.add(feet, [0, 0.06])]
-    extent += [tail([(-TAIL_LENGTHS[species.tail_length], side) for side in (-0.15, 0.15)])]
+    reach = max(TAIL_TIPS[species.tail_shape]) * TAIL_LENGTHS[species.tail_length]
+    extent += [tail([(-reach, -0.24 * reach), (-reach, 0.24 * reach)])]
     extent += [head([(-1.2, -1.7)])] if species.crest else []
     points = np.vstack(extent)
     low, high = points.min(axis=0), points.max(axis=0)
@@ -125,12 +129,15 @@ def _pose(species: Species, rng: np.random.Generator, height: int, width: int) -
     slack = room - unit * (high - low)
     offset = slack * rng.uniform(0.15, 0.85, 2) - unit * low
     body, head, tail = (frame.moved(unit, offset) for frame in (body, head, tail))
-    return Pose(body, head, tail, feet * unit + offset, unit, mirrored)
+    corners = np.clip(unit * np.array([low - 0.08, high + 0.08]) + offset, 0, room)
+    left, top, right, bottom = (int(value) for value in corners.ravel())
+    return Pose(body, head, tail, feet * unit + offset, unit, mirrored, (left, top, right, bottom))
 
 
-def _bird(species: Species, pose: Pose, rng: np.random.Generator, height: int, width: int) -> Canvas:
+def _bird(species: Species, pose: Pose, rng: np.random.Generator) -> Canvas:
     ink = {name: np.clip(np.array(rgb) * rng.normal(1, 0.035, 3), 0, 255) for name, rgb in COLOURS.items()}
-    canvas = Canvas.of(height, width, ink[species.back_color])
+    left, top, right, bottom = pose.window
+    canvas = Canvas.of(bottom - top, right - left, ink[species.back_color], origin=(left, top))
     _coat(canvas, species, pose, ink)
     _breast(canvas, species, pose, ink, rng)
     if species.crest:
@@ -244,7 +251,7 @@ def _wing(canvas: Canvas, species: Species, pose: Pose, ink: Ink) -> None:
     t = np.linspace(0, 1, 6)[:, None]
     row(
         np.array([0.0, 0.07]) + t * [-0.1, -0.12],
-        np.array([-0.50, 0.10]) + t * [-0.30, -0.05],
+        np.array([-0.46, 0.10]) + t * [-0.24, -0.05],
         0.10,
         wing * 0.72,
     )

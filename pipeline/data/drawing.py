@@ -56,31 +56,35 @@ class Frame:
 
 @dataclass(frozen=True)
 class Canvas:
-    """A picture to paint on and the mask of what is painted, both `scale` times as fine."""
+    """A picture to paint on and the mask of what is painted, both `scale` times as fine.
+
+    `origin` (x, y) is where the canvas lies in the picture: all points are the picture's.
+    """
 
     image: Image  # [H * scale, W * scale, 3]
     mask: Image  # [H * scale, W * scale]: 0 open, 255 painted
     scale: int
+    origin: tuple[int, int]
 
     @staticmethod
-    def of(height: int, width: int, colour: Colour, scale: int = 2) -> "Canvas":
+    def of(
+        height: int, width: int, colour: Colour, scale: int = 2, origin: tuple[int, int] = (0, 0)
+    ) -> "Canvas":
         """An empty canvas; `colour` shows where only the mask is painted."""
         image = np.zeros((height * scale, width * scale, 3), np.uint8)
         cv2.rectangle(image, (0, 0), (width * scale, height * scale), _rgb(colour), -1)
-        return Canvas(image, np.zeros(image.shape[:2], np.uint8), scale)
+        return Canvas(image, np.zeros(image.shape[:2], np.uint8), scale, origin)
 
     def fill(self, shapes: Points, colour: Colour, cover: bool = True) -> None:
         """Fill one shape [n, 2] or several [m, n, 2]; without `cover` the mask stays as it is."""
-        fixed = np.rint(shapes * (self.scale << SHIFT)).astype(np.int32)
-        for shape in fixed.reshape(-1, *fixed.shape[-2:]):
+        for shape in self._fixed(shapes):
             cv2.fillPoly(self.image, [shape], _rgb(colour), cv2.LINE_AA, SHIFT)
         if cover:
             self.cover(shapes)
 
     def cover(self, shapes: Points) -> None:
         """Fill shapes in the mask alone: what is painted there already belongs to the figure."""
-        fixed = np.rint(shapes * (self.scale << SHIFT)).astype(np.int32)
-        for shape in fixed.reshape(-1, *fixed.shape[-2:]):
+        for shape in self._fixed(shapes):
             cv2.fillPoly(self.mask, [shape], 255, cv2.LINE_AA, SHIFT)
 
     def soften(self, reach: float) -> None:
@@ -91,12 +95,16 @@ class Canvas:
 
     def line(self, lines: Points, colour: Colour, thickness: float, cover: bool = True) -> None:
         """Draw one line [n, 2] or several [m, n, 2], `thickness` pixels of the picture wide."""
-        fixed = np.rint(lines * (self.scale << SHIFT)).astype(np.int32)
         width = max(1, round(thickness * self.scale))
-        for points in fixed.reshape(-1, *fixed.shape[-2:]):
+        for points in self._fixed(lines):
             cv2.polylines(self.image, [points], False, _rgb(colour), width, cv2.LINE_AA, SHIFT)
             if cover:
                 cv2.polylines(self.mask, [points], False, 255, width, cv2.LINE_AA, SHIFT)
+
+    def _fixed(self, points: Points) -> NDArray[np.int32]:
+        """Points [..., n, 2] in cv2's fixed point: [m, n, 2]."""
+        fixed = np.rint((points - self.origin) * (self.scale << SHIFT)).astype(np.int32)
+        return fixed.reshape(-1, *fixed.shape[-2:])
 
     def shrunk(self) -> tuple[Image, Floats]:
         """The picture [H, W, 3] and its mask [H, W] in 0..1, at the picture's own size."""
@@ -273,19 +281,21 @@ def rounded(image: Image, mask: Floats, unit: float, texture: Floats) -> Floats:
 
 
 @lru_cache(maxsize=1)
-def feather_texture() -> Floats:
-    """Fine strokes along x, to be laid over a body: float32 [512, 512] around 1."""
+def _feather_texture() -> Floats:
+    """Fine strokes along x: float32 [512, 512] around 1."""
     noise = np.random.default_rng(0).normal(0, 1, (512, 512)).astype(np.float32)
     strokes = cv2.GaussianBlur(noise, (0, 0), sigmaX=7, sigmaY=1.6, borderType=cv2.BORDER_REFLECT)
     return np.asarray(1 + 0.055 * strokes / strokes.std(), np.float32)
 
 
-def laid(texture: Floats, frame: Frame, height: int, width: int) -> Floats:
-    """A texture that moves and turns with a figure's frame: float32 [height, width]."""
+def feathers(frame: Frame, window: tuple[int, int, int, int]) -> Floats:
+    """The texture as it lies on a figure's frame in a window (left, top, right, bottom): [h, w]."""
+    left, top, right, bottom = window
     matrix = frame.matrix.copy()
     matrix[:, :2] /= 200.0  # texels a unit
-    matrix[:, 2] -= matrix[:, :2] @ [256.0, 256.0]
-    grain = cv2.warpAffine(texture, matrix, (width, height), borderMode=cv2.BORDER_REFLECT)
+    matrix[:, 2] -= matrix[:, :2] @ [256.0, 256.0] + [left, top]
+    size = right - left, bottom - top
+    grain = cv2.warpAffine(_feather_texture(), matrix, size, borderMode=cv2.BORDER_REFLECT)
     return np.asarray(grain, np.float32)
 
 
