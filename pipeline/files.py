@@ -41,13 +41,13 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     old = path.with_name(path.name + ".old")
+    if old.exists() and not path.exists():
+        old.replace(path)  # an earlier attempt was killed between its two renames
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     try:
         yield part
-        for folder, _, names in os.walk(part):
-            for name in names:
-                sync(Path(folder, name))
+        os.sync()  # for thousands of files, some twenty times as fast as one by one
         shutil.rmtree(old, ignore_errors=True)
         if path.exists():
             path.replace(old)

@@ -76,7 +76,7 @@ class Run:
             raise DataError(
                 "the sample table has no training image; lower data.val_fraction or check the data"
             )
-        self.labels = self.data.samples["label"].to_numpy("int64")
+        self.labels = self.data.samples["label"].to_numpy("int64", copy=True)
         self.classes = table.class_names(self.data.samples)
         self.samples = table.digest(self.data.samples)
         self.steps_per_epoch = loader.steps_per_epoch(len(self.rows["train"]), config.optim.batch_size)
