@@ -55,7 +55,7 @@ def species_list(count: int, seed: int) -> list[Species]:
 
 # Drawing. The body's frame has its origin in the middle of the body and a body length as its unit,
 # the head's frame has the middle of the head and its radius; the bird looks along x, y is down.
-HEAD_RADIUS = 0.245
+HEAD_RADIUS = 0.27
 HEAD_OUTLINE = [(0.90, 0.30), (0.98, -0.12), (0.74, -0.70), (0.10, -1.0), (-0.62, -0.80), (-0.98, -0.10)]
 BODY_OUTLINE = [(0.04, -0.335), (-0.22, -0.27), (-0.45, -0.15), (-0.60, -0.05), (-0.58, 0.05)]
 BODY_OUTLINE += [(-0.42, 0.17), (-0.12, 0.31), (0.20, 0.32), (0.46, 0.17), (0.59, -0.06)]
@@ -111,7 +111,7 @@ def draw(species: Species, rng: np.random.Generator, long_side_px: int = 256) ->
 def _pose(species: Species, rng: np.random.Generator, height: int, width: int) -> Pose:
     mirrored = bool(rng.random() < 0.5)
     flat = Frame(np.array([[-1.0 if mirrored else 1.0, 0, 0], [0, 1, 0]]))
-    tilt = rng.uniform(-48, -16)
+    tilt = rng.uniform(-44, -18)
     body = flat.turned((0, 0), tilt, 1.0)
     head = body.turned((0.43, -0.30), -tilt + rng.uniform(-16, 12), HEAD_RADIUS)
     tail = body.turned((-0.48, 0.0), rng.uniform(-12, 12), 1.0)
@@ -125,7 +125,7 @@ def _pose(species: Species, rng: np.random.Generator, height: int, width: int) -
     points = np.vstack(extent)
     low, high = points.min(axis=0), points.max(axis=0)
     room = np.array([width, height], np.float64)
-    unit = rng.uniform(0.72, 0.94) * float((room / (high - low)).min())
+    unit = rng.uniform(0.80, 0.97) * float((room / (high - low)).min())
     slack = room - unit * (high - low)
     offset = slack * rng.uniform(0.15, 0.85, 2) - unit * low
     body, head, tail = (frame.moved(unit, offset) for frame in (body, head, tail))
@@ -192,12 +192,12 @@ def _tail(canvas: Canvas, species: Species, pose: Pose, ink: Ink) -> None:
     spread = np.deg2rad(np.linspace(-13, 13, 5))
     tips = np.column_stack([-lengths * np.cos(spread), lengths * np.sin(spread)])
     base = np.column_stack([np.full(5, 0.06), np.linspace(-0.045, 0.045, 5)])
-    shade = ink[species.wing_color] * 0.86
+    shade, mark = ink[species.wing_color] * 0.86, _mark(species, ink)
     for order in (0, 4, 1, 3, 2):
         feather = leaves(base[order], tips[order], 0.13, 0.72)
         tone = shade * (0.82 + 0.09 * (order % 2)) if order != 2 else shade
         if species.tail_pattern == "tipped":
-            canvas.fill(pose.tail(feather), ink["white"])
+            canvas.fill(pose.tail(feather), mark)
             shorter = base[order] + 0.72 * (tips[order] - base[order])
             canvas.fill(pose.tail(leaves(base[order], shorter, 0.13, 0.72)), tone)
         else:
@@ -206,7 +206,7 @@ def _tail(canvas: Canvas, species: Species, pose: Pose, ink: Ink) -> None:
             for at in (0.42, 0.64, 0.86):
                 middle = base[order] + at * (tips[order] - base[order])
                 bar = leaves(np.add(middle, [0, -0.055]), np.add(middle, [0, 0.055]), 0.07, 0.5)
-                canvas.fill(pose.tail(bar), ink["white"] * 0.95, cover=False)
+                canvas.fill(pose.tail(bar), mark, cover=False)
     canvas.line(
         pose.tail(np.stack([base[1:4], tips[1:4] * 0.96], 1)), shade * 0.6, 0.008 * pose.unit, cover=False
     )
@@ -225,6 +225,11 @@ def _legs(canvas: Canvas, species: Species, pose: Pose, ink: Ink) -> None:
             canvas.line(np.stack([foot, knuckle, toe]), colour, 0.028 * pose.unit)
         thigh = leaves(hip - pose.unit * np.array([0, 0.10]), hip * 0.4 + ankle * 0.6, 0.15 * pose.unit, 0.4)
         canvas.fill(thigh, ink[species.belly_color] * 0.94)
+
+
+def _mark(species: Species, ink: Ink) -> Any:
+    """The colour of bars on wing and tail, which has to stand out from the wing's."""
+    return ink["black" if species.wing_color in ("white", "yellow", "buff") else "white"]
 
 
 def _wing(canvas: Canvas, species: Species, pose: Pose, ink: Ink) -> None:
@@ -266,7 +271,7 @@ def _wing(canvas: Canvas, species: Species, pose: Pose, ink: Ink) -> None:
     for count, (base, tips) in ((1, greater), (2, median)):
         barred = species.wing_bars >= count
         if barred:
-            row(base, tips, 0.105, ink["white"])
+            row(base, tips, 0.105, _mark(species, ink))
         short = np.array([0.075, -0.004]) * barred
         row(base, tips + short, 0.10, light if count == 2 else wing)
     shoulder = [(0.37, -0.06), (0.30, -0.19), (0.17, -0.22), (0.14, -0.06), (0.20, 0.08), (0.31, 0.06)]
@@ -317,7 +322,7 @@ def _in_front(rng: np.random.Generator, pose: Pose, stand: str, height: int, wid
     canvas = Canvas.of(height, width, (0, 0, 0), scale=1)
     if stand == "ground":
         drawing.blades(rng, canvas, pose.feet[0, 1] + 0.06 * pose.unit, pose.unit, 16)
-    if rng.random() < 0.35:
+    if rng.random() < 0.3:
         at = np.array([rng.uniform(0, width), height if rng.random() < 0.7 else 0])
         toward = at + (pose.body((0, 0.1)) - at) * rng.uniform(0.3, 0.8)
         canvas.line(np.stack([at, toward]), (82, 66, 50), 0.022 * pose.unit)

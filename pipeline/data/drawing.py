@@ -307,7 +307,7 @@ def over(upper: Floats, mask: Floats, lower: Floats) -> Floats:
 def lit(rng: np.random.Generator, picture: Floats) -> Image:
     """The light of the day: brightness, contrast, a cast, a gradient and grain; uint8 [H, W, 3]."""
     height, width = picture.shape[:2]
-    gain = rng.uniform(0.8, 1.12) * (1 + rng.normal(0, 0.025, 3))
+    gain = rng.uniform(0.84, 1.12) * (1 + rng.normal(0, 0.022, 3))
     slope_x, slope_y = rng.normal(0, 0.07, 2)
     ramp = 1 + slope_x * np.linspace(-1, 1, width)[None] + slope_y * np.linspace(-1, 1, height)[:, None]
     grain = _grain()
