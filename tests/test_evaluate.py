@@ -1,0 +1,127 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pipeline import engine
+from pipeline.data.loader import Batch
+from pipeline.distributed import Ranks
+from pipeline.errors import DataError
+from tests import tiny
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to evaluate and write into."""
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    shutil.rmtree(tmp_path / "runs/tiny/eval", ignore_errors=True)
+    return tmp_path
+
+
+def test_every_test_image_is_predicted_once_and_the_numbers_follow_from_the_table(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tiny.do("eval", run) == 0
+    said = capsys.readouterr()
+    folder = run / "runs/tiny/eval/test"
+    numbers = json.loads((folder / "metrics.json").read_text())
+    assert json.loads(said.out.splitlines()[-1]) == numbers
+    predicted = pd.read_csv(folder / "predictions.csv")
+    assert predicted["id"].is_unique
+    assert numbers["n"] == len(predicted) == 18
+    assert numbers["split"] == "test"
+    assert numbers["top1"] == pytest.approx((predicted["label"] == predicted["predicted"]).mean())
+    assert numbers["top5"] == pytest.approx((predicted["rank"] <= 5).mean())
+    per_class = pd.read_csv(folder / "per_class.csv")
+    assert per_class["n"].tolist() == [3] * 6
+    assert numbers["per_class_mean"] == pytest.approx(per_class["accuracy"].mean())
+    confusion = pd.read_csv(folder / "confusion.csv", index_col="class_name")
+    assert confusion.to_numpy().sum() == 18
+    assert np.diag(confusion.to_numpy()).tolist() == per_class["correct"].tolist()
+    assert list(confusion.columns) == per_class["class_name"].tolist()
+    assert "worst classes" in said.err
+    assert "95 % interval" in said.err
+
+
+def test_no_result_depends_on_the_batch_size(run: Path) -> None:
+    results = []
+    for size in (1, 7, 64):
+        assert tiny.do("eval", run, f"eval.batch_size={size}") == 0
+        results.append(pd.read_csv(run / "runs/tiny/eval/test/predictions.csv"))
+    for other in results[1:]:
+        pd.testing.assert_frame_equal(results[0], other, rtol=1e-4)
+
+
+def test_each_reading_of_test_is_counted_and_none_of_val(run: Path) -> None:
+    for count in (1, 2, 3):
+        assert tiny.do("eval", run) == 0
+        assert json.loads((run / "runs/tiny/eval/test/metrics.json").read_text())["test_reads"] == count
+    assert tiny.do("eval", run, "eval.split=val") == 0
+    numbers = json.loads((run / "runs/tiny/eval/val/metrics.json").read_text())
+    assert numbers["n"] == 6
+    assert "test_reads" not in numbers
+    assert len((run / "runs/tiny/test_reads.jsonl").read_text().splitlines()) == 3
+
+
+def test_validation_chose_the_number_that_evaluation_of_val_gives(run: Path) -> None:
+    assert tiny.do("eval", run, "eval.split=val") == 0
+    best = torch.load(run / "runs/tiny/checkpoints/best.pt", weights_only=True)["best"]
+    assert json.loads((run / "runs/tiny/eval/val/metrics.json").read_text())["top1"] == best["top1"]
+
+
+def test_training_never_reads_the_test_split(
+    birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: set[int] = set()
+    original = Batch.to
+
+    def noted(batch: Batch, device: torch.device) -> Batch:
+        served.update(batch.row.tolist())
+        return original(batch, device)
+
+    monkeypatch.setattr(Batch, "to", noted)
+    assert tiny.do("train", tmp_path) == 0
+    samples = pd.read_csv(next(birds.glob("synthetic-*/samples-val0.1-seed0.csv")))
+    assert set(samples["split"].iloc[sorted(served)]) == {"train", "val"}
+    assert len(served) == (samples["split"] != "test").sum()
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["run.name=other"], "best.pt: no such checkpoint; run `make train`"),
+        (["model.mean=[0.1,0.1,0.1]"], "was trained with another model (model.mean None -> [0.1, 0.1, 0.1])"),
+        (["model.name=resnet18"], "was trained with another model (model.name test_resnet -> resnet18)"),
+        (["seed=1"], "was trained on another sample table"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(
+    run: Path, capsys: pytest.CaptureFixture[str], more: list[str], sentence: str
+) -> None:
+    assert tiny.do("data", run, *more) == 0
+    assert tiny.do("eval", run, *more) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (run / "runs/tiny/eval").exists()
+
+
+def test_a_row_predicted_twice_or_not_at_all_is_an_error() -> None:
+    ranks = Ranks(0, 1, 1, torch.device("cpu"))
+
+    def batch(*rows: int) -> Batch:
+        row = torch.tensor(rows)
+        return Batch(torch.zeros(len(rows), 3, 2, 2, dtype=torch.uint8), row, row)
+
+    class Constant(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(len(images), 4)
+
+    wanted = np.arange(4)
+    looked = engine.look(Constant(), [batch(3, 1), batch(0, 2)], wanted, torch.float32, ranks)
+    assert looked.rows.tolist() == [0, 1, 2, 3]
+    for batches in ([batch(0, 1, 2)], [batch(0, 1, 2, 3), batch(3)], [batch(0, 1, 2, 2)]):
+        with pytest.raises(DataError, match="4 images were to be predicted"):
+            engine.look(Constant(), batches, wanted, torch.float32, ranks)

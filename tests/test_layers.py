@@ -1,0 +1,85 @@
+"""A file imports only from lower layers: DESIGN's table, held here."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = [
+    {"errors", "files", "seeding", "signals", "terminal", "distributed", "metrics", "environment"},
+    {"config", "data.table", "data.species", "data.drawing", "data.birds", "data.download", "data.unpack"},
+    {
+        "config_file",
+        "data.cub",
+        "data.synthetic",
+        "data.splits",
+        "data.store",
+        "data.transforms",
+        "models.weights",
+        "models.build",
+        "schedule",
+        "optim",
+        "tracking",
+        "report.screen",
+    },
+    {"data.prepare", "data.loader", "checkpoint"},
+    {"engine"},
+    {"train", "evaluate"},
+    {"cli", "__main__"},
+]
+# Within a layer, these may import others of it: each pair is one topic in two files.
+BESIDE = {
+    ("files", "errors"),
+    ("terminal", "files"),
+    ("signals", "errors"),
+    ("distributed", "errors"),
+    ("data.birds", "data.drawing"),
+    ("data.birds", "data.species"),
+    ("data.drawing", "data.species"),
+    ("data.species", "data.drawing"),
+    ("data.transforms", "data.store"),
+    ("models.build", "models.weights"),
+    ("__main__", "cli"),
+}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in (ROOT / "pipeline").rglob("*.py"):
+        name = ".".join(path.relative_to(ROOT / "pipeline").with_suffix("").parts)
+        if not name.endswith("__init__"):
+            found[name] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of this package that a file imports, at its top or within a function."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.removeprefix("pipeline.") for name in names if name.startswith("pipeline.")} & modules().keys()
+
+
+LAYER = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+
+
+def test_every_module_has_a_layer() -> None:
+    assert modules().keys() == LAYER.keys()
+
+
+@pytest.mark.parametrize("name", sorted(LAYER))
+def test_a_file_imports_only_from_lower_layers(name: str) -> None:
+    upwards = {
+        other
+        for other in imports(modules()[name])
+        if LAYER[other] >= LAYER[name] and (name, other) not in BESIDE
+    }
+    assert not upwards
+
+
+def test_files_keep_one_topic() -> None:
+    assert [name for name, path in modules().items() if len(path.read_text().splitlines()) > 400] == []

@@ -1,0 +1,79 @@
+"""A job small enough to run many times: drawn birds at 32 px, timm's smallest residual network."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline import config_file
+from pipeline.cli import run
+from pipeline.config import Config
+
+SPECIES, IMAGES, TRAIN = 6, 10, 7
+
+
+def overrides(tmp: Path, *more: str) -> list[str]:
+    """The tiny job below a folder: 6 species, 36 training, 6 validation and 18 test images."""
+    return [
+        "data.source=synthetic",
+        f"data.root={data_root()}",
+        f"data.synthetic={{species: {SPECIES}, images_per_species: {IMAGES}, train_per_species: {TRAIN}}}",
+        "data.synthetic.long_side_px=64",
+        "data.resize_px=40",
+        "data.image_px=32",
+        "model.name=test_resnet",
+        "model.pretrained=false",
+        "optim.batch_size=8",
+        "optim.lr=0.02",
+        "train.epochs=3",
+        "train.precision=fp32",
+        "train.device=cpu",
+        f"run.root={tmp / 'runs'}",
+        "run.name=tiny",
+        *more,
+    ]
+
+
+def config(tmp: Path, *more: str) -> Config:
+    return config_file.load(None, overrides(tmp, *more))
+
+
+def do(verb: str, tmp: Path, *more: str) -> int:
+    """Run a verb in this process; the exit code."""
+    return run([verb, *overrides(tmp, *more)])
+
+
+def command(verb: str, tmp: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "pipeline", verb, *overrides(tmp, *more)]
+
+
+def launch(words: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own; its output is text."""
+    return subprocess.run(words, capture_output=True, text=True, check=False, **kwargs)
+
+
+@functools.cache
+def data_root() -> Path:
+    """The folder of the drawn birds: made once a test session, by whichever test comes first."""
+    return Path(os.environ["PLUMAGE_TEST_DATA"])
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return torch.load(checkpoint, weights_only=True)["model"]
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    """Whether two checkpoints hold the same model, bit for bit."""
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def records(log: Path) -> list[dict[str, Any]]:
+    """A log without what depends on the clock."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "images_per_s"} for line in lines]
