@@ -320,22 +320,6 @@ def test_two_processes_do_not_write_one_part(tmp_path: Path) -> None:
     assert server.requested == []
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(folder)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        pytest.skip("there is no mount program here")
-    if mounted.returncode:
-        pytest.skip(f"mounting is not permitted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_asked(small_disk: Path) -> None:
     with serving(Server(CONTENT)) as server:
         with pytest.raises(DataError, match=r"downloading birds\.tgz needs 2\.9 MiB and 1\.0 MiB are free"):
