@@ -65,6 +65,10 @@ class Store:
         self._packed = folder.name.endswith("packed")
         self._bytes: Pixels = np.memmap(folder / "pixels.bin", np.uint8, mode="r")
 
+    def __reduce__(self) -> tuple[type["Store"], tuple[Path]]:
+        """Another process maps the file again; a pickled memory map would carry every pixel."""
+        return Store, (self.folder,)
+
     def __len__(self) -> int:
         return len(self.ids)
 
