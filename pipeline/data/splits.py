@@ -30,7 +30,7 @@ def draw(
         if folds is not None:
             held_out = shuffled[fold::folds]
         elif val_fraction:
-            held_out = shuffled[: max(1, round(val_fraction * len(ids)))]
+            held_out = shuffled[: max(1, min(round(val_fraction * len(ids)), len(ids) - 1))]
         else:
             held_out = shuffled[:0]
         if len(held_out) == len(ids) or (folds is not None and len(held_out) == 0):
