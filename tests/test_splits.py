@@ -1,0 +1,111 @@
+"""Validation is a function of (seed, class, ids), drawn from the official training images alone."""
+
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from pipeline.data import splits
+from pipeline.errors import DataError
+
+
+def listed(*train: int, test: int = 11) -> pd.DataFrame:
+    """A table of classes with so many official training images each, and `test` others."""
+    labels = [label for label, count in enumerate(train) for _ in range(count + test)]
+    official = [kind for count in train for kind in ["train"] * count + ["test"] * test]
+    names = [f"bird {label}" for label in labels]
+    ids = range(1, len(labels) + 1)
+    return pd.DataFrame({"id": ids, "label": labels, "class_name": names, "official": official})
+
+
+def draw(table: pd.DataFrame, **changes: Any) -> pd.DataFrame:
+    how: dict[str, Any] = {"val_fraction": 0.1, "folds": None, "fold": 0, "seed": 0}
+    return splits.draw(table, **(how | changes))
+
+
+def val_ids(table: pd.DataFrame) -> set[int]:
+    return set(table.loc[table["split"] == "val", "id"])
+
+
+@pytest.mark.parametrize("how", [{}, {"val_fraction": 0.0}, {"val_fraction": 0.9}, {"folds": 3, "fold": 2}])
+def test_the_official_test_images_stay_untouched_and_nothing_else_joins_them(how: dict[str, Any]) -> None:
+    drawn = draw(listed(30, 29, 30), **how)
+    assert ((drawn["split"] == "test") == (drawn["official"] == "test")).all()
+    assert set(drawn["split"]) <= {"train", "val", "test"}
+
+
+def test_every_class_gives_its_rounded_share() -> None:
+    drawn = draw(listed(30, 29, 24, 26, 4, 2), val_fraction=0.1)
+    counts = drawn[drawn["split"] == "val"].groupby("label").size()
+    assert counts.to_dict() == {0: 3, 1: 3, 2: 2, 3: 3, 4: 1, 5: 1}
+
+
+def test_a_large_share_leaves_one_image_to_train() -> None:
+    drawn = draw(listed(30, 4), val_fraction=0.99)
+    assert drawn["split"].value_counts().to_dict() == {"val": 32, "test": 22, "train": 2}
+
+
+def test_without_a_share_nothing_validates() -> None:
+    drawn = draw(listed(30, 1), val_fraction=0.0)
+    assert drawn["split"].value_counts().to_dict() == {"train": 31, "test": 22}
+
+
+def test_the_same_seed_draws_the_same_images_and_another_one_others() -> None:
+    table = listed(*[30] * 5)
+    assert val_ids(draw(table)) == val_ids(draw(table))
+    drawn = {seed: val_ids(draw(table, seed=seed)) for seed in (0, 1, 2)}
+    assert drawn[0] != drawn[1] != drawn[2] != drawn[0]
+
+
+def test_classes_are_not_all_cut_at_the_same_places() -> None:
+    table = listed(*[30] * 5)
+    places = {
+        frozenset((id_ - 1) % 41 for id_ in val_ids(draw(table[table["label"] == c]))) for c in range(5)
+    }
+    assert len(places) == 5
+
+
+def test_the_order_of_the_rows_does_not_matter_and_is_kept() -> None:
+    table = listed(30, 29, 30)
+    mixed = table.sample(frac=1, random_state=3)
+    drawn = draw(mixed)
+    assert drawn["id"].tolist() == mixed["id"].tolist()
+    assert val_ids(drawn) == val_ids(draw(table))
+
+
+def test_a_class_does_not_depend_on_the_others() -> None:
+    table = listed(30, 29, 30)
+    alone = table[table["label"] == 1]
+    assert val_ids(draw(alone)) == val_ids(draw(table)) & set(alone["id"])
+
+
+@pytest.mark.parametrize("folds", [2, 5, 7])
+def test_folds_are_disjoint_stratified_and_together_all_of_train(folds: int) -> None:
+    table = listed(30, 29, 7)
+    drawn = [draw(table, folds=folds, fold=fold) for fold in range(folds)]
+    held_out = [id_ for fold in drawn for id_ in val_ids(fold)]
+    assert sorted(held_out) == table.loc[table["official"] == "train", "id"].tolist()
+    for fold in drawn:
+        counts = fold[fold["split"] == "val"].groupby("label").size()
+        assert all(n // folds <= counts[label] <= -(-n // folds) for label, n in enumerate((30, 29, 7)))
+
+
+def test_the_table_given_is_not_changed() -> None:
+    table = listed(5)
+    before = table.copy()
+    draw(table)
+    pd.testing.assert_frame_equal(table, before)
+
+
+@pytest.mark.parametrize(
+    ("train", "how"),
+    [(1, {}), (1, {"folds": 2}), (2, {"folds": 3, "fold": 2})],
+    ids=["share", "one", "folds"],
+)
+def test_too_few_images_are_one_sentence(train: int, how: dict[str, Any]) -> None:
+    with pytest.raises(DataError) as caught:
+        draw(listed(30, train), **how)
+    assert str(caught.value) == (
+        f"bird 1: {train} training images are too few to hold some out; "
+        "lower data.folds or set data.val_fraction=0"
+    )

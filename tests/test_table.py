@@ -1,0 +1,112 @@
+"""The sample table: what breaks it is said, and CSV keeps it as it is."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.data import table
+from pipeline.errors import DataError
+
+
+def samples() -> pd.DataFrame:
+    """Three classes, among them names that a CSV reader likes to take for missing values."""
+    return pd.DataFrame(
+        {
+            "id": [7, 3, 5, 9],
+            "path": ["a/1.jpg", "b, c/2.jpg", "b/ü.jpg", "a/3.jpg"],
+            "label": [1, 0, 2, 1],
+            "class_name": ["NA", "null", 'Heermann "Gull"', "NA"],
+            "official": ["train", "train", "test", "train"],
+            "box_x": [1.0, np.nan, 0.1, 60.0],
+            "box_y": [2.5, np.nan, 0.2, 27.0],
+            "box_w": [3.0, np.nan, 1 / 3, 325.0],
+            "box_h": [4.0, np.nan, 1e-9, 304.0],
+            "width": [500, 335, 120, 640],
+            "height": [335, 500, 140, 480],
+            "grey": [False, True, False, False],
+            "file_bytes": [1000, 2000, 3000, 4000],
+            "split": ["train", "val", "test", "train"],
+        }
+    )
+
+
+def test_a_table_read_back_is_the_table_written(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "samples.csv"
+    table.write(samples(), path)
+    pd.testing.assert_frame_equal(table.read(path), samples(), check_exact=True)
+
+
+def test_names_stand_in_the_order_of_the_labels() -> None:
+    assert table.class_names(samples()) == ["null", "NA", 'Heermann "Gull"']
+
+
+def test_a_missing_table_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"samples\.csv: missing; run `make data`$"):
+        table.read(tmp_path / "samples.csv")
+
+
+@pytest.mark.parametrize("content", ["", 'id,path\n1,"a\n', "id,path\n1,2,3,4\n1,2\n\x00"])
+def test_a_broken_table_is_one_sentence(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "samples.csv"
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"samples\.csv: .*run `make data`"):
+        table.read(path)
+
+
+def test_missing_columns_are_all_named() -> None:
+    with pytest.raises(DataError) as caught:
+        table.check(samples().drop(columns=["label", "box_w"]), "here")
+    assert str(caught.value).startswith("here: the columns ['label', 'box_w'] are missing;")
+
+
+def test_columns_are_asked_for_only_where_they_are_needed(tmp_path: Path) -> None:
+    listed = samples()[table.SOURCE_COLUMNS]
+    table.check(listed, "here")
+    with pytest.raises(DataError, match="'split'"):
+        table.check(listed, "here", table.COLUMNS)
+    table.write(listed, tmp_path / "samples.csv")
+    with pytest.raises(DataError, match="'split'"):
+        table.read(tmp_path / "samples.csv")
+    assert len(table.read(tmp_path / "samples.csv", table.SOURCE_COLUMNS)) == 4
+
+
+def test_an_empty_table_is_refused() -> None:
+    with pytest.raises(DataError, match="here: no image is listed"):
+        table.check(samples().iloc[:0], "here")
+
+
+def test_an_id_that_stands_twice_is_named() -> None:
+    with pytest.raises(DataError, match=r"here: the image ids \[7\] stand there twice"):
+        table.check(samples().assign(id=[7, 3, 7, 9]), "here")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"label": [1, 0, 3, 1]}, {"label": [1, -1, 2, 1]}, {"class_name": ["NA", "null", "gull", "crow"]}],
+    ids=["gap", "negative", "two names"],
+)
+def test_labels_count_from_0_with_one_name_each(change: dict[str, list[int | str]]) -> None:
+    with pytest.raises(DataError, match="here: labels have to run from 0 to C-1 with one class name each"):
+        table.check(samples().assign(**change), "here")
+
+
+@pytest.mark.parametrize("column", ["id", "path", "label", "class_name", "split"])
+def test_the_digest_changes_with_what_training_and_evaluation_depend_on(column: str) -> None:
+    changed = samples()
+    changed.loc[0, column] = {"id": 8, "label": 2}.get(column, "other")
+    assert table.digest(changed) != table.digest(samples())
+
+
+@pytest.mark.parametrize("column", ["box_x", "width", "file_bytes"])
+def test_the_digest_does_not_change_with_the_rest(column: str) -> None:
+    changed = samples()
+    changed.loc[0, column] = 17
+    assert table.digest(changed) == table.digest(samples())
+
+
+def test_the_digest_survives_the_file(tmp_path: Path) -> None:
+    table.write(samples(), tmp_path / "samples.csv")
+    assert table.digest(table.read(tmp_path / "samples.csv")) == table.digest(samples())
+    assert table.digest(samples().iloc[::-1]) != table.digest(samples())
