@@ -1,0 +1,261 @@
+"""The store: every picture decoded, resized once, and served as it went in."""
+
+import hashlib
+import io
+import multiprocessing
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from pipeline import files
+from pipeline.data.store import Layout, Pixels, Store, build, decode, resized
+from pipeline.errors import DataError
+
+SQUASH, SHORT_SIDE = Layout("squash", 64, "packed"), Layout("short_side", 64, "packed")
+LAYOUTS = [SQUASH, SHORT_SIDE, Layout("squash", 64, "jpeg"), Layout("short_side", 64, "jpeg")]
+SIZES = {"wide.jpg": (150, 100), "tall.png": (90, 181), "small.png": (40, 30), "grey.jpg": (100, 100)}
+each_layout = pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+
+
+def smooth(width: int, height: int) -> Pixels:
+    """A picture without sharp edges, different in each channel and along each axis."""
+    y, x = np.mgrid[0:1:height * 1j, 0:1:width * 1j]  # fmt: skip
+    waves = [np.sin(3 * x + y), np.cos(5 * y - x), np.sin(4 * x * y)]
+    return (127.5 + 100 * np.stack(waves, axis=2)).astype(np.uint8)
+
+
+def noise(width: int, height: int) -> Pixels:
+    return np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, size in SIZES.items():
+        picture = Image.fromarray(smooth(*size))
+        picture = picture.convert("L") if name == "grey.jpg" else picture
+        picture.save(folder / name, quality=95)
+    return folder
+
+
+def listed(*names: str) -> pd.DataFrame:
+    return pd.DataFrame({"id": [10 * n + 7 for n in range(len(names))], "path": names})
+
+
+def built(images: Path, layout: Layout, *names: str) -> tuple[pd.DataFrame, Store]:
+    folder = images.parent / layout.name
+    index = build(listed(*(names or SIZES)), images, folder, layout)
+    return index, Store(folder)
+
+
+def digest(store: Store) -> str:
+    return hashlib.sha256(b"".join(store[n].tobytes() for n in range(len(store)))).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("layout", "sizes"),
+    [(SQUASH, [(64, 64)] * 4), (SHORT_SIDE, [(96, 64), (64, 129), (85, 64), (64, 64)])],
+)
+def test_squash_makes_squares_and_short_side_keeps_the_ratio(
+    images: Path, layout: Layout, sizes: list[tuple[int, int]]
+) -> None:
+    index, store = built(images, layout)
+    assert list(zip(index["store_width"], index["store_height"], strict=True)) == sizes
+    assert [store[n].shape for n in range(4)] == [(height, width, 3) for width, height in sizes]
+
+
+@pytest.mark.parametrize("px", [64, 512])
+def test_no_side_is_shorter_than_asked_for(px: int) -> None:
+    layout = Layout("short_side", px, "packed")
+    sizes = [layout.size(width, height) for width in range(90, 140) for height in range(90, 140)]
+    assert {min(size) for size in sizes} == {px}
+
+
+@each_layout
+def test_the_index_says_what_the_files_are(images: Path, layout: Layout) -> None:
+    index, store = built(images, layout)
+    assert store.ids.tolist() == index["id"].tolist() == [7, 17, 27, 37]
+    assert len(store) == 4
+    assert list(zip(index["width"], index["height"], strict=True)) == list(SIZES.values())
+    assert index["grey"].tolist() == [False, False, False, True]
+    assert index["file_bytes"].tolist() == [(images / name).stat().st_size for name in SIZES]
+    pd.testing.assert_frame_equal(pd.read_csv(store.folder / "index.csv"), index)
+    assert (store.folder / "pixels.bin").stat().st_size == index["length"].sum()
+
+
+@each_layout
+def test_every_picture_is_the_decoded_and_resized_one(images: Path, layout: Layout) -> None:
+    _, store = built(images, layout)
+    for position, name in enumerate(SIZES):
+        size = layout.size(*SIZES[name])
+        expected = resized(decode((images / name).read_bytes(), size)[0], *size)
+        assert store[position].dtype == np.uint8
+        change = np.abs(store[position].astype(int) - expected)
+        assert change.max() <= (0 if layout.format == "packed" else 12)
+        assert change.mean() <= 1.5
+
+
+@each_layout
+def test_a_picture_is_close_to_pillows_own_decoding_and_resizing(images: Path, layout: Layout) -> None:
+    _, store = built(images, layout)
+    for position, name in enumerate(SIZES):
+        with Image.open(images / name) as picture:
+            box = picture.convert("RGB").resize(layout.size(*picture.size), Image.Resampling.BICUBIC)
+        assert np.abs(store[position].astype(int) - np.asarray(box)).mean() < 3
+
+
+@each_layout
+def test_channels_are_red_green_blue(images: Path, layout: Layout) -> None:
+    Image.new("RGB", (80, 80), (250, 130, 10)).save(images / "orange.jpg", quality=95)
+    _, store = built(images, layout, "orange.jpg")
+    assert np.abs(store[0].astype(int) - (250, 130, 10)).max() <= 4
+
+
+@each_layout
+def test_a_grey_picture_has_three_equal_channels(images: Path, layout: Layout) -> None:
+    _, store = built(images, layout, "grey.jpg")
+    assert (store[0] == store[0][:, :, :1]).all()
+    assert store[0].std() > 5
+
+
+def test_packed_pixels_are_a_view_that_cannot_be_written(images: Path) -> None:
+    _, store = built(images, SQUASH)
+    assert np.shares_memory(store[1], store[1])
+    with pytest.raises(ValueError, match="read-only"):
+        store[1][0, 0, 0] = 1
+
+
+def test_shrinking_by_a_whole_factor_is_the_average_of_each_block() -> None:
+    picture = noise(96, 64)
+    average = picture.reshape(16, 4, 32, 3, 3).mean(axis=(1, 3))
+    assert np.abs(resized(picture, 32, 16) - average).max() <= 0.51
+
+
+def test_a_fine_checkerboard_becomes_grey_whatever_the_factor() -> None:
+    board = np.repeat((np.indices((240, 240)).sum(axis=0) % 2 * 255)[:, :, None], 3, axis=2).astype(np.uint8)
+    for width, height in [(60, 60), (100, 37), (47, 240)]:
+        small = resized(board, width, height)
+        assert small.shape == (height, width, 3)
+        assert np.abs(small.astype(int) - 127).mean() < 20  # without anti-aliasing it is 127
+
+
+def test_growing_keeps_a_smooth_picture_smooth() -> None:
+    assert np.abs(resized(smooth(50, 40), 100, 80).astype(int) - smooth(100, 80)).mean() < 2
+    assert np.abs(resized(smooth(50, 80), 100, 40).astype(int) - smooth(100, 40)).mean() < 2
+
+
+def test_a_picture_of_the_right_size_is_left_as_it_is() -> None:
+    picture = noise(30, 20)
+    assert resized(picture, 30, 20) is picture
+
+
+def test_a_large_jpeg_is_decoded_at_a_fraction_that_is_never_too_small() -> None:
+    stream = io.BytesIO()
+    Image.fromarray(smooth(800, 600)).save(stream, "jpeg", quality=95)
+    shapes = {px: decode(stream.getvalue(), (px, px))[0].shape for px in (601, 512, 300, 100)}
+    assert shapes == {601: (600, 800, 3), 512: (600, 800, 3), 300: (300, 400, 3), 100: (150, 200, 3)}
+
+
+def spoil(images: Path) -> dict[str, str]:
+    """Four bad files, with what has to be said about each."""
+    whole = io.BytesIO()
+    Image.fromarray(noise(200, 150)).save(whole, "jpeg")
+    (images / "half.jpg").write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
+    (images / "empty.jpg").write_bytes(b"")
+    (images / "text.jpg").write_text("no bird")
+    return {
+        "half.jpg": "image file is truncated",
+        "empty.jpg": "not a picture",
+        "text.jpg": "not a picture",
+        "gone.jpg": "missing",
+    }
+
+
+@each_layout
+def test_every_bad_picture_is_named_and_the_earlier_store_survives(images: Path, layout: Layout) -> None:
+    _, earlier = built(images, layout)
+    before, reasons = digest(earlier), spoil(images)
+    with pytest.raises(DataError) as caught:
+        built(images, layout, *reasons, *SIZES)
+    message = str(caught.value)
+    assert message.startswith("4 of 8 pictures do not decode in full: ")
+    for name, reason in reasons.items():
+        assert f"{images / name}: {reason}" in message
+    assert not any(str(images / name) in message for name in SIZES)
+    assert "\n" not in message
+    assert digest(Store(earlier.folder)) == before
+    assert sorted(path.name for path in images.parent.iterdir()) == ["images", layout.name]
+
+
+@each_layout
+def test_a_jpeg_cut_by_its_last_bytes_is_bad(images: Path, layout: Layout) -> None:
+    content = (images / "wide.jpg").read_bytes()
+    (images / "wide.jpg").write_bytes(content[:-200])
+    with pytest.raises(DataError, match=r"wide\.jpg: image file is truncated"):
+        built(images, layout)
+
+
+def test_a_folder_without_a_store_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="store-squash64-packed: missing; run `make data`"):
+        Store(tmp_path / "store-squash64-packed")
+
+
+def test_a_disk_that_is_too_small_is_refused_beforehand(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(images)._replace(free=3 * 64 * 64 * 4 - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(DataError, match=r"the store needs 48\.0 KiB and 48\.0 KiB are free"):
+        built(images, SQUASH)
+    assert [path.name for path in images.parent.iterdir()] == ["images"]
+
+
+def test_a_real_disk_that_is_too_small_is_refused_and_stays_empty(images: Path, small_disk: Path) -> None:
+    layout = Layout("squash", 512, "packed")
+    with pytest.raises(DataError, match=r"the store needs 3\.0 MiB and 1\.0 MiB are free"):
+        build(listed(*SIZES), images, small_disk / layout.name, layout)
+    assert list(small_disk.iterdir()) == []
+
+
+@pytest.mark.parametrize("format_", ["packed", "jpeg"])
+def test_a_disk_that_fills_up_is_named_and_the_earlier_store_survives(
+    images: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch, format_: Any
+) -> None:
+    layout = Layout("squash", 256, format_)
+    folder = small_disk / layout.name
+    build(listed("grey.jpg"), images, folder, layout)
+    before = digest(Store(folder))
+    names = [f"noise{n}.png" for n in range(24)]
+    for name in names:
+        Image.fromarray(noise(256, 256)).save(images / name)
+    monkeypatch.setattr(files, "require_free", lambda *_: None)
+    with pytest.raises(DataError, match=r"cannot be written \(No space left on device\); free some space"):
+        build(listed(*names), images, folder, layout)
+    assert [path.name for path in small_disk.iterdir()] == [layout.name]
+    assert digest(Store(folder)) == before
+
+
+@each_layout
+def test_a_store_goes_to_another_process_without_its_pixels(images: Path, layout: Layout) -> None:
+    _, store = built(images, layout)
+    assert len(pickle.dumps(store)) < 1000
+    assert digest(pickle.loads(pickle.dumps(store))) == digest(store)
+
+
+def test_another_process_reads_the_same_pictures(images: Path) -> None:
+    _, store = built(images, SQUASH)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(digest, (store,)) == digest(store)
+
+
+def test_the_same_pictures_make_the_same_store(images: Path) -> None:
+    contents = [(built(images, SQUASH)[1].folder / "pixels.bin").read_bytes() for _ in range(2)]
+    assert contents[0] == contents[1]
+    assert len(contents[0]) == 4 * 64 * 64 * 3
