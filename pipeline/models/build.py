@@ -38,8 +38,7 @@ class Classifier(nn.Module):
     @property
     def head(self) -> nn.Module:
         """The last layer: what is new for these classes."""
-        classifier: nn.Module = self.backbone.get_classifier()  # type: ignore[operator]
-        return classifier
+        return _head(self.backbone)
 
 
 def build(config: ModelConfig, classes: int) -> tuple[Classifier, dict[str, Any]]:
@@ -102,9 +101,15 @@ def _hub(pretrained_cfg: Mapping[str, Any]) -> str:
     return str(pretrained_cfg.get("hf_hub_id") or pretrained_cfg.get("url"))
 
 
+def _head(backbone: Any) -> nn.Module:
+    """The classifier; distilled networks have two, side by side."""
+    head = backbone.get_classifier()
+    return head if isinstance(head, nn.Module) else nn.ModuleList(head)
+
+
 def _body(backbone: Any) -> dict[str, Tensor]:
     """Parameters and running statistics without the head's; batch norm's step counter is no weight."""
-    head = {tensor.data_ptr() for tensor in backbone.get_classifier().state_dict().values()}
+    head = {tensor.data_ptr() for tensor in _head(backbone).state_dict().values()}
     return {
         name: tensor
         for name, tensor in backbone.state_dict().items()

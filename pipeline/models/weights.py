@@ -1,6 +1,7 @@
 """Pretrained weights from a local file: a state dict, however it was saved."""
 
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ from pipeline.errors import WeightsError
 LEAST_SHARE = 0.9  # of the tensors: with fewer, what is trained is not a pretrained network
 WRAPPERS = ("state_dict", "model", "model_state", "state_dict_ema")
 PREFIXES = ("module.", "model.", "backbone.", "_orig_mod.")
+# What the readers raise for damaged files; old .pth files are read by an unpickler that checks little.
+DAMAGE = (
+    *(pickle.UnpicklingError, SafetensorError, struct.error, RuntimeError, EOFError),
+    *(ValueError, TypeError, LookupError, AssertionError),
+)
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -32,7 +38,7 @@ def read(path: Path) -> dict[str, Tensor]:
             content: Any = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError) as error:
+    except DAMAGE as error:
         raise WeightsError(
             f"{path}: not a file of tensors and plain types alone ({type(error).__name__}); "
             "save `model.state_dict()` with torch.save or safetensors and give that file"
@@ -45,7 +51,6 @@ def read(path: Path) -> dict[str, Tensor]:
             f"{path}: holds no tensors by name; save `model.state_dict()` of timm or torchvision"
         )
     state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None):
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
