@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TypeVar
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Table
 
 from pipeline.files import size_in_words
 
@@ -20,7 +20,7 @@ Item = TypeVar("Item")
 PLAIN_LINE_SECONDS = 10.0
 REDRAW_SECONDS = 0.2
 
-_console = Console(stderr=True, highlight=False, soft_wrap=True)
+_console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def mute() -> None:
@@ -45,15 +45,20 @@ def fail(text: str) -> None:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; columns after the first are aligned to the right when they hold numbers."""
-    cells = [[_cell(value) for value in row] for row in rows]
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for position, name in enumerate(columns):
-        numeric = all(row[position][:1] in "0123456789-+." for row in cells if row[position])
-        table.add_column(name, justify="right" if numeric and position else "left", no_wrap=True)
-    for row in cells:
-        table.add_row(*row)
-    _console.print(table, markup=False)
+    """Print a table in full; columns after the first are aligned to the right when they hold numbers.
+
+    rich's own tables are cut to the width of the terminal, and to 80 columns in a log file.
+    """
+    lines = [list(columns), *([_cell(value) for value in row] for row in rows)]
+    padded = []
+    for position, column in enumerate(zip(*lines, strict=True)):
+        width = max(map(cell_len, column))
+        numeric = position > 0 and all(text[:1] in "0123456789-+." for text in column[1:])
+        spaces = [" " * (width - cell_len(text)) for text in column]
+        padded.append([s + t if numeric else t + s for s, t in zip(spaces, column, strict=True)])
+    _console.print(title, style="bold", markup=False)
+    for number, row in enumerate(zip(*padded, strict=True)):
+        _console.print("  ".join(row).rstrip(), style=None if number else "bold", markup=False)
 
 
 def _cell(value: object) -> str:
