@@ -44,6 +44,8 @@ def validate(tree: dict[str, Any], where: str) -> Config:
     try:
         # JSON's strict mode takes "x" for a path and a list for a tuple, but never "1" for 1.
         return Config.model_validate_json(json.dumps(tree, default=str))
+    except TypeError as error:  # YAML allows keys such as [a, b]
+        raise ConfigError(f"{where}: {error}") from None
     except ValidationError as error:
         problems = list(dict.fromkeys(_sentence(problem, tree) for problem in error.errors()))
     if len(problems) == 1:
@@ -117,6 +119,11 @@ def _sentence(problem: ErrorDetails, tree: dict[str, Any]) -> str:
     match problem["type"], problem.get("ctx", {}):
         case "extra_forbidden", _:
             key = ".".join(parts)
+            kinds = _models(Config.model_fields["schedule"].annotation)
+            owners = [kind for kind in kinds if parts[0] == "schedule" and parts[-1] in kind.model_fields]
+            if owners:
+                names = " or ".join(_choices(kind.model_fields["name"].annotation)[0] for kind in owners)
+                return f"{key}: unknown key; it belongs to schedule.name={names}"
             return f"{key}: unknown key{_did_you_mean(key, fields)}"
         case "value_error", {"error": error}:
             return f"{'.'.join(parts)}: {error}"
@@ -195,7 +202,8 @@ def _describe(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if origin in (Union, types.UnionType):
         return ", or ".join(dict.fromkeys(_describe(part, metadata) for part in get_args(annotation)))
     if origin is tuple:
-        return f"a list, each {_describe(get_args(annotation)[0])}"
+        parts = get_args(annotation)
+        return f"a list{'' if ... in parts else f' of {len(parts)}'}, each {_describe(parts[0])}"
     if annotation is type(None):
         return "null"
     if _models(annotation) or origin is dict:
