@@ -231,7 +231,7 @@ def test_options_reach_the_model_and_unknown_ones_are_named() -> None:
 
 
 def test_uint8_is_normalised_inside(images: Tensor) -> None:
-    model = random_model(name="resnet18").eval()
+    model = random_model(name="resnet10t").eval()
     floats = normalize(to_dtype(images, scale=True), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     with torch.inference_mode():
         logits = model(images)
@@ -240,9 +240,9 @@ def test_uint8_is_normalised_inside(images: Tensor) -> None:
 
 
 def test_mean_and_deviation_are_those_of_the_weights_unless_given(images: Tensor) -> None:
-    usual = {name: random_model(name=name).mean.flatten().tolist() for name in ("resnet18", TINY)}
+    usual = {name: random_model(name=name).mean.flatten().tolist() for name in ("resnet10t", TINY)}
     assert usual == {
-        "resnet18": pytest.approx([255 * value for value in IMAGENET_DEFAULT_MEAN]),
+        "resnet10t": pytest.approx([255 * value for value in IMAGENET_DEFAULT_MEAN]),
         TINY: [127.5] * 3,
     }
     given = random_model(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)).eval()

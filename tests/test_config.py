@@ -70,6 +70,12 @@ def problem_of_file(path: Path, text: str) -> str:
             "schedule.name=cosin",
             "schedule.name: cosin is not allowed; allowed: one of constant, cosine, step; did you mean cosine?",
         ),
+        ("schedule.gamma=0.5", "schedule.gamma: unknown key; it belongs to schedule.name=step"),
+        ("schedule.nmae=step", "schedule.nmae: unknown key; did you mean schedule.name?"),
+        (
+            "model.mean=[1, 2]",
+            "model.mean: [1, 2] is not allowed; allowed: a list of 3, each a number, or null",
+        ),
         ("schedule=step", 'schedule: "step" is not allowed; allowed: keys with values, as {key: value}'),
         ("optim=3", "optim: 3 is not allowed; allowed: keys with values, as {key: value}"),
         (
@@ -164,6 +170,10 @@ def test_a_file_without_keys_at_its_top_is_told_what_it_holds(tmp_path: Path, te
 @pytest.mark.parametrize("text", ["seed: 1\nseed: 2\n", "optim: {lr: 1, lr: 2}\n"])
 def test_a_key_given_twice_is_an_error(tmp_path: Path, text: str) -> None:
     assert "found duplicate key" in problem_of_file(tmp_path / "birds.yaml", text)
+
+
+def test_a_key_that_is_a_list_is_an_error(tmp_path: Path) -> None:
+    assert "keys must be str" in problem_of_file(tmp_path / "birds.yaml", "? [seed, b]\n: 3\n")
 
 
 def test_numbers_and_text_are_those_of_yaml_1_2(tmp_path: Path) -> None:
