@@ -4,7 +4,6 @@ A checkpoint holds tensors and plain types only and is read with `weights_only=T
 augmentation and dropout are functions of (seed, step), so no random state is in it.
 """
 
-import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from pipeline import files
 from pipeline.errors import CheckpointError
 from pipeline.models.build import Classifier
+from pipeline.models.weights import DAMAGE
 
 FORMAT = 1
 
@@ -87,7 +87,7 @@ def read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no such checkpoint; run `make train` with this configuration first")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except DAMAGE as error:
         raise CheckpointError(
             f"{path}: damaged, or no checkpoint ({type(error).__name__}); take another one of this run"
         ) from error

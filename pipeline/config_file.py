@@ -32,11 +32,10 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     tree = _read(path) if path else {}
     for override in overrides:
         _apply(tree, override)
-    config = validate(tree, str(path) if path else "the defaults")
-    if config.run.name is not None:
-        return config
-    name = path.stem if path else "baseline"
-    return config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
+    run = tree.setdefault("run", {})
+    if isinstance(run, dict) and run.get("name") is None:
+        run["name"] = path.stem if path else "baseline"
+    return validate(tree, str(path) if path else "the defaults")
 
 
 def validate(tree: dict[str, Any], where: str) -> Config:

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pipeline import memory
 from pipeline.errors import ConfigError
 
 
@@ -81,6 +82,8 @@ def ranks(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
     place = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if on_gpu:
         torch.cuda.set_device(place)
+    else:
+        memory.keep_freed_memory()
     if world == 1:
         yield Ranks(0, 1, 1, place)
         return

@@ -22,7 +22,7 @@ CHUNK_BYTES = 1 << 20
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path beside `path`; when the block ends without an error it becomes `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(path.name + ".part")  # an earlier, killed attempt is written over
     try:
         yield part
         sync(part)

@@ -23,7 +23,7 @@ def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ARG001
+def trained(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the finished tiny run in runs/tiny: tests read it and do not write it."""
     tmp = tmp_path_factory.mktemp("trained")
     assert tiny.do("train", tmp) == 0

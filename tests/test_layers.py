@@ -7,8 +7,20 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [
-    {"errors", "files", "seeding", "signals", "terminal", "distributed", "metrics", "environment"},
-    {"config", "data.table", "data.species", "data.drawing", "data.birds", "data.download", "data.unpack"},
+    {
+        "errors",
+        "files",
+        "seeding",
+        "signals",
+        "terminal",
+        "memory",
+        "distributed",
+        "metrics",
+        "environment",
+        "data.drawing",
+        "data.species",
+    },
+    {"config", "data.table", "data.birds", "data.download", "data.unpack"},
     {
         "config_file",
         "data.cub",
@@ -24,7 +36,7 @@ LAYERS = [
         "report.screen",
     },
     {"data.prepare", "data.loader", "checkpoint"},
-    {"engine"},
+    {"engine", "resume"},
     {"train", "evaluate"},
     {"cli", "__main__"},
 ]
@@ -34,10 +46,7 @@ BESIDE = {
     ("terminal", "files"),
     ("signals", "errors"),
     ("distributed", "errors"),
-    ("data.birds", "data.drawing"),
-    ("data.birds", "data.species"),
-    ("data.drawing", "data.species"),
-    ("data.species", "data.drawing"),
+    ("distributed", "memory"),
     ("data.transforms", "data.store"),
     ("models.build", "models.weights"),
     ("__main__", "cli"),
@@ -61,7 +70,9 @@ def imports(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name.removeprefix("pipeline.") for name in names if name.startswith("pipeline.")} & modules().keys()
+    return {
+        name.removeprefix("pipeline.") for name in names if name.startswith("pipeline.")
+    } & modules().keys()
 
 
 LAYER = {name: number for number, layer in enumerate(LAYERS) for name in layer}

@@ -40,7 +40,12 @@ def log_reaches(tmp: Path, step: int) -> Callable[[], bool]:
 
 def test_the_run_directory_holds_what_the_readme_says(trained: Path) -> None:
     run = trained / "runs" / "tiny"
-    assert {path.name for path in run.iterdir()} >= {"config.yaml", "environment.json", "log.jsonl", "checkpoints"}
+    assert {path.name for path in run.iterdir()} >= {
+        "config.yaml",
+        "environment.json",
+        "log.jsonl",
+        "checkpoints",
+    }
     for name in ("last.pt", "best.pt"):
         content = torch.load(run / "checkpoints" / name, weights_only=True)
         assert {"model", "epoch", "step"} <= content.keys()
@@ -69,7 +74,9 @@ def test_best_is_the_epoch_that_validation_chose(trained: Path, capsys: pytest.C
     assert (said["best_epoch"], said["chosen_by"]) == (chosen["epoch"], "validation")
 
 
-def test_two_runs_of_one_seed_are_identical_and_another_seed_differs(trained: Path, birds: Path, tmp_path: Path) -> None:
+def test_two_runs_of_one_seed_are_identical_and_another_seed_differs(
+    trained: Path, birds: Path, tmp_path: Path
+) -> None:
     assert tiny.do("train", tmp_path) == 0
     assert tiny.same_weights(checkpoints(tmp_path) / "last.pt", checkpoints(trained) / "last.pt")
     assert tiny.do("data", tmp_path, "seed=1") == 0
@@ -145,9 +152,12 @@ def test_resume_from_a_path_goes_on_from_there(trained: Path, tmp_path: Path) ->
         (["optim.lr=0.5"], "optim.lr 0.02 -> 0.5"),
         (["train.epochs=4"], "train.epochs 3 -> 4"),
         (["train.resume=nowhere.pt"], "nowhere.pt: no such checkpoint"),
-        (["train.resume=README.md"], "README.md: damaged, or no checkpoint"),
+        (["train.resume=pyproject.toml"], "pyproject.toml: damaged, or no checkpoint"),
         (["model.name=resnet5", "run.name=x"], "did you mean"),
-        (["model.weights=missing.pth", "model.pretrained=true", "run.name=x"], "missing.pth: no such weights file"),
+        (
+            ["model.weights=missing.pth", "model.pretrained=true", "run.name=x"],
+            "missing.pth: no such weights file",
+        ),
         (["data.root=nowhere", "run.name=x"], "missing; run `make data`"),
         (["train.device=cuda", "run.name=x"], "no CUDA device is visible"),
     ],

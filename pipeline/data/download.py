@@ -90,7 +90,10 @@ def verify_archive(path: Path, md5: str, size_bytes: int | None = None) -> None:
         )
     length = path.stat().st_size
     if size_bytes is not None and length < size_bytes:
-        raise DataError(f"{path}: truncated, {length:,} of {size_bytes:,} bytes are there; download it again")
+        raise DataError(
+            f"{path}: truncated, {length:,} of {size_bytes:,} bytes are there; download it "
+            "again, or give data.archive_md5=MD5 if you mean another archive"
+        )
     found = files.digest_of_file(path, "md5")
     if found != md5.lower():
         raise DataError(

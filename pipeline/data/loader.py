@@ -22,6 +22,7 @@ from pipeline.data.transforms import Augmentation, CentreCrop
 from pipeline.distributed import Ranks
 
 Item = tuple[int, int]  # (epoch, row of the sample table)
+Rows = Sequence[int] | npt.NDArray[np.int64]
 WORKERS_AT_MOST = 8
 
 
@@ -37,7 +38,7 @@ class Batch(NamedTuple):
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
-def epoch_batches(rows: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[npt.NDArray[np.int64]]:
+def epoch_batches(rows: Rows, batch_size: int, seed: int, epoch: int) -> list[npt.NDArray[np.int64]]:
     """The batches of an epoch over all ranks: every row once, in an order of (seed, epoch).
 
     ceil(n / batch_size) batches whose sizes differ by one at most: no image is dropped, and no

@@ -63,7 +63,10 @@ def read(path: Path, columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
         raise DataError(f"{path}: missing; run `make data`")
     try:
         table = pd.read_csv(
-            path, keep_default_na=False, na_values={name: [""] for name in SOURCE_COLUMNS[5:]}
+            path,
+            dtype={"path": str, "class_name": str},
+            keep_default_na=False,
+            na_values={name: [""] for name in SOURCE_COLUMNS[5:]},
         )
     except (ValueError, pd.errors.ParserError) as error:
         raise DataError(f"{path}: not a readable table ({error}); delete it and run `make data`") from error

@@ -9,12 +9,13 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from pipeline import files
+from pipeline import files, terminal
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.models import weights
 
 Module = TypeVar("Module", bound=nn.Module)
+ABSENT_NAMED = 5
 
 
 class Classifier(nn.Module):
@@ -124,12 +125,12 @@ def _load(backbone: Any, path: Path) -> dict[str, Any]:
         name: state[name] for name, own in body.items() if name in state and state[name].shape == own.shape
     }
     share = len(fitting) / len(body)
-    if share < weights.LEAST_SHARE:
-        absent = ", ".join(name for name in body if name not in fitting)[:100]
-        raise WeightsError(
-            f"{path}: fits {len(fitting)} of the model's {len(body)} tensors by name and shape "
-            f"(not: {absent} ...); bring the weights of this very model or set model.pretrained=false"
-        )
+    if share < 1:
+        absent = ", ".join([name for name in body if name not in fitting][:ABSENT_NAMED])
+        found = f"{path}: fits {len(fitting)} of the model's {len(body)} tensors by name and shape (not: {absent} ...)"
+        if share < weights.LEAST_SHARE:
+            raise WeightsError(f"{found}; bring the weights of this very model or set model.pretrained=false")
+        terminal.warn(f"{found}; the others start from random values")
     backbone.load_state_dict(fitting, strict=False)
     digest = files.digest_of_file(path)
     return {"source": str(path), "sha256": digest, "tensors": len(fitting), "share": share}

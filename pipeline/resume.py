@@ -1,0 +1,63 @@
+"""Which checkpoint a run goes on from, and whether it may."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline import checkpoint, config_file, terminal
+from pipeline.config import Config
+from pipeline.errors import CheckpointError
+
+# What may differ between a checkpoint and the run that goes on from it: it changes no number.
+FREE_KEYS = (
+    "run.",
+    "eval.",
+    "tracking.",
+    "data.root",
+    "data.archive",
+    "data.store",
+    "data.workers",
+    "model.pretrained",
+    "model.weights",
+    "train.device",
+    "train.max_steps",
+    "train.resume",
+)
+
+
+def start_from(config: Config, classes: list[str], samples: str) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint that `train.resume` asks for with its content, or None for a fresh start.
+
+    Args:
+        classes, samples: names and digest of the sample table that the run trains on.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or of other data or another configuration.
+    """
+    wanted, last = config.train.resume, config.checkpoints_dir / "last.pt"
+    if wanted == "never" or (wanted == "auto" and not last.is_file()):
+        return None
+    path = last if wanted == "auto" else Path(wanted)
+    content = checkpoint.read(path)
+    checkpoint.check_data(content, path, classes, samples)
+    changed = [
+        f"{key} {before} -> {now}"
+        for key, before, now in config_file.differences(content["config"], config.model_dump(mode="json"))
+        if not key.startswith(FREE_KEYS)
+    ]
+    if changed:
+        raise CheckpointError(
+            f"{path}: was trained with another configuration ({', '.join(changed)}); take the same one, another "
+            "run.name, or train.resume=never, which puts the earlier run aside"
+        )
+    return path, content
+
+
+def put_aside(run_dir: Path) -> None:
+    """Rename an earlier run's folder to NAME.1, NAME.2, ...: nothing is deleted."""
+    if not run_dir.exists():
+        return
+    number = 1
+    while (aside := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
+        number += 1
+    run_dir.rename(aside)
+    terminal.say(f"put aside  {run_dir} is now {aside}")
