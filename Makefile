@@ -58,7 +58,7 @@ format: $(READY) ## format the code and mend what the linter can
 	$(BIN)/ruff format .
 
 bench: $(READY) ## measure speeds, each as a ratio within one run
-	$(BIN)/python scripts/bench.py $(BENCH) --config $(CONFIG) $(ARGS)
+	$(BIN)/python scripts/bench.py $(BENCH) $(if $(filter file,$(origin CONFIG)),,--config $(CONFIG)) $(ARGS)
 
 clean: ## remove .venv and caches; data and runs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -179,9 +179,8 @@ class Run:
             self._save("best.pt")
         self._save("last.pt")
         figures = [f"{name} {record[name]:.4g}" for name in list(record)[3:8] if record[name] is not None]
-        terminal.say(
-            "  ".join([f"epoch {now.epoch}/{self.config.train.epochs}", *figures, "best so far" * chosen])
-        )
+        epoch = f"epoch {now.epoch}/{self.config.train.epochs}"
+        terminal.say("  ".join([epoch, *figures, *["best so far"] * chosen]))
 
     def _validate(self) -> tuple[float, float]:
         batches = loader.in_order(self.val_rows, self.config.eval.batch_size)

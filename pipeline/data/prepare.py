@@ -43,7 +43,7 @@ def prepare(config: Config) -> Prepared:
         DataError: anything about the archive, its files or the disk that the user can mend.
     """
     folder, layout = _folder(config.data), _layout(config.data)
-    root = _bring(config.data, folder)
+    root = bring(config.data)
     listed = cub.read(root)
     if config.data.source == "cub200" and _md5(config.data) == cub.ARCHIVE.md5:
         cub.check_official(listed, root)
@@ -114,9 +114,9 @@ def _stage(name: str, output: Path, inputs: Mapping[str, Any], run: Callable[[Pa
     files.stamp(stamp, inputs)
 
 
-def _bring(config: DataConfig, folder: Path) -> Path:
-    """The folder with the data set's text files and images: drawn, given, or unpacked."""
-    raw = folder / "raw"
+def bring(config: DataConfig) -> Path:
+    """The folder with the data set's text files and `images`: drawn, given, or unpacked, if it is not yet."""
+    raw = _folder(config) / "raw"
     if config.source == "synthetic":
         _stage("draw", raw, config.synthetic.model_dump(), lambda output: _draw_birds(config, output))
     elif config.archive is not None and config.archive.is_dir():
