@@ -60,7 +60,7 @@ def save(path: Path, state: TrainState, epoch: int, about: dict[str, Any]) -> No
 
     Args:
         epoch: epochs completed.
-        about: plain facts of the run: `config`, `classes`, `samples` (the sample table's digest).
+        about: plain facts of the run: `config`, `classes`, `samples` (the sample table's digest), `precision`.
     """
     content = {
         "format": FORMAT,

@@ -66,6 +66,22 @@ class Ranks:
         )
 
 
+def place(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """This rank's device, made ready: a GPU of its own, or the CPU with its memory kept between steps.
+
+    Raises:
+        ConfigError: CUDA is asked for and there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("train.device: cuda, but no CUDA device is visible; set train.device=cpu or auto")
+    if device != "cpu" and torch.cuda.is_available():
+        here = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(here)
+        return here
+    memory.keep_freed_memory()
+    return torch.device("cpu")
+
+
 @contextmanager
 def ranks(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
     """Join the process group that torchrun describes in the environment, and leave it at the end.
@@ -73,22 +89,14 @@ def ranks(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
     Raises:
         ConfigError: CUDA is asked for and there is none.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("train.device: cuda, but no CUDA device is visible; set train.device=cpu or auto")
-    on_gpu = device != "cpu" and torch.cuda.is_available()
+    here = place(device)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    place = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
-    if on_gpu:
-        torch.cuda.set_device(place)
-    else:
-        memory.keep_freed_memory()
     if world == 1:
-        yield Ranks(0, 1, 1, place)
+        yield Ranks(0, 1, 1, here)
         return
-    dist.init_process_group("nccl" if on_gpu else "gloo")
+    dist.init_process_group("nccl" if here.type == "cuda" else "gloo")
     try:
-        yield Ranks(rank, world, local_world, place)
+        yield Ranks(rank, world, local_world, here)
     finally:
         dist.destroy_process_group()

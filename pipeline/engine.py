@@ -1,9 +1,7 @@
 """One pass over the data: learning, or looking."""
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,28 +14,7 @@ from pipeline.checkpoint import TrainState
 from pipeline.data.loader import Batch
 from pipeline.distributed import Ranks
 from pipeline.errors import DataError, UserError
-
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def precision_on(device: torch.device, wanted: Precision) -> torch.dtype:
-    """The dtype of matrix products and convolutions; auto is bf16 where the processor has it."""
-    if wanted != "auto":
-        return DTYPES[wanted]
-    has_bf16 = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else cpu_has_bf16()
-    return torch.bfloat16 if has_bf16 else torch.float32
-
-
-def cpu_has_bf16() -> bool:
-    """Whether this processor multiplies bfloat16 natively (AVX-512 BF16 or AMX)."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
-    """Autocast to `dtype`; inert for float32."""
-    context: AbstractContextManager[None] = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-    return context
+from pipeline.precision import Precision, autocast
 
 
 @dataclass(frozen=True)
@@ -46,7 +23,7 @@ class Learning:
 
     seed: int
     label_smoothing: float
-    dtype: torch.dtype
+    precision: Precision
     ranks: Ranks
 
 
@@ -66,7 +43,7 @@ def learn(
     torch.manual_seed(seeding.seed_of("step", how.seed, state.step, how.ranks.rank))
     optim.set_lr(state.optimizer, lr)
     batch = batch.to(how.ranks.device)
-    with autocast(how.ranks.device, how.dtype):
+    with autocast(how.ranks.device, how.precision):
         logits = parallel(batch.image).float()
     loss = F.cross_entropy(logits, batch.label, reduction="sum", label_smoothing=how.label_smoothing)
     # DistributedDataParallel divides by the number of ranks; the batch is divided by its images.
@@ -98,7 +75,7 @@ def look(
     model: nn.Module,
     batches: Iterable[Batch],
     wanted: npt.NDArray[np.int64],
-    dtype: torch.dtype,
+    precision: Precision,
     ranks: Ranks,
 ) -> Looked:
     """Predict every wanted row exactly once, whatever the number of ranks; the same answer on all of them.
@@ -113,7 +90,7 @@ def look(
     model.eval()
     rows, logits = [], []
     for batch in batches:
-        with autocast(ranks.device, dtype):
+        with autocast(ranks.device, precision):
             logits.append(model(batch.to(ranks.device).image).float().cpu())
         rows.append(batch.row)
     own = (torch.cat(rows).numpy(), torch.cat(logits).numpy()) if rows else None

@@ -17,6 +17,7 @@ from pipeline.data.transforms import CentreCrop
 from pipeline.distributed import Ranks
 from pipeline.errors import CheckpointError, DataError
 from pipeline.models.build import Classifier, build
+from pipeline.precision import Precision
 from pipeline.report import screen
 
 
@@ -35,7 +36,7 @@ def evaluate(config: Config) -> dict[str, Any]:
         names = table.class_names(data.samples)
         checkpoint.check_data(content, path, names, table.digest(data.samples))
         model = _model(config, content, path, len(names)).to(ranks.device)
-        looked = _look(config, data, model, ranks)
+        looked = _look(config, data, model, content["precision"], ranks)
         if not ranks.first:
             return {}
         predicted = metrics.predictions(data.samples.iloc[looked.rows], looked.logits, names)
@@ -73,7 +74,9 @@ def _model(config: Config, content: dict[str, Any], path: Path, classes: int) ->
     return placed
 
 
-def _look(config: Config, data: prepare.Prepared, model: Classifier, ranks: Ranks) -> engine.Looked:
+def _look(
+    config: Config, data: prepare.Prepared, model: Classifier, trained_in: Precision, ranks: Ranks
+) -> engine.Looked:
     rows = np.array(data.rows(config.eval.split), np.int64)
     if not len(rows):
         raise DataError(
@@ -83,10 +86,9 @@ def _look(config: Config, data: prepare.Prepared, model: Classifier, ranks: Rank
     images = loader.Images(data.store, labels, CentreCrop(config.data), config.data.image_px)
     server = loader.Loader(images, loader.worker_count(config.data.workers, ranks), ranks.device)
     batches = loader.in_order(rows, config.eval.batch_size)
-    dtype = engine.precision_on(ranks.device, config.train.precision)
     with terminal.bar(f"eval {config.eval.split}", len(rows)) as bar:
         served = bar.count(server.serve(0, loader.share(batches, ranks)), map(len, batches))
-        return engine.look(model, served, rows, dtype, ranks)
+        return engine.look(model, served, rows, trained_in, ranks)
 
 
 def _write(

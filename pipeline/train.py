@@ -14,6 +14,7 @@ from pipeline import (
     environment,
     files,
     optim,
+    precision,
     resume,
     seeding,
     signals,
@@ -66,11 +67,12 @@ class Run:
         self.steps_per_epoch = loader.steps_per_epoch(len(self.train_rows), config.optim.batch_size)
         steps = config.train.epochs * self.steps_per_epoch
         self.last_step = min(steps, config.train.max_steps or steps)
-        self.dtype = engine.precision_on(ranks.device, config.train.precision)
-        self.how = engine.Learning(config.seed, config.train.label_smoothing, self.dtype, ranks)
         self.train_loader = self._loader(data, Augmentation(config.data, config.seed))
         self.val_loader = self._loader(data, CentreCrop(config.data))
         before = resume.start_from(config, self.classes, self.samples)
+        decided = before[1]["precision"] if before else config.train.precision
+        self.precision = precision.resolve(decided, ranks.device)
+        self.how = engine.Learning(config.seed, config.train.label_smoothing, self.precision, ranks)
         self.state, weights = self._fresh_state()
         if before is not None:
             checkpoint.restore(self.state, before[1], before[0])
@@ -185,7 +187,7 @@ class Run:
     def _validate(self) -> tuple[float, float]:
         batches = loader.in_order(self.val_rows, self.config.eval.batch_size)
         served = self._until_stopped(self.val_loader.serve(0, loader.share(batches, self.ranks)))
-        looked = engine.look(self.state.model, served, self.val_rows, self.dtype, self.ranks)
+        looked = engine.look(self.state.model, served, self.val_rows, self.precision, self.ranks)
         return looked.scores(self.labels)
 
     def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -207,6 +209,7 @@ class Run:
                 "config": self.config.model_dump(mode="json"),
                 "classes": self.classes,
                 "samples": self.samples,
+                "precision": self.precision,
             }
             epoch = self.state.step // self.steps_per_epoch
             checkpoint.save(self.config.checkpoints_dir / name, self.state, epoch, about)
@@ -230,7 +233,7 @@ class Run:
             momentum=config.optim.momentum,
             nesterov=config.optim.nesterov,
         )
-        scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         return TrainState(model, optimizer, scaler), weights
 
     def _record(self, weights: dict[str, Any]) -> None:
@@ -239,7 +242,12 @@ class Run:
         if self.state.step >= self.last_step:
             return  # already finished, maybe by other code on another machine: leave its record alone
         files.write_text(folder / "config.yaml", config_file.dump(config))
-        about = {**environment.describe(self.ranks.device), "weights": weights, "samples": self.samples}
+        about = {
+            **environment.describe(self.ranks.device),
+            "precision": self.precision,
+            "weights": weights,
+            "samples": self.samples,
+        }
         files.write_json(folder / "environment.json", about)
         parameters = sum(parameter.numel() for parameter in self.state.model.parameters())
         terminal.say(
@@ -248,5 +256,5 @@ class Run:
             f"{weights['source']}, {weights['share']:.0%} of the body loaded ({weights['tensors']} tensors)\n"
             f"data   {len(self.train_rows)} images to train on, {len(self.val_rows)} to validate; "
             f"{config.data.image_px} px, batches of at most {config.optim.batch_size}\n"
-            f"on     {self.ranks.world} x {self.ranks.device.type}, {str(self.dtype).removeprefix('torch.')}"
+            f"on     {self.ranks.world} x {self.ranks.device.type}, {self.precision}"
         )

@@ -1,10 +1,11 @@
-"""Speeds as ratios: both sides run in this process, in turn, on the same images.
+"""Speeds as ratios: both sides run in turn, in one go, on the same images.
 
     python scripts/bench.py all|loader|step|data [--config FILE] [section.key=value ...]
 
 loader  our loader from the store against torchvision's ImageFolder, PIL, Resize, RandomCrop,
         ToTensor and Normalize, one process each
-step    ResNet-50 as `train.precision: auto` and channels_last have it, against fp32 in the default layout
+step    a training step as the configuration has it (precision auto, channels_last, memory kept), against
+        the same model in fp32 in the default layout, each in a process of its own
 data    `make data` from the archive or folder to the table, against images x (decode + resize with
         PIL on one core) / cores
 
@@ -14,6 +15,8 @@ Without a configuration the images are 200 drawn birds of 500 px.
 import argparse
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,7 +28,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from pipeline import config_file, distributed, engine, optim, terminal
+from pipeline import config_file, distributed, engine, optim, precision, terminal
 from pipeline.checkpoint import TrainState
 from pipeline.config import Config
 from pipeline.data import loader, prepare
@@ -40,6 +43,7 @@ DRAWN = [
     "data.synthetic={species: 10, images_per_species: 20, train_per_species: 15, long_side_px: 500}",
 ]
 ROUNDS = 3
+BATCH = 8
 
 
 def images_per_s(images: int, run: Callable[[], object]) -> float:
@@ -60,12 +64,12 @@ def compare(name: str, ours: Callable[[], float], theirs: Callable[[], float], a
     )
 
 
-def bench_loader(config: Config, ranks: Ranks) -> None:
+def bench_loader(config: Config) -> None:
     data, size = prepare.load(config), config.data
     rows = range(len(data.samples))
     labels = data.samples["label"].to_numpy("int64", copy=True)
     images = loader.Images(data.store, labels, Augmentation(size, config.seed), size.image_px)
-    server = loader.Loader(images, 0, ranks.device)
+    server = loader.Loader(images, 0, torch.device("cpu"))
     tensor = [transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
     steps = [transforms.Resize(size.resize_px), transforms.RandomCrop(size.image_px), *tensor]
     folder = datasets.ImageFolder(str(prepare.bring(size) / "images"), transforms.Compose(steps))
@@ -80,31 +84,45 @@ def bench_loader(config: Config, ranks: Ranks) -> None:
     compare("loader", ours, lambda: images_per_s(len(folder), lambda: sum(len(y) for _, y in usual)), theirs)
 
 
-def bench_step(config: Config, ranks: Ranks, batch_size: int = 8) -> None:
-    generator = torch.Generator().manual_seed(0)
-    shape = (batch_size, config.data.image_px, config.data.image_px, 3)
-    image = torch.randint(256, shape, generator=generator, dtype=torch.uint8).permute(0, 3, 1, 2)
-    batch = Batch(image, torch.arange(batch_size), torch.arange(batch_size))
+def bench_step(words: list[str], config: Config) -> None:
+    """Each side in a process of its own, in turn: ours keeps freed memory, which is for a whole process."""
+
+    def side(name: str) -> float:
+        child = [sys.executable, __file__, "step", f"--side={name}", *words]
+        done = subprocess.run(child, stdout=subprocess.PIPE, text=True, check=True)
+        return float(done.stdout.splitlines()[-1])
+
+    label = f"step, {config.model.name} at {config.data.image_px} px, batch {BATCH}"
+    compare(label, lambda: side("ours"), lambda: side("plain"), "fp32, default layout, no setting of ours")
+
+
+def step_side(config: Config, ours: bool) -> float:
+    """Images a second over two steps after one to warm up."""
+    device = distributed.place(config.train.device) if ours else torch.device("cpu")
+    layout = torch.channels_last if ours else torch.contiguous_format
+    ranks = Ranks(0, 1, 1, device)
+    chosen = precision.resolve(config.train.precision if ours else "fp32", device)
     random = config.model.model_copy(update={"pretrained": False, "weights": None})
-
-    def stepper(layout: torch.memory_format, dtype: torch.dtype) -> Callable[[], float]:
-        model, _ = build(random, 200)
-        model = model.to(ranks.device, memory_format=layout)  # type: ignore[call-overload]
-        groups = optim.parameter_groups(model, model.head, config.optim)
-        sgd = optim.sgd(groups, lr=1e-3, momentum=0.9, nesterov=True)
-        state = TrainState(model, sgd, torch.amp.GradScaler(ranks.device.type, enabled=False))
-        how = engine.Learning(0, 0.1, dtype, ranks)
-        step = lambda: float(engine.learn(state, model, batch, batch_size, 1e-3, how)[0])  # noqa: E731
-        step()
-        return lambda: images_per_s(batch_size, step)
-
-    dtype = engine.precision_on(ranks.device, "auto")
-    ours = stepper(torch.channels_last, dtype)
-    theirs = stepper(torch.contiguous_format, torch.float32)
-    name = f"step, {config.model.name} at {config.data.image_px} px, {dtype} channels_last".replace(
-        "torch.", ""
+    model, _ = build(random, 200)
+    model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
+    groups = optim.parameter_groups(model, model.head, config.optim)
+    state = TrainState(
+        model,
+        optim.sgd(groups, lr=1e-3, momentum=0.9, nesterov=True),
+        torch.amp.GradScaler(device.type, enabled=chosen == "fp16"),
     )
-    compare(name, ours, theirs, "fp32, default layout")
+    shape = (BATCH, config.data.image_px, config.data.image_px, 3)
+    image = torch.randint(256, shape, dtype=torch.uint8).permute(0, 3, 1, 2)
+    batch = Batch(image, torch.arange(BATCH), torch.arange(BATCH))
+    how = engine.Learning(0, 0.1, chosen, ranks)
+    terminal.say(f"       {'ours' if ours else 'plain'}: {chosen} on {device.type}")
+
+    def steps(count: int) -> None:
+        for _ in range(count):
+            float(engine.learn(state, model, batch, BATCH, 1e-3, how)[0])
+
+    steps(1)
+    return images_per_s(2 * BATCH, lambda: steps(2))
 
 
 def bench_data(config: Config) -> None:
@@ -135,20 +153,24 @@ def main() -> None:
     )
     parser.add_argument("bench", choices=["all", "loader", "step", "data"], nargs="?", default="all")
     parser.add_argument("--config", type=Path, help="without it: drawn birds, the baseline recipe")
+    parser.add_argument("--side", choices=["ours", "plain"], help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*")
-    arguments = parser.parse_args()
-    defaults = [] if arguments.config else DRAWN
-    config = config_file.load(arguments.config, [*defaults, *arguments.overrides])
-    with distributed.ranks(config.train.device) as ranks:
-        if arguments.bench in ("all", "loader", "data"):
-            prepare.prepare(config)
-            terminal.mute()
-        if arguments.bench in ("all", "loader"):
-            bench_loader(config, ranks)
-        if arguments.bench in ("all", "step"):
-            bench_step(config, ranks)
-        if arguments.bench in ("all", "data"):
-            bench_data(config)
+    arguments = parser.parse_intermixed_args()
+    overrides = [*([] if arguments.config else DRAWN), *arguments.overrides]
+    config = config_file.load(arguments.config, overrides)
+    if arguments.side:
+        print(step_side(config, arguments.side == "ours"))
+        return
+    if arguments.bench != "step":
+        prepare.prepare(config)
+    if arguments.bench in ("all", "loader"):
+        bench_loader(config)
+    if arguments.bench in ("all", "step"):
+        words = [f"--config={arguments.config}"] if arguments.config else []
+        bench_step([*words, *arguments.overrides], config)
+    if arguments.bench in ("all", "data"):
+        terminal.mute()
+        bench_data(config)
 
 
 if __name__ == "__main__":

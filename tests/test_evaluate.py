@@ -120,8 +120,8 @@ def test_a_row_predicted_twice_or_not_at_all_is_an_error() -> None:
             return torch.zeros(len(images), 4)
 
     wanted = np.arange(4)
-    looked = engine.look(Constant(), [batch(3, 1), batch(0, 2)], wanted, torch.float32, ranks)
+    looked = engine.look(Constant(), [batch(3, 1), batch(0, 2)], wanted, "fp32", ranks)
     assert looked.rows.tolist() == [0, 1, 2, 3]
     for batches in ([batch(0, 1, 2)], [batch(0, 1, 2, 3), batch(3)], [batch(0, 1, 2, 2)]):
         with pytest.raises(DataError, match="4 images were to be predicted"):
-            engine.look(Constant(), batches, wanted, torch.float32, ranks)
+            engine.look(Constant(), batches, wanted, "fp32", ranks)

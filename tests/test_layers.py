@@ -14,6 +14,7 @@ LAYERS = [
         "signals",
         "terminal",
         "memory",
+        "precision",
         "distributed",
         "metrics",
         "environment",

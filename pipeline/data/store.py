@@ -7,12 +7,12 @@ files of quality 95 instead, for when the disk is short.
 
 import io
 import os
-import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -24,8 +24,12 @@ from pipeline import files, terminal
 from pipeline.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
+Made = TypeVar("Made")
 JPEG_QUALITY = 95
 JPEG_BYTES_PER_PIXEL = 0.8  # at quality 95, with a margin: what is asked of the disk beforehand
+
+
+cv2.setNumThreads(0)  # one picture is one thread's work, here and in loader processes
 
 
 @dataclass(frozen=True)
@@ -82,17 +86,19 @@ class Store:
         return raw.reshape(height, width, 3)
 
 
-def decode(content: bytes, target: tuple[int, int] | None = None) -> tuple[Pixels, bool]:
-    """Decode a picture in full: uint8 [H, W, 3] RGB, and whether the file is greyscale.
+def decode(content: bytes, target: tuple[int, int] | None = None) -> tuple[Pixels, dict[str, int | bool]]:
+    """Decode a picture in full: uint8 [H, W, 3] RGB; and its width, height, and whether it is grey.
 
     Raises OSError, SyntaxError or ValueError, as Pillow does, when the file is damaged.
     """
     with Image.open(io.BytesIO(content)) as picture:
+        width, height = picture.size
         grey = picture.mode in ("1", "L", "LA", "I;16")
         if target is not None and not grey:
             # libjpeg scales by 1/2, 1/4 or 1/8 while decoding, never below the target.
             picture.draft("RGB", target)
-        return np.asarray(picture.convert("RGB")), grey
+        pixels = np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+    return pixels, {"width": width, "height": height, "grey": grey}
 
 
 def resized(picture: Pixels, width: int, height: int) -> Pixels:
@@ -156,69 +162,61 @@ def _sizes(paths: Sequence[Path], layout: Layout) -> list[tuple[int, int]]:
 def _fill(
     path: Path, paths: Sequence[Path], sizes: Sequence[tuple[int, int]], layout: Layout
 ) -> pd.DataFrame:
-    packed_lengths = np.array([3 * width * height for width, height in sizes], np.int64)
-    offsets = np.concatenate([[0], np.cumsum(packed_lengths)[:-1]]).astype(np.int64)
-    end = 0
-    lock = threading.Lock()
+    """Write the pictures end to end, in their order; the index, or one `DataError` for all that are bad."""
+    rows: list[dict[str, int | bool]] = []
     bad: list[str] = []
-
-    def store_one(position: int) -> dict[str, Any] | None:
-        nonlocal end
-        width, height = sizes[position]
-        try:
-            content = paths[position].read_bytes()
-            original = Image.open(io.BytesIO(content)).size
-            pixels, grey = decode(content, (width, height))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            bad.append(f"{paths[position]}: {_reason(error)}")
-            return None
-        raw: Any = resized(pixels, width, height)
-        offset = int(offsets[position])
-        if layout.format == "jpeg":
-            bgr = cv2.cvtColor(raw, cv2.COLOR_RGB2BGR)
-            raw = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
-            with lock:
-                offset, end = end, end + raw.nbytes
-        _write_all(stream.fileno(), np.ascontiguousarray(raw).tobytes(), offset)
-        return {
-            "offset": offset,
-            "length": raw.nbytes,
-            "store_width": width,
-            "store_height": height,
-            "width": original[0],
-            "height": original[1],
-            "grey": grey,
-            "file_bytes": len(content),
-        }
-
     workers = (os.cpu_count() or 1) + 1
-    rows = []
+
+    def make(position: int) -> tuple[Pixels, dict[str, int | bool]] | str:
+        try:
+            return _make(paths[position], sizes[position], layout)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            return f"{paths[position]}: {_reason(error)}"
+
     with (
         path.open("wb") as stream,
         terminal.bar("store", len(paths)) as bar,
         ThreadPoolExecutor(workers) as pool,
     ):
-        try:
-            for row in pool.map(store_one, range(len(paths))):
-                rows.append(row)
-                bar.advance()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        for made in _in_order(pool, make, range(len(paths)), ahead=4 * workers):
+            if isinstance(made, str):
+                bad.append(made)
+            else:
+                content, facts = made
+                rows.append({"offset": stream.tell(), "length": content.nbytes, **facts})
+                stream.write(content.data)
+            bar.advance()
     if bad:
         raise DataError(
-            f"{len(bad)} of {len(paths)} pictures do not decode in full: {'; '.join(sorted(bad))}; "
+            f"{len(bad)} of {len(paths)} pictures do not decode in full: {'; '.join(bad)}; "
             "bring good copies (for CUB: delete the unpacked folder and run `make data` again)"
         )
     return pd.DataFrame(rows)
 
 
-def _write_all(descriptor: int, content: bytes, offset: int) -> None:
-    """`os.pwrite` until all is written: a nearly full disk takes a part first and then refuses."""
-    left = memoryview(content)
-    while left:
-        written = os.pwrite(descriptor, left, offset)
-        left, offset = left[written:], offset + written
+def _make(path: Path, size: tuple[int, int], layout: Layout) -> tuple[Pixels, dict[str, int | bool]]:
+    """A picture as it goes into the store, and what is known of it."""
+    content = path.read_bytes()
+    pixels, facts = decode(content, size)
+    pixels = np.ascontiguousarray(resized(pixels, *size))
+    if layout.format == "jpeg":
+        bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+        pixels = np.asarray(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1], np.uint8)
+    width, height = size
+    return pixels, {"store_width": width, "store_height": height, **facts, "file_bytes": len(content)}
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, function: Callable[[int], Made], items: Iterable[int], ahead: int
+) -> Iterator[Made]:
+    """`pool.map`, but at most `ahead` results wait to be taken: a slow disk must not fill the memory."""
+    waiting: deque[Future[Made]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _reason(error: Exception) -> str:
