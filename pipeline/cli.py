@@ -84,7 +84,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         verb.add_argument(
             "overrides", nargs="*", metavar="section.key=value", help="as in `python -m pipeline config`"
         )
-    return parser.parse_args(argv)
+    arguments, more = parser.parse_known_args(
+        argv
+    )  # argparse takes no overrides both before and behind --config
+    if wrong := [word for word in more if word.startswith("-")]:
+        parser.error(f"unknown option {' '.join(wrong)}; overrides are written section.key=value")
+    arguments.overrides += more
+    return arguments
 
 
 def run(argv: Sequence[str]) -> int:

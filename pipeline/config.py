@@ -100,8 +100,8 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    name: str = "resnet50"
-    """any model of timm"""
+    name: str = "resnet50.tv_in1k"
+    """any model of timm; .tv_in1k are torchvision's ImageNet-1k V1 weights"""
     pretrained: bool = True
     """start from ImageNet weights: timm's from its hub, or the file in weights"""
     weights: Path | None = None
