@@ -60,7 +60,8 @@ def save(path: Path, state: TrainState, epoch: int, about: dict[str, Any]) -> No
 
     Args:
         epoch: epochs completed.
-        about: plain facts of the run: `config`, `classes`, `samples` (the sample table's digest), `precision`.
+        about: plain facts of the run: `config`, `classes`, `samples` (the sample table's digest), `precision`, `weights`
+            (where the first ones came from).
     """
     content = {
         "format": FORMAT,

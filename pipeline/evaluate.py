@@ -16,7 +16,7 @@ from pipeline.data import loader, prepare, table
 from pipeline.data.transforms import CentreCrop
 from pipeline.distributed import Ranks
 from pipeline.errors import CheckpointError, DataError
-from pipeline.models.build import Classifier, build
+from pipeline.models.build import Classifier, build, without_weights
 from pipeline.precision import Precision
 from pipeline.report import screen
 
@@ -67,7 +67,7 @@ def _model(config: Config, content: dict[str, Any], path: Path, classes: int) ->
         raise CheckpointError(
             f"{path}: was trained with another model ({', '.join(changed)}); give the configuration it was trained with"
         )
-    model, _ = build(config.model.model_copy(update={"pretrained": False, "weights": None}), classes)
+    model, _ = build(without_weights(config.model), classes)
     checkpoint.load_model(model, content, path)
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     placed: Classifier = model.to(memory_format=layout)

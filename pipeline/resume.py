@@ -14,7 +14,6 @@ FREE_KEYS = (
     "tracking.",
     "data.root",
     "data.archive",
-    "data.store",
     "data.workers",
     "model.pretrained",
     "model.weights",

@@ -27,7 +27,7 @@ from pipeline.data.loader import Batch, Images, Loader
 from pipeline.data.transforms import Augmentation, CentreCrop
 from pipeline.distributed import Ranks
 from pipeline.errors import DataError, Stopped
-from pipeline.models.build import build, freeze_batchnorm
+from pipeline.models.build import build, freeze_batchnorm, without_weights
 from pipeline.schedule import lr_at
 from pipeline.tracking import Nothing, Tracker, tracker
 
@@ -73,14 +73,15 @@ class Run:
         decided = before[1]["precision"] if before else config.train.precision
         self.precision = precision.resolve(decided, ranks.device)
         self.how = engine.Learning(config.seed, config.train.label_smoothing, self.precision, ranks)
-        self.state, weights = self._fresh_state()
+        self.state, self.weights = self._fresh_state(pretrained=before is None)
         if before is not None:
             checkpoint.restore(self.state, before[1], before[0])
+            self.weights = before[1]["weights"]
         elif ranks.first and config.train.resume == "never":
             resume.put_aside(config.run_dir)
         self.parallel = ranks.parallel(self.state.model)
         if ranks.first:
-            self._record(weights)
+            self._record()
             self.track = tracker(config, self.state.step)
 
     def complete(self) -> None:
@@ -210,6 +211,7 @@ class Run:
                 "classes": self.classes,
                 "samples": self.samples,
                 "precision": self.precision,
+                "weights": self.weights,
             }
             epoch = self.state.step // self.steps_per_epoch
             checkpoint.save(self.config.checkpoints_dir / name, self.state, epoch, about)
@@ -221,10 +223,11 @@ class Run:
         images = Images(data.store, self.labels, view, self.config.data.image_px)
         return Loader(images, loader.worker_count(self.config.data.workers, self.ranks), self.ranks.device)
 
-    def _fresh_state(self) -> tuple[TrainState, dict[str, Any]]:
+    def _fresh_state(self, *, pretrained: bool) -> tuple[TrainState, dict[str, Any]]:
         config, device = self.config, self.ranks.device
+        of_model = config.model if pretrained else without_weights(config.model)
         torch.manual_seed(seeding.seed_of("weights", config.seed))
-        model, weights = build(config.model, len(self.classes))
+        model, weights = build(of_model, len(self.classes))
         layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
         model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
         optimizer = optim.sgd(
@@ -236,16 +239,16 @@ class Run:
         scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         return TrainState(model, optimizer, scaler), weights
 
-    def _record(self, weights: dict[str, Any]) -> None:
+    def _record(self) -> None:
         """Write what the run is, and say it."""
-        config, folder = self.config, self.config.run_dir
+        config, folder, weights = self.config, self.config.run_dir, self.weights
         if self.state.step >= self.last_step:
             return  # already finished, maybe by other code on another machine: leave its record alone
         files.write_text(folder / "config.yaml", config_file.dump(config))
         about = {
             **environment.describe(self.ranks.device),
             "precision": self.precision,
-            "weights": weights,
+            "weights": self.weights,
             "samples": self.samples,
         }
         files.write_json(folder / "environment.json", about)

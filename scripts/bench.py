@@ -36,7 +36,7 @@ from pipeline.data.loader import Batch
 from pipeline.data.transforms import Augmentation
 from pipeline.distributed import Ranks
 from pipeline.errors import UserError
-from pipeline.models.build import build
+from pipeline.models.build import build, without_weights
 
 DRAWN = [
     "data.source=synthetic",
@@ -102,8 +102,7 @@ def step_side(config: Config, ours: bool) -> float:
     layout = torch.channels_last if ours else torch.contiguous_format
     ranks = Ranks(0, 1, 1, device)
     chosen = precision.resolve(config.train.precision if ours else "fp32", device)
-    random = config.model.model_copy(update={"pretrained": False, "weights": None})
-    model, _ = build(random, 200)
+    model, _ = build(without_weights(config.model), 200)
     model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
     groups = optim.parameter_groups(model, model.head, config.optim)
     state = TrainState(

@@ -214,3 +214,16 @@ def test_wandb_offline_writes_a_run_and_keeps_its_id(birds: Path, tmp_path: Path
     stored = sorted((run / "wandb").glob("offline-run-*"))
     assert len(stored) == 2
     assert all(folder.name.endswith(run_id) and list(folder.glob("*.wandb")) for folder in stored)
+
+
+def test_going_on_needs_no_pretrained_weights(birds: Path, tmp_path: Path) -> None:
+    first = tmp_path / "first.pth"
+    assert tiny.do("train", tmp_path, "train.max_steps=1", "run.name=source") == 0
+    state = tiny.weights(checkpoints(tmp_path, "source") / "last.pt")
+    torch.save(state, first)
+    pretrained = ["model.pretrained=true", f"model.weights={first}"]
+    assert tiny.do("train", tmp_path, *pretrained, "train.max_steps=2") == 0
+    first.unlink()
+    assert tiny.do("train", tmp_path, *pretrained, "train.max_steps=4") == 0
+    weights = json.loads((tmp_path / "runs/tiny/environment.json").read_text())["weights"]
+    assert (weights["source"], weights["share"]) == (str(first), 1.0)

@@ -62,6 +62,11 @@ def build(config: ModelConfig, classes: int) -> tuple[Classifier, dict[str, Any]
     return Classifier(backbone, config.mean or usual["mean"], config.std or usual["std"]), origin
 
 
+def without_weights(config: ModelConfig) -> ModelConfig:
+    """The same model from random weights: for a checkpoint that brings its own."""
+    return config.model_copy(update={"pretrained": False, "weights": None})
+
+
 def freeze_batchnorm(model: Module) -> Module:
     """Put batch norms into evaluation mode: pretrained statistics are used and not updated.
 
