@@ -187,7 +187,7 @@ class TrainConfig(Section):
     """auto: go on from the run's last checkpoint; never: put an earlier run aside; or a checkpoint's PATH"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: bf16 on GPUs that have it and on CPUs where it is faster, fp32 elsewhere"""
+    """auto: bf16 on GPUs and CPUs that have it, fp32 elsewhere"""
     channels_last: bool = True
     """memory layout NHWC: faster convolutions on tensor cores and on CPUs"""
 

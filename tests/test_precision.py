@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline import precision
-from pipeline.precision import autocast, bf16_is_faster_on_this_cpu, resolve
+from pipeline.precision import autocast, resolve
 from tests import tiny
 
 CPU = torch.device("cpu")
@@ -16,19 +16,12 @@ def test_a_precision_that_is_asked_for_is_taken(wanted: precision.Precision) -> 
     assert resolve(wanted, CPU) == wanted
 
 
-@pytest.mark.parametrize(("faster", "expected"), [(True, "bf16"), (False, "fp32")])
-def test_auto_takes_bf16_on_a_cpu_only_where_it_is_faster(
-    monkeypatch: pytest.MonkeyPatch, faster: bool, expected: str
+@pytest.mark.parametrize(("has_it", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_auto_takes_bf16_on_a_cpu_that_has_it(
+    monkeypatch: pytest.MonkeyPatch, has_it: bool, expected: str
 ) -> None:
-    monkeypatch.setattr(precision, "bf16_is_faster_on_this_cpu", lambda: faster)
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: has_it)
     assert resolve("auto", CPU) == expected
-
-
-def test_the_trial_is_made_once_and_gives_an_answer() -> None:
-    bf16_is_faster_on_this_cpu.cache_clear()
-    assert bf16_is_faster_on_this_cpu() in (True, False)
-    bf16_is_faster_on_this_cpu()
-    assert bf16_is_faster_on_this_cpu.cache_info().misses == 1
 
 
 def test_autocast_computes_in_the_precision_and_is_inert_for_fp32() -> None:
@@ -42,9 +35,9 @@ def test_a_resumed_run_and_its_evaluation_keep_the_precision_of_its_beginning(
     birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     auto = "train.precision=auto"
-    monkeypatch.setattr(precision, "bf16_is_faster_on_this_cpu", lambda: True)
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
     assert tiny.do("train", tmp_path, auto, "train.max_steps=2") == 0
-    monkeypatch.setattr(precision, "bf16_is_faster_on_this_cpu", lambda: False)
+    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: False)
     assert tiny.do("train", tmp_path, auto, "train.max_steps=4") == 0
     assert tiny.do("eval", tmp_path, auto) == 0
     last = torch.load(tmp_path / "runs/tiny/checkpoints/last.pt", weights_only=True)
