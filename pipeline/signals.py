@@ -36,4 +36,4 @@ def deferred() -> Iterator[StopRequest]:
 
 def raise_stopped(number: int, _frame: FrameType | None) -> None:
     """The handler for everything that is safe to stop anywhere, because its files appear whole."""
-    raise Stopped(f"stopped by {signal.Signals(number).name}")
+    raise Stopped(f"stopped by {signal.Signals(number).name}; the same command goes on")
