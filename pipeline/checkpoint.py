@@ -4,18 +4,23 @@ A checkpoint holds tensors and plain types only and is read with `weights_only=T
 augmentation and dropout are functions of (seed, step), so no random state is in it.
 """
 
-from dataclasses import dataclass, field
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor
 
 from pipeline import files
 from pipeline.errors import CheckpointError
 from pipeline.models.build import Classifier
 from pipeline.models.weights import DAMAGE
+from pipeline.phases import PhaseState
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass
@@ -23,8 +28,11 @@ class Totals:
     """Sums over the images of the epoch in progress."""
 
     loss: float = 0.0
-    correct: int = 0
+    correct: float = 0.0
+    gradient_norm: float = 0.0
+    """a sum over steps"""
     seen: int = 0
+    steps: int = 0
 
 
 @dataclass
@@ -50,9 +58,16 @@ class TrainState:
     model: Classifier
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
+    ema: ModelEmaV3 | None
+    phase: PhaseState
     step: int = 0
     totals: Totals = field(default_factory=Totals)
     best: Best | None = None
+
+    @property
+    def validated(self) -> Classifier:
+        """The model that validation looks at and evaluation takes: the average of the weights, if there is one."""
+        return self.ema.module if self.ema is not None else self.model
 
 
 def save(path: Path, state: TrainState, epoch: int, about: dict[str, Any]) -> None:
@@ -60,14 +75,16 @@ def save(path: Path, state: TrainState, epoch: int, about: dict[str, Any]) -> No
 
     Args:
         epoch: epochs completed.
-        about: plain facts of the run: `config`, `classes`, `samples` (the sample table's digest), `precision`, `weights`
-            (where the first ones came from).
+        about: plain facts of the run: `config`, `classes`, `samples` (the sample table's digest), `precision`,
+            `batch_size`, `weights` (where the first ones came from).
     """
     content = {
         "format": FORMAT,
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "scaler": state.scaler.state_dict(),
+        "ema": None if state.ema is None else state.ema.module.state_dict(),
+        "phase": asdict(state.phase),
         "epoch": epoch,
         "step": state.step,
         "totals": vars(state.totals),
@@ -101,8 +118,17 @@ def read(path: Path) -> dict[str, Any]:
 
 def restore(state: TrainState, content: dict[str, Any], path: Path) -> None:
     """Put a checkpoint's content into a state of the same shape."""
-    load_model(state.model, content, path)
-    state.optimizer.load_state_dict(content["optimizer"])
+    _load_weights(state.model, content["model"], content, path)
+    if state.ema is not None:
+        _load_weights(state.validated, content["ema"], content, path)
+    own, saved = state.optimizer.state_dict()["param_groups"], content["optimizer"]
+    settings = ("params", "weight_decay", "lr_multiplier")  # they are the configuration's; all else is state
+    groups = [
+        {**group, **{key: new[key] for key in settings}}
+        for group, new in zip(saved["param_groups"], own, strict=True)
+    ]
+    state.optimizer.load_state_dict({**saved, "param_groups": groups})
+    state.phase = PhaseState.load(content["phase"])
     state.scaler.load_state_dict(content["scaler"])
     state.step = content["step"]
     state.totals = Totals(**content["totals"])
@@ -110,14 +136,30 @@ def restore(state: TrainState, content: dict[str, Any], path: Path) -> None:
 
 
 def load_model(model: Classifier, content: dict[str, Any], path: Path) -> None:
-    """Load the model's weights, every one of them."""
+    """Load the weights that validation looked at, every one of them: the average, if there is one."""
+    _load_weights(model, content["ema"] or content["model"], content, path)
+
+
+def _load_weights(
+    model: Classifier, weights: Mapping[str, Tensor], content: dict[str, Any], path: Path
+) -> None:
     try:
-        model.load_state_dict(content["model"])
+        model.load_state_dict(weights)
     except RuntimeError as error:
         name = content["config"]["model"]["name"]
         raise CheckpointError(
             f"{path}: holds the weights of another model ({name}); give the configuration it was trained with"
         ) from error
+
+
+def keep_last(folder: Path, step: int, count: int) -> None:
+    """Keep `last.pt` under its step's name too, and of those the last `count`; with one, `last.pt` alone."""
+    if count > 1:
+        name = folder / f"step-{step:07}.pt"
+        with files.replacing(name) as part:
+            shutil.copyfile(folder / "last.pt", part)
+    for old in sorted(folder.glob("step-*.pt"))[: -count if count > 1 else None]:
+        old.unlink()
 
 
 def check_data(content: dict[str, Any], path: Path, classes: list[str], samples: str) -> None:

@@ -18,6 +18,8 @@ EXAMPLES = """
       python -m pipeline data  --config configs/cub200_resnet50.yaml
       python -m pipeline train --config configs/cub200_resnet50.yaml optim.lr=0.01 run.name=low_lr
       python -m pipeline eval  --config configs/cub200_resnet50.yaml run.name=low_lr eval.split=val
+      python -m pipeline schedule --config configs/adam_to_sgd.yaml   # what the rates will be
+      python -m pipeline lr-find  --config configs/demo.yaml          # which rate to begin with
       python -m pipeline config --config configs/demo.yaml       # every key, with its meaning
       torchrun --nproc-per-node 4 -m pipeline train --config configs/cub200_resnet50.yaml
 
@@ -49,6 +51,20 @@ def evaluate(config: Config) -> dict[str, Any]:
     return evaluate(config)
 
 
+def schedule(config: Config) -> dict[str, Any]:
+    """Draw learning rate, momentum and optimizer over the run, before anything is trained."""
+    from pipeline.preview import preview
+
+    return preview(config)
+
+
+def lr_find(config: Config) -> dict[str, Any]:
+    """Propose a learning rate: a short training in which it grows (the range test)."""
+    from pipeline.lr_find import lr_find
+
+    return lr_find(config)
+
+
 def config(config: Config) -> None:
     """Print the full configuration: the file, the overrides, and a default for everything else."""
     sys.stdout.write(config_file.dump(config, comments=True))
@@ -58,6 +74,8 @@ VERBS: dict[str, Callable[[Config], dict[str, Any] | None]] = {
     "data": data,
     "train": train,
     "eval": evaluate,
+    "schedule": schedule,
+    "lr-find": lr_find,
     "config": config,
 }
 

@@ -6,27 +6,23 @@ read as version 1.2, so that `1e-3` is a number and `no` is text.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Scalar = bool | int | float | str
-
-
-class Section(BaseModel):
-    """A part of the configuration; the text below a field is its documentation."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
+from pipeline.config_solver import (
+    Cosine,
+    Count,
+    Fraction,
+    OptimConfig,
+    Options,
+    PlateauRule,
+    Positive,
+    ReduceOnPlateau,
+    ScheduleConfig,
+    Section,
+    Share,
+)
 
 
 class RunConfig(Section):
@@ -53,6 +49,17 @@ class SyntheticConfig(Section):
         if self.train_per_species >= self.images_per_species:
             raise ValueError("train_per_species has to be smaller than images_per_species")
         return self
+
+
+class Smaller(Section):
+    """The first epochs at a smaller image (progressive resizing)."""
+
+    until_epoch: Count
+    """last epoch at this size"""
+    image_px: Annotated[int, Field(ge=16)]
+    """side to which the crop of data.image_px is scaled down"""
+    images_per_step: Count | None = None
+    """null: that of `optim`; the learning rate is not scaled"""
 
 
 class DataConfig(Section):
@@ -87,6 +94,14 @@ class DataConfig(Section):
     """mirror half of the training images"""
     color_jitter: Fraction = 0.0
     """largest relative change of brightness, contrast and saturation in training"""
+    auto_augment: Literal["none", "trivial", "rand"] = "none"
+    """TrivialAugment (wide), or RandAugment (2 operations of magnitude 9)"""
+    random_erasing: Share = 0.0
+    """share of the training images in which a rectangle becomes noise"""
+    sampler: Literal["uniform", "class_balanced"] = "uniform"
+    """uniform: every image once an epoch; class_balanced: every class equally often"""
+    progressive: tuple[Smaller, ...] = ()
+    """the first epochs at smaller images, such as [{until_epoch: 30, image_px: 224}]"""
     workers: Annotated[int, Field(ge=0)] | None = None
     """loader processes a rank; null: by the number of cores"""
 
@@ -96,6 +111,11 @@ class DataConfig(Section):
             raise ValueError(f"image_px {self.image_px} is larger than resize_px {self.resize_px}")
         if self.folds is not None and self.fold >= self.folds:
             raise ValueError(f"fold {self.fold} does not exist: folds {self.folds} counts from 0")
+        if any(stage.image_px > self.image_px for stage in self.progressive):
+            raise ValueError(f"progressive: an image_px is larger than data.image_px {self.image_px}")
+        ends = [stage.until_epoch for stage in self.progressive]
+        if ends != sorted(set(ends)):
+            raise ValueError(f"progressive: until_epoch has to rise, and is {ends}")
         return self
 
 
@@ -106,8 +126,16 @@ class ModelConfig(Section):
     """start from ImageNet weights: timm's from its hub, or the file in weights"""
     weights: Path | None = None
     """a state dict of timm or torchvision (.pth, .pt, .safetensors)"""
-    options: dict[str, Scalar] = {}
-    """arguments of timm.create_model, such as {drop_path_rate: 0.1}"""
+    options: Options = Field({})
+    """further arguments of timm.create_model, such as {output_stride: 16}"""
+    dropout: Fraction = 0.0
+    """before the classifier (timm's drop_rate)"""
+    stochastic_depth: Fraction = 0.0
+    """residual blocks left out in training, rising with depth to this share (timm's drop_path_rate)"""
+    pool: Literal["avg", "max", "avgmax", "gem"] | None = None
+    """pooling of the last feature map; gem: generalised mean; null: as timm has it for this model"""
+    mid_level_head: bool = False
+    """a second classifier on the last but one stage (conv4_x), whose logits are averaged with the first's"""
     mean: tuple[float, float, float] | None = None
     """of the RGB values, range 0..1; null: as timm has it for this model"""
     std: tuple[Positive, Positive, Positive] | None = None
@@ -122,60 +150,15 @@ class ModelConfig(Section):
         return self
 
 
-class OptimConfig(Section):
-    lr: Positive = 0.025
-    """learning rate at the schedule's height, for the whole batch"""
-    head_lr_multiplier: Positive = 1.0
-    """the classifier's learning rate over that of the rest"""
-    batch_size: Count = 64
-    """images a step, over all ranks; an epoch is cut into equal batches of at most this many"""
-    momentum: Fraction = 0.9
-    nesterov: bool = True
-    weight_decay: NotNegative = 5e-4
-    """L2 penalty on weights; norms and biases have none"""
+class MixConfig(Section):
+    """Two images of a batch become one, with both labels."""
 
-
-class _Schedule(Section):
-    warmup_epochs: NotNegative = 0.0
-    """linear rise of the learning rate from 0"""
-
-
-class Constant(_Schedule):
-    name: Literal["constant"] = "constant"
-
-
-class Cosine(_Schedule):
-    name: Literal["cosine"] = "cosine"
-    final_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """learning rate at the end over optim.lr"""
-
-
-class Step(_Schedule):
-    name: Literal["step"] = "step"
-    milestones: tuple[Count, ...] = (30, 60)
-    """epochs at which the learning rate drops"""
-    gamma: Positive | tuple[Positive, ...] = 0.1
-    """the factor of every drop, or one for each milestone"""
-
-    @model_validator(mode="after")
-    def _match(self) -> "Step":
-        if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError("milestones have to rise")
-        if isinstance(self.gamma, tuple) and len(self.gamma) != len(self.milestones):
-            raise ValueError(f"gamma has {len(self.gamma)} factors for {len(self.milestones)} milestones")
-        return self
-
-
-def _schedule_name(value: Any) -> str:
-    """Cosine is what a schedule without a name is."""
-    name = value.get("name", "cosine") if isinstance(value, dict) else getattr(value, "name", "cosine")
-    return str(name)
-
-
-ScheduleConfig = Annotated[
-    Annotated[Constant, Tag("constant")] | Annotated[Cosine, Tag("cosine")] | Annotated[Step, Tag("step")],
-    Discriminator(_schedule_name),
-]
+    name: Literal["mixup", "cutmix", "snapmix"]
+    """mixup: blended; cutmix: a box pasted; snapmix: a box pasted, labels weighted by class activation"""
+    alpha: Positive = 1.0
+    """of the Beta(alpha, alpha) distribution of the mixing ratio; SnapMix's authors take 5"""
+    probability: Share = 1.0
+    """share of the batches mixed in this way"""
 
 
 class TrainConfig(Section):
@@ -183,13 +166,56 @@ class TrainConfig(Section):
     max_steps: Count | None = None
     """stop after this many steps, validate and save; the schedule still spans all epochs"""
     label_smoothing: Fraction = 0.1
+    mix: tuple[MixConfig, ...] = ()
+    """ways of mixing images, such as [{name: mixup, alpha: 0.2, probability: 0.5}]"""
+    ema_decay: Fraction = 0.0
+    """an exponential moving average of the weights is validated and kept; 0: none"""
+    ema_warmup: bool = True
+    """the decay of step t is at most 1 - (1 + t)^(-2/3), so that early weights are forgotten"""
+    early_stop_epochs: Count | None = None
+    """stop when validation has not improved for so many epochs; null: never"""
+    checkpoint_every_steps: Count | None = None
+    """save in mid-epoch too; null: at every epoch's end alone"""
+    checkpoint_every_minutes: Positive | None = None
+    """save in mid-epoch too, by the clock"""
+    keep_checkpoints: Count = 1
+    """the last so many are kept (step-NNNNNNN.pt), beside last.pt and best.pt"""
     resume: str = "auto"
     """auto: go on from the run's last checkpoint; never: put an earlier run aside; or a checkpoint's PATH"""
+    resume_force: bool = False
+    """go on although settings have changed, where the state still fits them"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 on GPUs and CPUs that have it, fp32 elsewhere"""
     channels_last: bool = True
     """memory layout NHWC: faster convolutions on tensor cores and on CPUs"""
+    compile: bool = False
+    """torch.compile the training step"""
+    deterministic: bool = False
+    """deterministic algorithms on CUDA, slower; on the CPU a run is bit-identical anyway"""
+
+    @model_validator(mode="after")
+    def _shares(self) -> "TrainConfig":
+        share = sum(way.probability for way in self.mix)
+        if share > 1 + 1e-9:
+            raise ValueError(f"mix: the probabilities add up to {share:g}; at most 1")
+        return self
+
+
+class LrFindConfig(Section):
+    """The learning rate range test."""
+
+    lowest: Positive = 1e-6
+    """learning rate of the first step"""
+    highest: Positive = 1.0
+    """learning rate of the last step, unless the loss has diverged before"""
+    steps: Annotated[int, Field(ge=10)] = 100
+
+    @model_validator(mode="after")
+    def _rise(self) -> "LrFindConfig":
+        if self.lowest >= self.highest:
+            raise ValueError(f"lowest {self.lowest:g} has to be below highest {self.highest:g}")
+        return self
 
 
 class EvalConfig(Section):
@@ -220,8 +246,31 @@ class Config(Section):
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = Cosine()
     train: TrainConfig = TrainConfig()
+    lr_find: LrFindConfig = LrFindConfig()
     eval: EvalConfig = EvalConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Config":
+        schedules = [self.schedule, *(phase.schedule for phase in self.optim.phases)]
+        asks = {
+            "schedule.name=plateau": any(isinstance(one, ReduceOnPlateau) for one in schedules),
+            "a phase until a plateau": any(isinstance(p.until, PlateauRule) for p in self.optim.phases),
+            "train.early_stop_epochs": self.train.early_stop_epochs is not None,
+        }
+        if wanting := [name for name, asked in asks.items() if asked and not self.validates]:
+            raise ValueError(f"{wanting[0]} looks at validation, and data.val_fraction is 0")
+        for phase in self.optim.phases:
+            if isinstance(phase.until, int) and phase.until >= self.train.epochs:
+                raise ValueError(
+                    f"optim.phases: {phase.name} until {phase.until} of {self.train.epochs} epochs"
+                )
+        return self
+
+    @property
+    def validates(self) -> bool:
+        """Whether part of train is held out for validation."""
+        return self.data.folds is not None or self.data.val_fraction > 0
 
     @property
     def run_dir(self) -> Path:
@@ -230,5 +279,5 @@ class Config(Section):
 
     @property
     def checkpoints_dir(self) -> Path:
-        """Where its checkpoints live: last.pt and best.pt."""
+        """Where its checkpoints live."""
         return self.run_dir / "checkpoints"

@@ -5,7 +5,7 @@ The same code runs on one device and on many; on one, nothing is initialised and
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,11 +37,11 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is raised on any rank: the same answer on all of them."""
+    def any(self, *flags: bool) -> list[bool]:
+        """Whether each flag is raised on any rank: the same answer on all of them."""
         if self.world == 1:
-            return flag
-        return bool(self.sum(torch.tensor(int(flag), device=self.device)))
+            return list(flags)
+        return [count > 0 for count in self.sum(torch.tensor(flags, device=self.device).int()).tolist()]
 
     def gather(self, value: Any) -> list[Any]:
         """The values of all ranks, on all ranks, by rank."""
@@ -55,6 +55,12 @@ class Ranks:
         """Return when all ranks have come here."""
         if self.world > 1:
             dist.barrier()
+
+    def alone(self, parallel: nn.Module, while_: bool) -> AbstractContextManager[None]:
+        """No gradients are exchanged in the backward passes of the block, while more of a step are to come."""
+        if while_ and isinstance(parallel, nn.parallel.DistributedDataParallel):
+            return parallel.no_sync()
+        return nullcontext()
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """The model with its gradients averaged over ranks; on one rank, the model itself."""

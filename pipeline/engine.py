@@ -11,49 +11,80 @@ from torch.nn import functional as F
 
 from pipeline import optim, seeding
 from pipeline.checkpoint import TrainState
+from pipeline.config import MixConfig
 from pipeline.data.loader import Batch
 from pipeline.distributed import Ranks
-from pipeline.errors import DataError, UserError
+from pipeline.errors import DataError
+from pipeline.mixing import mix
+from pipeline.phases import Rates
 from pipeline.precision import Precision, autocast
 
 
 @dataclass(frozen=True)
 class Learning:
-    """How a step learns."""
+    """How a step learns, the same for all steps."""
 
     seed: int
     label_smoothing: float
+    mix: tuple[MixConfig, ...]
+    clip_norm: float | None
+    images_per_pass: int
+    """images that this rank computes at once; gradients of a step's passes are accumulated"""
     precision: Precision
     ranks: Ranks
 
 
 def learn(
-    state: TrainState, parallel: nn.Module, batch: Batch, images: int, lr: float, how: Learning
+    state: TrainState, parallel: nn.Module, batch: Batch, images: int, rates: Rates, how: Learning
 ) -> Tensor:
-    """Take one optimizer step; return this rank's sums over the batch: float64 [2], loss and correct.
+    """Take one optimizer step; return this rank's sums: float64 [3], loss, correct, and the gradient's norm.
 
-    The loss is the mean cross-entropy over the whole batch, whatever the ranks' shares of it.
+    The loss is the mean cross-entropy over the whole batch, whatever the shares of ranks and passes in it.
+    The norm (over all ranks and parameters, before clipping) is given on the first rank, and 0 on others.
 
     Args:
         parallel: `state.model`, wrapped to average gradients over ranks.
+        batch: this rank's share.
         images: size of the batch over all ranks.
-        lr: learning rate of this step.
     """
     # Dropout and stochastic depth draw from a stream named by the step: nothing to save or restore.
     torch.manual_seed(seeding.seed_of("step", how.seed, state.step, how.ranks.rank))
-    optim.set_lr(state.optimizer, lr)
+    draws = seeding.generator("mix", how.seed, state.step, how.ranks.rank)
+    optim.set_rates(state.optimizer, *rates)
     batch = batch.to(how.ranks.device)
-    with autocast(how.ranks.device, how.precision):
-        logits = parallel(batch.image).float()
-    loss = F.cross_entropy(logits, batch.label, reduction="sum", label_smoothing=how.label_smoothing)
-    # DistributedDataParallel divides by the number of ranks; the batch is divided by its images.
-    state.scaler.scale(loss * how.ranks.world / images).backward()  # type: ignore[no-untyped-call]
+    sums = torch.zeros(3, dtype=torch.float64, device=how.ranks.device)
+    passes = batch.split(how.images_per_pass)
+    for number, part in enumerate(passes, start=1):
+        with how.ranks.alone(parallel, while_=number < len(passes)):
+            sums[:2] += _backward(state, parallel, part, images, draws, how)
+    state.scaler.unscale_(state.optimizer)
+    norm = optim.clip(state.optimizer, how.clip_norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
     state.step += 1
-    correct = (logits.detach().argmax(1) == batch.label).sum()
-    return torch.stack([loss.detach().double(), correct.double()])
+    if state.ema is not None:
+        state.ema.update(state.model, state.step)
+    sums[2] = norm if how.ranks.first else 0.0
+    return sums
+
+
+def _backward(
+    state: TrainState,
+    parallel: nn.Module,
+    batch: Batch,
+    images: int,
+    draws: np.random.Generator,
+    how: Learning,
+) -> Tensor:
+    """Add the gradients of one pass; return float64 [2]: sums of losses (a mean over heads) and correct images."""
+    with autocast(how.ranks.device, how.precision):
+        mixed = mix(batch, how.mix, draws, state.model)
+        logits = parallel(mixed.image).float()
+    loss = mixed.loss(logits, how.label_smoothing)
+    # DistributedDataParallel divides by the number of ranks; the batch is divided by its images.
+    state.scaler.scale(loss * how.ranks.world / images).backward()  # type: ignore[no-untyped-call]
+    return torch.stack([loss.detach().double() / len(logits), mixed.correct(logits.detach()).double()])
 
 
 @dataclass(frozen=True)
@@ -102,12 +133,3 @@ def look(
             f"{len(wanted)} images were to be predicted and {len(np.unique(row))} different ones were; report this"
         )
     return Looked(row[order], np.concatenate([share[1] for share in shares])[order])
-
-
-def finite(value: float, step: int, lr: float) -> float:
-    """The value of a loss; a `UserError` when training has diverged."""
-    if not np.isfinite(value):
-        raise UserError(
-            f"step {step}: the loss is {value}, training has diverged at learning rate {lr:g}; lower optim.lr"
-        )
-    return value

@@ -83,7 +83,7 @@ def _look(
             f"eval.split: {config.eval.split} has no image; set data.val_fraction or take another split"
         )
     labels = data.samples["label"].to_numpy("int64", copy=True)
-    images = loader.Images(data.store, labels, CentreCrop(config.data), config.data.image_px)
+    images = loader.Images(data.store, labels, CentreCrop(config.data))
     server = loader.Loader(images, loader.worker_count(config.data.workers, ranks), ranks.device)
     batches = loader.in_order(rows, config.eval.batch_size)
     with terminal.bar(f"eval {config.eval.split}", len(rows)) as bar:

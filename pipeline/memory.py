@@ -1,6 +1,9 @@
-"""Memory that a step frees is kept for the next one, instead of being handed back and faulted in again."""
+"""Memory: freed by a step and kept for the next one, instead of being handed back and faulted in; its peak."""
 
 import ctypes
+import resource
+
+import torch
 
 # Parameters of glibc's mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -17,3 +20,10 @@ def keep_freed_memory() -> bool:
     if not hasattr(libc, "mallopt"):
         return False
     return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, NEVER))
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that was in use so far: on a GPU by tensors, on the CPU by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

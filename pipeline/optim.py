@@ -1,44 +1,149 @@
-"""Parameter groups, and SGD over them."""
+"""Parameter groups, the optimizer over them, and what passes from one optimizer to the next."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from timm.models._manipulate import group_with_matcher
+from timm.optim._optim_factory import create_optimizer_v2
+from torch import Tensor, nn
 
-from pipeline.config import OptimConfig
+from pipeline.config_solver import OptimConfig, Phase
+from pipeline.errors import ConfigError
+from pipeline.models.build import Classifier
+
+Optimizer = torch.optim.Optimizer
+OWN: dict[str, Callable[..., Optimizer]] = {
+    "adagrad": torch.optim.Adagrad,
+    "rmsprop": torch.optim.RMSprop,
+    "adadelta": torch.optim.Adadelta,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+}
 
 
-def parameter_groups(model: nn.Module, head: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Body and head, each with and without weight decay; empty groups are left out.
+def parameter_groups(model: Classifier, config: OptimConfig, *, weight_decay: float) -> list[dict[str, Any]]:
+    """The model's parameters, grouped by their learning rate and by whether they decay.
 
     Norms and biases are vectors and have no decay (He et al. 2019, arXiv:1812.01187). A group's
-    `lr_multiplier` is its learning rate over that of the schedule.
+    `lr_multiplier` is its learning rate over that of the schedule: `head_lr_multiplier` for the new layers;
+    for the rest, `layer_decay` to the power of how far a layer is below the top (ULMFiT, Howard & Ruder
+    2018, arXiv:1801.06146; layers as timm groups them).
+
+    Raises:
+        ConfigError: layer-wise decay is asked for, and timm does not say what the model's layers are.
     """
-    in_head = {id(parameter) for parameter in head.parameters()}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    new = {id(parameter) for module in model.new_layers for parameter in module.parameters()}
+    below_top = _layers_below_top(model) if config.layer_decay < 1 else {}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
-        if parameter.requires_grad:
-            groups.setdefault((id(parameter) in in_head, parameter.ndim > 1), []).append(parameter)
+        if id(parameter) in new:
+            multiplier = config.head_lr_multiplier
+        else:
+            multiplier = config.layer_decay ** below_top.get(id(parameter), 0)
+        groups.setdefault((multiplier, parameter.ndim > 1), []).append(parameter)
     return [
-        {
-            "params": parameters,
-            "lr_multiplier": config.head_lr_multiplier if of_head else 1.0,
-            "weight_decay": config.weight_decay if decays else 0.0,
-        }
-        for (of_head, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+        {"params": parameters, "lr_multiplier": multiplier, "weight_decay": weight_decay if decays else 0.0}
+        for (multiplier, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 
-def sgd(groups: Iterable[dict[str, Any]], *, lr: float, momentum: float, nesterov: bool) -> torch.optim.SGD:
-    """SGD with (Nesterov) momentum; weight decay stands in the groups.
+def _layers_below_top(model: Classifier) -> dict[int, int]:
+    """How many layers are above the one of each parameter (by id), the head being the top."""
+    named = dict(model.backbone.named_parameters())
+    layer = group_with_matcher(iter(named.items()), _matcher(model, coarse=False), reverse=True)
+    return {id(named[name]): max(layer.values()) - number for name, number in layer.items()}
 
-    Sutskever et al. 2013, as PyTorch has it: the learning rate is outside of the momentum buffer.
+
+def stages(model: Classifier) -> list[list[nn.Module]]:
+    """The modules with weights of their own, stage by stage from the stem to the head, as timm groups them.
+
+    Raises:
+        ConfigError: timm does not say what the model's stages are.
     """
-    return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov and momentum > 0)
+    named = dict(model.backbone.named_parameters())
+    numbers = group_with_matcher(iter(named.items()), _matcher(model, coarse=True), reverse=True)
+    found: dict[int, dict[str, nn.Module]] = {}
+    for name, number in numbers.items():
+        owner = name.rpartition(".")[0]
+        found.setdefault(number, {})[owner] = model.backbone.get_submodule(owner)
+    return [list(found[number].values()) for number in sorted(found)]
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every group `lr` times its multiplier."""
+def _matcher(model: Classifier, *, coarse: bool) -> Any:
+    if not hasattr(model.backbone, "group_matcher"):
+        raise ConfigError(
+            f"{type(model.backbone).__name__} has no layers that timm can name; "
+            "set optim.layer_decay=1 and optim.frozen_stages=0"
+        )
+    return model.backbone.group_matcher(coarse=coarse)  # type: ignore[operator]
+
+
+def make(groups: Iterable[dict[str, Any]], phase: Phase, *, lr: float) -> Optimizer:
+    """The optimizer of a phase over parameter groups; weight decay stands in the groups.
+
+    SGD's (Nesterov) momentum is that of Sutskever et al. 2013, as PyTorch has it: the learning rate is outside
+    of the momentum buffer. Names that PyTorch does not have are timm's.
+
+    Raises:
+        ConfigError: there is no such optimizer, or it does not take one of the options.
+    """
+    options: dict[str, Any] = dict(phase.options)
+    groups = list(groups)
+    try:
+        if phase.name == "sgd":
+            momentum: dict[str, Any] = {
+                "momentum": phase.momentum,
+                "nesterov": phase.nesterov and bool(phase.momentum),
+            }
+            return torch.optim.SGD(groups, lr=lr, **momentum, **options)
+        if phase.name in OWN:
+            return OWN[phase.name](groups, lr=lr, **options)
+        return create_optimizer_v2(groups, phase.name, lr=lr, **options)
+    except (TypeError, ValueError, AssertionError) as error:
+        names = ", ".join(["sgd", *OWN])
+        raise ConfigError(
+            f"optimizer {phase.name} with {options}: {error}; there are {names}, "
+            "and those of timm.optim.list_optimizers()"
+        ) from error
+
+
+def set_rates(optimizer: Optimizer, lr: float, momentum: float) -> None:
+    """Give every group `lr` times its multiplier, and SGD's momentum, or the first beta of the Adam family."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_multiplier"]
+        if isinstance(optimizer, torch.optim.SGD):
+            group["momentum"] = momentum
+        elif "betas" in group:
+            group["betas"] = (momentum, *group["betas"][1:])
+
+
+def clip(optimizer: Optimizer, max_norm: float | None) -> Tensor:
+    """Scale the gradients so that their norm over all parameters is at most `max_norm`; the norm before that.
+
+    Returns:
+        float32 [], on the gradients' device (Pascanu et al. 2013, arXiv:1211.5063).
+    """
+    learning = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm: Tensor = nn.utils.get_total_norm([p.grad for p in learning if p.grad is not None])
+    if max_norm is not None:
+        nn.utils.clip_grads_with_norm_(learning, max_norm, norm)
+    return norm
+
+
+def carry_momentum(before: Optimizer, to: Optimizer, momentum: float) -> None:
+    """Start SGD's momentum buffers from the gradient's running mean in another optimizer.
+
+    For a constant gradient g, Adam's first moment (without its bias) is g and SGD's buffer is
+    g / (1 - momentum), so that is how the one becomes the other.
+    """
+    for group in before.param_groups:
+        for parameter in group["params"]:
+            state = before.state.get(parameter, {})
+            if "exp_avg" in state:
+                mean = state["exp_avg"] / (1 - group["betas"][0] ** float(state["step"]))
+            elif state.get("momentum_buffer") is not None:
+                mean = state["momentum_buffer"] * (1 - group["momentum"])
+            else:
+                continue
+            to.state[parameter]["momentum_buffer"] = mean / (1 - momentum)

@@ -11,6 +11,7 @@ from pipeline.errors import CheckpointError
 FREE_KEYS = (
     "run.",
     "eval.",
+    "lr_find.",
     "tracking.",
     "data.root",
     "data.archive",
@@ -20,6 +21,27 @@ FREE_KEYS = (
     "train.device",
     "train.max_steps",
     "train.resume",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+)
+# What train.resume_force lets differ besides: the state still fits, and what comes is another training.
+FORCED_KEYS = (
+    "data.color_jitter",
+    "data.crop",
+    "data.flip",
+    "data.auto_augment",
+    "data.random_erasing",
+    "model.freeze_batchnorm",
+    "optim.clip_norm",
+    "optim.lr",
+    "optim.momentum",
+    "optim.nesterov",
+    "optim.weight_decay",
+    "schedule.",
+    "train.early_stop_epochs",
+    "train.epochs",
+    "train.label_smoothing",
+    "train.mix",
 )
 
 
@@ -38,16 +60,23 @@ def start_from(config: Config, classes: list[str], samples: str) -> tuple[Path, 
     path = last if wanted == "auto" else Path(wanted)
     content = checkpoint.read(path)
     checkpoint.check_data(content, path, classes, samples)
-    changed = [
-        f"{key} {before} -> {now}"
-        for key, before, now in config_file.differences(content["config"], config.model_dump(mode="json"))
-        if not key.startswith(FREE_KEYS)
-    ]
-    if changed:
-        raise CheckpointError(
-            f"{path}: was trained with another configuration ({', '.join(changed)}); take the same one, another "
-            "run.name, or train.resume=never, which puts the earlier run aside"
+    differences = config_file.differences(content["config"], config.model_dump(mode="json"))
+    changed = {
+        key: f"{key} {before} -> {now}" for key, before, now in differences if not key.startswith(FREE_KEYS)
+    }
+    refused = [key for key in changed if not (config.train.resume_force and key.startswith(FORCED_KEYS))]
+    if refused:
+        force = (
+            ""
+            if config.train.resume_force or not all(key.startswith(FORCED_KEYS) for key in refused)
+            else ("train.resume_force=true, which goes on with these, ")
         )
+        raise CheckpointError(
+            f"{path}: was trained with another configuration ({', '.join(changed[key] for key in refused)}); take the "
+            f"same one, {force}another run.name, or train.resume=never, which puts the earlier run aside"
+        )
+    if changed:
+        terminal.warn(f"{path}: going on with another configuration ({', '.join(changed.values())})")
     return path, content
 
 

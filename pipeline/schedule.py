@@ -1,31 +1,177 @@
-"""The learning rate as a function of the step: no state, nothing to save, nothing to restore."""
+"""Learning rate and momentum as functions of the moment: nothing to save, nothing to restore.
+
+Only reduce-on-plateau looks at what training did; what it remembers is `PlateauState`.
+"""
 
 import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
 
-from pipeline.config import Constant, Cosine, ScheduleConfig, Step
+from pipeline.config_solver import (
+    Constant,
+    Cosine,
+    Exponential,
+    MultiStep,
+    OneCycle,
+    Polynomial,
+    ReduceOnPlateau,
+    ScheduleConfig,
+    Step,
+)
+
+ROUNDING = 1e-9  # epochs: a moment so little before a milestone is at it
 
 
-def lr_at(schedule: ScheduleConfig, lr: float, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """The learning rate with which step `step` (from 0) is taken.
+@dataclass(frozen=True)
+class Moment:
+    """The moment at which a step is taken, in epochs."""
+
+    epoch: float
+    """epochs that are over, from 0"""
+    width: float
+    """epochs that the step takes: 1 / steps per epoch"""
+    epochs: float
+    """length of what the schedule spans"""
+
+    @property
+    def done(self) -> float:
+        """Share of the span that is over, 0..1."""
+        return min(1.0, self.epoch / self.epochs)
+
+    def since(self, start: float) -> "Moment":
+        """The same moment, in a span that begins at epoch `start` and ends where this one does."""
+        return Moment(self.epoch - start, self.width, max(self.epochs - start, self.width))
+
+
+@dataclass(frozen=True)
+class Calendar:
+    """How many steps each epoch takes, and so where a step lies."""
+
+    steps: tuple[int, ...]
+    """of each epoch"""
+    starts: tuple[int, ...] = field(init=False)
+    """the step at which each epoch begins, and the one after the last"""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "starts", (0, *accumulate(self.steps)))
+
+    @property
+    def last_step(self) -> int:
+        """Steps of the whole training."""
+        return self.starts[-1]
+
+    def epoch(self, step: int) -> int:
+        """The epoch (from 0) to which a step belongs; beyond the last step, the number of epochs."""
+        return bisect_right(self.starts, step) - 1
+
+    def epochs_over(self, step: int) -> int:
+        """Epochs of which a step has been taken, when `step` of them have been taken in all."""
+        return self.epoch(step - 1) + 1 if step else 0
+
+    def moment(self, step: int) -> Moment:
+        """The moment of a step (from 0)."""
+        epoch = min(self.epoch(step), len(self.steps) - 1)
+        width = 1 / self.steps[epoch]
+        return Moment(epoch + (step - self.starts[epoch]) * width, width, len(self.steps))
+
+
+@dataclass
+class PlateauState:
+    """What reduce-on-plateau remembers; as torch.optim.lr_scheduler.ReduceLROnPlateau has it."""
+
+    factor: float = 1.0
+    """the learning rate now over that without any drop"""
+    best: float = math.inf
+    bad_epochs: int = 0
+    cooldown: int = 0
+
+    def observe(self, schedule: ReduceOnPlateau, loss: float) -> None:
+        """Take the validation loss of an epoch, and drop the rate when it has not fallen for too long."""
+        if loss < self.best * (1 - schedule.threshold):
+            self.best, self.bad_epochs = loss, 0
+        else:
+            self.bad_epochs += 1
+        if self.cooldown:
+            self.cooldown, self.bad_epochs = self.cooldown - 1, 0
+        if self.bad_epochs > schedule.patience_epochs:
+            self.factor = max(self.factor * schedule.gamma, schedule.least_factor)
+            self.cooldown, self.bad_epochs = schedule.cooldown_epochs, 0
+
+
+def lr_at(schedule: ScheduleConfig, lr: float, moment: Moment, plateau: PlateauState | None = None) -> float:
+    """The learning rate with which a step is taken.
 
     Warm-up is linear (Goyal et al. 2017, arXiv:1706.02677): its first step already moves, its last
-    has the full rate. Cosine is that of Loshchilov & Hutter 2017 (arXiv:1608.03983), without
-    restarts, over what is left after the warm-up.
+    has the full rate. Cosine and polynomial take what is left after it; milestones count from the start.
 
     Args:
         lr: the rate at the schedule's height.
-        epochs: length of the whole training.
+        plateau: the state of reduce-on-plateau; None: it has not dropped.
     """
-    epoch = step / steps_per_epoch
-    if epoch < schedule.warmup_epochs:
-        return lr * min(1.0, (step + 1) / (schedule.warmup_epochs * steps_per_epoch))
+    if moment.epoch < schedule.warmup_epochs:
+        return lr * min(1.0, (moment.epoch + moment.width) / schedule.warmup_epochs)
+    epoch = moment.epoch + ROUNDING
     match schedule:
         case Constant():
             factor = 1.0
-        case Step(milestones=milestones, gamma=gamma):
-            gammas = gamma if isinstance(gamma, tuple) else (gamma,) * len(milestones)
-            factor = math.prod(g for m, g in zip(milestones, gammas, strict=True) if epoch >= m)
-        case Cosine(warmup_epochs=start, final_factor=final):
-            done = min(1.0, (epoch - start) / max(epochs - start, 1 / steps_per_epoch))
-            factor = final + (1 - final) * (1 + math.cos(math.pi * done)) / 2
+        case Step(every_epochs=every, gamma=gamma):
+            factor = gamma ** (epoch // every)
+        case MultiStep(milestones=milestones):
+            factor = math.prod(g for m, g in zip(milestones, drops(schedule), strict=True) if epoch >= m)
+        case Exponential(gamma=gamma):
+            factor = gamma**moment.epoch
+        case Cosine():
+            factor = _cosine(schedule, moment.since(schedule.warmup_epochs))
+        case Polynomial(power=power, final_factor=final):
+            factor = final + (1 - final) * (1 - moment.since(schedule.warmup_epochs).done) ** power
+        case OneCycle(initial_factor=initial, final_factor=final):
+            rise, fall = _one_cycle(schedule, moment)
+            factor = _ease(initial, 1, rise) if fall <= 0 else _ease(1, final, fall)
+        case ReduceOnPlateau():
+            factor = plateau.factor if plateau else 1.0
     return lr * factor
+
+
+def momentum_at(schedule: ScheduleConfig, momentum: float, moment: Moment) -> float:
+    """The momentum with which a step is taken.
+
+    Its warm-up rises linearly from `momentum_start`, where the first step is, to `momentum`: a momentum
+    that is high at once adds up the large and changing gradients of the first steps.
+    """
+    if moment.epoch < schedule.momentum_warmup_epochs:
+        done = moment.epoch / schedule.momentum_warmup_epochs
+        return schedule.momentum_start + (momentum - schedule.momentum_start) * done
+    if isinstance(schedule, OneCycle):
+        rise, fall = _one_cycle(schedule, moment)
+        low = schedule.momentum_low
+        return _ease(momentum, low, rise) if fall <= 0 else _ease(low, momentum, fall)
+    return momentum
+
+
+def drops(schedule: MultiStep) -> Sequence[float]:
+    """The factor of each milestone."""
+    gamma = schedule.gamma
+    return gamma if isinstance(gamma, tuple) else (gamma,) * len(schedule.milestones)
+
+
+def _ease(start: float, end: float, done: float) -> float:
+    """Half a cosine from `start` to `end`."""
+    return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
+
+
+def _cosine(schedule: Cosine, moment: Moment) -> float:
+    """SGDR (Loshchilov & Hutter 2017, arXiv:1608.03983): cycles of growing length, the last one as it falls."""
+    length, epoch = schedule.restart_epochs or moment.epochs, moment.epoch
+    if schedule.restart_epochs:
+        while epoch + ROUNDING >= length:
+            epoch, length = max(0.0, epoch - length), length * schedule.restart_multiplier
+    return _ease(1, schedule.final_factor, min(1.0, epoch / length))
+
+
+def _one_cycle(schedule: OneCycle, moment: Moment) -> tuple[float, float]:
+    """How far the rise is, and the fall after it; 0..1 (Smith & Topin 2018, arXiv:1708.07120, as torch has it)."""
+    peak = schedule.rise_fraction * moment.epochs - moment.width
+    end = moment.epochs - moment.width
+    return min(1.0, moment.epoch / peak) if peak > 0 else 1.0, min(1.0, (moment.epoch - peak) / (end - peak))

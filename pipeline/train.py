@@ -1,34 +1,35 @@
 """A whole run: from a configuration to `best.pt`, and from wherever it was interrupted."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 
 from pipeline import (
     checkpoint,
-    config_file,
     distributed,
     engine,
-    environment,
     files,
+    job,
+    memory,
     optim,
-    precision,
+    phases,
     resume,
-    seeding,
     signals,
     terminal,
 )
-from pipeline.checkpoint import Best, Totals, TrainState
+from pipeline.announce import announce
+from pipeline.checkpoint import Best, Totals
 from pipeline.config import Config
-from pipeline.data import loader, prepare, table
-from pipeline.data.loader import Batch, Images, Loader
-from pipeline.data.transforms import Augmentation, CentreCrop
+from pipeline.data import loader
+from pipeline.data.loader import Batch
 from pipeline.distributed import Ranks
-from pipeline.errors import DataError, Stopped
-from pipeline.models.build import build, freeze_batchnorm, without_weights
-from pipeline.schedule import lr_at
+from pipeline.errors import Stopped, UserError
+from pipeline.job import Job
+from pipeline.meter import Meter, NotFinite
+from pipeline.models.build import freeze_batchnorm
+from pipeline.report import curves
 from pipeline.tracking import Nothing, Tracker, tracker
 
 
@@ -45,43 +46,34 @@ def train(config: Config) -> dict[str, Any]:
         run = Run(config, ranks, stop)
         try:
             run.complete()
+        except NotFinite as found:
+            raise run.diverged(found) from found
         finally:
-            run.track.close()
+            run.close()
         return run.result() if ranks.first else {}
 
 
 class Run:
-    """One run on one rank: what stays the same (data, model, tools) around the `TrainState`."""
+    """One run on one rank: the `TrainState` on its way through the epochs."""
 
     track: Tracker = Nothing()
-    images_per_s = 0.0
 
     def __init__(self, config: Config, ranks: Ranks, stop: signals.StopRequest) -> None:
         self.config, self.ranks, self.stop = config, ranks, stop
-        data = prepare.load(config)
-        self.train_rows, self.val_rows = (np.array(data.rows(split), np.int64) for split in ("train", "val"))
-        if not len(self.train_rows):
-            raise DataError("the sample table has no training image; check the data set's official split")
-        self.labels = data.samples["label"].to_numpy("int64", copy=True)
-        self.classes, self.samples = table.class_names(data.samples), table.digest(data.samples)
-        self.steps_per_epoch = loader.steps_per_epoch(len(self.train_rows), config.optim.batch_size)
-        steps = config.train.epochs * self.steps_per_epoch
-        self.last_step = min(steps, config.train.max_steps or steps)
-        self.train_loader = self._loader(data, Augmentation(config.data, config.seed))
-        self.val_loader = self._loader(data, CentreCrop(config.data))
-        before = resume.start_from(config, self.classes, self.samples)
-        decided = before[1]["precision"] if before else config.train.precision
-        self.precision = precision.resolve(decided, ranks.device)
-        self.how = engine.Learning(config.seed, config.train.label_smoothing, self.precision, ranks)
-        self.state, self.weights = self._fresh_state(pretrained=before is None)
-        if before is not None:
-            checkpoint.restore(self.state, before[1], before[0])
-            self.weights = before[1]["weights"]
-        elif ranks.first and config.train.resume == "never":
-            resume.put_aside(config.run_dir)
-        self.parallel = ranks.parallel(self.state.model)
+        self.job = Job(config, ranks)
+        self.calendar = self.job.calendar
+        self.last_step = min(self.calendar.last_step, config.train.max_steps or self.calendar.last_step)
+        self.start = job.start(self.job)
+        self.state, self.how = self.start.state, self.start.how(config, ranks)
+        self.stages = optim.stages(self.state.model) if config.optim.frozen_stages else []
+        self.parallel, self.frozen = self.state.model, -1
+        self.meter = Meter(self.state.totals, ranks)
+        self.saved_at = time.monotonic()
         if ranks.first:
-            self._record()
+            if config.train.resume == "never":
+                resume.put_aside(config.run_dir)
+            if not self._finished():  # else leave its record alone: it may be of other code, another machine
+                announce(self.job, self.start, self.last_step)
             self.track = tracker(config, self.state.step)
 
     def complete(self) -> None:
@@ -89,9 +81,15 @@ class Run:
         while True:
             if self.state.totals.seen and self._epoch_is_over():
                 self._close_epoch()
-            if self.state.step >= self.last_step:
+            if self._finished():
                 return
             self._learn_epoch()
+
+    def close(self) -> None:
+        """End the log, and draw it."""
+        self.track.close()
+        if self.ranks.first:
+            curves.draw(self.config.run_dir)
 
     def result(self) -> dict[str, Any]:
         """Where the run and its best epoch are, in plain types."""
@@ -109,155 +107,195 @@ class Run:
             "checkpoint": str(path),
         }
 
-    # An epoch
-
     def _epoch_is_over(self) -> bool:
-        return self.state.step % self.steps_per_epoch == 0 or self.state.step >= self.last_step
+        return self.state.step in self.calendar.starts or self.state.step >= self.last_step
+
+    def _finished(self) -> bool:
+        """Whether the last step is taken, or validation has not improved for too long."""
+        best, patience = self.state.best, self.config.train.early_stop_epochs
+        over = self.calendar.epochs_over(self.state.step)
+        waited_enough = bool(patience and best and over - best.epoch >= patience)
+        closed = not self.state.totals.seen
+        return closed and (self.state.step >= self.last_step or (waited_enough and self._epoch_is_over()))
+
+    # Learning
 
     def _learn_epoch(self) -> None:
         """Learn from wherever the epoch stands to its end, to the last step, or to a signal."""
-        config, state = self.config, self.state
-        epoch, start = divmod(state.step, self.steps_per_epoch)
-        batches = loader.epoch_batches(self.train_rows, config.optim.batch_size, config.seed, epoch)
-        batches = batches[start : start + self.last_step - state.step]
-        served = self.train_loader.serve(epoch, loader.share(batches, self.ranks))
-        state.model.train()
-        if config.model.freeze_batchnorm:
-            freeze_batchnorm(state.model)
-        # The first rank carries on the epoch's sums; all ranks' sums are added at its end.
-        carried = [state.totals.loss, state.totals.correct] if self.ranks.first else [0.0, 0.0]
-        sums = torch.tensor(carried, dtype=torch.float64, device=self.ranks.device)
-        stopping = False
-        with terminal.bar(f"epoch {epoch + 1}/{config.train.epochs}", sum(map(len, batches))) as bar:
-            for rows, batch in zip(batches, served, strict=True):
-                lr = self._lr()
-                of_batch = engine.learn(state, self.parallel, batch, len(rows), lr, self.how)
-                sums += of_batch
-                state.totals.seen += len(rows)
-                bar.advance(len(rows), **self._log_step(of_batch, len(rows), lr))
-                if stopping := self.ranks.any(self.stop.name is not None):
-                    break
-        loss, correct = self.ranks.sum(sums).tolist()
-        state.totals.loss, state.totals.correct = engine.finite(loss, state.step, lr), int(correct)
-        self.images_per_s = bar.rate
-        if stopping:
-            self._stop()
+        state, epoch = self.state, self.calendar.epoch(self.state.step)
+        begun = state.step - self.calendar.starts[epoch]
+        batches = self.job.batches(epoch)[begun : begun + self.last_step - state.step]
+        served = self.job.train_loader.serve(epoch, loader.share(batches, self.ranks))
+        self._freeze(epoch)
+        self.meter = Meter(state.totals, self.ranks)
+        with terminal.bar(f"epoch {epoch + 1}/{self.config.train.epochs}", sum(map(len, batches))) as bar:
+            for draws, batch in zip(batches, self.meter.waiting(served), strict=True):
+                self._enter_phase()
+                rates = phases.rates(self.config, state.phase, state.step, self.calendar)
+                of_batch = engine.learn(state, self.parallel, batch, len(draws), rates, self.how)
+                self.meter.add(state.step, draws, of_batch)
+                bar.advance(len(draws), **self._log_step(rates))
+                stopping, due = self.ranks.any(self.stop.name is not None, self._save_is_due())
+                if stopping or due:
+                    state.totals = self.meter.totals()
+                    self._save("last.pt")
+                if stopping:
+                    self._stop()
+        state.totals = self.meter.totals()
 
-    def _lr(self) -> float:
-        config = self.config
-        return lr_at(
-            config.schedule, config.optim.lr, self.state.step, self.steps_per_epoch, config.train.epochs
+    def _freeze(self, epoch: int) -> None:
+        """Training mode, but for what is frozen in this epoch."""
+        optim_config, state = self.config.optim, self.state
+        thawed = optim_config.unfreeze_epoch is not None and epoch >= optim_config.unfreeze_epoch
+        frozen = 0 if thawed else optim_config.frozen_stages
+        state.model.train()
+        if self.config.model.freeze_batchnorm:
+            freeze_batchnorm(state.model)
+        for number, modules in enumerate(self.stages):
+            for module in modules:
+                for parameter in module.parameters(recurse=False):
+                    parameter.requires_grad_(number >= frozen)
+                if number < frozen:
+                    freeze_batchnorm(module)
+        if frozen != self.frozen:  # what exchanges gradients is made for the parameters that have some
+            compiled = torch.compile(state.model) if self.config.train.compile else state.model
+            self.parallel, self.frozen = self.ranks.parallel(compiled), frozen  # type: ignore[assignment, arg-type]
+
+    def _enter_phase(self) -> None:
+        """Change the optimizer when the phase that the next step belongs to is another one."""
+        state, optim_config = self.state, self.config.optim
+        phase = optim_config.resolved_phases[state.phase.index]
+        if not phases.is_over(phase, state.phase, state.step, self.calendar):
+            return
+        state.phase = phases.following(optim_config, state.phase, state.step)
+        phase, before = optim_config.resolved_phases[state.phase.index], state.optimizer
+        state.optimizer = self.job.optimizer(state.model, state.phase)
+        if phase.carry_momentum:
+            optim.carry_momentum(before, state.optimizer, phase.momentum or 0.0)
+        epoch = self.calendar.moment(state.step).epoch
+        self.track.log(
+            {
+                "kind": "phase",
+                "step": state.step + 1,
+                "epoch": epoch,
+                "phase": phase.name,
+                "lr": state.phase.lr,
+            }
+        )
+        terminal.say(
+            f"phase  {phase.name} from step {state.step + 1} (epoch {epoch:.4g}), lr {state.phase.lr:.4g}"
         )
 
-    def _log_step(self, sums: torch.Tensor, images: int, lr: float) -> dict[str, float]:
+    def _log_step(self, rates: phases.Rates) -> dict[str, float]:
         """Log every so many steps, and tell the bar: only then are the losses waited for."""
         if self.state.step % self.config.tracking.log_every_steps:
             return {}
-        loss = engine.finite(float(self.ranks.sum(sums)[0]) / images, self.state.step, lr)
-        self.track.log({"kind": "step", "step": self.state.step, "lr": lr, "loss": loss})
-        return {"loss": loss, "lr": lr}
+        last = self.meter.last()
+        self.track.log({"kind": "step", "step": self.state.step, **rates._asdict(), **last})
+        return {"loss": last["loss"], "lr": rates.lr}
+
+    # The end of an epoch
 
     def _close_epoch(self) -> None:
         """Validate, see whether it is the best, log, save."""
         state, totals = self.state, self.state.totals
-        now = Best(-(-state.step // self.steps_per_epoch), state.step)
-        if len(self.val_rows):
+        now = Best(self.calendar.epochs_over(state.step), state.step)
+        if len(self.job.val_rows):
             now.top1, now.loss = self._validate()
+            phases.observe(self.config, state.phase, now.loss)
         chosen = now.beats(state.best)
         state.best = now if chosen else state.best
-        record = {
-            "kind": "epoch",
-            "step": state.step,
-            "epoch": now.epoch,
-            "lr": state.optimizer.param_groups[0]["lr"],
-            "train_loss": totals.loss / totals.seen,
-            "train_top1": totals.correct / totals.seen,
-            "val_loss": now.loss,
-            "val_top1": now.top1,
-            "images_per_s": self.images_per_s,
-        }
+        record = self._epoch_record(now, totals)
         self.track.log(record)
         state.totals = Totals()
         if chosen:
             self._save("best.pt")
         self._save("last.pt")
-        figures = [f"{name} {record[name]:.4g}" for name in list(record)[3:8] if record[name] is not None]
+        shown = (
+            "lr",
+            "train_loss",
+            "train_top1",
+            "val_loss",
+            "val_top1",
+            "grad_norm",
+            "images_per_s",
+            "data_wait",
+        )
+        figures = [f"{name} {record[name]:.4g}" for name in shown if record[name] is not None]
         epoch = f"epoch {now.epoch}/{self.config.train.epochs}"
         terminal.say("  ".join([epoch, *figures, *["best so far"] * chosen]))
 
+    def _epoch_record(self, now: Best, totals: Totals) -> dict[str, Any]:
+        state = self.state
+        rates = phases.rates(self.config, state.phase, state.step - 1, self.calendar)
+        return {
+            "kind": "epoch",
+            "step": state.step,
+            "epoch": now.epoch,
+            "phase": self.config.optim.resolved_phases[state.phase.index].name,
+            **rates._asdict(),
+            "train_loss": totals.loss / totals.seen,
+            "train_top1": totals.correct / totals.seen,
+            "val_loss": now.loss,
+            "val_top1": now.top1,
+            "grad_norm": totals.gradient_norm / totals.steps,
+            **self.meter.speed(),
+            "memory_gib": memory.peak_bytes(self.ranks.device) / 2**30,
+        }
+
     def _validate(self) -> tuple[float, float]:
-        batches = loader.in_order(self.val_rows, self.config.eval.batch_size)
-        served = self._until_stopped(self.val_loader.serve(0, loader.share(batches, self.ranks)))
-        looked = engine.look(self.state.model, served, self.val_rows, self.precision, self.ranks)
-        return looked.scores(self.labels)
+        rows = self.job.val_rows
+        batches = loader.in_order(rows, self.config.eval.batch_size)
+        served = self._until_stopped(self.job.val_loader.serve(0, loader.share(batches, self.ranks)))
+        looked = engine.look(self.state.validated, served, rows, self.how.precision, self.ranks)
+        return looked.scores(self.job.labels)
 
     def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
-            if self.ranks.any(self.stop.name is not None):
+            if self.ranks.any(self.stop.name is not None)[0]:
+                self._save("last.pt")
                 self._stop()
             yield batch
 
-    def _stop(self) -> None:
-        self._save("last.pt")
-        raise Stopped(
-            f"stopped by {self.stop.name or 'a signal on another rank'} at step {self.state.step} of "
-            f"{self.last_step}, saved in {self.config.checkpoints_dir / 'last.pt'}; the same command goes on"
-        )
+    # Saving and ending
+
+    def _save_is_due(self) -> bool:
+        every, minutes = self.config.train.checkpoint_every_steps, self.config.train.checkpoint_every_minutes
+        by_step = every is not None and self.state.step % every == 0
+        return by_step or (minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes)
 
     def _save(self, name: str) -> None:
         if self.ranks.first:
             about = {
                 "config": self.config.model_dump(mode="json"),
-                "classes": self.classes,
-                "samples": self.samples,
-                "precision": self.precision,
-                "weights": self.weights,
+                "classes": self.job.classes,
+                "samples": self.job.samples,
+                "precision": self.how.precision,
+                "batch_size": self.start.batch_size,
+                "weights": self.start.weights,
             }
-            epoch = self.state.step // self.steps_per_epoch
-            checkpoint.save(self.config.checkpoints_dir / name, self.state, epoch, about)
+            folder, epochs = self.config.checkpoints_dir, self.calendar.epoch(self.state.step)
+            checkpoint.save(folder / name, self.state, epochs, about)
+            if name == "last.pt":
+                checkpoint.keep_last(folder, self.state.step, self.config.train.keep_checkpoints)
+        self.saved_at = time.monotonic()
         self.ranks.wait()
 
-    # Set-up
-
-    def _loader(self, data: prepare.Prepared, view: Augmentation | CentreCrop) -> Loader:
-        images = Images(data.store, self.labels, view, self.config.data.image_px)
-        return Loader(images, loader.worker_count(self.config.data.workers, self.ranks), self.ranks.device)
-
-    def _fresh_state(self, *, pretrained: bool) -> tuple[TrainState, dict[str, Any]]:
-        config, device = self.config, self.ranks.device
-        of_model = config.model if pretrained else without_weights(config.model)
-        torch.manual_seed(seeding.seed_of("weights", config.seed))
-        model, weights = build(of_model, len(self.classes))
-        layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-        model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
-        optimizer = optim.sgd(
-            optim.parameter_groups(model, model.head, config.optim),
-            lr=config.optim.lr,
-            momentum=config.optim.momentum,
-            nesterov=config.optim.nesterov,
+    def _stop(self) -> None:
+        raise Stopped(
+            f"stopped by {self.stop.name or 'a signal on another rank'} at step {self.state.step} of "
+            f"{self.last_step}, saved in {self.config.checkpoints_dir / 'last.pt'}; the same command goes on"
         )
-        scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
-        return TrainState(model, optimizer, scaler), weights
 
-    def _record(self) -> None:
-        """Write what the run is, and say it."""
-        config, folder, weights = self.config, self.config.run_dir, self.weights
-        if self.state.step >= self.last_step:
-            return  # already finished, maybe by other code on another machine: leave its record alone
-        files.write_text(folder / "config.yaml", config_file.dump(config))
-        about = {
-            **environment.describe(self.ranks.device),
-            "precision": self.precision,
-            "weights": self.weights,
-            "samples": self.samples,
-        }
-        files.write_json(folder / "environment.json", about)
-        parameters = sum(parameter.numel() for parameter in self.state.model.parameters())
-        terminal.say(
-            f"run    {folder}, step {self.state.step} of {self.last_step}\n"
-            f"model  {config.model.name}, {parameters / 1e6:.2f} M parameters, {len(self.classes)} classes; weights: "
-            f"{weights['source']}, {weights['share']:.0%} of the body loaded ({weights['tensors']} tensors)\n"
-            f"data   {len(self.train_rows)} images to train on, {len(self.val_rows)} to validate; "
-            f"{config.data.image_px} px, batches of at most {config.optim.batch_size}\n"
-            f"on     {self.ranks.world} x {self.ranks.device.type}, {self.precision}"
+    def diverged(self, found: NotFinite) -> UserError:
+        """Write down which images were in the batch; the sentence that ends the run."""
+        path = self.config.run_dir / "diverged.json"
+        images = self.job.ids[found.draws % len(self.job.labels)].tolist()
+        rates = phases.rates(self.config, self.state.phase, found.step - 1, self.calendar)
+        if self.ranks.first:
+            about = {"step": found.step, "loss": str(found.loss), **rates._asdict(), "images": images}
+            files.write_json(path, about)
+        return UserError(
+            f"step {found.step}: the loss is {found.loss}, training has diverged at learning rate {rates.lr:g}; "
+            f"lower optim.lr or set optim.clip_norm; the ids of the batch's images are in {path}"
         )

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from pipeline.config import Config, Cosine, Step
+from pipeline.config import Config
 from pipeline.config_file import differences, dump, load
+from pipeline.config_solver import Cosine, MultiStep
 from pipeline.errors import ConfigError
-from pipeline.schedule import lr_at
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 each_file = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -68,9 +68,13 @@ def problem_of_file(path: Path, text: str) -> str:
         ),
         (
             "schedule.name=cosin",
-            "schedule.name: cosin is not allowed; allowed: one of constant, cosine, step; did you mean cosine?",
+            "schedule.name: cosin is not allowed; allowed: one of constant, step, multi_step, exponential, cosine, "
+            "one_cycle, polynomial, plateau; did you mean cosine?",
         ),
-        ("schedule.gamma=0.5", "schedule.gamma: unknown key; it belongs to schedule.name=step"),
+        (
+            "schedule.gamma=0.5",
+            "schedule.gamma: unknown key; it belongs to schedule.name=step or multi_step or exponential or plateau",
+        ),
         ("schedule.nmae=step", "schedule.nmae: unknown key; did you mean schedule.name?"),
         (
             "model.mean=[1, 2]",
@@ -104,17 +108,79 @@ def test_a_wrong_override_is_one_sentence(override: str, sentence: str) -> None:
             "data.synthetic: train_per_species has to be smaller than images_per_species",
         ),
         (
-            ["schedule.name=step", "schedule.gamma=[0.1]"],
+            ["schedule.name=multi_step", "schedule.gamma=[0.1]"],
             "schedule: gamma has 1 factors for 2 milestones",
         ),
-        (["schedule.name=step", "schedule.milestones=[3, 2]"], "schedule: milestones have to rise"),
+        (["schedule.name=multi_step", "schedule.milestones=[3, 2]"], "schedule: milestones have to rise"),
         (
-            ["schedule.name=step", "schedule.gamma=x"],
+            ["schedule.name=multi_step", "schedule.gamma=x"],
             'schedule.gamma: "x" is not allowed; allowed: a number above 0, or a list, each a number above 0',
         ),
         (
             ["seed=1", "seed.x=2"],
             "seed.x: unknown key; seed has a value of its own, not keys below it",
+        ),
+        (
+            ["optim.phases=[{name: adam}, {name: sgd}]"],
+            "optim: phases: each but the last needs `until`, and the last has none",
+        ),
+        (
+            ["optim.phases=[{name: adam, until: 9}, {name: adamw, until: 5}, {name: sgd}]"],
+            "optim: phases: the epochs of `until` have to rise, and are [9, 5]",
+        ),
+        (
+            ["optim.phases=[{name: adam, until: 128}, {name: sgd}]"],
+            "optim.phases: adam until 128 of 128 epochs",
+        ),
+        (
+            ["optim.phases=[{name: adam, until: 0}, {name: sgd}]"],
+            "optim.phases.0.until: 0 is not allowed; allowed: a whole number of at least 1, "
+            "or keys with values, as {key: value}, or null",
+        ),
+        (
+            ["optim.phases=[{name: adam, until: {name: swat}}, {name: sgd}]"],
+            "optim.phases.0.until.name: swat is not allowed; allowed: one of epoch, plateau, swats; did you mean swats?",
+        ),
+        (
+            ["optim.phases=[{name: adam, until: {name: swats, epochs: 3}}, {name: sgd}]"],
+            "optim.phases.0.until.epochs: unknown key; it belongs to optim.phases.0.until.name=plateau",
+        ),
+        (
+            ["optim.phases=[{name: adam, until: 3}, {nmae: sgd}]"],
+            "optim.phases.1.nmae: unknown key; did you mean optim.phases.1.name?",
+        ),
+        (
+            ["optim.phases=[{name: adam, until: 3}, {name: sgd}]", "optim.phases.1.lr=fast"],
+            'optim.phases.1.lr: "fast" is not allowed; allowed: a number above 0, or null',
+        ),
+        (
+            ["optim.phases=[{name: sgd}]", "optim.phases.1.lr=1"],
+            "optim.phases.1.lr: 1 is no entry of a list of 1; they are counted from 0",
+        ),
+        (
+            ["optim.phases=[{name: adam, carry_momentum: true}]"],
+            "optim.phases.0: carry_momentum is for sgd, and the phase's optimizer is adam",
+        ),
+        (
+            ["schedule.name=plateau", "data.val_fraction=0"],
+            "schedule.name=plateau looks at validation, and data.val_fraction is 0",
+        ),
+        (
+            ["optim.batch_size=auto"],
+            "optim: batch_size auto needs effective_batch_size: the batch that a step learns from",
+        ),
+        (["optim.effective_batch_size=32"], "optim: effective_batch_size 32 is below batch_size 64"),
+        (
+            ["train.mix=[{name: mixup}, {name: cutmix, probability: 0.5}]"],
+            "train: mix: the probabilities add up to 1.5; at most 1",
+        ),
+        (
+            ["train.mix=[{name: cutmx}]"],
+            'train.mix.0.name: "cutmx" is not allowed; allowed: one of mixup, cutmix, snapmix; did you mean cutmix?',
+        ),
+        (
+            ["data.progressive=[{until_epoch: 3, image_px: 449}]"],
+            "data: progressive: an image_px is larger than data.image_px 448",
         ),
     ],
 )
@@ -188,10 +254,30 @@ def test_numbers_and_text_are_those_of_yaml_1_2(tmp_path: Path) -> None:
 def test_overrides_win_over_the_file_and_the_last_one_over_all(tmp_path: Path) -> None:
     path = tmp_path / "birds.yaml"
     path.write_text("optim: {lr: 1, batch_size: 8}\n")
-    config = load(path, ["optim.lr=2", "optim.lr=3", "data.folds=5", "schedule={name: step}"])
+    config = load(path, ["optim.lr=2", "optim.lr=3", "data.folds=5", "schedule={name: multi_step}"])
     assert (config.optim.lr, config.optim.batch_size, config.data.folds) == (3, 8, 5)
-    assert config.schedule == Step()
+    assert config.schedule == MultiStep()
     assert load(path, ["data.workers="]).data.workers is None
+
+
+def test_an_entry_of_a_list_can_be_overridden(tmp_path: Path) -> None:
+    path = tmp_path / "birds.yaml"
+    path.write_text("optim: {phases: [{name: adam, until: 10}, {name: sgd}]}\n")
+    phases = load(path, ["optim.phases.0.until=5", "optim.phases.1={name: adamw}"]).optim.phases
+    assert [(phase.name, phase.until) for phase in phases] == [("adam", 5), ("adamw", None)]
+
+
+def test_phases_take_what_they_leave_open_from_optim() -> None:
+    swats = "optim.phases=[{name: adam, lr: 1e-3, until: {name: swats}}, {name: sgd}, {name: adamw, momentum: 0.5}]"
+    with pytest.raises(ConfigError, match="each but the last"):
+        load(None, [swats])
+    optim = load(None, [swats, "optim.phases.1.until=30"]).optim
+    adam, sgd, adamw = optim.resolved_phases
+    assert (adam.lr, adam.momentum, adam.weight_decay) == (1e-3, 0.9, 5e-4)
+    assert (sgd.lr, sgd.nesterov) == (None, True)  # SWATS proposes it
+    assert (adamw.lr, adamw.momentum) == (0.025, 0.5)
+    (alone,) = load(None, ["optim.name=adam", "optim.options={eps: 1e-6}"]).optim.resolved_phases
+    assert (alone.name, alone.lr, alone.options) == ("adam", 0.025, {"eps": 1e-6})
 
 
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
@@ -243,6 +329,7 @@ def test_differences_are_named_by_their_dotted_keys() -> None:
         ("optim.lr", 0.025, 1.0),
         ("schedule.final_factor", 0.0, None),
         ("schedule.name", "cosine", "constant"),
+        ("schedule.restart_multiplier", 1.0, None),
     ]
     assert list(differences(one, one)) == []
 
@@ -262,18 +349,3 @@ def test_a_file_is_short_and_its_header_has_a_command_and_a_result(path: Path) -
 def test_a_file_departs_from_the_defaults_or_states_a_recipe_that_is_valid(path: Path) -> None:
     assert load(path).run.name == path.stem
     assert list(differences(Config().model_dump(mode="json"), load(path).model_dump(mode="json")))
-
-
-def test_the_articles_learning_rates_are_those_of_its_schedule() -> None:
-    config = load(next(path for path in CONFIGS if path.stem == "cub200_resnet50_step"))
-    steps_per_epoch = 750
-    rates = {
-        epoch: lr_at(
-            config.schedule, config.optim.lr, epoch * steps_per_epoch, steps_per_epoch, config.train.epochs
-        )
-        for epoch in (0, 19, 20, 29, 30, 49, 50, 87)
-    }
-    assert rates == pytest.approx(
-        {0: 2e-3, 19: 2e-3, 20: 1e-3, 29: 1e-3, 30: 5e-4, 49: 5e-4, 50: 1e-4, 87: 1e-4}, rel=1e-12
-    )
-    assert (config.optim.batch_size, config.optim.weight_decay, config.train.epochs) == (8, 5e-5, 88)

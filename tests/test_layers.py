@@ -21,9 +21,11 @@ LAYERS = [
         "data.drawing",
         "data.species",
     },
+    {"config_solver", "models.heads"},
     {"config", "data.table", "data.birds", "data.download", "data.unpack"},
     {
         "config_file",
+        "config_words",
         "data.cub",
         "data.synthetic",
         "data.splits",
@@ -33,12 +35,16 @@ LAYERS = [
         "models.build",
         "schedule",
         "optim",
+        "swats",
+        "phases",
         "tracking",
         "report.screen",
     },
     {"data.prepare", "data.loader", "checkpoint"},
-    {"engine", "resume"},
-    {"train", "evaluate"},
+    {"mixing", "resume", "meter", "fit", "report.curves"},
+    {"engine"},
+    {"job"},
+    {"train", "evaluate", "lr_find", "preview", "announce"},
     {"cli", "__main__"},
 ]
 # Within a layer, these may import others of it: each pair is one topic in two files.
@@ -50,6 +56,12 @@ BESIDE = {
     ("distributed", "memory"),
     ("data.transforms", "data.store"),
     ("models.build", "models.weights"),
+    ("config_file", "config_words"),
+    ("optim", "models.build"),
+    ("swats", "optim"),
+    ("phases", "swats"),
+    ("phases", "schedule"),
+    ("train", "announce"),
     ("__main__", "cli"),
 }
 

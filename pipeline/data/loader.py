@@ -1,8 +1,11 @@
 """Row i of a split, and the loader that serves it to one rank.
 
-The order of an epoch is a function of (seed, epoch), and a batch is a list of (epoch, row): the
+The order of an epoch is a function of (seed, epoch), and a batch is a list of (epoch, draw): the
 dataset keeps no state, so a loader can begin at any batch of any epoch, with any number of
 processes, on any number of ranks, and gives the same images.
+
+A draw is a row of the sample table; where an epoch shows an image more than once, the table's length
+is added each time, so that every showing is augmented in its own way.
 """
 
 import os
@@ -21,7 +24,8 @@ from pipeline.data.store import Store
 from pipeline.data.transforms import Augmentation, CentreCrop
 from pipeline.distributed import Ranks
 
-Item = tuple[int, int]  # (epoch, row of the sample table)
+Item = tuple[int, int]  # (epoch, draw)
+View = Augmentation | CentreCrop
 Rows = Sequence[int] | npt.NDArray[np.int64]
 WORKERS_AT_MOST = 8
 
@@ -37,15 +41,43 @@ class Batch(NamedTuple):
         """The batch on a device; from pinned memory the copy does not wait."""
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
+    def split(self, images: int) -> list["Batch"]:
+        """Parts of at most so many images, whose sizes differ by one at most."""
+        parts = max(1, -(-len(self.label) // images))
+        return [Batch(*part) for part in zip(*(tensor.tensor_split(parts) for tensor in self), strict=True)]
 
-def epoch_batches(rows: Rows, batch_size: int, seed: int, epoch: int) -> list[npt.NDArray[np.int64]]:
-    """The batches of an epoch over all ranks: every row once, in an order of (seed, epoch).
 
-    ceil(n / batch_size) batches whose sizes differ by one at most: no image is dropped, and no
-    small last batch disturbs batch norm or weighs its images more.
+def epoch_order(rows: Rows, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """Every row once, in an order of (seed, epoch)."""
+    return seeding.generator("order", seed, epoch).permutation(np.asarray(rows, np.int64))
+
+
+def balanced_order(
+    rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], seed: int, epoch: int
+) -> npt.NDArray[np.int64]:
+    """As many draws as rows, every class equally often, and within a class every image.
+
+    How often two classes, or two images of a class, are drawn differs by one at most.
+
+    Args:
+        labels: int64, of the whole table.
     """
-    order = seeding.generator("order", seed, epoch).permutation(np.asarray(rows, np.int64))
-    return np.array_split(order, steps_per_epoch(len(rows), batch_size))
+    random = seeding.generator("balanced order", seed, epoch)
+    classes = random.permutation(np.unique(labels[rows]))
+    draws = []
+    for place, wanted in enumerate(np.array_split(np.arange(len(rows)), len(classes))):
+        own = random.permutation(rows[labels[rows] == classes[place]])
+        times, position = np.divmod(np.arange(len(wanted)), len(own))
+        draws.append(own[position] + times * len(labels))
+    return random.permutation(np.concatenate(draws))
+
+
+def in_batches(order: npt.NDArray[np.int64], batch_size: int) -> list[npt.NDArray[np.int64]]:
+    """ceil(n / batch_size) batches whose sizes differ by one at most.
+
+    No image is dropped, and no small last batch disturbs batch norm or weighs its images more.
+    """
+    return np.array_split(order, steps_per_epoch(len(order), batch_size))
 
 
 def in_order(rows: npt.NDArray[np.int64], batch_size: int) -> list[npt.NDArray[np.int64]]:
@@ -59,21 +91,20 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
 
 
 class Images(Dataset[Batch]):
-    """Images of a store with their labels; indexed by lists of (epoch, row)."""
+    """Images of a store with their labels; indexed by lists of (epoch, draw)."""
 
-    def __init__(
-        self, store: Store, labels: npt.NDArray[np.int64], view: Augmentation | CentreCrop, image_px: int
-    ) -> None:
+    def __init__(self, store: Store, labels: npt.NDArray[np.int64], view: View) -> None:
         """labels: int64 [n], by row of the store."""
-        self.store, self.labels, self.view, self.image_px = store, torch.from_numpy(labels), view, image_px
+        self.store, self.labels, self.view = store, torch.from_numpy(labels), view
 
     def __getitems__(self, items: Sequence[Item]) -> Batch:
         """A batch whose image is still [B, H, W, 3]: each picture is copied once, into its place."""
-        image = torch.empty((len(items), self.image_px, self.image_px, 3), dtype=torch.uint8)
+        rows = torch.tensor([draw % len(self.labels) for _, draw in items], dtype=torch.int64)
+        side_px = self.view.image_px(items[0][0] if items else 0)
+        image = torch.empty((len(items), side_px, side_px, 3), dtype=torch.uint8)
         place = image.numpy()
-        for position, (epoch, row) in enumerate(items):
-            place[position] = self.view(self.store[row], epoch, row)
-        rows = torch.tensor([row for _, row in items])
+        for position, ((epoch, draw), row) in enumerate(zip(items, rows.tolist(), strict=True)):
+            place[position] = self.view(self.store[row], epoch, draw)
         return Batch(image, self.labels[rows], rows)
 
 
@@ -106,8 +137,8 @@ class Loader:
         )
 
     def serve(self, epoch: int, batches: Sequence[npt.NDArray[np.int64]]) -> Iterator[Batch]:
-        """Yield this rank's share of batches: rows of the table, one array a batch."""
-        self._plan.batches = [[(epoch, int(row)) for row in batch] for batch in batches]
+        """Yield this rank's share of batches: draws, one array a batch."""
+        self._plan.batches = [[(epoch, int(draw)) for draw in batch] for batch in batches]
         for image, label, row in self._loader:
             yield Batch(image.permute(0, 3, 1, 2), label, row)
 

@@ -6,12 +6,15 @@ neither on the number of processes or ranks, nor on whether a run was interrupte
 """
 
 import os
+from collections.abc import Callable
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for news
 
 import albumentations as A
 import cv2
 import numpy as np
+import torch
+from torchvision.transforms import v2
 
 from pipeline import seeding
 from pipeline.config import DataConfig
@@ -19,10 +22,13 @@ from pipeline.data.store import Pixels
 
 
 class Augmentation:
-    """Random crop, mirror and colour for training: [H, W, 3] -> [image_px, image_px, 3], uint8 RGB."""
+    """Random crop, mirror, colour and more for training: [H, W, 3] -> [P, P, 3], uint8 RGB.
+
+    P is `data.image_px`, or what `data.progressive` says for the epoch: then the same crop, scaled down.
+    """
 
     def __init__(self, config: DataConfig, seed: int) -> None:
-        self.seed = seed
+        self.config, self.seed = config, seed
         size = config.image_px, config.image_px
         if config.crop == "random":
             steps: list[A.BasicTransform] = [A.RandomCrop(*size)]
@@ -41,19 +47,63 @@ class Augmentation:
                 )
             )
         self._compose = A.Compose(steps)
+        erase = A.Erasing(
+            fill="random_uniform", p=config.random_erasing
+        )  # Zhong et al. 2020, arXiv:1708.04896
+        self._erase = A.Compose([erase] if config.random_erasing else [])
+        self._automatic = AUTOMATIC[config.auto_augment]
 
     def __call__(self, picture: Pixels, epoch: int, index: int) -> Pixels:
         """The picture as image `index` is seen in `epoch`."""
-        self._compose.set_random_seed(seeding.seed_of("augment", self.seed, epoch, index) % 2**32)
-        return np.asarray(self._compose(image=picture)["image"], np.uint8)
+        seed = seeding.seed_of("augment", self.seed, epoch, index) % 2**32
+        self._compose.set_random_seed(seed)
+        seen = np.asarray(self._compose(image=picture)["image"], np.uint8)
+        if self._automatic is not None:
+            seen = _seeded(self._automatic, seen, seed)
+        self._erase.set_random_seed(seed)
+        seen = np.asarray(self._erase(image=seen)["image"], np.uint8)
+        side_px = self.image_px(epoch)
+        if side_px < self.config.image_px:
+            seen = np.asarray(cv2.resize(seen, (side_px, side_px), interpolation=cv2.INTER_AREA), np.uint8)
+        return seen
+
+    def image_px(self, epoch: int) -> int:
+        """Side of a training image in an epoch (from 0): progressive resizing (Howard 2018, fast.ai)."""
+        for stage in self.config.progressive:
+            if epoch < stage.until_epoch:
+                return stage.image_px
+        return self.config.image_px
+
+
+AUTOMATIC: dict[str, Callable[[torch.Tensor], torch.Tensor] | None] = {
+    "none": None,
+    "trivial": v2.TrivialAugmentWide(),  # Mueller & Hutter 2021, arXiv:2103.10158
+    "rand": v2.RandAugment(),  # Cubuk et al. 2020, arXiv:1909.13719
+}
+
+
+def _seeded(operation: Callable[[torch.Tensor], torch.Tensor], picture: Pixels, seed: int) -> Pixels:
+    """torchvision's operation draws from torch's global stream: it is set for this image, and put back."""
+    before = torch.get_rng_state()
+    try:
+        torch.default_generator.manual_seed(seed)
+        changed = operation(torch.from_numpy(picture).permute(2, 0, 1))
+    finally:
+        torch.set_rng_state(before)
+    return np.ascontiguousarray(changed.permute(1, 2, 0).numpy())
 
 
 class CentreCrop:
     """The middle of the picture, for evaluation: [H, W, 3] -> [image_px, image_px, 3], uint8 RGB."""
 
     def __init__(self, config: DataConfig) -> None:
+        self._side_px = config.image_px
         self._compose = A.Compose([A.CenterCrop(config.image_px, config.image_px)])
 
     def __call__(self, picture: Pixels, epoch: int, index: int) -> Pixels:  # noqa: ARG002
         """The same crop for every epoch and index."""
         return np.asarray(self._compose(image=picture)["image"], np.uint8)
+
+    def image_px(self, epoch: int) -> int:  # noqa: ARG002
+        """Side of an image, whatever the epoch."""
+        return self._side_px

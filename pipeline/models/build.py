@@ -1,7 +1,8 @@
 """A backbone of timm with its weights and a head for C classes, behind one forward for uint8 images."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from pipeline import files, terminal
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, WeightsError
 from pipeline.models import weights
+from pipeline.models.heads import GeM, MidLevelHead, mid_level_head, pool_by_gem
 
 Module = TypeVar("Module", bound=nn.Module)
 ABSENT_NAMED = 5
@@ -24,22 +26,78 @@ class Classifier(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        mid_head: MidLevelHead | None = None,
+    ) -> None:
         """mean, std: of the RGB values, range 0..1."""
         super().__init__()
         self.backbone = backbone
+        self.mid_head = mid_head
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images uint8 [B, 3, H, W] -> logits [B, C], float32 (bfloat16 or float16 under autocast)."""
-        logits: Tensor = self.backbone((images - self.mean) / self.std)
-        return logits
+        """images uint8 [B, 3, H, W] -> logits, float32 (bfloat16 or float16 under autocast).
+
+        In evaluation [B, C], the mean over the heads; in training [heads, B, C], each with a loss of its own.
+        """
+        logits = self._heads((images - self.mean) / self.std)
+        return logits if self.training else logits.mean(0)
+
+    def _heads(self, images: Tensor) -> Tensor:
+        backbone: Any = self.backbone
+        if self.mid_head is None:
+            logits: Tensor = backbone(images)
+            return logits.unsqueeze(0)
+        last, (mid, _) = backbone.forward_intermediates(images, indices=2)
+        return torch.stack([backbone.forward_head(last), self.mid_head(mid)])
 
     @property
     def head(self) -> nn.Module:
-        """The last layer: what is new for these classes."""
+        """The last layer of the backbone."""
         return _head(self.backbone)
+
+    @property
+    def new_layers(self) -> list[nn.Module]:
+        """What is new for these classes: the heads, and a pooling that learns."""
+        pools = [module for module in self.backbone.modules() if isinstance(module, GeM)]
+        return [self.head, *pools, *([self.mid_head] if self.mid_head else [])]
+
+    def class_activation(self, images: Tensor, labels: Tensor) -> Tensor:
+        """How much each place of an image speaks for a class: [B, 3, H, W], int64 [B] -> float32 [B, h, w].
+
+        Class activation maps (Zhou et al. 2016, arXiv:1512.04150): the last feature map, weighted by the
+        classifier's row of the class.
+
+        Raises:
+            ConfigError: the backbone does not end in a feature map, pooled, and one linear layer.
+        """
+        backbone: Any = self.backbone
+        features = backbone.forward_features((images - self.mean) / self.std)
+        weight = getattr(self.head, "weight", None)
+        if weight is None or features.ndim != 4 or weight.shape[1] != features.shape[1]:
+            raise ConfigError(
+                f"class activation maps need a last feature map and one linear layer, and {type(backbone).__name__} "
+                "has no such end; take mixup or cutmix instead of snapmix"
+            )
+        return torch.einsum("bdhw,bd->bhw", features.float(), weight[labels].float())
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without gradients and in evaluation mode, in which nothing of the model changes; then as before."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def build(config: ModelConfig, classes: int) -> tuple[Classifier, dict[str, Any]]:
@@ -59,7 +117,10 @@ def build(config: ModelConfig, classes: int) -> tuple[Classifier, dict[str, Any]
         backbone = _create(config, classes, pretrained=False)
         origin = _load(backbone, config.weights)
     usual = backbone.pretrained_cfg
-    return Classifier(backbone, config.mean or usual["mean"], config.std or usual["std"]), origin
+    if config.pool == "gem":
+        pool_by_gem(backbone)
+    mid_head = mid_level_head(backbone, classes) if config.mid_level_head else None
+    return Classifier(backbone, config.mean or usual["mean"], config.std or usual["std"], mid_head), origin
 
 
 def without_weights(config: ModelConfig) -> ModelConfig:
@@ -80,10 +141,10 @@ def freeze_batchnorm(model: Module) -> Module:
 
 def _create(config: ModelConfig, classes: int, *, pretrained: bool) -> Any:
     try:
-        options: dict[str, Any] = dict(config.options)
+        options = _options(config)
         return timm.create_model(config.name, pretrained, num_classes=classes, **options)
     except TypeError as error:
-        raise ConfigError(f"model.options: {config.name} does not take {config.options} ({error})") from error
+        raise ConfigError(f"model.options: {config.name} does not take {options} ({error})") from error
     except OSError as error:  # the hub clients' network errors are OSErrors
         raise WeightsError(
             f"{config.name}: its weights cannot be downloaded ({type(error).__name__}); where there is a "
@@ -101,6 +162,16 @@ def _create(config: ModelConfig, classes: int, *, pretrained: bool) -> Any:
                 f"model.name: no weights are published as {config.name!r}; there are: {tags}"
             ) from error
         raise
+
+
+def _options(config: ModelConfig) -> dict[str, Any]:
+    """The arguments of timm.create_model; what is at its default is left out, for models that do not take it."""
+    named = {
+        "drop_rate": config.dropout,
+        "drop_path_rate": config.stochastic_depth,
+        "global_pool": None if config.pool == "gem" else config.pool,
+    }
+    return {**{name: value for name, value in named.items() if value}, **config.options}
 
 
 def _hub(pretrained_cfg: Mapping[str, Any]) -> str:

@@ -1,0 +1,50 @@
+"""What a run is: written down beside its results, and said when it starts."""
+
+from pipeline import config_file, environment, files, terminal
+from pipeline.config import Config
+from pipeline.job import Job, Start
+
+
+def announce(job: Job, start: Start, last_step: int) -> None:
+    """Write `config.yaml` and `environment.json`, and say what begins."""
+    config, ranks, weights = job.config, job.ranks, start.weights
+    files.write_text(config.run_dir / "config.yaml", config_file.dump(config))
+    about = {
+        **environment.describe(ranks.device),
+        "precision": start.precision,
+        "weights": weights,
+        "samples": job.samples,
+    }
+    files.write_json(config.run_dir / "environment.json", about)
+    parameters = sum(parameter.numel() for parameter in start.state.model.parameters())
+    terminal.say(
+        f"run    {config.run_dir}, step {start.state.step} of {last_step}\n"
+        f"model  {config.model.name}, {parameters / 1e6:.2f} M parameters, {len(job.classes)} classes; "
+        f"weights: {weights['source']}, {weights['share']:.0%} of the body loaded ({weights['tensors']} tensors)\n"
+        f"data   {len(job.train_rows)} images to train on, {len(job.val_rows)} to validate; "
+        f"{config.data.image_px} px\n"
+        f"optim  {optimizers(config)}\n"
+        f"batch  {batch(config, start.batch_size, ranks.world)}\n"
+        f"on     {ranks.world} x {ranks.device.type}, {start.precision}"
+    )
+
+
+def optimizers(config: Config) -> str:
+    """The phases with their learning rates: `adam lr 0.001 until 10, sgd lr 0.01 (new layers 0.1)`."""
+    words = []
+    for phase in config.optim.resolved_phases:
+        lr = "as SWATS proposes" if phase.lr is None else f"{phase.lr:g}"
+        new = config.optim.head_lr_multiplier
+        heads = f" (new layers {phase.lr * new:g})" if phase.lr is not None and new != 1 else ""
+        until = getattr(phase.until, "name", phase.until)
+        words.append(f"{phase.name} lr {lr}{heads}" + (f" until {until}" if until is not None else ""))
+    return ", ".join(words)
+
+
+def batch(config: Config, batch_size: int, world: int) -> str:
+    """How batch size, accumulation and ranks make the batch that the learning rate is for."""
+    images = config.optim.images_per_step
+    passes = -(-images // batch_size)
+    return (
+        f"{images} images a step = {world} ranks x {passes} passes x {-(-images // world // passes)} images"
+    )

@@ -1,0 +1,263 @@
+"""The settings of the solver: optimizer, its phases, and the schedule of its rates."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Scalar = bool | int | float | str
+
+
+class Section(BaseModel):
+    """A part of the configuration; the text below a field is its documentation."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
+
+
+# The schedule
+
+
+class _Schedule(Section):
+    warmup_epochs: NotNegative = 0.0
+    """linear rise of the learning rate from 0"""
+    momentum_warmup_epochs: NotNegative = 0.0
+    """linear rise of the momentum to optim.momentum"""
+    momentum_start: Fraction = 0.0
+    """momentum at the first step of its warm-up"""
+
+
+class Constant(_Schedule):
+    name: Literal["constant"] = "constant"
+
+
+class Step(_Schedule):
+    name: Literal["step"] = "step"
+    every_epochs: Count = 30
+    """the learning rate drops each time so many epochs are over"""
+    gamma: Positive = 0.1
+    """the factor of every drop"""
+
+
+class MultiStep(_Schedule):
+    name: Literal["multi_step"] = "multi_step"
+    milestones: tuple[Count, ...] = (30, 60)
+    """epochs at which the learning rate drops"""
+    gamma: Positive | tuple[Positive, ...] = 0.1
+    """the factor of every drop, or one for each milestone"""
+
+    @model_validator(mode="after")
+    def _match(self) -> "MultiStep":
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError("milestones have to rise")
+        if isinstance(self.gamma, tuple) and len(self.gamma) != len(self.milestones):
+            raise ValueError(f"gamma has {len(self.gamma)} factors for {len(self.milestones)} milestones")
+        return self
+
+
+class Exponential(_Schedule):
+    name: Literal["exponential"] = "exponential"
+    gamma: Positive = 0.95
+    """the learning rate after an epoch over that before it"""
+
+
+class Cosine(_Schedule):
+    name: Literal["cosine"] = "cosine"
+    final_factor: Share = 0.0
+    """learning rate at the end over optim.lr"""
+    restart_epochs: Positive | None = None
+    """length of the first cycle; null: one cycle until the end"""
+    restart_multiplier: Annotated[float, Field(ge=1)] = 1.0
+    """length of a cycle over that of the one before"""
+
+
+class OneCycle(_Schedule):
+    name: Literal["one_cycle"] = "one_cycle"
+    rise_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """share of the training in which the learning rate rises to optim.lr"""
+    initial_factor: Share = 0.04
+    """learning rate at the beginning over optim.lr"""
+    final_factor: Share = 4e-6
+    """learning rate at the end over optim.lr"""
+    momentum_low: Fraction = 0.85
+    """momentum where the learning rate is highest; it is optim.momentum at both ends"""
+
+
+class Polynomial(_Schedule):
+    name: Literal["polynomial"] = "polynomial"
+    power: Positive = 1.0
+    """1: linear"""
+    final_factor: Share = 0.0
+    """learning rate at the end over optim.lr"""
+
+
+class ReduceOnPlateau(_Schedule):
+    name: Literal["plateau"] = "plateau"
+    gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """the factor of every drop"""
+    patience_epochs: Annotated[int, Field(ge=0)] = 10
+    """so many epochs in a row without a lower validation loss are borne; the next one drops the rate"""
+    threshold: Fraction = 1e-4
+    """a loss is lower when it is below (1 - threshold) times the lowest so far"""
+    cooldown_epochs: Annotated[int, Field(ge=0)] = 0
+    """epochs after a drop that do not count"""
+    least_factor: Share = 0.0
+    """the learning rate does not fall below this times optim.lr"""
+
+
+def _schedule_name(value: Any) -> str:
+    """Cosine is what a schedule without a name is."""
+    name = value.get("name", "cosine") if isinstance(value, dict) else getattr(value, "name", "cosine")
+    return str(name)
+
+
+ScheduleConfig = Annotated[
+    Annotated[Constant, Tag("constant")]
+    | Annotated[Step, Tag("step")]
+    | Annotated[MultiStep, Tag("multi_step")]
+    | Annotated[Exponential, Tag("exponential")]
+    | Annotated[Cosine, Tag("cosine")]
+    | Annotated[OneCycle, Tag("one_cycle")]
+    | Annotated[Polynomial, Tag("polynomial")]
+    | Annotated[ReduceOnPlateau, Tag("plateau")],
+    Discriminator(_schedule_name),
+]
+
+
+# The optimizer and its phases
+
+
+class PlateauRule(Section):
+    """A phase ends when the validation loss has not fallen for some epochs."""
+
+    name: Literal["plateau"] = "plateau"
+    epochs: Count = 3
+    """so many epochs in a row without a lower validation loss"""
+    min_delta: NotNegative = 0.0
+    """a loss is lower when it is so much below the lowest of the phase, in nats"""
+
+
+class SwatsRule(Section):
+    """A phase of Adam ends when its steps projected on the gradient are those of one learning rate."""
+
+    name: Literal["swats"] = "swats"
+    tolerance: Positive = 1e-9
+    """largest difference between a step's learning rate and their running mean (Keskar & Socher 2017: 1e-9)"""
+
+
+def _rule_name(value: Any) -> str:
+    if isinstance(value, dict):
+        return str(value.get("name", "plateau"))
+    return str(getattr(value, "name", "epoch"))
+
+
+Until = Annotated[
+    Annotated[Count, Tag("epoch")]
+    | Annotated[PlateauRule, Tag("plateau")]
+    | Annotated[SwatsRule, Tag("swats")],
+    Discriminator(_rule_name),
+]
+Options = dict[str, Scalar | tuple[float, ...]]
+
+
+class Phase(Section):
+    """A part of the training with an optimizer of its own; what is null is as `optim` has it."""
+
+    name: str = "sgd"
+    """as optim.name"""
+    lr: Positive | None = None
+    """null: optim.lr; after a phase that SWATS ended: what it proposes"""
+    momentum: Fraction | None = None
+    nesterov: bool | None = None
+    weight_decay: NotNegative | None = None
+    options: Options = {}
+    """arguments of this optimizer; those of optim.options are not used in phases"""
+    schedule: ScheduleConfig | None = None
+    """over this phase, from its first step; null: the run's schedule, over the whole run"""
+    until: Until | None = None
+    """last epoch of the phase, or a rule: {name: plateau, epochs: 3} or {name: swats}; null: the end"""
+    carry_momentum: bool = False
+    """start SGD's momentum from the gradient's mean in the optimizer before; false: from 0"""
+
+    @model_validator(mode="after")
+    def _carry_to_sgd(self) -> "Phase":
+        if self.carry_momentum and self.name != "sgd":
+            raise ValueError(f"carry_momentum is for sgd, and the phase's optimizer is {self.name}")
+        return self
+
+
+class OptimConfig(Section):
+    name: str = "sgd"
+    """sgd, adagrad, rmsprop, adadelta, adam, adamw, or any other optimizer of timm"""
+    lr: Positive = 0.025
+    """learning rate at the schedule's height, for the whole batch"""
+    momentum: Fraction = 0.9
+    """of SGD; of the Adam family, the first beta"""
+    nesterov: bool = True
+    """of SGD: the gradient is taken where the momentum leads"""
+    weight_decay: NotNegative = 5e-4
+    """L2 penalty on weights (decoupled in adamw); norms and biases have none"""
+    options: Options = {}
+    """further arguments of the optimizer, such as {betas: [0.9, 0.95]}"""
+    phases: tuple[Phase, ...] = ()
+    """optimizers one after another, such as Adam and then SGD; none: `optim` itself for the whole run"""
+    batch_size: Count | Literal["auto"] = 64
+    """images computed at once, over all ranks; auto: as many as fit, for effective_batch_size"""
+    effective_batch_size: Count | None = None
+    """images a step learns from: gradients of several batches are accumulated; null: batch_size"""
+    head_lr_multiplier: Positive = 1.0
+    """the learning rate of the new layers over that of the rest"""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """the learning rate of each layer over that of the layer above it"""
+    frozen_stages: Annotated[int, Field(ge=0)] = 0
+    """the first stages (1: the stem) that do not learn"""
+    unfreeze_epoch: Count | None = None
+    """the frozen stages learn from the end of this epoch on; null: never"""
+    clip_norm: Positive | None = None
+    """largest norm of the gradient over all weights; null: not clipped"""
+
+    @model_validator(mode="after")
+    def _fit(self) -> "OptimConfig":
+        if self.batch_size == "auto" and self.effective_batch_size is None:
+            raise ValueError("batch_size auto needs effective_batch_size: the batch that a step learns from")
+        if isinstance(self.batch_size, int) and self.images_per_step < self.batch_size:
+            raise ValueError(
+                f"effective_batch_size {self.images_per_step} is below batch_size {self.batch_size}"
+            )
+        ends = [phase.until for phase in self.phases]
+        if any(end is None for end in ends[:-1]) or (ends and ends[-1] is not None):
+            raise ValueError("phases: each but the last needs `until`, and the last has none")
+        epochs = [end for end in ends if isinstance(end, int)]
+        if epochs != sorted(set(epochs)):
+            raise ValueError(f"phases: the epochs of `until` have to rise, and are {epochs}")
+        return self
+
+    @property
+    def images_per_step(self) -> int:
+        """Images that an optimizer step learns from, over all ranks."""
+        images = self.effective_batch_size or self.batch_size
+        assert images != "auto", "the validator asks for effective_batch_size"
+        return images
+
+    @property
+    def resolved_phases(self) -> tuple[Phase, ...]:
+        """The phases with everything that is null filled in, but for a learning rate that SWATS proposes."""
+        own = Phase(name=self.name, options=self.options)
+        filled, proposed = [], False
+        for phase in self.phases or (own,):
+            default = {key: getattr(self, key) for key in ("momentum", "nesterov", "weight_decay")}
+            if not proposed:
+                default["lr"] = self.lr
+            absent = {key: value for key, value in default.items() if getattr(phase, key) is None}
+            filled.append(phase.model_copy(update=absent))
+            proposed = isinstance(phase.until, SwatsRule)
+        return tuple(filled)

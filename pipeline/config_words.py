@@ -1,0 +1,165 @@
+"""What is wrong with a configuration, in words: the key, its value, what is allowed, the nearest right one."""
+
+import difflib
+import json
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from pipeline.config import Config
+
+WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+
+
+class _Place(NamedTuple):
+    """Where in the configuration a problem lies: dotted key, innermost field, and the section it is in."""
+
+    key: str
+    field: FieldInfo | None
+    section: list[type[BaseModel]]  # the kinds that it can be; one, once its name is known
+
+
+def sentence(problem: ErrorDetails, tree: Mapping[str, Any]) -> str:
+    """One problem that pydantic found, for a person."""
+    place = _place(problem["loc"])
+    match problem["type"], problem.get("ctx", {}):
+        case "extra_forbidden", _:
+            return _unknown(str(problem["loc"][-1]), place)
+        case "value_error", {"error": error}:
+            return f"{place.key}: {error}" if place.key else str(error)
+        case "union_tag_invalid", {"tag": tag, "expected_tags": tags}:
+            names = str(tags).replace("'", "")
+            near = _nearest(str(tag), names.split(", "))
+            return f"{place.key}.name: {tag} is not allowed; allowed: one of {names}{near}"
+    assert place.field is not None, "pydantic names a field, or one of the problems above"
+    value = _value(place.key.split("."), tree)
+    hint = _nearest(str(value), [str(choice) for choice in _choices(place.field.annotation)])
+    allowed = _describe(place.field.annotation, place.field.metadata)
+    return f"{place.key}: {json.dumps(value, default=str)} is not allowed; allowed: {allowed}{hint}"
+
+
+def _place(loc: Sequence[int | str]) -> _Place:
+    """Follow pydantic's location; the names of kinds in it (of a schedule, of a union) are no keys."""
+    parts: list[str] = []
+    field: FieldInfo | None = None
+    section: list[type[BaseModel]] = [Config]
+    owners = section
+    for part in loc:
+        found = [kind.model_fields[part] for kind in section if part in kind.model_fields]
+        named = [kind for kind in section if part in _choices(_field(kind, "name"))]
+        if found:
+            parts.append(str(part))
+            field, owners = found[0], section
+            section = _models(field.annotation)
+        elif isinstance(part, int) and section:
+            parts.append(str(part))
+        elif named:
+            section = named
+    return _Place(".".join(parts), field, section if loc and loc[-1] not in parts else owners)
+
+
+def _unknown(name: str, place: _Place) -> str:
+    """A key that is not known: a kind that has it, or the nearest one."""
+    key = f"{place.key}.{name}" if place.key else name
+    kinds = _models(place.field.annotation) if place.field else []
+    owners = [kind for kind in kinds if name in kind.model_fields]
+    if owners:
+        names = " or ".join(_choices(_field(kind, "name"))[0] for kind in owners)
+        return f"{key}: unknown key; it belongs to {place.key}.name={names}"
+    return f"{key}: unknown key{_did_you_mean(key, place)}"
+
+
+def _did_you_mean(key: str, place: _Place) -> str:
+    beside = [f"{place.key}.{name}" for kind in place.section for name in kind.model_fields if place.key]
+    known = [*beside, *_keys(Config)]
+    by_last = {name.rpartition(".")[2]: name for name in reversed(known)}
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    near = near or [by_last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], by_last, n=1)]
+    return f"; did you mean {near[0]}?" if near else "; `python -m pipeline config` lists all keys"
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """All dotted keys; of a section that is a list, or of several kinds, only its own."""
+    for name, field in model.model_fields.items():
+        yield f"{prefix}{name}"
+        kinds = _models(field.annotation)
+        if len(kinds) == 1 and get_origin(field.annotation) is not tuple:
+            yield from _keys(kinds[0], f"{prefix}{name}.")
+
+
+def _field(model: type[BaseModel], name: str) -> Any:
+    return model.model_fields[name].annotation if name in model.model_fields else None
+
+
+def _value(parts: Sequence[str], tree: Any) -> Any:
+    for part in parts:
+        if isinstance(tree, list) and part.isdigit():
+            tree = tree[int(part)]
+        else:
+            tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The sections that an annotation can hold, in a union or a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in (Union, types.UnionType, Annotated, tuple):
+        return [model for part in get_args(annotation) for model in _models(part)]
+    return []
+
+
+def _choices(annotation: Any) -> list[Any]:
+    return list(get_args(annotation)) if get_origin(annotation) is Literal else []
+
+
+def _nearest(value: str, choices: Sequence[str]) -> str:
+    near = difflib.get_close_matches(value, choices, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _describe(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    """What a field takes, in words: "a number above 0", "one of random, random_resized"."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        inner, *extra = get_args(annotation)
+        flat = [m for item in extra for m in (item.metadata if isinstance(item, FieldInfo) else [item])]
+        return _describe(inner, flat)
+    if origin is Literal:
+        choices = ", ".join(map(str, get_args(annotation)))
+        return f"one of {choices}" if "," in choices else choices
+    if origin in (Union, types.UnionType):
+        return _either(_describe(part, metadata) for part in get_args(annotation))
+    if origin is tuple:
+        parts = get_args(annotation)
+        return f"a list{'' if ... in parts else f' of {len(parts)}'}, each {_describe(parts[0])}"
+    if annotation is type(None):
+        return "null"
+    if _models(annotation) or origin is dict:
+        return "keys with values, as {key: value}"
+    return " and ".join([WORDS[annotation], *_bounds(metadata)]).replace(" and ", " ", 1)
+
+
+def _either(choices: Iterable[str]) -> str:
+    return ", or ".join(dict.fromkeys(choices))
+
+
+def _bounds(metadata: Sequence[Any]) -> Iterator[str]:
+    for item in metadata:
+        match item:
+            case Gt(gt):
+                yield f"above {gt}"
+            case Ge(ge):
+                yield f"of at least {ge}"
+            case Lt(lt):
+                yield f"below {lt}"
+            case Le(le):
+                yield f"of at most {le}"
+            case _ if pattern := getattr(item, "pattern", None):
+                yield f"that matches {pattern}"

@@ -1,0 +1,82 @@
+"""How many images fit into memory at once: measured, not guessed."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from pipeline import memory, terminal
+from pipeline.config import Config
+from pipeline.distributed import Ranks
+from pipeline.errors import ConfigError
+from pipeline.models.build import Classifier
+from pipeline.precision import Precision, autocast
+
+USABLE = 0.85  # of the memory that is free: the optimizer and fragmentation need some
+GROWTH_BYTES = 64 << 20  # from one trial to the next: enough to tell what an image takes
+
+
+def batch_size(config: Config, model: Classifier, precision: Precision, ranks: Ranks) -> int:
+    """The images that are computed at once, over all ranks: `optim.batch_size`, or for auto what fits.
+
+    Batches of 2, 4, 8, ... images are learned from until the peak of memory has grown enough to tell what
+    an image takes; the rest is arithmetic. The model is as before afterwards.
+
+    Raises:
+        ConfigError: not even two images fit.
+    """
+    if config.optim.batch_size != "auto":
+        return config.optim.batch_size
+    wanted = -(-config.optim.images_per_step // ranks.world)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    fitting: int = min(ranks.gather(_fitting(wanted, model, config.data.image_px, precision, ranks)))
+    model.load_state_dict(before)
+    if fitting < 2:
+        raise ConfigError(
+            f"optim.batch_size: auto finds no room for two images of {config.data.image_px} px; "
+            "take a smaller model or data.image_px"
+        )
+    passes = -(-wanted // fitting)
+    images = -(-wanted // passes) * ranks.world  # equal passes
+    terminal.say(f"batch  {images} images at once, {passes} a step: as many as fit")
+    return images
+
+
+def _fitting(wanted: int, model: Classifier, image_px: int, precision: Precision, ranks: Ranks) -> int:
+    """Images that fit on this rank, at most those wanted."""
+    images, peak = min(2, wanted), _peak(model, min(2, wanted), image_px, precision, ranks.device)
+    while images < wanted:
+        more = min(2 * images, wanted)
+        grown = _peak(model, more, image_px, precision, ranks.device) - peak
+        if grown > GROWTH_BYTES:
+            sharing = ranks.local_world if ranks.device.type == "cpu" else 1
+            room = USABLE * _free_bytes(ranks.device) / sharing
+            return min(wanted, more + int(room / (grown / (more - images))))
+        images, peak = more, peak + grown
+    return wanted
+
+
+def _peak(model: Classifier, images: int, image_px: int, precision: Precision, device: torch.device) -> int:
+    """The peak of memory, in bytes, after learning from a batch."""
+    batch = torch.zeros((images, 3, image_px, image_px), dtype=torch.uint8, device=device)
+    model.train()
+    with autocast(device, precision):
+        loss = model(batch.contiguous(memory_format=torch.channels_last)).float().sum()
+    loss.backward()
+    model.zero_grad(set_to_none=True)
+    return memory.peak_bytes(device)
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Free memory of a GPU, or of this machine and its container."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        available = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
+        free = int(available.split()[1]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and (text := limit.read_text().strip()) != "max":
+        free = min(free, int(text) - int(used.read_text()))
+    return free

@@ -1,0 +1,159 @@
+"""What a training is made of and what stays the same while it runs: data, order, calendar, model, precision."""
+
+import dataclasses
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from timm.utils.model_ema import ModelEmaV3
+
+from pipeline import checkpoint, engine, fit, optim, phases, precision, resume, seeding
+from pipeline.checkpoint import TrainState
+from pipeline.config import Config, TrainConfig
+from pipeline.data import loader, prepare, table
+from pipeline.data.loader import Images, Loader
+from pipeline.data.transforms import Augmentation, CentreCrop
+from pipeline.distributed import Ranks
+from pipeline.errors import DataError
+from pipeline.models.build import build, without_weights
+from pipeline.phases import PhaseState
+from pipeline.schedule import Calendar
+
+
+class Job:
+    """Everything that a configuration fixes, on one rank."""
+
+    def __init__(self, config: Config, ranks: Ranks) -> None:
+        """Load the prepared data.
+
+        Raises:
+            DataError: the data are not prepared, or have no training image.
+        """
+        self.config, self.ranks = config, ranks
+        data = prepare.load(config)
+        self.train_rows, self.val_rows = (np.array(data.rows(split), np.int64) for split in ("train", "val"))
+        if not len(self.train_rows):
+            raise DataError("the sample table has no training image; check the data set's official split")
+        self.ids = data.samples["id"].to_numpy("int64", copy=True)
+        self.labels = data.samples["label"].to_numpy("int64", copy=True)
+        self.classes, self.samples = table.class_names(data.samples), table.digest(data.samples)
+        self.calendar = calendar(config, len(self.train_rows))
+        self.train_loader = self._loader(data, Augmentation(config.data, config.seed))
+        self.val_loader = self._loader(data, CentreCrop(config.data))
+        _choose_algorithms(config.train)
+
+    def batches(self, epoch: int) -> list[npt.NDArray[np.int64]]:
+        """The draws of each batch of an epoch, over all ranks."""
+        config = self.config
+        if config.data.sampler == "class_balanced":
+            order = loader.balanced_order(self.train_rows, self.labels, config.seed, epoch)
+        else:
+            order = loader.epoch_order(self.train_rows, config.seed, epoch)
+        return loader.in_batches(order, images_per_step(config, epoch))
+
+    def fresh(self, phase: PhaseState, in_precision: precision.Precision, *, pretrained: bool) -> "Fresh":
+        """A state at the beginning of a phase, its weights new or pretrained.
+
+        Raises:
+            UserError: the model, its weights or the optimizer do not exist or do not fit.
+        """
+        config, device = self.config, self.ranks.device
+        of_model = config.model if pretrained else without_weights(config.model)
+        torch.manual_seed(seeding.seed_of("weights", config.seed))
+        model, weights = build(of_model, len(self.classes))
+        layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+        model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
+        decay = config.train.ema_decay
+        ema = ModelEmaV3(model, decay, use_warmup=config.train.ema_warmup) if decay else None
+        scaler = torch.amp.GradScaler(device.type, enabled=in_precision == "fp16")
+        state = TrainState(model, self.optimizer(model, phase), scaler, ema, phase)
+        return Fresh(state, weights)
+
+    def optimizer(self, model: Any, state: PhaseState) -> optim.Optimizer:
+        """The optimizer of a phase, without anything remembered."""
+        phase = self.config.optim.resolved_phases[state.index]
+        assert phase.weight_decay is not None, "resolved"
+        groups = optim.parameter_groups(model, self.config.optim, weight_decay=phase.weight_decay)
+        return optim.make(groups, phase, lr=state.lr)
+
+    def _loader(self, data: prepare.Prepared, view: Augmentation | CentreCrop) -> Loader:
+        images = Images(data.store, self.labels, view)
+        return Loader(images, loader.worker_count(self.config.data.workers, self.ranks), self.ranks.device)
+
+
+@dataclasses.dataclass
+class Fresh:
+    """A state, and where its first weights came from."""
+
+    state: TrainState
+    weights: dict[str, Any]
+
+
+@dataclasses.dataclass
+class Start:
+    """A state to go on from, and what was decided once for the whole run."""
+
+    state: TrainState
+    weights: dict[str, Any]
+    """where the first weights came from"""
+    precision: precision.Precision
+    batch_size: int
+    """images computed at once, over all ranks"""
+
+    def how(self, config: Config, ranks: Ranks) -> engine.Learning:
+        """How each step learns."""
+        return engine.Learning(
+            config.seed,
+            config.train.label_smoothing,
+            config.train.mix,
+            config.optim.clip_norm,
+            max(1, self.batch_size // ranks.world),
+            self.precision,
+            ranks,
+        )
+
+
+def start(job: Job) -> Start:
+    """A fresh state, or that of the checkpoint from which the run goes on.
+
+    Raises:
+        UserError: model, weights or optimizer do not fit, or the checkpoint is of another run.
+    """
+    config, ranks = job.config, job.ranks
+    before = resume.start_from(config, job.classes, job.samples)
+    if before is None:
+        resolved = precision.resolve(config.train.precision, ranks.device)
+        fresh = job.fresh(phases.first(config.optim), resolved, pretrained=True)
+        batch_size = fit.batch_size(config, fresh.state.model, resolved, ranks)
+        return Start(fresh.state, fresh.weights, resolved, batch_size)
+    path, content = before
+    phase = PhaseState.load(content["phase"])
+    fresh = job.fresh(phase, content["precision"], pretrained=False)
+    checkpoint.restore(fresh.state, content, path)
+    lr = config.optim.resolved_phases[phase.index].lr
+    if lr is not None:  # with train.resume_force it may be another one
+        fresh.state.phase.lr = lr
+    return Start(fresh.state, content["weights"], content["precision"], content["batch_size"])
+
+
+def images_per_step(config: Config, epoch: int) -> int:
+    """Images that a step of an epoch (from 0) learns from."""
+    for stage in config.data.progressive:
+        if epoch < stage.until_epoch:
+            return stage.images_per_step or config.optim.images_per_step
+    return config.optim.images_per_step
+
+
+def calendar(config: Config, images: int) -> Calendar:
+    """The steps of each epoch over a number of training images."""
+    epochs = range(config.train.epochs)
+    return Calendar(tuple(loader.steps_per_epoch(images, images_per_step(config, epoch)) for epoch in epochs))
+
+
+def _choose_algorithms(config: TrainConfig) -> None:
+    torch.backends.cudnn.benchmark = not config.deterministic
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(config.deterministic)

@@ -1,0 +1,95 @@
+"""The learning rate range test: which rate to begin with, from one short training.
+
+Smith 2017, "Cyclical learning rates for training neural networks", arXiv:1506.01186: the rate grows
+from step to step, and the loss is watched. What is proposed is the rate at which the loss falls most
+steeply over the logarithm of the rate, as in fastai.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from pipeline import distributed, engine, job, phases, terminal
+from pipeline.config import Config
+from pipeline.data import loader, table
+from pipeline.data.loader import Batch
+from pipeline.job import Job
+from pipeline.report import curves
+
+SMOOTHING = 0.9  # of the losses: an exponential mean, its start corrected for
+DIVERGED = 3.0  # times the lowest smoothed loss
+
+
+def lr_find(config: Config) -> dict[str, Any]:
+    """Learn with a growing rate from a fresh model; return the rate proposed. No checkpoint is written.
+
+    Raises:
+        UserError: the data are not prepared, or model, weights or optimizer do not fit.
+    """
+    with distributed.ranks(config.train.device) as ranks:
+        if not ranks.first:
+            terminal.mute()
+        config = config.model_copy(update={"train": config.train.model_copy(update={"resume": "never"})})
+        work = Job(config, ranks)
+        begin = job.start(work)
+        state, how = begin.state, begin.how(config, ranks)
+        parallel, momentum = ranks.parallel(state.model), config.optim.resolved_phases[0].momentum or 0.0
+        wanted = config.lr_find
+        lrs = np.geomspace(wanted.lowest, wanted.highest, wanted.steps)
+        state.model.train()
+        tried: list[float] = []
+        with terminal.bar("lr-find", wanted.steps, "steps") as bar:
+            for lr, (images, batch) in zip(lrs, _batches(work, wanted.steps), strict=False):
+                sums = engine.learn(state, parallel, batch, images, phases.Rates(float(lr), momentum), how)
+                tried.append(float(ranks.sum(sums)[0]) / images)
+                bar.advance(1, loss=tried[-1], lr=float(lr))
+                smoothed = smooth(np.array(tried))
+                if not math.isfinite(tried[-1]) or smoothed[-1] > DIVERGED * smoothed.min():
+                    break
+        losses = smooth(np.array(tried))
+        proposed = propose(lrs[: len(losses)], losses)
+        return _write(config, lrs[: len(losses)], tried, losses, proposed) if ranks.first else {}
+
+
+def _batches(work: Job, steps: int) -> Iterator[tuple[int, Batch]]:
+    """Batches of the training images with their size over all ranks, epoch after epoch."""
+    epoch = 0
+    while steps > 0:
+        batches = work.batches(epoch)[:steps]
+        served = work.train_loader.serve(epoch, loader.share(batches, work.ranks))
+        yield from zip(map(len, batches), served, strict=True)
+        steps, epoch = steps - len(batches), epoch + 1
+
+
+def smooth(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Exponential running mean of losses, its start corrected for, as Adam's moments are; float64 [n]."""
+    means = pd.Series(losses).ewm(alpha=1 - SMOOTHING, adjust=True).mean()
+    return np.asarray(means.to_numpy(), np.float64)
+
+
+def propose(lrs: npt.NDArray[np.float64], losses: npt.NDArray[np.float64]) -> float:
+    """The rate where the smoothed loss falls most steeply over log(lr), before it is lowest."""
+    finite = np.isfinite(losses)
+    lrs, losses = lrs[finite], losses[finite]
+    until = max(2, int(losses.argmin()) + 1)
+    return float(lrs[np.gradient(losses[:until], np.log(lrs[:until])).argmin()])
+
+
+def _write(
+    config: Config,
+    lrs: npt.NDArray[np.float64],
+    tried: list[float],
+    losses: npt.NDArray[np.float64],
+    proposed: float,
+) -> dict[str, Any]:
+    folder = config.run_dir / "lr_find"
+    table.write(pd.DataFrame({"lr": lrs, "loss": tried, "smoothed": losses}), folder / "lr_find.csv")
+    curves.draw_range_test(folder / "lr_find.png", lrs.tolist(), losses.tolist(), proposed)
+    terminal.say(
+        f"lr-find  proposes optim.lr={proposed:.2g} for batches of {config.optim.images_per_step}: {folder}"
+    )
+    return {"lr": proposed, "folder": str(folder)}

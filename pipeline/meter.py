@@ -1,0 +1,97 @@
+"""What an epoch measures while it learns: sums over its images, the time waited for data, and its losses.
+
+The sums stay on the device; only when they are asked for does the program wait for it.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.checkpoint import Totals
+from pipeline.distributed import Ranks
+
+Item = TypeVar("Item")
+
+
+class NotFinite(Exception):
+    """A loss is not a number, or infinite."""
+
+    def __init__(self, step: int, loss: float, draws: npt.NDArray[np.int64]) -> None:
+        """step: the number of the step (from 1); draws: int64, of its batch over all ranks."""
+        super().__init__(f"the loss of step {step} is {loss}")
+        self.step, self.loss, self.draws = step, loss, draws
+
+
+class Meter:
+    """Counts one epoch, or what is left of it."""
+
+    def __init__(self, carried: Totals, ranks: Ranks) -> None:
+        """carried: sums of the part of the epoch that an earlier process did."""
+        self.ranks = ranks
+        self._seen, self._steps, self._images = carried.seen, carried.steps, 0
+        # The first rank carries them on; all ranks' sums are added when they are asked for.
+        start = [carried.loss, carried.correct, carried.gradient_norm] if ranks.first else [0.0, 0.0, 0.0]
+        self._sums = torch.tensor(start, dtype=torch.float64, device=ranks.device)
+        self._unchecked: list[tuple[int, npt.NDArray[np.int64], Tensor]] = []
+        self._started = time.perf_counter()
+        self._waited_s = 0.0
+
+    def waiting(self, batches: Iterable[Item]) -> Iterator[Item]:
+        """The batches; the time until each of them is there counts as waited."""
+        iterator = iter(batches)
+        while True:
+            asked = time.perf_counter()
+            batch = next(iterator, None)
+            self._waited_s += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, step: int, draws: npt.NDArray[np.int64], of_batch: Tensor) -> None:
+        """Count a step.
+
+        Args:
+            step: its number, from 1.
+            draws: int64, of the batch over all ranks.
+            of_batch: float64 [3], this rank's sums of losses, correct images, and the gradient's norm.
+        """
+        self._sums += of_batch
+        self._seen += len(draws)
+        self._images += len(draws)
+        self._steps += 1
+        self._unchecked.append((step, draws, of_batch))
+
+    def last(self) -> dict[str, float]:
+        """Loss and gradient norm of the last step, over all ranks.
+
+        Raises:
+            NotFinite: the loss of a step since the last call is not a number, or infinite.
+        """
+        sums = self.ranks.sum(torch.stack([of_batch for *_, of_batch in self._unchecked])).tolist()
+        for (step, draws, _), (loss, *_) in zip(self._unchecked, sums, strict=True):
+            if not np.isfinite(loss):
+                raise NotFinite(step, loss, draws)
+        images, (loss, _, norm) = len(self._unchecked[-1][1]), sums[-1]
+        self._unchecked = []
+        return {"loss": loss / images, "grad_norm": norm}
+
+    def totals(self) -> Totals:
+        """The sums of the epoch so far, over all ranks.
+
+        Raises:
+            NotFinite: as in `last`.
+        """
+        if self._unchecked:
+            self.last()
+        loss, correct, norm = self.ranks.sum(self._sums.clone()).tolist()
+        return Totals(loss, correct, norm, self._seen, self._steps)
+
+    def speed(self) -> dict[str, float]:
+        """images_per_s, and data_wait: the share of the time in which a batch was waited for."""
+        seconds = max(time.perf_counter() - self._started, 1e-9)
+        return {"images_per_s": self._images / seconds, "data_wait": self._waited_s / seconds}

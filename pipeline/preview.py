@@ -1,0 +1,83 @@
+"""What a configuration will do to learning rate, momentum and optimizer, before anything is trained."""
+
+from typing import Any
+
+from pipeline import phases, terminal
+from pipeline.config import Config
+from pipeline.data import prepare
+from pipeline.errors import DataError
+from pipeline.job import calendar
+from pipeline.phases import PhaseState
+from pipeline.report import curves
+from pipeline.schedule import Calendar
+
+ROWS, BAR_CELLS = 16, 30
+NOMINAL_STEPS = 100  # an epoch, where the data are not there to be counted
+
+
+def preview(config: Config) -> dict[str, Any]:
+    """Draw learning rate and momentum over the run in `schedule.png`, and in the terminal.
+
+    A phase that a rule ends, and those after it, may begin at any time: they are drawn, dashed, over all
+    epochs that they can have. Reduce-on-plateau is drawn as if no plateau came.
+    """
+    dates, counted = _calendar(config)
+    lines = [_line(config, state, known, dates) for state, known in _states(config, dates)]
+    path = config.run_dir / "schedule.png"
+    curves.draw_rates(path, f"{config.run.name}: {config.train.epochs} epochs", lines)
+    for line in lines:
+        _show(line)
+    if not counted:
+        terminal.warn(
+            f"the data are not prepared: drawn for {NOMINAL_STEPS} steps an epoch; run `make data` first"
+        )
+    terminal.say(f"picture  {path}")
+    return {"steps": dates.last_step if counted else None, "picture": str(path)}
+
+
+def _calendar(config: Config) -> tuple[Calendar, bool]:
+    try:
+        return calendar(config, len(prepare.load(config).rows("train"))), True
+    except DataError:
+        return Calendar((NOMINAL_STEPS,) * config.train.epochs), False
+
+
+def _states(config: Config, dates: Calendar) -> list[tuple[PhaseState, bool]]:
+    """The phases with the first step that each can have, and whether it is known to be its first."""
+    states, known = [(phases.first(config.optim), True)], True
+    for before in config.optim.resolved_phases[:-1]:
+        state = states[-1][0]
+        known = known and isinstance(before.until, int)
+        step = dates.starts[before.until] if isinstance(before.until, int) else state.start_step + 1
+        if getattr(before.until, "name", None) == "swats":
+            state.swats.proposed = state.lr  # unknown before the run: drawn as if it were Adam's
+        states.append((phases.following(config.optim, state, step), known))
+    return states
+
+
+def _line(config: Config, state: PhaseState, known: bool, dates: Calendar) -> dict[str, Any]:
+    """The rates of a phase at each step that it can have."""
+    phase = config.optim.resolved_phases[state.index]
+    last = dates.starts[phase.until] if isinstance(phase.until, int) else dates.last_step
+    steps = range(state.start_step, last)
+    rates = [phases.rates(config, state, step, dates) for step in steps]
+    return {
+        "name": phase.name,
+        "known": known,
+        "epoch": [dates.moment(step).epoch for step in steps],
+        "lr": [rate.lr for rate in rates],
+        "momentum": [rate.momentum for rate in rates],
+    }
+
+
+def _show(line: dict[str, Any]) -> None:
+    count = len(line["epoch"])
+    places = sorted({round(row * (count - 1) / (ROWS - 1)) for row in range(ROWS)})
+    highest = max(line["lr"]) or 1.0
+    rows = []
+    for place in places:
+        lr = line["lr"][place]
+        bar = "█" * round(BAR_CELLS * lr / highest)
+        rows.append([f"{line['epoch'][place]:.2f}", f"{lr:.3g}", f"{line['momentum'][place]:.3f}", bar])
+    title = line["name"] if line["known"] else f"{line['name']}, whenever its rule is met"
+    terminal.show_table(title, ["epoch", "learning rate", "momentum", ""], rows)

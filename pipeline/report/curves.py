@@ -1,0 +1,138 @@
+"""Pictures of a training, from its log alone: loss and accuracy; and of rates, before anything is trained."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from pipeline import files
+from pipeline.tracking import read_lines
+
+Record = Mapping[str, Any]
+TRAIN, VALIDATION, MARK = "#8a8f98", "#1f6feb", "#d1495b"
+STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+}
+
+
+def draw(run_dir: Path) -> None:
+    """Draw `curves.png` from a run's `log.jsonl`; nothing before its first epoch is over."""
+    records = [record for _, record in read_lines(run_dir / "log.jsonl")]
+    epochs = [record for record in records if record["kind"] == "epoch"]
+    if not epochs:
+        return
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        losses, accuracies = figure.subplots(1, 2)
+        _curves(losses, epochs, "loss", "loss (nats)")
+        _curves(accuracies, epochs, "top1", "top-1 accuracy")
+        accuracies.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        _mark_best(accuracies, epochs)
+        for axes in (losses, accuracies):
+            _mark_phases(axes, records, epochs)
+            _mark_drops(axes, epochs)
+            axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        losses.legend(loc="upper right")
+        figure.suptitle(run_dir.name)
+        save(figure, run_dir / "curves.png")
+
+
+def draw_rates(path: Path, title: str, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Draw learning rate and momentum against the epoch.
+
+    Args:
+        lines: a line a phase: `name`, `known` (whether its epochs are known), and the lists `epoch`, `lr`
+            and `momentum`.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10, 5), layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+        for number, line in enumerate(lines):
+            style: dict[str, Any] = {"color": f"C{number}", "linestyle": "-" if line["known"] else "--"}
+            label = line["name"] if line["known"] else f"{line['name']}, if its rule is met"
+            upper.plot(line["epoch"], line["lr"], label=label, **style)
+            lower.plot(line["epoch"], line["momentum"], **style)
+        upper.set_ylabel("learning rate")
+        lower.set_ylabel("momentum")
+        lower.set_xlabel("epoch")
+        lower.set_ylim(-0.05, 1.05)
+        upper.set_ylim(bottom=0)
+        upper.legend(loc="upper right")
+        figure.suptitle(title)
+        save(figure, path)
+
+
+def draw_range_test(path: Path, lrs: Sequence[float], losses: Sequence[float], proposed: float) -> None:
+    """Draw the smoothed loss (nats) against the learning rate, and the rate that is proposed."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(lrs, losses, color=VALIDATION)
+        axes.axvline(proposed, color=MARK, linestyle="--", label=f"proposed: {proposed:.2g}")
+        axes.set_xscale("log")
+        axes.set_xlabel("learning rate")
+        axes.set_ylabel("smoothed training loss (nats)")
+        axes.legend()
+        save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    with files.replacing(path) as part:
+        figure.savefig(part, format="png", dpi=150)
+
+
+def _curves(axes: Axes, epochs: Sequence[Record], name: str, label: str) -> None:
+    number = [record["epoch"] for record in epochs]
+    few: dict[str, Any] = {"marker": "o", "markersize": 3} if len(epochs) <= 30 else {}
+    axes.plot(number, [record[f"train_{name}"] for record in epochs], color=TRAIN, label="train", **few)
+    if epochs[0][f"val_{name}"] is not None:
+        values = [record[f"val_{name}"] for record in epochs]
+        axes.plot(number, values, color=VALIDATION, label="validation", **few)
+    axes.set_ylabel(label)
+
+
+def _mark_best(axes: Axes, epochs: Sequence[Record]) -> None:
+    if epochs[0]["val_top1"] is None:
+        return
+    best = max(epochs, key=lambda record: (record["val_top1"], -record["val_loss"]))
+    axes.plot(best["epoch"], best["val_top1"], "o", color=MARK, zorder=3)
+    axes.annotate(
+        f"{best['val_top1']:.1%}, epoch {best['epoch']}",
+        (best["epoch"], best["val_top1"]),
+        (0, 7),
+        textcoords="offset points",
+        ha="right" if best["epoch"] > len(epochs) / 2 else "left",
+        color=MARK,
+    )
+
+
+def _mark_phases(axes: Axes, records: Sequence[Record], epochs: Sequence[Record]) -> None:
+    """A line where an optimizer takes over; both names stand at the top."""
+    switches = [record for record in records if record["kind"] == "phase"]
+    if not switches:
+        return
+    for at, name in [(epochs[0]["epoch"], epochs[0]["phase"]), *((s["epoch"], s["phase"]) for s in switches)]:
+        axes.annotate(
+            name, (at, 1), (3, -9), xycoords=("data", "axes fraction"), textcoords="offset points", color=MARK
+        )
+    for switch in switches:
+        axes.axvline(switch["epoch"], color=MARK, linestyle="--", linewidth=1)
+
+
+def _mark_drops(axes: Axes, epochs: Sequence[Record]) -> None:
+    """A dotted line where the learning rate fell by a jump: a third or more from one epoch to the next."""
+    for before, after in pairwise(epochs):
+        if before["phase"] == after["phase"] and 0 < after["lr"] <= before["lr"] * 2 / 3 and len(epochs) > 5:
+            axes.axvline(after["epoch"] - 1, color="0.5", linestyle=":", linewidth=1)
