@@ -45,6 +45,6 @@ def batch(config: Config, batch_size: int, world: int) -> str:
     """How batch size, accumulation and ranks make the batch that the learning rate is for."""
     images = config.optim.images_per_step
     passes = -(-images // batch_size)
-    return (
-        f"{images} images a step = {world} ranks x {passes} passes x {-(-images // world // passes)} images"
-    )
+    parts = [f"{world} ranks"] * (world > 1) + [f"{passes} passes"] * (passes > 1)
+    made = " x ".join([*parts, f"{-(-images // world // passes)} images"])
+    return f"{images} images a step" + (f" = {made}" if parts else "")

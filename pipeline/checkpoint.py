@@ -117,7 +117,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def restore(state: TrainState, content: dict[str, Any], path: Path) -> None:
-    """Put a checkpoint's content into a state of the same shape."""
+    """Put a checkpoint's content into a state of the same shape, whose phase is already the checkpoint's."""
     _load_weights(state.model, content["model"], content, path)
     if state.ema is not None:
         _load_weights(state.validated, content["ema"], content, path)
@@ -128,7 +128,6 @@ def restore(state: TrainState, content: dict[str, Any], path: Path) -> None:
         for group, new in zip(saved["param_groups"], own, strict=True)
     ]
     state.optimizer.load_state_dict({**saved, "param_groups": groups})
-    state.phase = PhaseState.load(content["phase"])
     state.scaler.load_state_dict(content["scaler"])
     state.step = content["step"]
     state.totals = Totals(**content["totals"])

@@ -126,7 +126,7 @@ class ModelConfig(Section):
     """start from ImageNet weights: timm's from its hub, or the file in weights"""
     weights: Path | None = None
     """a state dict of timm or torchvision (.pth, .pt, .safetensors)"""
-    options: Options = Field({})
+    options: Options = Field(default={})
     """further arguments of timm.create_model, such as {output_stride: 16}"""
     dropout: Fraction = 0.0
     """before the classifier (timm's drop_rate)"""

@@ -9,9 +9,10 @@ import numpy.typing as npt
 import torch
 from timm.utils.model_ema import ModelEmaV3
 
-from pipeline import checkpoint, engine, fit, optim, phases, precision, resume, seeding
+from pipeline import checkpoint, engine, fit, optim, phases, precision, resume, seeding, swats
 from pipeline.checkpoint import TrainState
 from pipeline.config import Config, TrainConfig
+from pipeline.config_solver import SwatsRule
 from pipeline.data import loader, prepare, table
 from pipeline.data.loader import Images, Loader
 from pipeline.data.transforms import Augmentation, CentreCrop
@@ -76,7 +77,10 @@ class Job:
         phase = self.config.optim.resolved_phases[state.index]
         assert phase.weight_decay is not None, "resolved"
         groups = optim.parameter_groups(model, self.config.optim, weight_decay=phase.weight_decay)
-        return optim.make(groups, phase, lr=state.lr)
+        optimizer = optim.make(groups, phase, lr=state.lr)
+        if isinstance(phase.until, SwatsRule):
+            swats.watch(optimizer, state.swats, phase.until)
+        return optimizer
 
     def _loader(self, data: prepare.Prepared, view: Augmentation | CentreCrop) -> Loader:
         images = Images(data.store, self.labels, view)

@@ -7,11 +7,14 @@ their running mean, Adam walks as SGD with that rate would.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from pipeline.config_solver import SwatsRule
 from pipeline.optim import Optimizer
+
+BETA = 0.999  # of the running mean, for an optimizer that has none of its own
 
 
 @dataclass
@@ -57,6 +60,23 @@ class Projection:
                     )
         squares, along = torch.stack(sums).sum(0).tolist()
         return -squares / along if along else None
+
+
+def watch(optimizer: Optimizer, state: SwatsState, rule: SwatsRule) -> None:
+    """Have `state` observe every step that the optimizer takes from here on."""
+    beta = optimizer.param_groups[0].get("betas", (0.9, BETA))[1]
+    looks: list[Projection] = []
+
+    def before(*_: Any) -> None:
+        looks.append(Projection(optimizer))
+
+    def after(*_: Any) -> None:
+        rate = looks.pop().rate()
+        if rate is not None and state.proposed is None:
+            state.observe(rate, beta, rule)
+
+    optimizer.register_step_pre_hook(before)
+    optimizer.register_step_post_hook(after)
 
 
 def sgd_rate(proposed: float, momentum: float) -> float:

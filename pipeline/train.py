@@ -67,7 +67,10 @@ class Run:
         self.state, self.how = self.start.state, self.start.how(config, ranks)
         self.stages = optim.stages(self.state.model) if config.optim.frozen_stages else []
         self.parallel, self.frozen = self.state.model, -1
-        self.meter = Meter(self.state.totals, ranks)
+        self.speed: dict[str, float | None] = {
+            "images_per_s": None,
+            "data_wait": None,
+        }  # of an epoch whose end alone is still to be closed
         self.saved_at = time.monotonic()
         if ranks.first:
             if config.train.resume == "never":
@@ -127,21 +130,22 @@ class Run:
         batches = self.job.batches(epoch)[begun : begun + self.last_step - state.step]
         served = self.job.train_loader.serve(epoch, loader.share(batches, self.ranks))
         self._freeze(epoch)
-        self.meter = Meter(state.totals, self.ranks)
+        meter = Meter(state.totals, self.ranks)
         with terminal.bar(f"epoch {epoch + 1}/{self.config.train.epochs}", sum(map(len, batches))) as bar:
-            for draws, batch in zip(batches, self.meter.waiting(served), strict=True):
+            for draws, batch in zip(batches, meter.waiting(served), strict=True):
                 self._enter_phase()
                 rates = phases.rates(self.config, state.phase, state.step, self.calendar)
                 of_batch = engine.learn(state, self.parallel, batch, len(draws), rates, self.how)
-                self.meter.add(state.step, draws, of_batch)
-                bar.advance(len(draws), **self._log_step(rates))
+                meter.add(state.step, draws, of_batch)
+                bar.advance(len(draws), **self._log_step(rates, meter))
                 stopping, due = self.ranks.any(self.stop.name is not None, self._save_is_due())
                 if stopping or due:
-                    state.totals = self.meter.totals()
+                    state.totals = meter.totals()
                     self._save("last.pt")
                 if stopping:
                     self._stop()
-        state.totals = self.meter.totals()
+        state.totals = meter.totals()
+        self.speed = {**meter.speed()}
 
     def _freeze(self, epoch: int) -> None:
         """Training mode, but for what is frozen in this epoch."""
@@ -186,11 +190,11 @@ class Run:
             f"phase  {phase.name} from step {state.step + 1} (epoch {epoch:.4g}), lr {state.phase.lr:.4g}"
         )
 
-    def _log_step(self, rates: phases.Rates) -> dict[str, float]:
+    def _log_step(self, rates: phases.Rates, meter: Meter) -> dict[str, float]:
         """Log every so many steps, and tell the bar: only then are the losses waited for."""
         if self.state.step % self.config.tracking.log_every_steps:
             return {}
-        last = self.meter.last()
+        last = meter.last()
         self.track.log({"kind": "step", "step": self.state.step, **rates._asdict(), **last})
         return {"loss": last["loss"], "lr": rates.lr}
 
@@ -239,7 +243,7 @@ class Run:
             "val_loss": now.loss,
             "val_top1": now.top1,
             "grad_norm": totals.gradient_norm / totals.steps,
-            **self.meter.speed(),
+            **self.speed,
             "memory_gib": memory.peak_bytes(self.ranks.device) / 2**30,
         }
 

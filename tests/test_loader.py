@@ -1,13 +1,16 @@
 import hashlib
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from pipeline.config import DataConfig
 from pipeline.data import loader, prepare
-from pipeline.data.loader import Batch, epoch_batches, share, worker_count
+from pipeline.data.loader import Batch, balanced_order, epoch_order, in_batches, share, worker_count
 from pipeline.data.transforms import Augmentation, CentreCrop
 from pipeline.distributed import Ranks
 from tests import tiny
@@ -17,7 +20,11 @@ CPU = torch.device("cpu")
 
 def images_of(birds: Path, view: Augmentation | CentreCrop) -> loader.Images:
     data = prepare.load(tiny.config(birds))
-    return loader.Images(data.store, data.samples["label"].to_numpy("int64", copy=True), view, 32)
+    return loader.Images(data.store, data.samples["label"].to_numpy("int64", copy=True), view)
+
+
+def epoch_batches(rows: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    return in_batches(epoch_order(rows, seed, epoch), batch_size)
 
 
 def augmented(birds: Path, workers: int, epoch: int, start: int = 0) -> list[Batch]:
@@ -124,3 +131,56 @@ def test_random_resized_crop_and_colour_keep_size_and_type(birds: Path) -> None:
     assert all(image.shape == (32, 32, 3) and image.dtype == np.uint8 for image in seen)
     assert len({image.tobytes() for image in seen}) == 4
     assert np.array_equal(view(picture, 1, 0), seen[1])
+
+
+@pytest.mark.parametrize(
+    "operations", [{"auto_augment": "trivial"}, {"auto_augment": "rand"}, {"random_erasing": 1.0}]
+)
+def test_automatic_augmentation_is_seeded_by_image_and_leaves_torchs_stream_alone(
+    birds: Path, operations: dict[str, object]
+) -> None:
+    picture = prepare.load(tiny.config(birds)).store[0]
+    plain = Augmentation(DataConfig(image_px=32, resize_px=40), seed=0)
+    view = Augmentation(DataConfig(image_px=32, resize_px=40, **operations), seed=0)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    seen = [view(picture, epoch, 0) for epoch in range(8)]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(image.shape == (32, 32, 3) and image.dtype == np.uint8 for image in seen)
+    assert all(np.array_equal(view(picture, epoch, 0), seen[epoch]) for epoch in range(8))
+    assert sum(not np.array_equal(plain(picture, epoch, 0), seen[epoch]) for epoch in range(8)) >= 5
+
+
+def test_progressive_resizing_shows_the_same_crop_smaller_in_the_first_epochs(birds: Path) -> None:
+    stages = [{"until_epoch": 2, "image_px": 16}, {"until_epoch": 3, "image_px": 24}]
+    config = DataConfig.model_validate_json(
+        json.dumps({"image_px": 32, "resize_px": 40, "progressive": stages})
+    )
+    view = Augmentation(config, seed=0)
+    server = loader.Loader(images_of(birds, view), 0, CPU)
+    sizes = [next(server.serve(epoch, [np.array([1, 2])])).image.shape[2:] for epoch in range(4)]
+    assert sizes == [(16, 16), (16, 16), (24, 24), (32, 32)]
+    picture = prepare.load(tiny.config(birds)).store[1]
+    whole = Augmentation(DataConfig(image_px=32, resize_px=40), seed=0)(picture, 0, 1)
+    assert np.array_equal(view(picture, 0, 1), cv2.resize(whole, (16, 16), interpolation=cv2.INTER_AREA))
+
+
+def test_a_balanced_epoch_shows_every_class_equally_often_and_each_showing_in_its_own_way() -> None:
+    labels = np.array([9, 9] + [0] * 40 + [1] * 8 + [2] * 2)  # the first two rows are not of this split
+    rows = np.arange(2, 52)
+    order = balanced_order(rows, labels, seed=0, epoch=0)
+    assert len(order) == len(rows)
+    assert len(set(order)) == len(order)  # a draw is never repeated: a row's second showing is another draw
+    seen = np.bincount(labels[order % len(labels)], minlength=3)
+    assert sorted(seen[:3]) == [16, 17, 17]
+    of_rare = np.bincount(order % len(labels), minlength=52)[50:52]
+    assert abs(int(of_rare[0]) - int(of_rare[1])) <= 1
+    assert not np.array_equal(order, balanced_order(rows, labels, 0, 1))
+
+
+def test_a_second_showing_of_an_image_in_an_epoch_is_augmented_differently(birds: Path) -> None:
+    images = images_of(birds, Augmentation(DataConfig(image_px=32, resize_px=40), seed=0))
+    n = len(images.labels)
+    batch = images.__getitems__([(0, 3 + repeat * n) for repeat in range(6)])
+    assert batch.row.tolist() == [3] * 6
+    assert len({picture.numpy().tobytes() for picture in batch.image}) >= 4

@@ -1,0 +1,136 @@
+"""One optimizer step: accumulation, clipping, mixing, the moving average, and what it counts."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from timm.utils.model_ema import ModelEmaV3
+from torch.nn import functional as F
+
+from pipeline import engine, optim, phases
+from pipeline.checkpoint import TrainState
+from pipeline.config import MixConfig, ModelConfig
+from pipeline.config_solver import OptimConfig
+from pipeline.data.loader import Batch
+from pipeline.distributed import Ranks
+from pipeline.models.build import build, freeze_batchnorm
+from pipeline.phases import Rates
+
+ALONE = Ranks(0, 1, 1, torch.device("cpu"))
+RATES = Rates(0.1, 0.9)
+
+
+def state_of(ema_decay: float = 0.0, **options: Any) -> TrainState:
+    torch.manual_seed(0)
+    model = build(ModelConfig(name="test_resnet", pretrained=False, **options), 4)[0]
+    config = OptimConfig()
+    groups = optim.parameter_groups(model, config, weight_decay=0.0)
+    optimizer = optim.make(groups, config.resolved_phases[0], lr=0.1)
+    ema = ModelEmaV3(model, ema_decay) if ema_decay else None
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    freeze_batchnorm(model.train())
+    return TrainState(model, optimizer, scaler, ema, phases.first(config))
+
+
+def how(**changes: Any) -> engine.Learning:
+    usual: dict[str, Any] = {
+        "seed": 0,
+        "label_smoothing": 0.1,
+        "mix": (),
+        "clip_norm": None,
+        "images_per_pass": 64,
+        "precision": "fp32",
+        "ranks": ALONE,
+    }
+    return engine.Learning(**{**usual, **changes})
+
+
+def batch(images: int = 7) -> Batch:
+    random = np.random.default_rng(0)
+    pictures = torch.from_numpy(random.integers(0, 256, (images, 3, 32, 32), np.uint8))
+    return Batch(pictures, torch.arange(images) % 4, torch.arange(images))
+
+
+def weights(state: TrainState) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in state.model.parameters()])
+
+
+def test_a_step_learns_from_the_mean_loss_and_counts_images() -> None:
+    state = state_of()
+    logits = state.model(batch().image)[0]
+    loss = F.cross_entropy(logits, batch().label, label_smoothing=0.1)
+    gradients = torch.autograd.grad(loss, list(state.model.parameters()))
+    before = weights(state)
+    sums = engine.learn(state, state.model, batch(), 7, RATES, how())
+    gradient = torch.cat([gradient.flatten() for gradient in gradients])
+    # Nesterov's first step: gradient + momentum x gradient.
+    torch.testing.assert_close(weights(state), before - 0.1 * 1.9 * gradient, rtol=1e-4, atol=1e-6)
+    correct = (logits.argmax(1) == batch().label).sum()
+    assert sums.tolist() == pytest.approx([7 * loss.item(), correct.item(), gradient.norm().item()], rel=1e-5)
+    assert state.step == 1
+
+
+@pytest.mark.parametrize("images_per_pass", [1, 2, 3, 6])
+def test_accumulated_gradients_are_those_of_the_large_batch(images_per_pass: int) -> None:
+    one, several = state_of(), state_of()
+    for _ in range(3):
+        expected = engine.learn(one, one.model, batch(), 7, RATES, how())
+        found = engine.learn(several, several.model, batch(), 7, RATES, how(images_per_pass=images_per_pass))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(weights(several), weights(one), rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_is_cut_into_parts_that_differ_by_one_image_at_most() -> None:
+    assert [len(part.label) for part in batch(7).split(3)] == [3, 2, 2]
+    assert torch.cat([part.row for part in batch(7).split(3)]).tolist() == list(range(7))
+    assert len(batch(7).split(100)) == 1
+
+
+def test_a_clipped_step_is_as_long_as_its_limit() -> None:
+    state, before = state_of(), weights(state_of())
+    sums = engine.learn(state, state.model, batch(), 7, RATES, how(clip_norm=0.01))
+    assert sums[2].item() > 0.01
+    assert (weights(state) - before).norm().item() == pytest.approx(0.1 * 1.9 * 0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "snapmix"])
+def test_a_mixed_step_is_the_same_again_for_the_same_step_and_another_for_another(name: Any) -> None:
+    mixing = how(mix=(MixConfig(name=name),))
+    one, again, later = state_of(), state_of(), state_of()
+    later.step = 1
+    for state in (one, again, later):
+        engine.learn(state, state.model, batch(), 7, RATES, mixing)
+    assert torch.equal(weights(one), weights(again))
+    assert not torch.equal(weights(one), weights(later))
+
+
+def test_both_heads_learn_and_the_loss_is_their_mean() -> None:
+    state = state_of(mid_level_head=True)
+    before = {name: tensor.clone() for name, tensor in state.model.named_parameters()}
+    logits = state.model(batch().image)
+    losses = [F.cross_entropy(head, batch().label, label_smoothing=0.1).item() for head in logits]
+    sums = engine.learn(state, state.model, batch(), 7, RATES, how())
+    assert sums[0].item() == pytest.approx(7 * sum(losses) / 2, rel=1e-5)
+    moved = {name for name, tensor in state.model.named_parameters() if not torch.equal(tensor, before[name])}
+    assert {"mid_head.conv.weight", "mid_head.fc.weight", "backbone.fc.weight"} <= moved
+
+
+def test_the_moving_average_follows_the_weights_by_its_decay() -> None:
+    state = state_of(ema_decay=0.9)
+    expected = None
+    for _ in range(3):
+        engine.learn(state, state.model, batch(), 7, RATES, how())
+        now = weights(state)
+        expected = (
+            now if expected is None else 0.9 * expected + 0.1 * now
+        )  # it begins at the first step's weights
+    averaged = torch.cat([parameter.flatten() for parameter in state.validated.parameters()])
+    assert expected is not None
+    torch.testing.assert_close(averaged, expected, rtol=1e-5, atol=1e-7)
+    assert state.validated is not state.model
+
+
+def test_without_an_average_the_model_itself_is_validated() -> None:
+    state = state_of()
+    assert state.validated is state.model

@@ -1,0 +1,44 @@
+"""What an epoch counts."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.checkpoint import Totals
+from pipeline.distributed import Ranks
+from pipeline.meter import Meter, NotFinite
+
+ALONE = Ranks(0, 1, 1, torch.device("cpu"))
+
+
+def sums(loss: float, correct: float, norm: float) -> torch.Tensor:
+    return torch.tensor([loss, correct, norm], dtype=torch.float64)
+
+
+def test_sums_go_on_from_those_of_an_earlier_process() -> None:
+    meter = Meter(Totals(10.0, 3.0, 2.0, 8, 2), ALONE)
+    meter.add(3, np.arange(4), sums(2.0, 1.0, 0.5))
+    meter.add(4, np.arange(3), sums(1.5, 2.0, 0.25))
+    assert meter.last() == {"loss": 0.5, "grad_norm": 0.25}
+    assert meter.totals() == Totals(13.5, 6.0, 2.75, 15, 4)
+    assert meter.totals() == Totals(13.5, 6.0, 2.75, 15, 4)  # asking changes nothing
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_the_first_loss_that_is_not_finite_is_found_with_its_images(bad: float) -> None:
+    meter = Meter(Totals(), ALONE)
+    meter.add(1, np.array([1, 2]), sums(1.0, 0.0, 0.0))
+    meter.add(2, np.array([7, 9]), sums(bad, 0.0, 0.0))
+    meter.add(3, np.array([3, 4]), sums(bad, 0.0, 0.0))
+    with pytest.raises(NotFinite) as found:
+        meter.totals()
+    assert found.value.step == 2
+    assert found.value.draws.tolist() == [7, 9]
+
+
+def test_waiting_yields_all_batches_and_counts_the_wait() -> None:
+    meter = Meter(Totals(), ALONE)
+    assert list(meter.waiting(iter([1, 2, 3]))) == [1, 2, 3]
+    speed = meter.speed()
+    assert 0 <= speed["data_wait"] <= 1
+    assert speed["images_per_s"] == 0
