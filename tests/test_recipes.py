@@ -1,0 +1,228 @@
+"""Whole runs with everything on: exact over kills, phases that switch, and what stops a run early."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import tiny
+from tests.test_train import checkpoints, interrupt, log_reaches
+
+EVERYTHING = [
+    "optim.phases=[{name: adam, lr: 2e-3, until: 1}, {name: sgd, carry_momentum: true}]",
+    "schedule={name: plateau, patience_epochs: 0, gamma: 0.5, warmup_epochs: 0.5, momentum_warmup_epochs: 1}",
+    "train.mix=[{name: mixup, probability: 0.5}, {name: snapmix, probability: 0.5}]",
+    "train.ema_decay=0.9",
+    "model.mid_level_head=true",
+    "model.pool=gem",
+    "model.dropout=0.2",
+    "optim.clip_norm=1",
+    "optim.layer_decay=0.8",
+    "optim.frozen_stages=2",
+    "optim.unfreeze_epoch=2",
+    "optim.batch_size=4",
+    "optim.effective_batch_size=8",
+    "data.sampler=class_balanced",
+    "data.auto_augment=trivial",
+    "data.random_erasing=0.3",
+    "data.progressive=[{until_epoch: 1, image_px: 24}]",
+    "tracking.log_every_steps=1",
+]
+
+
+@pytest.fixture(scope="module")
+def everything(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tmp = tmp_path_factory.mktemp("everything")
+    assert tiny.do("train", tmp, *EVERYTHING) == 0
+    return tmp
+
+
+def log(tmp: Path, name: str = "tiny") -> list[dict[str, object]]:
+    return tiny.records(tmp / "runs" / name / "log.jsonl")
+
+
+def test_a_killed_run_ends_as_one_that_was_not_by_the_script_that_anyone_can_run() -> None:
+    done = tiny.launch([sys.executable, "scripts/kill_test.py", "--kills", "3", "--seed", "1"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 within a step, 1 within a checkpoint's write, 1 within validation" in done.stdout
+    assert "switches to ['sgd']" in done.stdout
+    assert "weights, average, phase and log are identical" in done.stdout
+
+
+@pytest.mark.parametrize("step", [3, 8])
+def test_with_everything_on_a_run_resumes_to_the_same_weights_and_log(
+    everything: Path, tmp_path: Path, step: int
+) -> None:
+    """Killed before the switch from Adam to SGD, and after it; with checkpoints in mid-epoch."""
+    more = [*EVERYTHING, "train.checkpoint_every_steps=2", "train.keep_checkpoints=2"]
+    killed = interrupt(tiny.command("train", tmp_path, *more), log_reaches(tmp_path, step), signal.SIGKILL)
+    assert killed == -signal.SIGKILL
+    assert torch.load(checkpoints(tmp_path) / "last.pt", weights_only=True)["step"] % 5 != 0
+    assert tiny.do("train", tmp_path, *more) == 0
+    for name in ("last.pt", "best.pt"):
+        ours, theirs = (
+            torch.load(checkpoints(tmp) / name, weights_only=True) for tmp in (tmp_path, everything)
+        )
+        for key in ("model", "ema"):
+            assert all(torch.equal(tensor, theirs[key][place]) for place, tensor in ours[key].items())
+    assert log(tmp_path) == log(everything)
+    kept = sorted(path.name for path in checkpoints(tmp_path).glob("step-*.pt"))
+    assert kept == ["step-0000014.pt", "step-0000015.pt"]
+
+
+def test_the_switch_stands_in_the_log_the_checkpoint_and_the_epochs(everything: Path) -> None:
+    (switch,) = (record for record in log(everything) if record["kind"] == "phase")
+    assert switch == {"kind": "phase", "step": 6, "epoch": 1.0, "phase": "sgd", "lr": 0.02}
+    epochs = [record for record in log(everything) if record["kind"] == "epoch"]
+    assert [record["phase"] for record in epochs] == ["adam", "sgd", "sgd"]
+    last = torch.load(checkpoints(everything) / "last.pt", weights_only=True)
+    assert (last["phase"]["index"], last["phase"]["start_step"]) == (1, 5)
+    assert "momentum_buffer" in last["optimizer"]["state"][0]
+
+
+def test_every_record_has_rates_norm_and_memory(everything: Path) -> None:
+    lines = [json.loads(line) for line in (everything / "runs/tiny/log.jsonl").read_text().splitlines()]
+    for record in lines:
+        if record["kind"] == "step":
+            assert record.keys() == {"kind", "step", "lr", "momentum", "loss", "grad_norm"}
+        if record["kind"] == "epoch":
+            assert record["grad_norm"] > 0
+            assert 0 < record["data_wait"] < 1
+            assert record["memory_gib"] > 0.1
+    assert lines[0]["momentum"] == 0.0  # it warms up from 0
+    assert (everything / "runs/tiny/curves.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_frozen_stages_stay_as_they_were_until_their_epoch(birds: Path, tmp_path: Path) -> None:
+    frozen = ["optim.frozen_stages=3", "optim.unfreeze_epoch=1"]
+    for name, steps in (("begin", 1), ("frozen", 5), ("thawed", 6)):
+        assert tiny.do("train", tmp_path, *frozen, f"run.name={name}", f"train.max_steps={steps}") == 0
+    begin, still, thawed = (
+        tiny.weights(checkpoints(tmp_path, name) / "last.pt") for name in ("begin", "frozen", "thawed")
+    )
+    stem = [name for name in begin if name.startswith(("backbone.conv1", "backbone.bn1", "backbone.layer1"))]
+    assert len(stem) > 10
+    assert all(torch.equal(begin[name], still[name]) for name in stem)
+    assert not torch.equal(begin["backbone.layer4.0.conv1.weight"], still["backbone.layer4.0.conv1.weight"])
+    assert not torch.equal(still["backbone.conv1.weight"], thawed["backbone.conv1.weight"])
+
+
+def test_swats_switches_by_itself_with_a_rate_of_its_own(birds: Path, tmp_path: Path) -> None:
+    rule = "{name: swats, tolerance: 0.01}"
+    swats = f"optim.phases=[{{name: adam, lr: 1e-3, until: {rule}}}, {{name: sgd, momentum: 0.8}}]"
+    assert tiny.do("train", tmp_path, swats, "tracking.log_every_steps=1") == 0
+    (switch,) = (record for record in log(tmp_path) if record["kind"] == "phase")
+    last = torch.load(checkpoints(tmp_path) / "last.pt", weights_only=True)
+    assert last["phase"]["lr"] == switch["lr"]
+    assert 1e-6 < switch["lr"] < 1  # type: ignore[operator]
+    killed = tmp_path / "killed"
+    words = tiny.command(
+        "train", killed, swats, "tracking.log_every_steps=1", "train.checkpoint_every_steps=1"
+    )
+    assert interrupt(words, log_reaches(killed, 2), signal.SIGTERM) == 75
+    assert (
+        tiny.do("train", killed, swats, "tracking.log_every_steps=1", "train.checkpoint_every_steps=1") == 0
+    )
+    assert tiny.same_weights(checkpoints(killed) / "last.pt", checkpoints(tmp_path) / "last.pt")
+
+
+def test_early_stopping_ends_the_run_and_it_stays_ended(birds: Path, tmp_path: Path) -> None:
+    # A learning rate this small changes nothing that validation could see.
+    more = ["optim.lr=1e-12", "train.epochs=9", "train.early_stop_epochs=2", "model.freeze_batchnorm=true"]
+    for _ in range(2):
+        assert tiny.do("train", tmp_path, *more) == 0
+        epochs = [record for record in log(tmp_path) if record["kind"] == "epoch"]
+        best = torch.load(checkpoints(tmp_path) / "best.pt", weights_only=True)["best"]
+        assert epochs[-1]["epoch"] == best["epoch"] + 2 < 9
+
+
+def test_a_diverged_run_names_the_images_of_its_batch(
+    birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tiny.do("train", tmp_path, "optim.lr=1e30") == 2
+    assert "training has diverged at learning rate" in capsys.readouterr().err
+    about = json.loads((tmp_path / "runs/tiny/diverged.json").read_text())
+    assert about["step"] == 2  # the first step's loss is that of the first weights
+    assert len(about["images"]) in (7, 8)
+    assert all(isinstance(number, int) for number in about["images"])
+
+
+def test_force_goes_on_with_other_settings_where_the_state_fits(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tiny.do("train", tmp_path, "train.max_steps=6") == 0
+    other = ["optim.lr=0.001", "train.label_smoothing=0"]
+    assert tiny.do("train", tmp_path, *other) == 2
+    assert "train.resume_force=true, which goes on with these" in capsys.readouterr().err
+    assert tiny.do("train", tmp_path, *other, "train.resume_force=true") == 0
+    assert "going on with another configuration (optim.lr 0.02 -> 0.001" in capsys.readouterr().err
+    assert log(tmp_path)[-1]["lr"] < 0.001  # type: ignore[operator]
+    assert tiny.do("train", tmp_path, *other, "optim.name=adam", "train.resume_force=true") == 2
+    assert "optim.name sgd -> adam" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("images", [3, 8])
+def test_accumulation_trains_as_the_large_batch_does(birds: Path, tmp_path: Path, images: int) -> None:
+    frozen = ["model.freeze_batchnorm=true", "tracking.log_every_steps=1", "train.epochs=1"]
+    accumulated = [f"optim.batch_size={images}", "optim.effective_batch_size=8", "run.name=accumulated"]
+    assert tiny.do("train", tmp_path, *frozen) == 0
+    assert tiny.do("train", tmp_path, *frozen, *accumulated) == 0
+    for ours, theirs in zip(log(tmp_path, "accumulated"), log(tmp_path), strict=True):
+        name = "loss" if ours["kind"] == "step" else "train_loss"
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
+
+
+def test_auto_finds_the_batch_that_fits_and_keeps_the_effective_one(
+    birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    auto = ["optim.batch_size=auto", "optim.effective_batch_size=8", "train.max_steps=2"]
+    assert tiny.do("train", tmp_path, *auto) == 0
+    assert "8 images at once, 1 a step: as many as fit" in capsys.readouterr().err
+    assert torch.load(checkpoints(tmp_path) / "last.pt", weights_only=True)["batch_size"] == 8
+
+
+def test_a_deterministic_run_is_the_same_run_on_the_cpu(trained: Path, tmp_path: Path) -> None:
+    try:
+        assert tiny.do("train", tmp_path, "train.deterministic=true", "train.max_steps=5") == 0
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert tiny.do("train", tmp_path, "train.max_steps=5", "run.name=usual") == 0
+    assert tiny.same_weights(checkpoints(tmp_path) / "last.pt", checkpoints(tmp_path, "usual") / "last.pt")
+
+
+def test_evaluation_takes_the_moving_average(everything: Path) -> None:
+    assert tiny.do("eval", everything, *EVERYTHING, "eval.split=val", "eval.checkpoint=last") == 0
+    numbers = json.loads((everything / "runs/tiny/eval/val/metrics.json").read_text())
+    last = next(record for record in reversed(log(everything)) if record["kind"] == "epoch")
+    assert numbers["top1"] == pytest.approx(last["val_top1"])
+    assert numbers["nll"] == pytest.approx(last["val_loss"], rel=1e-5)
+
+
+def test_a_schedule_is_drawn_before_anything_is_trained(
+    birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rule = "{name: plateau, epochs: 2}"
+    phases = f"optim.phases=[{{name: adam, lr: 1e-3, until: {rule}}}, {{name: sgd, lr: 0.02}}]"
+    assert tiny.do("schedule", tmp_path, phases) == 0
+    said = capsys.readouterr()
+    answer = json.loads(said.out)
+    assert answer["steps"] == 15
+    assert Path(answer["picture"]).read_bytes()[:4] == b"\x89PNG"
+    assert "sgd, whenever its rule is met" in said.err
+    assert tiny.do("schedule", tmp_path, phases, "data.root=nowhere") == 0
+    assert "the data are not prepared" in capsys.readouterr().err
+    assert not checkpoints(tmp_path).exists()
+
+
+def test_lr_find_proposes_a_rate_and_leaves_no_checkpoint(
+    birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tiny.do("lr-find", tmp_path, "lr_find={lowest: 1e-5, highest: 10, steps: 30}") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert 1e-5 <= answer["lr"] < 10
+    folder = Path(answer["folder"])
+    assert {path.name for path in folder.iterdir()} == {"lr_find.csv", "lr_find.png"}
+    assert not checkpoints(tmp_path).exists()
