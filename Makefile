@@ -11,10 +11,10 @@ READY := .venv/ready
 LAUNCH := $(if $(filter-out 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-per-node $(GPUS) -m pipeline,$(BIN)/python -m pipeline)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train eval config demo test check format bench clean
+.PHONY: help setup data train eval schedule lr-find config demo test kill-test check format bench clean
 
 help: ## list the targets and their variables
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 	@echo
 	@echo '  CONFIG=$(CONFIG)   the configuration of data, train, eval and config'
 	@echo '  ARGS="optim.lr=0.01 run.name=x"   overrides, as `make config` lists them'
@@ -37,6 +37,12 @@ train: $(READY) ## train, or go on where the run was interrupted
 eval: $(READY) ## accuracy per class of the run's best epoch, on the test split
 	$(LAUNCH) eval --config $(CONFIG) $(ARGS)
 
+schedule: $(READY) ## draw learning rate, momentum and optimizer, before anything is trained
+	$(BIN)/python -m pipeline schedule --config $(CONFIG) $(ARGS)
+
+lr-find: $(READY) ## propose a learning rate: the range test
+	$(BIN)/python -m pipeline lr-find --config $(CONFIG) $(ARGS)
+
 config: $(READY) ## print every key with its value and meaning
 	$(BIN)/python -m pipeline config --config $(CONFIG) $(ARGS)
 
@@ -47,6 +53,9 @@ demo: $(READY) ## the whole job on drawn birds, without any download
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+kill-test: $(READY) ## kill a small training 20 times; it has to end as one that was never killed
+	$(BIN)/python scripts/kill_test.py $(ARGS)
 
 check: $(READY) ## formatting, lint, types
 	$(BIN)/ruff format --check .

@@ -28,7 +28,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from pipeline import config_file, distributed, engine, optim, precision, terminal
+from pipeline import config_file, distributed, engine, optim, phases, precision, terminal
 from pipeline.checkpoint import TrainState
 from pipeline.config import Config
 from pipeline.data import loader, prepare
@@ -68,15 +68,15 @@ def bench_loader(config: Config) -> None:
     data, size = prepare.load(config), config.data
     rows = range(len(data.samples))
     labels = data.samples["label"].to_numpy("int64", copy=True)
-    images = loader.Images(data.store, labels, Augmentation(size, config.seed), size.image_px)
+    images = loader.Images(data.store, labels, Augmentation(size, config.seed))
     server = loader.Loader(images, 0, torch.device("cpu"))
     tensor = [transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
     steps = [transforms.Resize(size.resize_px), transforms.RandomCrop(size.image_px), *tensor]
     folder = datasets.ImageFolder(str(prepare.bring(size) / "images"), transforms.Compose(steps))
-    usual = DataLoader(folder, batch_size=config.optim.batch_size, shuffle=True)
+    usual = DataLoader(folder, batch_size=config.optim.images_per_step, shuffle=True)
 
     def ours() -> float:
-        batches = loader.epoch_batches(rows, config.optim.batch_size, config.seed, 0)
+        batches = loader.in_batches(loader.epoch_order(rows, config.seed, 0), config.optim.images_per_step)
         return images_per_s(len(rows), lambda: sum(len(batch.label) for batch in server.serve(0, batches)))
 
     ours()  # the store's pages come into memory; the files' pages did when they were decoded
@@ -104,21 +104,19 @@ def step_side(config: Config, ours: bool) -> float:
     chosen = precision.resolve(config.train.precision if ours else "fp32", device)
     model, _ = build(without_weights(config.model), 200)
     model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
-    groups = optim.parameter_groups(model, model.head, config.optim)
-    state = TrainState(
-        model,
-        optim.sgd(groups, lr=1e-3, momentum=0.9, nesterov=True),
-        torch.amp.GradScaler(device.type, enabled=chosen == "fp16"),
-    )
+    groups = optim.parameter_groups(model, config.optim, weight_decay=config.optim.weight_decay)
+    phase, begin = config.optim.resolved_phases[0], phases.first(config.optim)
+    scaler = torch.amp.GradScaler(device.type, enabled=chosen == "fp16")
+    state = TrainState(model, optim.make(groups, phase, lr=begin.lr), scaler, None, begin)
     shape = (BATCH, config.data.image_px, config.data.image_px, 3)
     image = torch.randint(256, shape, dtype=torch.uint8).permute(0, 3, 1, 2)
     batch = Batch(image, torch.arange(BATCH), torch.arange(BATCH))
-    how = engine.Learning(0, 0.1, chosen, ranks)
+    how = engine.Learning(0, 0.1, (), None, BATCH, chosen, ranks)
     terminal.say(f"       {'ours' if ours else 'plain'}: {chosen} on {device.type}")
 
     def steps(count: int) -> None:
         for _ in range(count):
-            float(engine.learn(state, model, batch, BATCH, 1e-3, how)[0])
+            float(engine.learn(state, model, batch, BATCH, phases.Rates(1e-3, 0.9), how)[0])
 
     steps(1)
     return images_per_s(2 * BATCH, lambda: steps(2))

@@ -73,6 +73,27 @@ def test_with_everything_on_a_run_resumes_to_the_same_weights_and_log(
     assert kept == ["step-0000014.pt", "step-0000015.pt"]
 
 
+def test_sigterm_in_validation_saves_exits_75_and_the_run_ends_as_if_it_had_not_come(
+    trained: Path, tmp_path: Path
+) -> None:
+    more = ["tracking.log_every_steps=1", "eval.batch_size=1"]
+    killed = interrupt(tiny.command("train", tmp_path, *more), log_reaches(tmp_path, 5), signal.SIGTERM)
+    assert killed == 75
+    assert [record["kind"] for record in log(tmp_path)] == ["step"] * 5  # the epoch is not closed yet
+    assert torch.load(checkpoints(tmp_path) / "last.pt", weights_only=True)["step"] == 5
+    assert tiny.do("train", tmp_path, *more) == 0
+    assert tiny.same_weights(checkpoints(tmp_path) / "last.pt", checkpoints(trained) / "last.pt")
+
+
+def test_sigterm_while_the_store_is_built_exits_75_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    more = [f"data.root={tmp_path / 'data'}", "data.synthetic.images_per_species=200"]
+    begun = lambda: any((tmp_path / "data").glob("*/store*.part"))  # noqa: E731
+    assert interrupt(tiny.command("data", tmp_path, *more), begun, signal.SIGTERM) == 75
+    assert not list((tmp_path / "data").glob("*/store*.stamp.json"))
+    assert tiny.do("data", tmp_path, *more) == 0
+    assert list((tmp_path / "data").glob("*/store*.stamp.json"))
+
+
 def test_the_switch_stands_in_the_log_the_checkpoint_and_the_epochs(everything: Path) -> None:
     (switch,) = (record for record in log(everything) if record["kind"] == "phase")
     assert switch == {"kind": "phase", "step": 6, "epoch": 1.0, "phase": "sgd", "lr": 0.02}

@@ -15,6 +15,7 @@ from pipeline.tracking import read_lines
 
 Record = Mapping[str, Any]
 TRAIN, VALIDATION, MARK = "#8a8f98", "#1f6feb", "#d1495b"
+FAR_APART = 5.0
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -67,7 +68,12 @@ def draw_rates(path: Path, title: str, lines: Sequence[Mapping[str, Any]]) -> No
         lower.set_ylabel("momentum")
         lower.set_xlabel("epoch")
         lower.set_ylim(-0.05, 1.05)
-        upper.set_ylim(bottom=0)
+        peaks = [max(line["lr"]) for line in lines]
+        if max(peaks) > FAR_APART * min(peaks):  # Adam's rate would lie flat on SGD's axis
+            upper.set_yscale("log")
+            upper.set_ylim(bottom=min(peaks) / 100)
+        else:
+            upper.set_ylim(bottom=0)
         upper.legend(loc="upper right")
         figure.suptitle(title)
         save(figure, path)
@@ -111,7 +117,7 @@ def _mark_best(axes: Axes, epochs: Sequence[Record]) -> None:
     axes.annotate(
         f"{best['val_top1']:.1%}, epoch {best['epoch']}",
         (best["epoch"], best["val_top1"]),
-        (0, 7),
+        (0, -14),
         textcoords="offset points",
         ha="right" if best["epoch"] > len(epochs) / 2 else "left",
         color=MARK,
