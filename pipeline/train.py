@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
 from pipeline import (
     checkpoint,
@@ -25,12 +26,14 @@ from pipeline.config import Config
 from pipeline.data import loader
 from pipeline.data.loader import Batch
 from pipeline.distributed import Ranks
-from pipeline.errors import Stopped, UserError
+from pipeline.errors import ConfigError, Stopped, UserError
 from pipeline.job import Job
 from pipeline.meter import Meter, NotFinite
 from pipeline.models.build import freeze_batchnorm
 from pipeline.report import curves
 from pipeline.tracking import Nothing, Tracker, tracker
+
+REDRAW_S = 60.0  # of curves.png, at the most
 
 
 def train(config: Config) -> dict[str, Any]:
@@ -65,19 +68,30 @@ class Run:
         self.last_step = min(self.calendar.last_step, config.train.max_steps or self.calendar.last_step)
         self.start = job.start(self.job)
         self.state, self.how = self.start.state, self.start.how(config, ranks)
-        self.stages = optim.stages(self.state.model) if config.optim.frozen_stages else []
+        self.stages = self._stages()
         self.parallel, self.frozen = self.state.model, -1
         self.speed: dict[str, float | None] = {
             "images_per_s": None,
             "data_wait": None,
         }  # of an epoch whose end alone is still to be closed
-        self.saved_at = time.monotonic()
+        self.saved_at = self.drawn_at = time.monotonic()
         if ranks.first:
             if config.train.resume == "never":
                 resume.put_aside(config.run_dir)
             if not self._finished():  # else leave its record alone: it may be of other code, another machine
                 announce(self.job, self.start, self.last_step)
             self.track = tracker(config, self.state.step)
+
+    def _stages(self) -> list[list[nn.Module]]:
+        """The model's stages, where some of them are to be frozen."""
+        frozen = self.config.optim.frozen_stages
+        stages = optim.stages(self.state.model) if frozen else []
+        if frozen and frozen >= len(stages):
+            raise ConfigError(
+                f"optim.frozen_stages: {frozen} of the {len(stages)} stages of {self.config.model.name}, the last "
+                "of which is the head; take fewer"
+            )
+        return stages
 
     def complete(self) -> None:
         """Learn and validate, epoch by epoch, until the last step."""
@@ -215,6 +229,9 @@ class Run:
         if chosen:
             self._save("best.pt")
         self._save("last.pt")
+        if self.ranks.first and time.monotonic() - self.drawn_at >= REDRAW_S:
+            self.drawn_at = time.monotonic()
+            curves.draw(self.config.run_dir)
         shown = (
             "lr",
             "train_loss",
