@@ -37,6 +37,7 @@ LAYERS = [
         "report.screen",
     },
     {"data.prepare", "data.loader", "checkpoint"},
+    {"features"},
     {"engine", "resume"},
     {"train", "evaluate"},
     {"cli", "__main__"},
