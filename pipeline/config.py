@@ -14,6 +14,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+PlantedShare = Annotated[float, Field(ge=0, le=0.5)]
 Scalar = bool | int | float | str
 
 
@@ -47,6 +48,10 @@ class SyntheticConfig(Section):
     """longer side of a drawn image"""
     seed: int = 0
     """another seed draws other species and other images"""
+    flipped_labels: PlantedShare = 0.0
+    """share of the images that are listed under a wrong species, to test the audit; the truth is stored beside"""
+    duplicates: PlantedShare = 0.0
+    """share of the images that are near-copies of another one of their species; the truth is stored beside"""
 
     @model_validator(mode="after")
     def _leave_test_images(self) -> "SyntheticConfig":

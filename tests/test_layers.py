@@ -20,6 +20,7 @@ LAYERS = [
         "environment",
         "data.drawing",
         "data.species",
+        "data.planted",
     },
     {"config", "data.table", "data.birds", "data.download", "data.unpack"},
     {
@@ -48,6 +49,7 @@ BESIDE = {
     ("terminal", "files"),
     ("signals", "errors"),
     ("distributed", "errors"),
+    ("data.planted", "seeding"),
     ("distributed", "memory"),
     ("data.transforms", "data.store"),
     ("models.build", "models.weights"),
