@@ -203,6 +203,31 @@ class EvalConfig(Section):
     """best, last, or a checkpoint's PATH"""
     batch_size: Count = 64
     """images a step on one rank; no result depends on it"""
+    tta: Literal["none", "flip", "ten_crop"] = "none"
+    """views whose probabilities are averaged: centre crop; with its mirror image; centre and corners, mirrored too"""
+    peek_gap: bool = False
+    """also read test with the run's other checkpoints, to see what choosing on test would gain; not a result"""
+
+    @model_validator(mode="after")
+    def _peek_at_test(self) -> "EvalConfig":
+        if self.peek_gap and self.split != "test":
+            raise ValueError(f"peek_gap is about the test split; drop it or split={self.split}")
+        return self
+
+
+class ReportConfig(Section):
+    write: bool = True
+    """eval ends with report.html; the verb report writes it in any case"""
+    gallery: Annotated[int, Field(ge=0)] = 48
+    """wrong predictions shown with their heat maps, the worst first"""
+    pairs: Annotated[int, Field(ge=0)] = 12
+    """most confused pairs of classes that are shown side by side"""
+    explained: Count | None = 1000
+    """images, drawn at random, whose heat maps are held against boxes and parts; null: all"""
+    neighbours: Annotated[int, Field(ge=0)] = 2
+    """nearest training images beside each mistaken one; 0: none, and no pass over the training images"""
+    picture_px: Annotated[int, Field(ge=32, le=1024)] = 176
+    """longer side of a picture in report.html"""
 
 
 class TrackingConfig(Section):
@@ -226,6 +251,7 @@ class Config(Section):
     schedule: ScheduleConfig = Cosine()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+    report: ReportConfig = ReportConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @property

@@ -131,6 +131,16 @@ def bring(config: DataConfig) -> Path:
     return cub.find_root(raw)
 
 
+def raw(config: DataConfig) -> Path | None:
+    """The folder that `bring` left, without bringing anything; None when it is gone."""
+    given = config.source == "cub200" and config.archive is not None and config.archive.is_dir()
+    folder = config.archive if given and config.archive is not None else _folder(config) / "raw"
+    try:
+        return cub.find_root(folder)
+    except DataError:
+        return None
+
+
 def _draw_birds(config: DataConfig, output: Path) -> None:
     drawn = config.synthetic
     with files.replacing_folder(output) as part:
