@@ -49,6 +49,13 @@ def evaluate(config: Config) -> dict[str, Any]:
     return evaluate(config)
 
 
+def audit(config: Config) -> dict[str, Any]:
+    """Look for likely label errors and near-duplicates in the data, with a trained model's features."""
+    from pipeline.audit.run import audit
+
+    return audit(config)
+
+
 def config(config: Config) -> None:
     """Print the full configuration: the file, the overrides, and a default for everything else."""
     sys.stdout.write(config_file.dump(config, comments=True))
@@ -58,6 +65,7 @@ VERBS: dict[str, Callable[[Config], dict[str, Any] | None]] = {
     "data": data,
     "train": train,
     "eval": evaluate,
+    "audit": audit,
     "config": config,
 }
 

@@ -41,10 +41,10 @@ LAYERS = [
         "report.screen",
         "stored",
     },
-    {"data.prepare", "data.loader", "data.views", "checkpoint", "numbers"},
+    {"data.prepare", "data.loader", "data.views", "checkpoint", "numbers", "audit.labels", "audit.duplicates"},
     {"features"},
     {"engine", "trained", "resume"},
-    {"train", "evaluate"},
+    {"train", "evaluate", "audit.run"},
     {"cli", "__main__"},
 ]
 # Within a layer, these may import others of it: each pair is one topic in two files.
@@ -56,6 +56,7 @@ BESIDE = {
     ("data.planted", "seeding"),
     ("intervals", "seeding"),
     ("metrics", "intervals"),
+    ("audit.duplicates", "audit.labels"),
     ("distributed", "memory"),
     ("data.transforms", "data.store"),
     ("models.build", "models.weights"),

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from pipeline import seeding
 
-SCALES = 0.75, 1.0  # of a copy's sides
+CROP = 0.02  # of the original's sides, at most, from each of the four
+SCALES = 0.75, 1.0  # of what is left
 GAINS = 0.9, 1.1  # of its brightness
 QUALITIES = 60, 90  # of its JPEG
 
@@ -24,7 +25,7 @@ Row = tuple[str, tuple[float, float, float, float], tuple[tuple[float, float, in
 def duplicate(root: Path, rows: Sequence[Row], species: int, share: float, seed: int) -> list[Row]:
     """Replace a share of the pictures by near-copies of another one of their species.
 
-    A copy is scaled, brighter or darker, and compressed anew. Returns the rows with the copies' boxes
+    A copy is cropped a little, scaled, brighter or darker, and compressed anew. Returns the rows with the copies' boxes
     and parts; row i is image i + 1.
     """
     planted = list(rows)
@@ -69,17 +70,29 @@ def _chosen(
 def _near_copy(images: Path, original: Row, path: str, rng: np.random.Generator) -> Row:
     picture = cv2.imread(str(images / original[0]), cv2.IMREAD_UNCHANGED)
     assert picture is not None, "the drawing that was just written"
-    wanted = rng.uniform(*SCALES)
-    height, width = (round(side * wanted) for side in picture.shape[:2])
-    small = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
+    rows, columns = picture.shape[:2]
+    cut = rng.uniform(0, CROP, 4)
+    left, top = round(cut[0] * columns), round(cut[1] * rows)
+    kept = picture[top : rows - round(cut[2] * rows), left : columns - round(cut[3] * columns)]
+    scale = rng.uniform(*SCALES)
+    width, height = round(kept.shape[1] * scale), round(kept.shape[0] * scale)
+    small = cv2.resize(kept, (width, height), interpolation=cv2.INTER_AREA)
     bright = cv2.convertScaleAbs(small, alpha=rng.uniform(*GAINS))
     quality = int(rng.integers(*QUALITIES))
     if not cv2.imwrite(str(images / path), bright, [cv2.IMWRITE_JPEG_QUALITY, quality]):
         raise OSError(f"{images / path} cannot be written")
-    sx, sy = width / picture.shape[1], height / picture.shape[0]
+
+    def moved(x: float, y: float) -> tuple[float, float]:
+        return (x - left) * width / kept.shape[1], (y - top) * height / kept.shape[0]
+
     x, y, w, h = original[1]
-    parts = tuple((px * sx, py * sy, visible) for px, py, visible in original[2])
-    return path, (x * sx, y * sy, w * sx, h * sy), parts
+    corners = np.clip([moved(x, y), moved(x + w, y + h)], 0, (width, height))
+    parts = []
+    for px, py, visible in original[2]:
+        at = moved(px, py)
+        inside = bool(visible) and 0 <= at[0] < width and 0 <= at[1] < height
+        parts.append((*at, 1) if inside else (0.0, 0.0, 0))
+    return path, (*corners[0].tolist(), *(corners[1] - corners[0]).tolist()), tuple(parts)
 
 
 def _write(path: Path, pairs: Sequence[tuple[int, int]]) -> None:
