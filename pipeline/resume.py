@@ -11,6 +11,7 @@ from pipeline.errors import CheckpointError
 FREE_KEYS = (
     "run.",
     "eval.",
+    "report",
     "tracking.",
     "data.root",
     "data.archive",
