@@ -55,8 +55,9 @@ def headline(numbers: Mapping[str, Any]) -> Iterator[str]:
         yield "  no validation images outside this split: no temperature was fitted"
     else:
         bound = ", a bound: validation does not determine it" if numbers["temperature_at_bound"] else ""
+        fitted = f"fitted on {numbers['temperature_images']} validation images{bound}"
         yield (
-            f"  at temperature {numbers['temperature']:.3f} (of {numbers['temperature_images']} validation images{bound}): "
+            f"  at temperature {numbers['temperature']:.3f} ({fitted}): "
             f"NLL {numbers['nll_scaled']:.4f}  Brier {numbers['brier_scaled']:.4f}  ECE {numbers['ece_scaled']:.4f}"
         )
     yield f"  answering only the most confident 80 %: top-1 {numbers['top1_at_80_coverage']:.4f}"
