@@ -16,7 +16,7 @@ from pipeline.data.views import views
 from pipeline.distributed import Ranks
 from pipeline.errors import DataError
 from pipeline.numbers import numbers
-from pipeline.report import screen
+from pipeline.report import page, screen
 from pipeline.trained import Trained
 
 NOT_A_RESULT = "not a result: choosing a checkpoint by the test split would make its accuracy unfit to quote"
@@ -159,5 +159,7 @@ def _report(
         validation = stored.Validation(validated.logits, samples["label"].to_numpy("int64")[validated.rows])
     stored.write(folder, predicted, outputs, validation)
     found, tables = numbers(folder, samples, origin)
+    if config.report.write:
+        page.build(config, folder)
     screen.show(found, tables["per_class"], tables["confused_pairs"], folder)
     return found

@@ -16,6 +16,7 @@ from pipeline import distributed, features, files, stored, terminal, trained
 from pipeline.audit import duplicates, labels
 from pipeline.config import Config
 from pipeline.data import prepare, table
+from pipeline.report import page
 
 SHOWN = 10
 PICTURES = 500  # pairs of which a picture is written, the most alike ones
@@ -58,6 +59,8 @@ def audit(config: Config) -> dict[str, Any]:
                 doubles.head(PICTURES), data.samples["id"].tolist(), data.store, part / "pairs"
             )
             files.write_json(part / "summary.json", found)
+        if config.report.write and (folder.parent / "metrics.json").is_file():
+            page.build(config, folder.parent)
         _show(errors, doubles, found)
         terminal.say(f"audit  {folder}")
         return found
