@@ -154,17 +154,37 @@ def test_extreme_logits_give_finite_numbers() -> None:
     assert numbers["nll"] == pytest.approx(300 * math.log(10) / 2)
 
 
-@pytest.mark.parametrize(
-    ("successes", "n", "low", "high"),
-    [
-        (8, 10, 0.4902, 0.9433),
-        (81, 263, 0.2553, 0.3662),  # Newcombe 1998, table I, method 3
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-        (29, 29, 0.8830, 1.0),
-        (0, 0, 0.0, 1.0),
-    ],
-)
-def test_wilsons_interval_is_the_published_one(successes: int, n: int, low: float, high: float) -> None:
-    assert intervals.wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
+def test_bootstrap_intervals_are_scikit_learns_figures_over_the_same_resamples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weights = np.vstack(list(intervals.resamples(300, 150)))
+    monkeypatch.setattr(intervals, "resamples", lambda n: iter(np.array_split(weights, 3)))
+    predicted, labels, logits = random_table()
+    numbers, guesses = metrics.summary(predicted), logits.argmax(axis=1)
+    statistics = {
+        "top1_bootstrap": lambda weight: sk.accuracy_score(labels, guesses, sample_weight=weight),
+        "top3": lambda weight: sk.top_k_accuracy_score(labels, logits, k=3, sample_weight=weight),
+        "per_class_mean": lambda weight: sk.balanced_accuracy_score(labels, guesses, sample_weight=weight),
+        "macro_precision": lambda weight: sk.precision_score(
+            labels, guesses, average="macro", sample_weight=weight, zero_division=0
+        ),
+        "macro_f1": lambda weight: sk.f1_score(labels, guesses, average="macro", sample_weight=weight),
+    }
+    for name, statistic in statistics.items():
+        low, high = np.percentile([statistic(weight) for weight in weights], [2.5, 97.5])
+        assert (numbers[f"{name}_low"], numbers[f"{name}_high"]) == pytest.approx((low, high)), name
+        assert numbers[name.removesuffix("_bootstrap")] == pytest.approx(statistic(np.ones(300))), name
+
+
+def test_accuracy_against_training_count() -> None:
+    classes = metrics.per_class(guessed(), NAMES, [30, 20, 10, 5])
+    assert classes["train_images"].tolist() == [30, 20, 10, 5]
+    assert metrics.accuracy_by_training_count(classes)["train_images_rho"] == pytest.approx(1.0)
+    shuffled = metrics.per_class(guessed(), NAMES, [10, 30, 20, 5])
+    found = metrics.accuracy_by_training_count(shuffled)
+    assert found["train_images_rho"] == pytest.approx(-0.5)  # ranks 1 3 2 against 3 2 1
+    equal = metrics.per_class(guessed(), NAMES, [30, 30, 30, 30])
+    assert metrics.accuracy_by_training_count(equal) == {
+        "train_images_rho": None,
+        "train_images_rho_p": None,
+    }
