@@ -226,7 +226,7 @@ class ReportConfig(Section):
     """images, drawn at random, whose heat maps are held against boxes and parts; null: all"""
     neighbours: Annotated[int, Field(ge=0)] = 2
     """nearest training images beside each mistaken one; 0: none, and no pass over the training images"""
-    picture_px: Annotated[int, Field(ge=32, le=1024)] = 176
+    picture_px: Annotated[int, Field(ge=32, le=1024)] = 224
     """longer side of a picture in report.html"""
 
 
