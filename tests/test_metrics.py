@@ -158,7 +158,7 @@ def test_bootstrap_intervals_are_scikit_learns_figures_over_the_same_resamples(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     weights = np.vstack(list(intervals.resamples(300, 150)))
-    monkeypatch.setattr(intervals, "resamples", lambda n: iter(np.array_split(weights, 3)))
+    monkeypatch.setattr(intervals, "resamples", lambda _: iter(np.array_split(weights, 3)))
     predicted, labels, logits = random_table()
     numbers, guesses = metrics.summary(predicted), logits.argmax(axis=1)
     statistics = {
