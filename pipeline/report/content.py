@@ -68,14 +68,19 @@ def classes(evaluation: Evaluation, pictures: Pictures) -> list[Values]:
 
 
 def confusion(evaluation: Evaluation) -> Values:
-    """The confusion matrix for the page's script: names, cells [true, predicted, count] and the clustered order."""
+    """The confusion matrix for the page's script.
+
+    names: of the classes. cells: [true, predicted, count] where count is not 0. order: labels, similar classes
+    side by side. largest: the largest count of a confusion.
+    """
     counts = _table(evaluation, "confusion.csv").set_index("class_name")
     matrix = counts.to_numpy("int64")
     rows, columns = matrix.nonzero()
     order = _table(evaluation, "class_order.csv").sort_values("position")["label"]
     cells = np.stack([rows, columns, matrix[rows, columns]], axis=1)
     names = [readable(str(name)) for name in counts.index]
-    return {"names": names, "cells": cells.tolist(), "order": order.tolist()}
+    largest = int((matrix * (1 - np.eye(len(matrix), dtype=int))).max())
+    return {"names": names, "cells": cells.tolist(), "order": order.tolist(), "largest": largest}
 
 
 def pairs(evaluation: Evaluation, explained: Explained, pictures: Pictures) -> list[Values]:

@@ -56,7 +56,6 @@
   function matrix() {
     const canvas = byId("matrix"), said = byId("matrix-cell");
     const n = data.names.length, counts = new Map(data.cells.map(([t, p, c]) => [t * n + p, c]));
-    const largest = Math.max(1, ...data.cells.filter(([t, p]) => t !== p).map((cell) => cell[2]));
     const totals = new Array(n).fill(0);
     for (const [t, , c] of data.cells) totals[t] += c;
     const orders = { similar: data.order, label: data.names.map((_, label) => label) };
@@ -80,7 +79,7 @@
         const extent = Math.max(cell - gap, 1.5);
         context.fillRect(x, y, extent, extent);
         if (t !== p) {
-          context.globalAlpha = c / largest;
+          context.globalAlpha = c / data.largest;
           context.fillStyle = high;
           context.fillRect(x, y, extent, extent);
         }

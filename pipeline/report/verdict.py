@@ -20,7 +20,7 @@ def words(found: Mapping[str, Any], images: int, *, seeds_only: bool = False) ->
         seeds_only: both are runs of one configuration.
     """
     points, low, high = (100 * found[name] for name in ("difference", "low", "high"))
-    far = f"95 % interval {low:+.1f} to {high:+.1f} points, p = {_p(found['p_adjusted'])}"
+    far = f"95 % interval {low:+.1f} to {high:+.1f} points, {_p(found['p_adjusted'])}"
     ahead, behind = (found["b"], found["a"]) if points > 0 else (found["a"], found["b"])
     if points == 0:
         return f"{found['b']} and {found['a']} have the same accuracy ({far}): no difference to speak of."
@@ -63,8 +63,8 @@ def show(result: Mapping[str, Any], classes: pd.DataFrame) -> None:
         terminal.say(
             f"images better in b {found['images_better_in_b']}, in a {found['images_better_in_a']}; "
             f"classes better in b {found['classes_better_in_b']}, in a {found['classes_better_in_a']}; "
-            f"{found['test']}: p = {_p(found['p_images'])}"
-            + (f"; Welch over seeds: p = {_p(found['p_seeds'])}" if found["p_seeds"] is not None else "")
+            f"{found['test']}: {_p(found['p_images'])}"
+            + (f"; Welch over seeds: {_p(found['p_seeds'])}" if found["p_seeds"] is not None else "")
         )
     for found in result["comparisons"]:
         terminal.say(found["verdict"])
@@ -75,7 +75,7 @@ def _noise(blame: str, images: int) -> str:
 
 
 def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+    return f"p = {value:.3f}" if value >= 0.001 else "p < 0.001"
 
 
 def _sd(value: float | None) -> str:
