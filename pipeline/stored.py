@@ -106,7 +106,9 @@ def read_predictions(folder: Path, names: Sequence[str]) -> pd.DataFrame:
         known = dict(enumerate(names))
         unknown = predicted[predicted[label].map(known) != predicted[name]]
         if len(unknown):
-            said = [f"{a} ({b})" for a, b in zip(unknown[label], unknown[name], strict=True)]
+            said = list(
+                dict.fromkeys(f"{a} ({b})" for a, b in zip(unknown[label], unknown[name], strict=True))
+            )
             raise DataError(
                 f"{path}: unknown class {_some(said)} in the columns {label} and {name}; there are {len(names)} "
                 f"classes, 0 ({names[0]}) to {len(names) - 1} ({names[-1]}); {AGAIN}"
