@@ -4,7 +4,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const byId = (id) => document.getElementById(id);
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const scheme = matchMedia("(prefers-color-scheme: dark)");
+  const scheme = matchMedia("(prefers-color-scheme: dark)"), paper = matchMedia("print");
 
   /** A canvas whose drawing surface has the pixels of the screen; `draw(context, side)` in CSS pixels. */
   function surface(canvas, draw) {
@@ -19,14 +19,14 @@
     };
     new ResizeObserver(paint).observe(canvas);
     scheme.addEventListener("change", paint);
-    addEventListener("beforeprint", paint);
+    paper.addEventListener("change", paint);
     return paint;
   }
 
   function table() {
     const body = byId("class-table").tBodies[0], rows = [...body.rows];
     const heads = [...byId("class-table").tHead.rows[0].cells];
-    const value = (row, column) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
+    const value = (row, column) => row.cells[column].dataset.value ?? (row.cells[column].firstChild?.textContent.trim() || "");
     const collator = new Intl.Collator("en", { numeric: true });
 
     heads.forEach((head, column) => head.querySelector("button")?.addEventListener("click", () => {
@@ -183,7 +183,7 @@
     const radius = data.points.length > 2000 ? 2.2 : 3.6;
 
     const paint = surface(canvas, (context, side) => {
-      const light = scheme.matches && !matchMedia("print").matches ? 66 : 42;
+      const light = scheme.matches && !paper.matches ? 66 : 42;
       const draw = (point, strong) => {
         const [x, y] = spot(point, side), hue = (360 * position[point[2]]) / n;
         context.globalAlpha = strong ? 0.9 : 0.13;
