@@ -33,14 +33,7 @@ def audit(config: Config) -> dict[str, Any]:
             terminal.mute()
         data = prepare.load(config)
         model = trained.load(config, data.samples, trained.checkpoint_path(config), ranks.device)
-        known = np.empty((len(data.samples), 0), np.float32)
-        for split in table.SPLITS:
-            if rows := data.rows(split):
-                of_split = features.cached(
-                    config, data, model.model, split, model.precision, ranks, model.sha256
-                )
-                known = known if known.size else np.empty((len(known), of_split.shape[1]), np.float32)
-                known[rows] = of_split
+        known = _features(config, data, model, ranks)
         if not ranks.first:
             return {}
         errors = labels.likely_errors(data.samples, known)
@@ -64,6 +57,19 @@ def audit(config: Config) -> dict[str, Any]:
         _show(errors, doubles, found)
         terminal.say(f"audit  {folder}")
         return found
+
+
+def _features(
+    config: Config, data: prepare.Prepared, model: trained.Trained, ranks: distributed.Ranks
+) -> features.Features:
+    """The features of all images in the order of the sample table, float32 [n, D]; kept for the next time."""
+    of_split = {
+        split: features.cached(config, data, model.model, split, model.precision, ranks, model.sha256)
+        for split in table.SPLITS
+        if data.rows(split)
+    }
+    rows = np.concatenate([data.rows(split) for split in of_split])
+    return np.concatenate(list(of_split.values()))[np.argsort(rows)]
 
 
 def summary(errors: pd.DataFrame, doubles: pd.DataFrame) -> dict[str, Any]:
