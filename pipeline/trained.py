@@ -14,6 +14,9 @@ from pipeline.errors import CheckpointError
 from pipeline.models.build import Classifier, build, without_weights
 from pipeline.precision import Precision
 
+# Keys of `model` that may differ: they change how it was trained, not what it is.
+FREE_KEYS = {"pretrained", "weights", "freeze_batchnorm"}
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -50,9 +53,10 @@ def load(config: Config, samples: pd.DataFrame, path: Path, device: torch.device
 
 def _model(config: Config, content: dict[str, Any], path: Path, classes: int) -> Classifier:
     """The checkpoint's model; the configuration has to describe the one that was trained."""
-    keys = {"name", "options", "mean", "std"}
-    now = config.model.model_dump(mode="json", include=keys)
-    before = {key: content["config"]["model"][key] for key in keys}
+    before = content["config"]["model"]
+    now = config.model.model_dump(mode="json", exclude=FREE_KEYS)
+    now = {key: value for key, value in now.items() if key in before}
+    before = {key: before[key] for key in now}
     changed = [f"model.{key} {a} -> {b}" for key, a, b in config_file.differences(before, now)]
     if changed:
         raise CheckpointError(
