@@ -53,7 +53,7 @@ def test_parts_are_read_by_image_and_part_and_hidden_ones_are_missing(tmp_path: 
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts/parts.txt").write_text("1 back\n2 left eye\n")
     (tmp_path / "parts/part_locs.txt").write_text(
-        "5 1 50.0 20.0 1\n5 2 0.0 0.0 0\n7 1 5.0 50.0 1\n7 2 100.0 30.0 1\n9 1 1.0 1.0 1\n"
+        "5 1 50.0 20.0 1\n5 2 60.0 60.0 0\n7 1 5.0 50.0 1\n7 2 100.0 30.0 1\n9 1 1.0 1.0 1\n"
     )
     found = annotations.parts_in_crop(config, samples, tmp_path)
     assert found is not None
