@@ -128,6 +128,14 @@ def test_two_seeds_of_one_configuration_are_compared_with_each_other(
     assert "this is what a seed can do, not a better recipe" in comparison["verdict"]
 
 
+def test_the_order_of_the_stored_rows_does_not_matter(tmp_path: Path, base: np.ndarray) -> None:
+    paths = [write_run(tmp_path, "one", base), write_run(tmp_path, "two", flipped(base, 3, 8), lr=0.2)]
+    before = compare(paths, "test", None)
+    stored = paths[1] / "eval/test/predictions.csv"
+    table.write(pd.read_csv(stored).sample(frac=1, random_state=0), stored)
+    assert compare(paths, "test", None) == before
+
+
 def test_evaluations_of_other_views_are_not_one_group(tmp_path: Path, base: np.ndarray) -> None:
     paths = [write_run(tmp_path, "one", base), write_run(tmp_path, "two", base, seed=1, tta="flip")]
     found = compare(paths, "test", None)
