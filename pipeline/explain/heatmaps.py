@@ -98,11 +98,11 @@ def _last_stage(model: Classifier) -> dict[str, Any] | None:
 
 
 def _channels_first(model: Classifier) -> Any:
-    """[B, H, W, C], as Swin has it, becomes [B, C, H, W]; a copy, since the next layer may work in place."""
+    """[B, H, W, C], as Swin has it, becomes [B, C, H, W]."""
     channels = (_last_stage(model) or {}).get("num_chs")
 
     def transform(output: Tensor) -> Tensor:
         last = output.shape[1] != channels and output.shape[-1] == channels
-        return (output.permute(0, 3, 1, 2) if last else output).clone()
+        return output.permute(0, 3, 1, 2) if last else output
 
     return transform
