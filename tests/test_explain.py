@@ -143,44 +143,44 @@ def test_maps_with_channels_last_are_turned(job: tuple) -> None:
 def test_the_pointing_game_by_hand() -> None:
     predicted = pd.DataFrame(
         {
-            "id": [1, 2, 3, 4, 5],
-            "path": list("abcde"),
-            "class_name": ["x"] * 5,
-            "predicted_name": ["x", "x", "y", "y", "x"],
-            "label": [0] * 5,
-            "predicted": [0, 0, 1, 1, 0],
+            "id": [1, 2, 3, 4, 5, 6],
+            "path": list("abcdef"),
+            "class_name": ["x"] * 6,
+            "predicted_name": ["x", "x", "y", "y", "x", "y"],
+            "label": [0] * 6,
+            "predicted": [0, 0, 1, 1, 0, 1],
         }
     )
-    corner, middle, nothing = np.zeros((4, 4)), np.zeros((4, 4)), np.zeros((4, 4))
-    corner[0, 0] = middle[2, 1] = 1  # peaks at (10, 10) and (30, 50) of 80 pixels
-    boxes = np.array([[20.0, 40, 60, 80]] * 4 + [[np.nan] * 4])
-    xy = np.full((5, 2, 2), np.nan)
+    corner, middle, right, nothing = np.zeros((4, 4, 4))
+    corner[0, 0] = middle[2, 1] = right[2, 3] = 1  # peaks at (10, 10), (30, 50) and (70, 50) of 80 pixels
+    boxes = np.array([[20.0, 40, 60, 80]] * 4 + [[np.nan] * 4] + [[20.0, 40, 60, 80]])
+    xy = np.full((6, 2, 2), np.nan)
     xy[:, 0] = [31, 50]
     xy[0, 1] = [29.5, 50]
     parts = annotations.Parts(["back", "beak"], xy)
-    maps = np.stack([middle, corner, middle, nothing, middle])
+    maps = np.stack([middle, corner, middle, nothing, middle, right])
     found = pointing.table(predicted, maps, boxes, parts, 80)
-    assert found["id"].tolist() == [1, 2, 3, 4]
-    assert found["hit"].tolist() == [True, False, True, False]
-    assert found["part"].tolist() == ["beak", "", "back", ""]
-    assert found["correct"].tolist() == [True, True, False, False]
+    assert found["id"].tolist() == [1, 2, 3, 4, 6]
+    assert found["hit"].tolist() == [True, False, True, False, False]
+    assert found["part"].tolist() == ["beak", "", "back", "", ""]
+    assert found["correct"].tolist() == [True, True, False, False, False]
     assert found[["peak_x", "peak_y"]].iloc[0].tolist() == [30, 50]
-    assert found["peak_x"].isna().tolist() == [False, False, False, True]
-    assert found["box_share"].tolist() == [0.25] * 4
+    assert found["peak_x"].isna().tolist() == [False, False, False, True, False]
+    assert found["box_share"].tolist() == [0.25] * 5
     assert found["energy"].iloc[1] == found["energy"].iloc[3] == 0
-    assert (
-        0.6 < found["energy"].iloc[0] < 0.8
-    )  # of a tent over x 10..50 and y 30..70, x > 20 and y > 40 is inside
+    assert 0.6 < found["energy"].iloc[0] < 0.8  # a tent over x 10..50 and y 30..70; inside: x > 20 and y > 40
+    assert found["energy"].iloc[4] < 0.2
     summary = pointing.summary(found).set_index("predictions")
-    assert summary["n"].tolist() == [4, 2, 2]
+    assert summary["n"].tolist() == [5, 2, 3]
     assert summary["hits"].tolist() == [2, 1, 1]
-    assert summary.loc["all", ["rate_low", "rate_high"]].tolist() == list(intervals.wilson(2, 4))
+    assert summary["chance"].tolist() == [0.25] * 3
+    assert summary.loc["all", ["rate_low", "rate_high"]].tolist() == list(intervals.wilson(2, 5))
     counts = pointing.on_parts(found, parts.names)
     assert counts.to_dict("list") == {
         "part": ["back", "beak", ""],
-        "all": [1, 1, 2],
+        "all": [1, 1, 3],
         "right": [0, 1, 1],
-        "wrong": [1, 0, 1],
+        "wrong": [1, 0, 2],
     }
 
 
