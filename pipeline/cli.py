@@ -20,6 +20,9 @@ EXAMPLES = """
       python -m pipeline eval  --config configs/cub200_resnet50.yaml run.name=low_lr eval.split=val
       python -m pipeline schedule --config configs/adam_to_sgd.yaml   # what the rates will be
       python -m pipeline lr-find  --config configs/demo.yaml          # which rate to begin with
+      python -m pipeline audit --config configs/cub200_resnet50.yaml run.name=low_lr
+      python -m pipeline report --config configs/cub200_resnet50.yaml run.name=low_lr report.gallery=200
+      python -m pipeline compare runs/baseline runs/low_lr runs/low_lr_seed1
       python -m pipeline config --config configs/demo.yaml       # every key, with its meaning
       torchrun --nproc-per-node 4 -m pipeline train --config configs/cub200_resnet50.yaml
 
@@ -65,6 +68,20 @@ def lr_find(config: Config) -> dict[str, Any]:
     return lr_find(config)
 
 
+def audit(config: Config) -> dict[str, Any]:
+    """Look for likely label errors and near-duplicates in the data, with a trained model's features."""
+    from pipeline.audit.run import audit
+
+    return audit(config)
+
+
+def report(config: Config) -> dict[str, Any]:
+    """Write report.html anew from stored predictions; reads no split again."""
+    from pipeline.report.page import rebuild
+
+    return rebuild(config)
+
+
 def config(config: Config) -> None:
     """Print the full configuration: the file, the overrides, and a default for everything else."""
     sys.stdout.write(config_file.dump(config, comments=True))
@@ -76,8 +93,17 @@ VERBS: dict[str, Callable[[Config], dict[str, Any] | None]] = {
     "eval": evaluate,
     "schedule": schedule,
     "lr-find": lr_find,
+    "audit": audit,
+    "report": report,
     "config": config,
 }
+
+
+def compare(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Say whether runs on the same images differ by more than noise; several seeds become mean +- sd."""
+    from pipeline.compare import compare
+
+    return compare(arguments.runs, arguments.split, arguments.out)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -90,24 +116,36 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"plumage {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for name, function in VERBS.items():
-        verb = verbs.add_parser(
+
+    def add(name: str, function: Callable[..., Any]) -> argparse.ArgumentParser:
+        return verbs.add_parser(
             name,
             help=function.__doc__,
             description=function.__doc__,
             epilog=textwrap.dedent(EXAMPLES),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+
+    for name, function in VERBS.items():
+        verb = add(name, function)
         verb.add_argument("--config", type=Path, metavar="FILE", help="YAML; without it, the baseline recipe")
         verb.add_argument(
             "overrides", nargs="*", metavar="section.key=value", help="as in `python -m pipeline config`"
         )
-    arguments, more = parser.parse_known_args(
-        argv
-    )  # argparse takes no overrides both before and behind --config
+    verb = add("compare", compare)
+    verb.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory, such as runs/NAME")
+    verb.add_argument("--split", default="test", choices=("train", "val", "test"))
+    verb.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="also write comparison.json, classes.csv, changed.csv"
+    )
+    # argparse takes no overrides, nor runs, both before and behind an option
+    arguments, more = parser.parse_known_args(argv)
     if wrong := [word for word in more if word.startswith("-")]:
         parser.error(f"unknown option {' '.join(wrong)}; overrides are written section.key=value")
-    arguments.overrides += more
+    if arguments.verb == "compare":
+        arguments.runs += map(Path, more)
+    else:
+        arguments.overrides += more
     return arguments
 
 
@@ -116,8 +154,11 @@ def run(argv: Sequence[str]) -> int:
     arguments = parse(argv)
     signal.signal(signal.SIGTERM, signals.raise_stopped)
     try:
-        resolved = config_file.load(arguments.config, arguments.overrides)
-        result = VERBS[arguments.verb](resolved)
+        result: dict[str, Any] | None
+        if arguments.verb == "compare":
+            result = compare(arguments)
+        else:
+            result = VERBS[arguments.verb](config_file.load(arguments.config, arguments.overrides))
     except UserError as error:
         terminal.fail(str(error))
         return error.exit_code

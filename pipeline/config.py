@@ -24,6 +24,8 @@ from pipeline.config_solver import (
     Share,
 )
 
+PlantedShare = Annotated[float, Field(ge=0, le=0.5)]
+
 
 class RunConfig(Section):
     name: Annotated[str, Field(pattern=r"^[\w][\w.+-]*$")] | None = None
@@ -43,6 +45,10 @@ class SyntheticConfig(Section):
     """longer side of a drawn image"""
     seed: int = 0
     """another seed draws other species and other images"""
+    flipped_labels: PlantedShare = 0.0
+    """share of the images that are listed under a wrong species, to test the audit; the truth is stored beside"""
+    duplicates: PlantedShare = 0.0
+    """share of the images that are near-copies of another one of their species; the truth is stored beside"""
 
     @model_validator(mode="after")
     def _leave_test_images(self) -> "SyntheticConfig":
@@ -224,6 +230,31 @@ class EvalConfig(Section):
     """best, last, or a checkpoint's PATH"""
     batch_size: Count = 64
     """images a step on one rank; no result depends on it"""
+    tta: Literal["none", "flip", "ten_crop"] = "none"
+    """views whose probabilities are averaged: centre crop; with its mirror image; centre and corners, mirrored too"""
+    peek_gap: bool = False
+    """also read test with the run's other checkpoints, to see what choosing on test would gain; not a result"""
+
+    @model_validator(mode="after")
+    def _peek_at_test(self) -> "EvalConfig":
+        if self.peek_gap and self.split != "test":
+            raise ValueError(f"peek_gap is about the test split; drop it or split={self.split}")
+        return self
+
+
+class ReportConfig(Section):
+    write: bool = True
+    """eval ends with report.html; the verb report writes it in any case"""
+    gallery: Annotated[int, Field(ge=0)] = 48
+    """wrong predictions shown with their heat maps, the worst first"""
+    pairs: Annotated[int, Field(ge=0)] = 12
+    """most confused pairs of classes that are shown side by side"""
+    explained: Count | None = 1000
+    """images, drawn at random, whose heat maps are held against boxes and parts; null: all"""
+    neighbours: Annotated[int, Field(ge=0)] = 2
+    """nearest training images beside each mistaken one; 0: none, and no pass over the training images"""
+    picture_px: Annotated[int, Field(ge=32, le=1024)] = 224
+    """longer side of a picture in report.html"""
 
 
 class TrackingConfig(Section):
@@ -248,6 +279,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     lr_find: LrFindConfig = LrFindConfig()
     eval: EvalConfig = EvalConfig()
+    report: ReportConfig = ReportConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")

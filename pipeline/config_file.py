@@ -26,7 +26,7 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: the file is missing or not YAML, or any key or value is not allowed.
     """
-    tree = _read(path) if path else {}
+    tree = read_tree(path) if path else {}
     for override in overrides:
         _apply(tree, override)
     run = tree.setdefault("run", {})
@@ -74,7 +74,8 @@ def differences(
             yield f"{prefix}{key}", a, b
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_tree(path: Path) -> dict[str, Any]:
+    """A configuration file as plain types, unchecked; a `ConfigError` when it is missing or not YAML."""
     try:
         tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

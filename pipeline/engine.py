@@ -1,6 +1,6 @@
 """One pass over the data: learning, or looking."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,10 +89,14 @@ def _backward(
 
 @dataclass(frozen=True)
 class Looked:
-    """What a pass over a split gives. rows: int64 [n], rising; logits: float32 [n, C]."""
+    """What a pass over a split gives. rows: int64 [n], rising; logits: float32 [n, C]; features: [n, D].
+
+    Features are float32, and of width 0 where none were asked for.
+    """
 
     rows: npt.NDArray[np.int64]
     logits: npt.NDArray[np.float32]
+    features: npt.NDArray[np.float32]
 
     def scores(self, labels: npt.NDArray[np.int64]) -> tuple[float, float]:
         """Top-1 (0..1) and mean cross-entropy (nats); labels: int64, of the whole table."""
@@ -108,12 +112,14 @@ def look(
     wanted: npt.NDArray[np.int64],
     precision: Precision,
     ranks: Ranks,
+    seen: Sequence[Tensor] | None = None,
 ) -> Looked:
     """Predict every wanted row exactly once, whatever the number of ranks; the same answer on all of them.
 
     Args:
         batches: this rank's share of the rows.
         wanted: int64 [n], rows of the table over all ranks.
+        seen: a list that `features.penultimate` fills while the model runs, a float32 [B, D] a batch.
 
     Raises:
         DataError: a row was predicted twice, or not at all.
@@ -124,7 +130,8 @@ def look(
         with autocast(ranks.device, precision):
             logits.append(model(batch.to(ranks.device).image).float().cpu())
         rows.append(batch.row)
-    own = (torch.cat(rows).numpy(), torch.cat(logits).numpy()) if rows else None
+    inner = seen if seen is not None else [torch.empty(len(row), 0) for row in rows]
+    own = tuple(torch.cat(list(parts)).numpy() for parts in (rows, logits, inner)) if rows else None
     shares = [share for share in ranks.gather(own) if share is not None]
     row = np.concatenate([share[0] for share in shares])
     order = np.argsort(row, kind="stable")
@@ -132,4 +139,4 @@ def look(
         raise DataError(
             f"{len(wanted)} images were to be predicted and {len(np.unique(row))} different ones were; report this"
         )
-    return Looked(row[order], np.concatenate([share[1] for share in shares])[order])
+    return Looked(row[order], *(np.concatenate([share[part] for share in shares])[order] for part in (1, 2)))

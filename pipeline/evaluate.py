@@ -1,123 +1,165 @@
 """A checkpoint and a split become predictions, numbers and a report. Nothing is trained here."""
 
 import json
-from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import torch
+from scipy.special import log_softmax, logsumexp
 
-from pipeline import checkpoint, config_file, distributed, engine, files, metrics, terminal
+from pipeline import distributed, engine, features, files, metrics, stored, terminal, trained
 from pipeline.config import Config
 from pipeline.data import loader, prepare, table
 from pipeline.data.transforms import CentreCrop
+from pipeline.data.views import views
 from pipeline.distributed import Ranks
-from pipeline.errors import CheckpointError, DataError
-from pipeline.models.build import Classifier, build, without_weights
-from pipeline.precision import Precision
-from pipeline.report import screen
+from pipeline.errors import DataError
+from pipeline.numbers import numbers
+from pipeline.report import page, screen
+from pipeline.trained import Trained
+
+NOT_A_RESULT = "not a result: choosing a checkpoint by the test split would make its accuracy unfit to quote"
 
 
 def evaluate(config: Config) -> dict[str, Any]:
-    """Predict every image of a split once; write the tables; return the content of `metrics.json`.
+    """Predict every image of a split once; write tables and report; return the content of `metrics.json`.
 
     Raises:
-        UserError: the checkpoint or the data are missing, or do not belong together.
+        UserError: the checkpoint or the data are missing, or do not belong together, or the model's
+            outputs are not finite.
     """
     with distributed.ranks(config.train.device) as ranks:
         if not ranks.first:
             terminal.mute()
         data = prepare.load(config)
-        path = checkpoint_path(config)
-        content = checkpoint.read(path)
-        names = table.class_names(data.samples)
-        checkpoint.check_data(content, path, names, table.digest(data.samples))
-        model = _model(config, content, path, len(names)).to(ranks.device)
-        looked = _look(config, data, model, content["precision"], ranks)
+        model = trained.load(config, data.samples, trained.checkpoint_path(config), ranks.device)
+        look = Look(config, data, ranks)
+        looked = look.at(config.eval.split, model)
+        of_val = config.eval.split != "val" and data.rows("val")
+        validated = look.at("val", model) if of_val else None
+        gap = {"peek_gap": _peek_gap(look, model, looked)} if config.eval.peek_gap else {}
         if not ranks.first:
             return {}
-        predicted = metrics.predictions(data.samples.iloc[looked.rows], looked.logits, names)
-        about = {
+        origin = {
             "split": config.eval.split,
             "run": str(config.run_dir),
-            "checkpoint": str(path),
-            "epoch": content["epoch"],
-            "step": content["step"],
-            "classes": len(names),
+            "checkpoint": str(model.path),
+            "checkpoint_sha256": model.sha256,
+            "epoch": model.epoch,
+            "step": model.step,
+            "classes": data.samples["label"].nunique(),
+            "tta": config.eval.tta,
+            **look.reads(),
+            **gap,
         }
-        return _write(config, predicted, names, about)
+        return _report(config, data, looked, validated, origin)
 
 
-def checkpoint_path(config: Config) -> Path:
-    """The checkpoint that `eval.checkpoint` names: best, last, or a path."""
-    wanted = config.eval.checkpoint
-    return config.checkpoints_dir / f"{wanted}.pt" if wanted in ("best", "last") else Path(wanted)
+class Look:
+    """Passes over the splits of a data set, each with what it gave; readings of test are counted."""
+
+    def __init__(self, config: Config, data: prepare.Prepared, ranks: Ranks) -> None:
+        self.config, self.data, self.ranks = config, data, ranks
+        self.labels = data.samples["label"].to_numpy("int64", copy=True)
+
+    def at(self, split: str, model: Trained, purpose: str = "eval") -> engine.Looked:
+        """The model's outputs for each image of a split, the mean over the views of `eval.tta`.
+
+        Probabilities are averaged, as Krizhevsky et al. (2012) do: a view of which the model is sure
+        weighs no more than 1, where among logits it could outvote all others. The logits are the
+        logarithm of that mean.
+        """
+        rows = np.array(self.data.rows(split), np.int64)
+        if not len(rows):
+            raise DataError(f"eval.split: {split} has no image; set data.val_fraction or take another split")
+        seen = views(self.config.data, self.config.eval.tta)
+        looks = [
+            self._one(view, rows, model, f"eval {split}" + f", view {n} of {len(seen)}" * (len(seen) > 1))
+            for n, view in enumerate(seen, 1)
+        ]
+        looked = looks[0] if len(looks) == 1 else _mean(looks)
+        if split == "test" and self.ranks.first:
+            count_reading(self.config.run_dir, model, looked.scores(self.labels)[0], purpose)
+        ids = self.data.samples["id"].to_numpy()[rows]
+        outputs = stored.Outputs(ids, looked.logits, looked.features)
+        stored.check_outputs(outputs, model.path, self.data.samples["label"].nunique())
+        return looked
+
+    def reads(self) -> dict[str, int]:
+        """How often the run has read the test split, when this evaluation is of it."""
+        path = self.config.run_dir / "test_reads.jsonl"
+        if self.config.eval.split != "test":
+            return {}
+        return {"test_reads": path.read_text(encoding="utf-8").count("\n")}
+
+    def _one(self, view: CentreCrop, rows: loader.Rows, model: Trained, label: str) -> engine.Looked:
+        config = self.config
+        images = loader.Images(self.data.store, self.labels, view)
+        workers = loader.worker_count(config.data.workers, self.ranks)
+        server = loader.Loader(images, workers, self.ranks.device)
+        rows = np.asarray(rows, np.int64)
+        batches = loader.in_order(rows, config.eval.batch_size)
+        with terminal.bar(label, len(rows)) as bar, features.penultimate(model.model) as inner:
+            served = bar.count(server.serve(0, loader.share(batches, self.ranks)), map(len, batches))
+            return engine.look(model.model, served, rows, model.precision, self.ranks, inner)
 
 
-def _model(config: Config, content: dict[str, Any], path: Path, classes: int) -> Classifier:
-    """The checkpoint's model; the configuration has to describe the one that was trained."""
-    keys = {"name", "options", "mean", "std"}
-    now = config.model.model_dump(mode="json", include=keys)
-    before = {key: content["config"]["model"][key] for key in keys}
-    changed = [f"model.{key} {a} -> {b}" for key, a, b in config_file.differences(before, now)]
-    if changed:
-        raise CheckpointError(
-            f"{path}: was trained with another model ({', '.join(changed)}); give the configuration it was trained with"
-        )
-    model, _ = build(without_weights(config.model), classes)
-    checkpoint.load_model(model, content, path)
-    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-    placed: Classifier = model.to(memory_format=layout)
-    return placed
-
-
-def _look(
-    config: Config, data: prepare.Prepared, model: Classifier, trained_in: Precision, ranks: Ranks
-) -> engine.Looked:
-    rows = np.array(data.rows(config.eval.split), np.int64)
-    if not len(rows):
-        raise DataError(
-            f"eval.split: {config.eval.split} has no image; set data.val_fraction or take another split"
-        )
-    labels = data.samples["label"].to_numpy("int64", copy=True)
-    images = loader.Images(data.store, labels, CentreCrop(config.data))
-    server = loader.Loader(images, loader.worker_count(config.data.workers, ranks), ranks.device)
-    batches = loader.in_order(rows, config.eval.batch_size)
-    with terminal.bar(f"eval {config.eval.split}", len(rows)) as bar:
-        served = bar.count(server.serve(0, loader.share(batches, ranks)), map(len, batches))
-        return engine.look(model, served, rows, trained_in, ranks)
-
-
-def _write(
-    config: Config, predicted: pd.DataFrame, names: list[str], about: Mapping[str, Any]
-) -> dict[str, Any]:
-    folder = config.run_dir / "eval" / config.eval.split
-    per_class = metrics.per_class(predicted, names)
-    pairs = metrics.confused_pairs(predicted)
-    numbers = {**about, **metrics.summary(predicted)}
-    if config.eval.split == "test":
-        numbers["test_reads"] = count_reading(config.run_dir, numbers)
-    table.write(predicted, folder / "predictions.csv")
-    table.write(per_class, folder / "per_class.csv")
-    table.write(pairs, folder / "confused_pairs.csv")
-    table.write(metrics.confusion(predicted, names).reset_index(), folder / "confusion.csv")
-    files.write_json(folder / "metrics.json", numbers)
-    screen.show(numbers, per_class, pairs, folder)
-    return numbers
-
-
-def count_reading(run_dir: Path, numbers: Mapping[str, Any]) -> int:
-    """Note a reading of the test split in the run directory; return how many there have been.
+def count_reading(run_dir: Path, model: Trained, top1: float, purpose: str) -> None:
+    """Note a reading of the test split in the run directory.
 
     Every reading could choose something; whoever quotes the number can see how often it was looked at.
     """
     path = run_dir / "test_reads.jsonl"
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    line = {"time": now, **{key: numbers[key] for key in ("checkpoint", "step", "top1")}}
-    text = f"{before}{json.dumps(line)}\n"
-    files.write_text(path, text)
-    return text.count("\n")
+    line = {"time": now, "checkpoint": str(model.path), "step": model.step, "top1": top1, "purpose": purpose}
+    files.write_text(path, f"{before}{json.dumps(line)}\n")
+
+
+def _mean(looks: list[engine.Looked]) -> engine.Looked:
+    """The outputs over several views: logarithm of the mean probability, mean of the features."""
+    log_probability = [log_softmax(look.logits.astype(np.float64), axis=1) for look in looks]
+    mean = logsumexp(log_probability, axis=0) - np.log(len(looks))
+    features_mean = np.mean([look.features for look in looks], axis=0)
+    return engine.Looked(looks[0].rows, mean.astype(np.float32), features_mean.astype(np.float32))
+
+
+def _peek_gap(look: Look, chosen: Trained, looked: engine.Looked) -> dict[str, Any]:
+    """What choosing on test would have gained: best-on-test minus chosen, over the run's checkpoints.
+
+    Those are the files in its folder of checkpoints, one for each training step; each is a reading.
+    """
+    top1 = {chosen.path.name: looked.scores(look.labels)[0]}
+    steps = {chosen.step}
+    for path in sorted(look.config.checkpoints_dir.glob("*.pt")):
+        other = trained.load(look.config, look.data.samples, path, look.ranks.device)
+        if other.step not in steps:
+            steps.add(other.step)
+            top1[path.name] = look.at("test", other, "peek gap").scores(look.labels)[0]
+    best = max(top1.values())
+    gap = best - top1[chosen.path.name]
+    return {"gap": gap, "best_on_test": best, "chosen": chosen.path.name, "top1": top1, "note": NOT_A_RESULT}
+
+
+def _report(
+    config: Config,
+    data: prepare.Prepared,
+    looked: engine.Looked,
+    validated: engine.Looked | None,
+    origin: dict[str, Any],
+) -> dict[str, Any]:
+    samples = data.samples
+    folder = stored.folder_of(config.run_dir, config.eval.split)
+    rows = samples.iloc[looked.rows]
+    predicted = metrics.predictions(rows, looked.logits, table.class_names(samples))
+    outputs = stored.Outputs(rows["id"].to_numpy("int64"), looked.logits, looked.features)
+    validation = None
+    if validated is not None:
+        validation = stored.Validation(validated.logits, samples["label"].to_numpy("int64")[validated.rows])
+    stored.write(folder, predicted, outputs, validation)
+    found, tables = numbers(folder, samples, origin)
+    if config.report.write:
+        page.build(config, folder)
+    screen.show(found, tables["per_class"], tables["confused_pairs"], folder)
+    return found

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.sparse import csr_array
 from scipy.special import log_softmax
-from scipy.stats import binomtest
-from sklearn.metrics import accuracy_score, confusion_matrix, precision_score, recall_score
+from scipy.stats import spearmanr
+from sklearn.metrics import precision_recall_fscore_support
 
-CONFIDENCE_LEVEL = 0.95
+from pipeline import intervals
 
 
 def predictions(samples: pd.DataFrame, logits: npt.NDArray[np.float32], names: Sequence[str]) -> pd.DataFrame:
@@ -50,75 +51,102 @@ def predictions(samples: pd.DataFrame, logits: npt.NDArray[np.float32], names: S
 
 
 def summary(predicted: pd.DataFrame) -> dict[str, Any]:
-    """n; top1 with its 95 % Wilson interval, top5 and per_class_mean, each 0..1; nll in nats.
+    """n; top1, top3, top5, per_class_mean, macro_precision and macro_f1, each 0..1; nll in nats.
 
-    per_class_mean is the mean of the accuracies of the classes that have images.
+    Means over classes are over those that have images; per_class_mean is the macro recall. NAME_low
+    and NAME_high are 95 % intervals: of top1 Wilson's, and beside it, as top1_bootstrap_low and
+    top1_bootstrap_high, and for all others, the bootstrap over images.
     """
-    label, guess = predicted["label"], predicted["predicted"]
-    correct = int((label == guess).sum())
-    low, high = wilson(correct, len(predicted))
-    return {
-        "n": len(predicted),
-        "top1": float(accuracy_score(label, guess)),
-        "top1_low": low,
-        "top1_high": high,
-        "top5": float((predicted["rank"] <= 5).mean()),
-        "per_class_mean": float(recall_score(label, guess, labels=sorted(label.unique()), average="macro")),
-        "nll": float(-np.log(predicted["probability"].clip(lower=1e-300)).mean()),
+    label, guess, rank = (predicted[name].to_numpy() for name in ("label", "predicted", "rank"))
+    seen = np.unique(label)
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        label, guess, labels=seen, average="macro", zero_division=0
+    )
+    means = {
+        "top1": (label == guess).astype(np.float64),
+        "top3": (rank <= 3).astype(np.float64),
+        "top5": (rank <= 5).astype(np.float64),
+        "nll": -np.log(predicted["probability"].clip(lower=1e-300).to_numpy()),
     }
+    low, high = intervals.wilson(int(means["top1"].sum()), len(label))
+    numbers = {"n": len(label), "top1": float(means["top1"].mean()), "top1_low": low, "top1_high": high}
+    bounds = intervals.of_means(np.column_stack(list(means.values())))
+    for (name, values), interval in zip(means.items(), bounds, strict=True):
+        _add(numbers, name, float(values.mean()), interval, "_bootstrap" if name == "top1" else "")
+    of_classes = _bootstrap_over_classes(label, guess)
+    for name, value in (("per_class_mean", recall), ("macro_precision", precision), ("macro_f1", f1)):
+        _add(numbers, name, float(value), of_classes[name])
+    return numbers
 
 
-def per_class(predicted: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """A row a class: label, class_name, n, correct, accuracy with its Wilson interval, precision."""
+def per_class(
+    predicted: pd.DataFrame, names: Sequence[str], train_images: Sequence[int] | None = None
+) -> pd.DataFrame:
+    """A row a class: label, class_name, n, correct, accuracy with its Wilson interval, precision, recall, f1.
+
+    With `train_images` [C] these stand beside. Accuracy and recall of a class are the same, and NaN
+    where it has no image.
+    """
     label = predicted["label"]
     right = (label == predicted["predicted"]).groupby(label).agg(["size", "sum"])
     right = right.reindex(range(len(names)), fill_value=0)
     n, correct = right["size"].to_numpy(), right["sum"].to_numpy()
-    bounds = [wilson(int(k), int(m)) for k, m in zip(correct, n, strict=True)]
-    return pd.DataFrame(
+    bounds = [intervals.wilson(int(k), int(m)) for k, m in zip(correct, n, strict=True)]
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        label, predicted["predicted"], labels=range(len(names)), average=None, zero_division=0
+    )
+    found = pd.DataFrame(
         {
             "label": range(len(names)),
             "class_name": list(names),
             "n": n,
             "correct": correct,
-            "accuracy": np.divide(correct, n, out=np.full(len(n), np.nan), where=n > 0),
+            "accuracy": np.where(n > 0, recall, np.nan),
             "accuracy_low": [low for low, _ in bounds],
             "accuracy_high": [high for _, high in bounds],
-            "precision": precision_score(
-                label, predicted["predicted"], labels=range(len(names)), average=None, zero_division=0
-            ),
+            "precision": precision,
+            "recall": np.where(n > 0, recall, np.nan),
+            "f1": np.where(n > 0, f1, np.nan),
         }
     )
+    return found if train_images is None else found.assign(train_images=list(train_images))
 
 
-def confusion(predicted: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """Counts [C, C]: a row a true class, a column a predicted one, both by name."""
-    counts = confusion_matrix(predicted["label"], predicted["predicted"], labels=range(len(names)))
-    return pd.DataFrame(counts, index=pd.Index(names, name="class_name"), columns=list(names))
+def accuracy_by_training_count(classes: pd.DataFrame) -> dict[str, float | None]:
+    """Spearman's rank correlation of a class's accuracy with its number of training images, and its p-value.
 
-
-def confused_pairs(predicted: pd.DataFrame) -> pd.DataFrame:
-    """The pairs of classes taken for each other, most often first.
-
-    A row a pair: class_a, class_b, images (both directions together), a_as_b, b_as_a.
+    Both are None where one of the two is the same for all classes.
     """
-    wrong = predicted[predicted["label"] != predicted["predicted"]]
-    taken = wrong.groupby(["class_name", "predicted_name"]).size()
-    pairs: dict[tuple[str, str], list[int]] = {}
-    for names, count in taken.items():
-        true, guess = map(str, names)  # type: ignore[call-overload]
-        a, b = sorted((true, guess))
-        pairs.setdefault((a, b), [0, 0])[int(a != true)] += int(count)
-    rows = [(a, b, ab + ba, ab, ba) for (a, b), (ab, ba) in pairs.items()]
-    found = pd.DataFrame(rows, columns=["class_a", "class_b", "images", "a_as_b", "b_as_a"])
-    return found.sort_values(
-        ["images", "class_a", "class_b"], ascending=[False, True, True], ignore_index=True
-    )
+    seen = classes[classes["n"] > 0]
+    rho, p = None, None
+    if seen["accuracy"].nunique() > 1 and seen["train_images"].nunique() > 1:
+        rho, p = map(float, spearmanr(seen["train_images"], seen["accuracy"]))
+    return {"train_images_rho": rho, "train_images_rho_p": p}
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a proportion (Wilson 1927), as scipy computes it; (0, 1) without trials."""
-    if n == 0:
-        return 0.0, 1.0
-    interval = binomtest(successes, n).proportion_ci(CONFIDENCE_LEVEL, method="wilson")
-    return float(interval.low), float(interval.high)
+def _add(
+    numbers: dict[str, Any], name: str, value: float, interval: tuple[float, float], kind: str = ""
+) -> None:
+    numbers[name] = value
+    numbers[f"{name}{kind}_low"], numbers[f"{name}{kind}_high"] = interval
+
+
+def _bootstrap_over_classes(
+    label: npt.NDArray[np.int64], guess: npt.NDArray[np.int64]
+) -> dict[str, tuple[float, float]]:
+    """Intervals of the macro averages; a class that a resample did not draw is left out of its mean."""
+    classes, n = int(max(label.max(), guess.max())) + 1, len(label)
+    at = np.arange(n)
+    true, taken = (csr_array((np.ones(n), (at, of)), shape=(n, classes)) for of in (label, guess))
+    hit = csr_array(((label == guess).astype(np.float64), (at, label)), shape=(n, classes))
+    found: dict[str, list[npt.NDArray[np.float64]]] = {}
+    for weights in intervals.resamples(n):
+        right, images, named = weights @ hit, weights @ true, weights @ taken
+        drawn = images > 0
+        for name, share in (
+            ("per_class_mean", right / np.maximum(images, 1)),
+            ("macro_precision", right / np.maximum(named, 1)),
+            ("macro_f1", 2 * right / np.maximum(images + named, 1)),
+        ):
+            found.setdefault(name, []).append((share * drawn).sum(axis=1) / drawn.sum(axis=1))
+    return {name: intervals.percentiles(np.concatenate(values)) for name, values in found.items()}

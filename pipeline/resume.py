@@ -12,6 +12,7 @@ FREE_KEYS = (
     "run.",
     "eval.",
     "lr_find.",
+    "report.",
     "tracking.",
     "data.root",
     "data.archive",

@@ -1,11 +1,13 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.special import softmax
 
 from pipeline import engine
 from pipeline.data.loader import Batch
@@ -125,3 +127,104 @@ def test_a_row_predicted_twice_or_not_at_all_is_an_error() -> None:
     for batches in ([batch(0, 1, 2)], [batch(0, 1, 2, 3), batch(3)], [batch(0, 1, 2, 2)]):
         with pytest.raises(DataError, match="4 images were to be predicted"):
             engine.look(Constant(), batches, wanted, "fp32", ranks)
+
+
+def test_outputs_are_kept_in_the_order_of_the_predictions(run: Path) -> None:
+    assert tiny.do("eval", run) == 0
+    folder = run / "runs/tiny/eval/test"
+    predicted = pd.read_csv(folder / "predictions.csv")
+    with np.load(folder / "outputs.npz") as outputs, np.load(folder / "validation.npz") as validation:
+        assert outputs["id"].tolist() == predicted["id"].tolist()
+        assert outputs["logits"].dtype == outputs["features"].dtype == np.float32
+        probability = softmax(outputs["logits"].astype(np.float64), axis=1)
+        assert probability.max(axis=1) == pytest.approx(predicted["confidence"].to_numpy())
+        weights = tiny.weights(run / "runs/tiny/checkpoints/best.pt")
+        head = outputs["features"] @ weights["backbone.fc.weight"].numpy().T
+        assert head + weights["backbone.fc.bias"].numpy() == pytest.approx(outputs["logits"], abs=1e-4)
+        assert validation["logits"].shape == (6, 6)
+    numbers = json.loads((folder / "metrics.json").read_text())
+    assert numbers["temperature_images"] == 6
+    reliability = pd.read_csv(folder / "reliability.csv")
+    assert reliability["n"].sum() == reliability["n_scaled"].sum() == 18
+    assert pd.read_csv(folder / "coverage.csv")["accuracy"].iloc[-1] == pytest.approx(numbers["top1"])
+    assert pd.read_csv(folder / "per_class.csv")["train_images"].tolist() == [6] * 6
+
+
+def test_without_validation_no_temperature_is_fitted_and_that_is_said(
+    birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["data.val_fraction=0", "train.epochs=1", "train.max_steps=1"]
+    assert all(tiny.do(verb, tmp_path, *more) == 0 for verb in ("data", "train", "eval"))
+    numbers = json.loads((tmp_path / "runs/tiny/eval/test/metrics.json").read_text())
+    assert numbers["temperature"] is None
+    assert "ece" in numbers and "ece_scaled" not in numbers
+    assert "no temperature was fitted" in capsys.readouterr().err
+
+
+def test_views_are_averaged_as_probabilities(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables, served = {}, []
+    original = engine.look
+
+    def noted(*arguments: Any) -> engine.Looked:
+        served.append(original(*arguments))
+        return served[-1]
+
+    monkeypatch.setattr(engine, "look", noted)
+    for tta, views in (("none", 1), ("flip", 2), ("ten_crop", 10)):
+        served.clear()
+        assert tiny.do("eval", run, f"eval.tta={tta}", "eval.split=val") == 0
+        tables[tta] = pd.read_csv(run / "runs/tiny/eval/val/predictions.csv")
+        assert len(served) == views
+        mean = np.mean([softmax(look.logits.astype(np.float64), axis=1) for look in served], axis=0)
+        assert tables[tta]["confidence"].to_numpy() == pytest.approx(mean.max(axis=1), abs=1e-6)
+        with np.load(run / "runs/tiny/eval/val/outputs.npz") as outputs:
+            features = np.mean([look.features for look in served], axis=0)
+            assert outputs["features"] == pytest.approx(features, abs=1e-6)
+        assert json.loads((run / "runs/tiny/eval/val/metrics.json").read_text())["tta"] == tta
+    assert not np.allclose(tables["none"]["confidence"], tables["flip"]["confidence"], atol=1e-4)
+    assert not np.allclose(tables["ten_crop"]["confidence"], tables["flip"]["confidence"], atol=1e-4)
+
+
+def test_the_peek_gap_is_marked_and_each_checkpoint_is_a_reading(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, checkpoints = run / "runs/tiny", run / "runs/tiny/checkpoints"
+    torch.save({**torch.load(checkpoints / "best.pt", weights_only=True), "step": 1}, checkpoints / "old.pt")
+    expected = {}
+    for name in ("best", "last"):
+        assert tiny.do("eval", run, f"eval.checkpoint={name}") == 0
+        expected[f"{name}.pt"] = json.loads((folder / "eval/test/metrics.json").read_text())["top1"]
+    steps = {name: torch.load(checkpoints / name, weights_only=True)["step"] for name in expected}
+    assert tiny.do("eval", run, "eval.peek_gap=true") == 0
+    numbers = json.loads((folder / "eval/test/metrics.json").read_text())
+    gap = numbers["peek_gap"]
+    differing = {"best.pt", "old.pt"} | ({"last.pt"} if len(set(steps.values())) == 2 else set())
+    assert gap["top1"].keys() == differing
+    assert gap["top1"]["old.pt"] == expected["best.pt"]
+    assert gap["best_on_test"] == max(gap["top1"].values())
+    assert gap["gap"] == gap["best_on_test"] - numbers["top1"]
+    assert gap["note"].startswith("not a result")
+    assert numbers["top1"] == expected["best.pt"]
+    assert numbers["test_reads"] == 2 + len(differing)
+    reads = [json.loads(line) for line in (folder / "test_reads.jsonl").read_text().splitlines()]
+    assert [line["purpose"] for line in reads] == ["eval"] * 3 + ["peek gap"] * (len(differing) - 1)
+    assert "not a result" in capsys.readouterr().err
+
+
+def test_a_peek_gap_of_another_split_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tiny.do("eval", run, "eval.peek_gap=true", "eval.split=val") == 2
+    assert "peek_gap is about the test split" in capsys.readouterr().err
+
+
+def test_a_model_without_finite_outputs_is_refused_and_its_reading_counted(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run / "runs/tiny/checkpoints/best.pt"
+    content = torch.load(path, weights_only=True)
+    content["model"]["backbone.fc.bias"][2] = float("nan")
+    torch.save(content, path)
+    assert tiny.do("eval", run) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"error: {path}: the model's outputs are not finite for image ids 4, ")
+    assert not (run / "runs/tiny/eval").exists()
+    assert len((run / "runs/tiny/test_reads.jsonl").read_text().splitlines()) == 1

@@ -9,7 +9,7 @@ from sklearn import metrics as sk
 from torch import tensor
 from torch.nn.functional import cross_entropy
 
-from pipeline import metrics
+from pipeline import confusion, intervals, metrics
 
 NAMES = ["wren", "gull", "crow", "owl"]  # not in the order of the alphabet; no image is an owl
 LABELS = [0, 0, 0, 0, 1, 1, 2, 2, 2, 2]
@@ -57,18 +57,20 @@ def test_a_row_says_what_was_predicted_for_which_image() -> None:
 
 
 def test_the_summary_of_the_hand_worked_table() -> None:
-    assert metrics.summary(guessed()) == pytest.approx(
-        {
-            "n": 10,
-            "top1": 0.5,
-            "top1_low": 0.236593,
-            "top1_high": 0.763407,
-            "top5": 1.0,
-            "per_class_mean": (3 / 4 + 1 / 2 + 1 / 4) / 3,
-            "nll": (5 * math.log(2) + 5 * math.log(6)) / 10,
-        },
-        abs=1e-6,
-    )
+    found = metrics.summary(guessed())
+    expected = {
+        "n": 10,
+        "top1": 0.5,
+        "top1_low": 0.236593,
+        "top1_high": 0.763407,
+        "top3": 0.9,  # of the crow taken for an owl, wren and gull stand before its own class
+        "top5": 1.0,
+        "per_class_mean": (3 / 4 + 1 / 2 + 1 / 4) / 3,
+        "macro_precision": (3 / 4 + 1 / 4 + 1) / 3,
+        "macro_f1": (3 / 4 + 1 / 3 + 2 / 5) / 3,
+        "nll": (5 * math.log(2) + 5 * math.log(6)) / 10,
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_classes_of_the_hand_worked_table() -> None:
@@ -78,29 +80,31 @@ def test_the_classes_of_the_hand_worked_table() -> None:
     assert found["correct"].tolist() == [3, 1, 1, 0]
     assert found["accuracy"].tolist() == pytest.approx([0.75, 0.5, 0.25, math.nan], nan_ok=True)
     assert found["precision"].tolist() == pytest.approx([3 / 4, 1 / 4, 1, 0])
+    assert found["recall"].tolist() == pytest.approx([0.75, 0.5, 0.25, math.nan], nan_ok=True)
+    assert found["f1"].tolist() == pytest.approx([3 / 4, 1 / 3, 2 / 5, math.nan], nan_ok=True)
     assert found["accuracy_low"].tolist() == pytest.approx([0.300642, 0.094531, 0.045587, 0], abs=1e-6)
     assert found["accuracy_high"].tolist() == pytest.approx([0.954413, 0.905469, 0.699358, 1], abs=1e-6)
 
 
 def test_rows_of_the_confusion_are_true_classes() -> None:
-    found = metrics.confusion(guessed(), NAMES)
+    found = confusion.counts(guessed(), NAMES)
     assert found.index.tolist() == found.columns.tolist() == NAMES
     assert found.to_numpy().tolist() == [[3, 1, 0, 0], [1, 1, 0, 0], [0, 2, 1, 1], [0, 0, 0, 0]]
 
 
 def test_confused_pairs_count_both_directions_and_the_most_frequent_stand_first() -> None:
-    found = metrics.confused_pairs(guessed())
+    found = confusion.pairs(guessed())
     assert found.to_numpy().tolist() == [
         ["crow", "gull", 2, 2, 0],
         ["gull", "wren", 2, 1, 1],
         ["crow", "owl", 1, 1, 0],
     ]
     wrens_as_gulls = table([0, 0, 1], np.eye(4)[[1, 1, 0]])
-    assert metrics.confused_pairs(wrens_as_gulls).to_numpy().tolist() == [["gull", "wren", 3, 1, 2]]
+    assert confusion.pairs(wrens_as_gulls).to_numpy().tolist() == [["gull", "wren", 3, 1, 2]]
 
 
 def test_without_mistakes_there_are_no_pairs() -> None:
-    found = metrics.confused_pairs(table([0, 1, 2], np.eye(4)[:3]))
+    found = confusion.pairs(table([0, 1, 2], np.eye(4)[:3]))
     assert found.empty
     assert found.columns.tolist() == ["class_a", "class_b", "images", "a_as_b", "b_as_a"]
 
@@ -117,9 +121,9 @@ def test_random_predictions_have_the_figures_of_scikit_learn_and_torch() -> None
     found = metrics.per_class(predicted, names)
     assert found["accuracy"].tolist() == pytest.approx(sk.recall_score(labels, guesses, average=None))
     assert found["precision"].tolist() == pytest.approx(sk.precision_score(labels, guesses, average=None))
-    counts = metrics.confusion(predicted, names).to_numpy()
+    counts = confusion.counts(predicted, names).to_numpy()
     assert (counts == sk.confusion_matrix(labels, guesses)).all()
-    pairs = metrics.confused_pairs(predicted)
+    pairs = confusion.pairs(predicted)
     assert pairs["images"].sum() == counts.sum() - counts.trace()
     assert pairs["images"].is_monotonic_decreasing
 
@@ -150,17 +154,37 @@ def test_extreme_logits_give_finite_numbers() -> None:
     assert numbers["nll"] == pytest.approx(300 * math.log(10) / 2)
 
 
-@pytest.mark.parametrize(
-    ("successes", "n", "low", "high"),
-    [
-        (8, 10, 0.4902, 0.9433),
-        (81, 263, 0.2553, 0.3662),  # Newcombe 1998, table I, method 3
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-        (29, 29, 0.8830, 1.0),
-        (0, 0, 0.0, 1.0),
-    ],
-)
-def test_wilsons_interval_is_the_published_one(successes: int, n: int, low: float, high: float) -> None:
-    assert metrics.wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
+def test_bootstrap_intervals_are_scikit_learns_figures_over_the_same_resamples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weights = np.vstack(list(intervals.resamples(300, 150)))
+    monkeypatch.setattr(intervals, "resamples", lambda _: iter(np.array_split(weights, 3)))
+    predicted, labels, logits = random_table()
+    numbers, guesses = metrics.summary(predicted), logits.argmax(axis=1)
+    statistics = {
+        "top1_bootstrap": lambda weight: sk.accuracy_score(labels, guesses, sample_weight=weight),
+        "top3": lambda weight: sk.top_k_accuracy_score(labels, logits, k=3, sample_weight=weight),
+        "per_class_mean": lambda weight: sk.balanced_accuracy_score(labels, guesses, sample_weight=weight),
+        "macro_precision": lambda weight: sk.precision_score(
+            labels, guesses, average="macro", sample_weight=weight, zero_division=0
+        ),
+        "macro_f1": lambda weight: sk.f1_score(labels, guesses, average="macro", sample_weight=weight),
+    }
+    for name, statistic in statistics.items():
+        low, high = np.percentile([statistic(weight) for weight in weights], [2.5, 97.5])
+        assert (numbers[f"{name}_low"], numbers[f"{name}_high"]) == pytest.approx((low, high)), name
+        assert numbers[name.removesuffix("_bootstrap")] == pytest.approx(statistic(np.ones(300))), name
+
+
+def test_accuracy_against_training_count() -> None:
+    classes = metrics.per_class(guessed(), NAMES, [30, 20, 10, 5])
+    assert classes["train_images"].tolist() == [30, 20, 10, 5]
+    assert metrics.accuracy_by_training_count(classes)["train_images_rho"] == pytest.approx(1.0)
+    shuffled = metrics.per_class(guessed(), NAMES, [10, 30, 20, 5])
+    found = metrics.accuracy_by_training_count(shuffled)
+    assert found["train_images_rho"] == pytest.approx(-0.5)  # ranks 1 3 2 against 3 2 1
+    equal = metrics.per_class(guessed(), NAMES, [30, 30, 30, 30])
+    assert metrics.accuracy_by_training_count(equal) == {
+        "train_images_rho": None,
+        "train_images_rho_p": None,
+    }

@@ -33,6 +33,7 @@ def overrides(tmp: Path, *more: str) -> list[str]:
         "train.epochs=3",
         "train.precision=fp32",
         "train.device=cpu",
+        "report.write=false",
         f"run.root={tmp / 'runs'}",
         "run.name=tiny",
         *more,

@@ -87,7 +87,12 @@ def _folder(config: DataConfig) -> Path:
     if config.source == "synthetic":
         drawn = config.synthetic
         size = f"{drawn.species}x{drawn.images_per_species}-{drawn.train_per_species}-{drawn.long_side_px}px"
-        return config.root / f"synthetic-{size}-seed{drawn.seed}"
+        planted = "".join(
+            f"-{word}{share:g}"
+            for word, share in (("flipped", drawn.flipped_labels), ("doubled", drawn.duplicates))
+            if share
+        )
+        return config.root / f"synthetic-{size}-seed{drawn.seed}{planted}"
     if config.archive is not None and config.archive.is_dir():
         return config.root / f"cub200-{files.digest_of(str(config.archive.resolve()))[:8]}"
     return config.root / ("cub200" if _md5(config) == cub.ARCHIVE.md5 else f"cub200-{_md5(config)[:8]}")
@@ -126,6 +131,16 @@ def bring(config: DataConfig) -> Path:
     return cub.find_root(raw)
 
 
+def raw(config: DataConfig) -> Path | None:
+    """The folder that `bring` left, without bringing anything; None when it is gone."""
+    given = config.source == "cub200" and config.archive is not None and config.archive.is_dir()
+    folder = config.archive if given and config.archive is not None else _folder(config) / "raw"
+    try:
+        return cub.find_root(folder)
+    except DataError:
+        return None
+
+
 def _draw_birds(config: DataConfig, output: Path) -> None:
     drawn = config.synthetic
     with files.replacing_folder(output) as part:
@@ -136,6 +151,8 @@ def _draw_birds(config: DataConfig, output: Path) -> None:
             train_per_species=drawn.train_per_species,
             long_side_px=drawn.long_side_px,
             seed=drawn.seed,
+            flipped_labels=drawn.flipped_labels,
+            duplicates=drawn.duplicates,
         )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 
 from pipeline import seeding, terminal
-from pipeline.data import birds
+from pipeline.data import birds, planted
 from pipeline.errors import DataError
 
 GREY_SHARE = 1 / 150  # CUB has a few greyscale JPEGs; a reader has to cope with them
@@ -22,8 +22,6 @@ JPEG_QUALITY = 93
 MAX_SPECIES = 200
 MIN_SIDE_PX = 32
 SMALL_SET = 300  # images that are drawn sooner than a pool of processes has started
-
-Row = tuple[str, tuple[float, float, float, float], tuple[tuple[float, float, int], ...]]
 
 
 def write(
@@ -34,13 +32,16 @@ def write(
     train_per_species: int,
     long_side_px: int,
     seed: int,
+    flipped_labels: float = 0.0,
+    duplicates: float = 0.0,
     workers: int | None = None,
 ) -> None:
     """Write the set into `folder` (existing and empty) in the layout of the CUB-200-2011 archive.
 
     The longer side of every picture is `long_side_px`. `workers` is the number of processes; None
-    takes all cores for a large set and none besides this one for a small set. A `DataError` says
-    which argument is out of range.
+    takes all cores for a large set and none besides this one for a small set. `flipped_labels` and
+    `duplicates` are shares (0..0.5) of the images that get a known fault (`pipeline.data.planted`). A
+    `DataError` says which argument is out of range.
     """
     _check(species, images_per_species, train_per_species, long_side_px)
     kinds = birds.species_list(species, seed)
@@ -53,7 +54,7 @@ def write(
     draw = partial(
         _draw_class, images=root / "images", count=images_per_species, long_side_px=long_side_px, seed=seed
     )
-    rows: list[Row] = []
+    rows: list[planted.Row] = []
     numbers = range(1, species + 1)
     with terminal.bar("draw", total=total) as bar:
         if workers == 1:
@@ -66,7 +67,9 @@ def write(
                 for found in pool.map(draw, kinds, numbers):
                     rows += found
                     bar.advance(len(found))
+    rows = planted.duplicate(root, rows, species, duplicates, seed)
     _write_lists(root, kinds, rows)
+    planted.flip_labels(root, species, flipped_labels, seed)
     _write_split(root, species, images_per_species, train_per_species, seed)
     _write_attributes(folder, kinds)
 
@@ -95,9 +98,9 @@ def _cores() -> int:
 
 def _draw_class(
     kind: birds.Species, class_number: int, *, images: Path, count: int, long_side_px: int, seed: int
-) -> list[Row]:
+) -> list[planted.Row]:
     """Draw and write all images of one species; the path, box and parts of each."""
-    rows: list[Row] = []
+    rows: list[planted.Row] = []
     for number in range(1, count + 1):
         rng = seeding.generator("bird", seed, class_number, number)
         drawing = birds.draw(kind, rng, long_side_px)
@@ -113,7 +116,7 @@ def _draw_class(
     return rows
 
 
-def _write_lists(root: Path, kinds: Sequence[birds.Species], rows: Sequence[Row]) -> None:
+def _write_lists(root: Path, kinds: Sequence[birds.Species], rows: Sequence[planted.Row]) -> None:
     """Write what is known of each image; ids run from 1 through the classes."""
     numbers = {kind.name: number for number, kind in enumerate(kinds, 1)}
     _lines(root / "images.txt", [path for path, _, _ in rows])

@@ -1,6 +1,6 @@
 """An evaluation on one screen of the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ WORST = 10
 
 
 def show(numbers: Mapping[str, Any], per_class: pd.DataFrame, pairs: pd.DataFrame, folder: Path) -> None:
-    """Print the headline, the worst classes, the most confused pairs, and where the files are."""
+    """Print the worst classes, the most confused pairs, the headline, and where the files are."""
     seen = per_class[per_class["n"] > 0]
     worst = seen.sort_values(["accuracy", "n"], ascending=[True, False]).head(WORST)
     terminal.show_table(
@@ -35,13 +35,34 @@ def show(numbers: Mapping[str, Any], per_class: pd.DataFrame, pairs: pd.DataFram
             ["class a", "class b", "images", "a as b", "b as a"],
             [list(row[1:]) for row in pairs.head(WORST).itertuples()],
         )
-    terminal.say(
-        f"{numbers['split']}  {numbers['n']:,} images, {numbers['classes']} classes\n"
-        f"  top-1 {numbers['top1']:.4f}  (95 % interval {numbers['top1_low']:.4f} .. {numbers['top1_high']:.4f})\n"
-        f"  top-5 {numbers['top5']:.4f}\n"
-        f"  mean per-class accuracy {numbers['per_class_mean']:.4f}"
+    for line in headline(numbers):
+        terminal.say(line)
+    report = folder / "report.html"
+    terminal.say(f"report  {report if report.is_file() else folder}")
+
+
+def headline(numbers: Mapping[str, Any]) -> Iterator[str]:
+    """The numbers in a few lines, the accuracy and its interval first; what is no result is called so."""
+    views = "" if numbers["tta"] == "none" else f", views: {numbers['tta']}"
+    yield f"{numbers['split']}  {numbers['n']:,} images, {numbers['classes']} classes{views}"
+    yield f"  top-1 {numbers['top1']:.4f}  (95 % interval {numbers['top1_low']:.4f} .. {numbers['top1_high']:.4f})"
+    yield (
+        f"  top-3 {numbers['top3']:.4f}  top-5 {numbers['top5']:.4f}  "
+        f"mean per-class accuracy {numbers['per_class_mean']:.4f}  macro F1 {numbers['macro_f1']:.4f}"
     )
+    yield f"  NLL {numbers['nll']:.4f}  Brier {numbers['brier']:.4f}  ECE {numbers['ece']:.4f}"
+    if numbers["temperature"] is None:
+        yield "  no validation images outside this split: no temperature was fitted"
+    else:
+        bound = ", a bound: validation does not determine it" if numbers["temperature_at_bound"] else ""
+        fitted = f"fitted on {numbers['temperature_images']} validation images{bound}"
+        yield (
+            f"  at temperature {numbers['temperature']:.3f} ({fitted}): "
+            f"NLL {numbers['nll_scaled']:.4f}  Brier {numbers['brier_scaled']:.4f}  ECE {numbers['ece_scaled']:.4f}"
+        )
+    yield f"  answering only the most confident 80 %: top-1 {numbers['top1_at_80_coverage']:.4f}"
     if "test_reads" in numbers:
-        terminal.say(f"  the test split has been read {numbers['test_reads']} time(s) by this run")
-    names = "metrics.json, per_class.csv, predictions.csv, confusion.csv, confused_pairs.csv"
-    terminal.say(f"report  {folder}: {names}")
+        yield f"  the test split has been read {numbers['test_reads']} time(s) by this run"
+    if "peek_gap" in numbers:
+        gap = numbers["peek_gap"]
+        yield f"  peek gap {gap['gap']:.4f} over {len(gap['top1'])} checkpoint(s): {gap['note']}"

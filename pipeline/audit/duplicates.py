@@ -1,0 +1,94 @@
+"""Near-duplicates, within and across splits: a perceptual hash finds them, the model's features confirm.
+
+The hash (imagehash's pHash of 256 bits: the signs of a picture's lowest frequencies) of a picture changes
+little when it is scaled, compressed again, made brighter, or cropped by some per cent; that of a
+mirrored one does.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import imagehash
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from PIL import Image
+
+from pipeline import terminal
+from pipeline.audit.labels import normalised
+from pipeline.data.store import JPEG_QUALITY, Store
+
+HASH_SIDE = 16
+HASH_BITS = HASH_SIDE**2
+MAX_DISTANCE = 48  # of 256 bits; different photographs are some 128 apart
+MIN_SIMILARITY = 0.9  # cosine of the features
+PICTURE_PX = 256  # height of a pair's picture
+CHUNK = 512
+
+Bits = npt.NDArray[np.bool_]
+
+
+def hashes(store: Store) -> Bits:
+    """The perceptual hash of every picture of a store: bool [n, 256]."""
+    found = np.empty((len(store), HASH_BITS), np.bool_)
+    with terminal.bar("hashes", len(store)) as bar:
+        for row in range(len(store)):
+            found[row] = imagehash.phash(Image.fromarray(store[row]), HASH_SIDE).hash.ravel()
+            bar.advance()
+    return found
+
+
+def pairs(samples: pd.DataFrame, bits: Bits, features: npt.NDArray[np.float32]) -> pd.DataFrame:
+    """The pairs of images that show the same photograph, the most alike first.
+
+    Args:
+        samples: rows of the sample table, [n].
+        bits: bool [n, 256], their hashes.
+        features: float32 [n, D].
+
+    Returns:
+        A row a pair, for x of a and b: id_x, path_x, split_x, class_x; and hash_distance (differing bits,
+        0..48 of 256) and feature_similarity (cosine, 0.9..1).
+    """
+    signs = bits.astype(np.float32) * 2 - 1
+    one: list[npt.NDArray[np.int64]] = []
+    other: list[npt.NDArray[np.int64]] = []
+    for start in range(0, len(signs), CHUNK):
+        distance = (HASH_BITS - signs[start : start + CHUNK] @ signs[start:].T) / 2
+        a, b = (np.triu(distance <= MAX_DISTANCE, k=1)).nonzero()
+        one.append(a + start)
+        other.append(b + start)
+    a, b = np.concatenate(one), np.concatenate(other)
+    unit = normalised(features)
+    similarity = np.einsum("ij,ij->i", unit[a], unit[b])
+    sure = similarity >= MIN_SIMILARITY
+    a, b = a[sure], b[sure]
+    columns = {}
+    for side, rows in (("a", a), ("b", b)):
+        for name in ("id", "path", "split", "class_name"):
+            columns[f"{name.removesuffix('_name')}_{side}"] = samples[name].to_numpy()[rows]
+    found = pd.DataFrame(columns).assign(
+        hash_distance=(bits[a] != bits[b]).sum(axis=1), feature_similarity=similarity[sure]
+    )
+    return found.sort_values(["hash_distance", "id_a", "id_b"], ignore_index=True)
+
+
+def write_pictures(found: pd.DataFrame, ids: Sequence[int], store: Store, folder: Path) -> None:
+    """Write each pair side by side as folder/ID_A-ID_B.jpg; `ids` are those of the store's rows."""
+    folder.mkdir(parents=True)
+    row_of = {number: row for row, number in enumerate(ids)}
+    for a, b in zip(found["id_a"], found["id_b"], strict=True):
+        both = np.hstack([_scaled(store[row_of[number]]) for number in (a, b)])
+        path = folder / f"{a}-{b}.jpg"
+        written = cv2.imwrite(
+            str(path), cv2.cvtColor(both, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+        )
+        if not written:
+            raise OSError(f"{path}: cannot be written")
+
+
+def _scaled(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    height, width = picture.shape[:2]
+    size = round(width * PICTURE_PX / height), PICTURE_PX
+    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), np.uint8)

@@ -1,0 +1,122 @@
+"""What a model's confidence is worth: calibration, temperature scaling, selective prediction.
+
+A confidence is calibrated when, of the images that have confidence 0.8, 80 % are right.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+
+Floats = npt.NDArray[np.float64]
+Logits = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+
+BINS = 15
+TEMPERATURES = 0.05, 20.0  # the range in which a temperature is looked for
+COVERAGE_ROWS = 200
+
+
+def log_probabilities(logits: Logits, temperature: float = 1.0) -> Floats:
+    """log softmax(logits / temperature): float64 [n, C], in nats."""
+    return np.asarray(log_softmax(logits.astype(np.float64) / temperature, axis=1), np.float64)
+
+
+def nll(log_probability: Floats, labels: Labels) -> Floats:
+    """The negative log-likelihood of each image in nats: float64 [n]."""
+    return np.asarray(-log_probability[np.arange(len(labels)), labels], np.float64)
+
+
+def brier(log_probability: Floats, labels: Labels) -> Floats:
+    """Brier's score of each image (Brier 1950): the squared error summed over classes, 0..2, [n]."""
+    probability = np.exp(log_probability)
+    probability[np.arange(len(labels)), labels] -= 1
+    return np.asarray((probability**2).sum(axis=1), np.float64)
+
+
+def confidence_and_correct(log_probability: Floats, labels: Labels) -> tuple[Floats, Floats]:
+    """The probability of the predicted class, and 1 where it is the true one: float64 [n] both."""
+    right = log_probability.argmax(axis=1) == labels
+    return np.exp(log_probability.max(axis=1)), right.astype(np.float64)
+
+
+def reliability(confidence: Floats, correct: Floats) -> pd.DataFrame:
+    """15 bins of equal width over the confidence, each (low, high]: bin_low, bin_high, n, confidence, accuracy.
+
+    `confidence` and `accuracy` are means of the bin's images, NaN where it has none.
+    """
+    edges = np.linspace(0, 1, BINS + 1)
+    bin_of = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, BINS - 1)
+    n = np.bincount(bin_of, minlength=BINS)
+    sums = [np.bincount(bin_of, values, minlength=BINS) for values in (confidence, correct)]
+    means = [np.divide(total, n, out=np.full(BINS, np.nan), where=n > 0) for total in sums]
+    return pd.DataFrame(
+        {"bin_low": edges[:-1], "bin_high": edges[1:], "n": n, "confidence": means[0], "accuracy": means[1]}
+    )
+
+
+def expected_error(bins: pd.DataFrame) -> float:
+    """The expected calibration error, 0..1 (Guo et al. 2017): |accuracy - confidence|, weighed by n."""
+    gap = (bins["accuracy"] - bins["confidence"]).abs()
+    return float((gap * bins["n"]).sum() / bins["n"].sum())
+
+
+def fit_temperature(logits: Logits, labels: Labels) -> float:
+    """The temperature of least mean negative log-likelihood, between 0.05 and 20 (Guo et al. 2017).
+
+    With no mistake among the images any lower temperature is better, and the lower bound is returned.
+    """
+
+    def loss(log_temperature: float) -> float:
+        return float(nll(log_probabilities(logits, float(np.exp(log_temperature))), labels).mean())
+
+    low, high = np.log(TEMPERATURES)
+    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(min((low, found.x, high), key=loss)))
+
+
+def at_bound(temperature: float) -> bool:
+    """Whether a fitted temperature is one of the two bounds: then the images do not determine it."""
+    return temperature in [float(np.exp(np.log(bound))) for bound in TEMPERATURES]
+
+
+def coverage(confidence: Floats, correct: Floats) -> pd.DataFrame:
+    """Selective prediction: answering only where the confidence is at least `threshold`.
+
+    A row a threshold (the confidences that occur, at most 200 of them, evenly spread), highest first:
+    coverage (share of images answered), accuracy (among them), threshold.
+    """
+    answered, right, threshold = _answered(confidence, correct)
+    kept = np.unique(np.linspace(0, len(answered) - 1, COVERAGE_ROWS).round().astype(int))
+    return pd.DataFrame(
+        {
+            "coverage": answered[kept] / len(confidence),
+            "accuracy": right[kept] / answered[kept],
+            "threshold": threshold[kept],
+        }
+    )
+
+
+def area_under_risk(confidence: Floats, correct: Floats) -> float:
+    """The area under the risk-coverage curve, 0..1, lower is better (Geifman et al. 2019).
+
+    The mean error rate among the images at least as confident as each image.
+    """
+    answered, right, _ = _answered(confidence, correct)
+    gained = np.diff(answered, prepend=0)
+    return float(((1 - right / answered) * gained).sum() / len(confidence))
+
+
+def accuracy_at_coverage(confidence: Floats, correct: Floats, share: float) -> float:
+    """The accuracy where at least this share of the images, the most confident ones, is answered."""
+    answered, right, _ = _answered(confidence, correct)
+    at = int(np.searchsorted(answered, share * len(confidence) - 1e-9))
+    return float(right[at] / answered[at])
+
+
+def _answered(confidence: Floats, correct: Floats) -> tuple[Floats, Floats, Floats]:
+    """For each confidence that occurs, highest first: images answered, right among them, and itself."""
+    threshold, at = np.unique(-confidence, return_inverse=True)
+    answered = np.cumsum(np.bincount(at)).astype(np.float64)
+    return answered, np.cumsum(np.bincount(at, correct)), -threshold

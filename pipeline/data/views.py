@@ -1,0 +1,55 @@
+"""Test-time augmentation: the views of a picture that evaluation averages over."""
+
+from typing import Literal
+
+import numpy as np
+
+from pipeline.config import DataConfig
+from pipeline.data.store import Pixels
+from pipeline.data.transforms import CentreCrop
+
+Kind = Literal["none", "flip", "ten_crop"]
+
+
+class Mirrored(CentreCrop):
+    """The middle of the picture, mirrored left to right."""
+
+    def __call__(self, picture: Pixels, epoch: int, index: int) -> Pixels:
+        """The same for every epoch and index: [image_px, image_px, 3], uint8 RGB."""
+        return super().__call__(picture, epoch, index)[:, ::-1]
+
+
+class Corner(CentreCrop):
+    """A corner of the picture's central square, as it is or mirrored."""
+
+    def __init__(self, config: DataConfig, bottom: bool, right: bool, mirrored: bool) -> None:
+        super().__init__(config)
+        self._bottom, self._right = bottom, right
+        self._step = -1 if mirrored else 1
+
+    def __call__(self, picture: Pixels, epoch: int, index: int) -> Pixels:  # noqa: ARG002
+        """The same for every epoch and index: [image_px, image_px, 3], uint8 RGB."""
+        height, width = picture.shape[:2]
+        side, px = min(height, width), self._side_px
+        top = (height - side) // 2 + (side - px) * self._bottom
+        left = (width - side) // 2 + (side - px) * self._right
+        return np.asarray(picture[top : top + px, left : left + px][:, :: self._step], np.uint8)
+
+
+def views(config: DataConfig, kind: Kind) -> list[CentreCrop]:
+    """What evaluation sees of each picture, one pass over the data a view.
+
+    none: the centre crop. flip: it and its mirror image. ten_crop: the centre and the four corners of
+    the stored picture's central square, and the mirror images of all five (Krizhevsky et al. 2012).
+    """
+    middle: list[CentreCrop] = [CentreCrop(config)]
+    if kind == "none":
+        return middle
+    middle.append(Mirrored(config))
+    if kind == "flip":
+        return middle
+    sides = (False, True)
+    corners = [
+        Corner(config, bottom, right, mirrored) for bottom in sides for right in sides for mirrored in sides
+    ]
+    return [*middle, *corners]

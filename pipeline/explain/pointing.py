@@ -1,0 +1,119 @@
+"""Does the model look at the bird? Heat maps against the boxes and parts that people marked."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from pipeline import intervals
+from pipeline.explain.annotations import Floats, Parts
+from pipeline.explain.heatmaps import enlarged
+
+PART_RADIUS = 0.15  # of the longer side of the box: within it, a peak lies on a part
+
+
+def table(
+    predicted: pd.DataFrame, maps: npt.NDArray[Any], boxes: Floats, parts: Parts | None, image_px: int
+) -> pd.DataFrame:
+    """A row an image that has a box: where its heat map peaks, and what of it lies on the bird.
+
+    Columns: id, path, class_name, predicted_name, correct; peak_x, peak_y (pixels of the crop, NaN for an
+    empty map); hit (the peak lies in the box); energy (share of the map's sum in the box, 0..1); box_share
+    (the box's share of the crop, 0..1: how often a random point would hit); part (the visible part nearest
+    to the peak, empty when none lies within `PART_RADIUS` times the longer side of the box).
+
+    Args:
+        predicted: rows of the predictions table, n of them.
+        maps: [n, h, w], 0..1.
+        boxes: float64 [n, 4], x0 y0 x1 y1 in pixels of the crop.
+    """
+    rows = []
+    for position, (grid, box) in enumerate(zip(maps, boxes, strict=True)):
+        if np.isnan(box).any():
+            continue
+        peak = _peak(grid, image_px)
+        rows.append(
+            {
+                "position": position,
+                "peak_x": peak[0],
+                "peak_y": peak[1],
+                "hit": bool((peak >= box[:2]).all() and (peak <= box[2:]).all()),
+                "energy": _energy(grid, box, image_px),
+                "box_share": float(np.prod(box[2:] - box[:2]) / image_px**2),
+                "part": _part(peak, box, parts, position),
+            }
+        )
+    names = ["position", "peak_x", "peak_y", "hit", "energy", "box_share", "part"]
+    found = pd.DataFrame(rows, columns=names)
+    about = predicted.iloc[found["position"].to_numpy("int64")].reset_index(drop=True)
+    correct = (about["label"] == about["predicted"]).rename("correct")
+    return pd.concat(
+        [about[["id", "path", "class_name", "predicted_name"]], correct, found.drop(columns="position")],
+        axis=1,
+    )
+
+
+def summary(found: pd.DataFrame) -> pd.DataFrame:
+    """The pointing game for all, right and wrong predictions.
+
+    Columns: predictions, n, hits, rate with its Wilson 95 % interval rate_low and rate_high, chance (mean
+    share of the box), energy (mean). The pointing game is Zhang et al.'s (IJCV 2018) without their
+    tolerance of 15 pixels; the energy is Wang et al.'s (Score-CAM, CVPR workshops 2020).
+    """
+    rows = []
+    for name, part in _groups(found).items():
+        low, high = intervals.wilson(int(part["hit"].sum()), len(part))
+        rows.append(
+            {
+                "predictions": name,
+                "n": len(part),
+                "hits": int(part["hit"].sum()),
+                "rate": float(part["hit"].mean()),
+                "rate_low": low,
+                "rate_high": high,
+                "chance": float(part["box_share"].mean()),
+                "energy": float(part["energy"].mean()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def on_parts(found: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """On which part the peak sits: a row a part (and one for none), a column of counts a group."""
+    counts = {name: rows["part"].value_counts() for name, rows in _groups(found).items()}
+    index = pd.Index([*names, ""], name="part")
+    return pd.DataFrame(
+        {name: count.reindex(index, fill_value=0) for name, count in counts.items()}
+    ).reset_index()
+
+
+def _groups(found: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    return {"all": found, "right": found[found["correct"]], "wrong": found[~found["correct"]]}
+
+
+def _peak(grid: npt.NDArray[Any], image_px: int) -> Floats:
+    """x, y of the middle of the map's strongest cell, in pixels of the crop; NaN for an empty map."""
+    if not grid.any():
+        return np.full(2, np.nan)
+    row, column = np.unravel_index(int(grid.argmax()), grid.shape)
+    height, width = grid.shape
+    return np.array([(column + 0.5) / width, (row + 0.5) / height]) * image_px
+
+
+def _energy(grid: npt.NDArray[Any], box: Floats, image_px: int) -> float:
+    large = enlarged(grid, image_px, image_px)
+    x0, y0, x1, y1 = np.round(box).astype(int)
+    total = float(large.sum(dtype=np.float64))
+    return float(large[y0:y1, x0:x1].sum(dtype=np.float64)) / total if total else 0.0
+
+
+def _part(peak: Floats, box: Floats, parts: Parts | None, position: int) -> str:
+    if parts is None:
+        return ""
+    away = np.linalg.norm(parts.xy[position] - peak, axis=1)
+    if np.isnan(away).all():
+        return ""
+    nearest = int(np.nanargmin(away))
+    reach = PART_RADIUS * float((box[2:] - box[:2]).max())
+    return parts.names[nearest] if away[nearest] <= reach else ""

@@ -1,0 +1,146 @@
+"""Plots as SVG that takes its colours and its font from the page, so that it is at home in light and dark."""
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+# Colours that stand for the page's own: each is found in the SVG and becomes a CSS variable.
+INK, SOFT, RULE, ACCENT = "#010101", "#020202", "#030303", "#040404"
+VARIABLES = {INK: "var(--ink)", SOFT: "var(--soft)", RULE: "var(--rule)", ACCENT: "var(--accent)"}
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": SOFT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": RULE,
+    "ytick.color": RULE,
+    "xtick.labelcolor": SOFT,
+    "ytick.labelcolor": SOFT,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+}
+PANEL_INCHES = (3.6, 2.7)
+
+Draw = Callable[[Axes], None]
+
+
+def curves(epochs: pd.DataFrame) -> str:
+    """Loss and top-1 of training and validation against the epoch.
+
+    Args:
+        epochs: a row an epoch, with epoch, train_loss, train_top1 and, where there was validation,
+            val_loss and val_top1.
+    """
+
+    def panel(value: str, title: str) -> Draw:
+        def draw(axes: Axes) -> None:
+            for part, colour, style in (("train", SOFT, "--"), ("val", ACCENT, "-")):
+                name = f"{part}_{value}"
+                if name in epochs and epochs[name].notna().any():
+                    label = "training" if part == "train" else "validation"
+                    axes.plot(epochs["epoch"], epochs[name], style, color=colour, label=label)
+            axes.set(xlabel="epoch", title=title)
+            axes.set_ylim(bottom=0, top=1.02 if value == "top1" else None)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.legend(loc="best")
+
+        return draw
+
+    return _svg("curves", [panel("loss", "cross-entropy (nats)"), panel("top1", "top-1 accuracy")])
+
+
+def reliability(bins: pd.DataFrame) -> str:
+    """Accuracy against confidence, bin by bin; beside it the same after temperature scaling, if there is that.
+
+    Args:
+        bins: the table `reliability.csv`.
+    """
+
+    def panel(suffix: str, title: str) -> Draw:
+        def draw(axes: Axes) -> None:
+            filled = bins[bins[f"n{suffix}"] > 0]
+            axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1, linestyle=":")
+            area = 20 + 230 * filled[f"n{suffix}"] / filled[f"n{suffix}"].max()
+            axes.plot(filled[f"confidence{suffix}"], filled[f"accuracy{suffix}"], color=ACCENT, linewidth=1)
+            axes.scatter(
+                filled[f"confidence{suffix}"],
+                filled[f"accuracy{suffix}"],
+                s=area.to_numpy(),
+                color=ACCENT,
+                alpha=0.55,
+                linewidths=0,
+            )
+            axes.set(xlabel="mean confidence", ylabel="accuracy", title=title, xlim=(0, 1), ylim=(0, 1))
+            axes.set_box_aspect(1)
+
+        return draw
+
+    panels = [panel("", "as predicted")]
+    if "n_scaled" in bins and bins["n_scaled"].notna().any():
+        panels.append(panel("_scaled", "after temperature scaling"))
+    return _svg("reliability", panels)
+
+
+def coverage(curve: pd.DataFrame) -> str:
+    """Accuracy of the most confident predictions against their share.
+
+    Args:
+        curve: the table `coverage.csv`.
+    """
+
+    def draw(axes: Axes) -> None:
+        axes.plot(curve["coverage"], curve["accuracy"], color=ACCENT)
+        low = max(0.0, float(curve["accuracy"].min()) - 0.05)
+        axes.set(xlabel="share of images answered", ylabel="accuracy of the answers", xlim=(0, 1.01))
+        axes.set_ylim(low, 1.005)
+
+    return _svg("coverage", [draw])
+
+
+def accuracy_by_training_images(classes: pd.DataFrame) -> str:
+    """Accuracy of each class against the number of its training images."""
+
+    def draw(axes: Axes) -> None:
+        axes.scatter(
+            classes["train_images"], classes["accuracy"], s=22, color=ACCENT, alpha=0.5, linewidths=0
+        )
+        axes.set(xlabel="training images of the class", ylabel="accuracy of the class", ylim=(-0.02, 1.02))
+
+    return _svg("training-images", [draw])
+
+
+def _svg(name: str, panels: Sequence[Draw]) -> str:
+    """The panels as `<svg>` elements, which the page lays side by side or one below the other."""
+    return "".join(_panel(f"{name}-{number}", draw) for number, draw in enumerate(panels, 1))
+
+
+def _panel(name: str, draw: Draw) -> str:
+    """One `<svg>` element whose ids begin with `name`."""
+    style: Any = STYLE | {"svg.hashsalt": name}
+    with mpl.rc_context(style):
+        figure = Figure(figsize=PANEL_INCHES, layout="constrained")
+        draw(figure.add_subplot())
+        stream = io.StringIO()
+        nothing: Any = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, variable)
+    text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    return re.sub(r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", r'<svg \1 aria-hidden="true">', text, count=1)

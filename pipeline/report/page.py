@@ -1,0 +1,92 @@
+"""report.html: one file that needs no network, made from what an evaluation has stored."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+
+from pipeline import files, numbers, stored, terminal
+from pipeline.config import Config
+from pipeline.data import prepare, table
+from pipeline.explain import gather
+from pipeline.report import content
+from pipeline.report.pictures import Pictures
+
+
+def rebuild(config: Config) -> dict[str, Any]:
+    """Compute the numbers anew from stored predictions and write report.html; no split is read again.
+
+    Returns the page's path and size.
+
+    Raises:
+        UserError: predictions or data are missing, damaged, or do not belong together.
+    """
+    folder = stored.folder_of(config.run_dir, config.eval.split)
+    numbers.numbers(folder, prepare.load(config).samples)
+    path = build(config, folder)
+    return {"report": str(path), "size_bytes": path.stat().st_size}
+
+
+def build(config: Config, folder: Path) -> Path:
+    """Write report.html into the folder of an evaluation; return its path.
+
+    Heat maps, features of training images and the t-SNE map are computed where they are not kept yet.
+    Without the checkpoint that made the predictions, the sections that need it say so.
+
+    Raises:
+        UserError: predictions or data are missing, damaged, or do not belong together.
+    """
+    data = prepare.load(config)
+    names = table.class_names(data.samples)
+    predicted = stored.read_predictions(folder, names)
+    evaluation = gather.Evaluation(
+        config=config,
+        data=data,
+        folder=folder,
+        about=stored.read_metrics(folder),
+        predicted=predicted,
+        pairs=pd.read_csv(folder / "confused_pairs.csv", dtype={"class_a": str, "class_b": str}),
+        outputs=stored.read_outputs(folder, predicted, len(names)),
+    )
+    text = render(evaluation, gather.explain(evaluation))
+    path = folder / "report.html"
+    files.write_text(path, text)
+    terminal.say(f"report  {path}  {files.size_in_words(path.stat().st_size)}")
+    return path
+
+
+def render(evaluation: gather.Evaluation, explained: gather.Explained) -> str:
+    """The page as HTML."""
+    pictures = Pictures(evaluation.config.data, evaluation.data, evaluation.config.report.picture_px)
+    pairs = content.pairs(evaluation, explained, pictures)
+    data = {
+        **content.confusion(evaluation),
+        "points": content.embedding(evaluation, explained),
+        "pairs": [pair["labels"] for pair in pairs],
+    }
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["percent"] = content.percent
+    environment.globals["interval"] = content.interval
+    return environment.from_string(_read("page.html")).render(
+        css=_read("page.css"),
+        js=_read("page.js"),
+        data=data,
+        about=dict(evaluation.about),
+        run=evaluation.config.run_dir.name,
+        checkpoint=Path(str(evaluation.about["checkpoint"])).name,
+        model=evaluation.config.model.name,
+        config=evaluation.config,
+        explained=explained,
+        plots=content.plots(evaluation),
+        classes=content.classes(evaluation, pictures),
+        pairs=pairs,
+        gallery=content.gallery(evaluation, explained, pictures),
+        audit=content.audit(evaluation, pictures),
+        origin=content.origin(evaluation.config.run_dir),
+    )
+
+
+def _read(name: str) -> str:
+    return resources.files("pipeline.report").joinpath(name).read_text(encoding="utf-8")

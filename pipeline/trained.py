@@ -1,0 +1,69 @@
+"""A run's checkpoint becomes the model that it holds, ready to predict; what does not fit is refused."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from pipeline import checkpoint, config_file, files
+from pipeline.config import Config
+from pipeline.data import table
+from pipeline.errors import CheckpointError
+from pipeline.models.build import Classifier, build, without_weights
+from pipeline.precision import Precision
+
+# Keys of `model` that may differ: they change how it was trained, not what it is.
+FREE_KEYS = {"pretrained", "weights", "freeze_batchnorm"}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model with where it is from: the checkpoint's path, SHA-256, epoch, step and precision."""
+
+    model: Classifier
+    path: Path
+    sha256: str
+    epoch: int
+    step: int
+    precision: Precision
+
+
+def checkpoint_path(config: Config) -> Path:
+    """The checkpoint that `eval.checkpoint` names: best, last, or a path."""
+    wanted = config.eval.checkpoint
+    return config.checkpoints_dir / f"{wanted}.pt" if wanted in ("best", "last") else Path(wanted)
+
+
+def load(config: Config, samples: pd.DataFrame, path: Path, device: torch.device) -> Trained:
+    """The model of a checkpoint, in evaluation mode.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or the configuration describes another model or
+            other data than it was trained on.
+    """
+    content = checkpoint.read(path)
+    names = table.class_names(samples)
+    checkpoint.check_data(content, path, names, table.digest(samples))
+    model = _model(config, content, path, len(names)).to(device).eval()
+    digest = files.digest_of_file(path)
+    return Trained(model, path, digest, content["epoch"], content["step"], content["precision"])
+
+
+def _model(config: Config, content: dict[str, Any], path: Path, classes: int) -> Classifier:
+    """The checkpoint's model; the configuration has to describe the one that was trained."""
+    before = content["config"]["model"]
+    now = config.model.model_dump(mode="json", exclude=FREE_KEYS)
+    now = {key: value for key, value in now.items() if key in before}
+    before = {key: before[key] for key in now}
+    changed = [f"model.{key} {a} -> {b}" for key, a, b in config_file.differences(before, now)]
+    if changed:
+        raise CheckpointError(
+            f"{path}: was trained with another model ({', '.join(changed)}); give the configuration it was trained with"
+        )
+    model, _ = build(without_weights(config.model), classes)
+    checkpoint.load_model(model, content, path)
+    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    placed: Classifier = model.to(memory_format=layout)
+    return placed

@@ -1,0 +1,225 @@
+"""Comparison of runs: which belong together, what separates them, and words that match the statistics."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from statsmodels.stats.contingency_tables import mcnemar
+
+from pipeline import cli, files, metrics
+from pipeline.compare import compare
+from pipeline.data import table
+from pipeline.errors import UserError
+from pipeline.report import verdict
+
+NAMES = ["wren", "gull", "crow", "owl"]
+N = 400
+
+
+def write_run(
+    root: Path,
+    name: str,
+    right: np.ndarray,
+    *,
+    seed: int = 0,
+    lr: float = 0.1,
+    first_id: int = 1,
+    **about: str,
+) -> Path:
+    """A run directory as `eval` leaves it; the images are right or wrong as told, labels go round."""
+    n = len(right)
+    labels = np.arange(n) % 4
+    guess = np.where(right, labels, (labels + 1) % 4)
+    samples = pd.DataFrame(
+        {
+            "id": np.arange(n) + first_id,
+            "path": [f"{number}.jpg" for number in range(n)],
+            "label": labels,
+            "class_name": [NAMES[label] for label in labels],
+        }
+    )
+    predicted = metrics.predictions(samples, 2 * np.eye(4, dtype=np.float32)[guess], NAMES)
+    folder = root / name / "eval/test"
+    table.write(predicted, folder / "predictions.csv")
+    table.write(metrics.per_class(predicted, NAMES), folder / "per_class.csv")
+    files.write_json(folder / "metrics.json", {"checkpoint": f"{name}/best.pt", "tta": "none", **about})
+    files.write_text(
+        root / name / "config.yaml",
+        f"seed: {seed}\nrun: {{name: {name}}}\noptim: {{lr: {lr}}}\ndata: {{root: {name}}}\n",
+    )
+    return root / name
+
+
+def flipped(right: np.ndarray, lost: int, won: int) -> np.ndarray:
+    """The same, but so many of the right ones wrong and of the wrong ones right."""
+    other = right.copy()
+    other[np.flatnonzero(right)[:lost]] = False
+    other[np.flatnonzero(~right)[:won]] = True
+    return other
+
+
+@pytest.fixture
+def base() -> np.ndarray:
+    return np.random.default_rng(0).random(N) < 0.7
+
+
+@pytest.mark.parametrize(
+    ("lost", "won", "more"), [(10, 40, True), (40, 10, True), (10, 12, False), (0, 6, True), (0, 5, False)]
+)
+def test_the_words_are_those_of_mcnemars_test(
+    tmp_path: Path, base: np.ndarray, lost: int, won: int, more: bool
+) -> None:
+    paths = [
+        write_run(tmp_path, "one", base),
+        write_run(tmp_path, "two", flipped(base, lost, won), lr=0.2),
+    ]
+    (found,) = compare(paths, "test", None)["comparisons"]
+    assert (found["images_better_in_a"], found["images_better_in_b"]) == (lost, won)
+    assert found["p"] == pytest.approx(mcnemar([[0, lost], [won, 0]], exact=True).pvalue)
+    assert found["difference"] == pytest.approx((won - lost) / N)
+    assert found["low"] < found["difference"] < found["high"]
+    better, worse = ("two", "one") if won > lost else ("one", "two")
+    assert f"{better} is {abs(won - lost) / N * 100:.1f} points better than {worse}" in found["verdict"]
+    assert ("not more than the noise of 400 images." in found["verdict"]) is not more
+    assert (": more than the noise of 400 images." in found["verdict"]) is more
+    assert ("only several seeds of both can tell" in found["verdict"]) is more
+
+
+def test_seeds_of_one_configuration_become_mean_and_sd(tmp_path: Path, base: np.ndarray) -> None:
+    one = [write_run(tmp_path, f"one{seed}", flipped(base, seed, 2), seed=seed) for seed in range(3)]
+    two = [write_run(tmp_path, f"two{seed}", flipped(base, seed, 30), seed=seed, lr=0.2) for seed in range(2)]
+    found = compare([one[0], two[0], *one[1:], two[1]], "test", None)
+    first, second = found["groups"]
+    assert first["name"] == "one0 + one1 + one2"
+    assert second["seeds"] == [0, 1]
+    each = [base.mean() + (2 - seed) / N for seed in range(3)]
+    assert first["top1"] == pytest.approx(each)
+    assert (first["top1_mean"], first["top1_sd"]) == pytest.approx((np.mean(each), np.std(each, ddof=1)))
+    (comparison,) = found["comparisons"]
+    assert comparison["test"] == "paired t-test over images"
+    assert comparison["p_seeds"] < comparison["p"] or comparison["p_images"] < comparison["p_seeds"]
+    assert comparison["p"] == max(comparison["p_images"], comparison["p_seeds"]) < 0.05
+    assert comparison["verdict"].endswith(": more than the noise of 400 images and seeds.")
+
+
+def test_a_difference_within_the_noise_of_seeds_is_none(tmp_path: Path, base: np.ndarray) -> None:
+    """Each group has one good and one bad run: the images alone would call it a difference."""
+    one = [write_run(tmp_path, f"one{seed}", flipped(base, 90 * seed, 0), seed=seed) for seed in range(2)]
+    two = [
+        write_run(tmp_path, f"two{seed}", flipped(base, 90 * seed, 40), seed=seed, lr=0.2)
+        for seed in range(2)
+    ]
+    (found,) = compare([*one, *two], "test", None)["comparisons"]
+    assert found["p_images"] < 0.001
+    assert found["p"] == found["p_seeds"] > 0.05
+    assert found["verdict"].endswith(": not more than the noise of seeds.")
+
+
+def test_two_seeds_of_one_configuration_are_compared_with_each_other(
+    tmp_path: Path, base: np.ndarray
+) -> None:
+    paths = [write_run(tmp_path, "one", base), write_run(tmp_path, "two", flipped(base, 0, 20), seed=1)]
+    found = compare(paths, "test", None)
+    assert len(found["groups"]) == 1
+    (comparison,) = found["comparisons"]
+    assert (comparison["a"], comparison["b"]) == ("one", "two")
+    assert "this is what a seed can do, not a better recipe" in comparison["verdict"]
+
+
+def test_the_order_of_the_stored_rows_does_not_matter(tmp_path: Path, base: np.ndarray) -> None:
+    paths = [write_run(tmp_path, "one", base), write_run(tmp_path, "two", flipped(base, 3, 8), lr=0.2)]
+    before = compare(paths, "test", None)
+    stored = paths[1] / "eval/test/predictions.csv"
+    table.write(pd.read_csv(stored).sample(frac=1, random_state=0), stored)
+    assert compare(paths, "test", None) == before
+
+
+def test_evaluations_of_other_views_are_not_one_group(tmp_path: Path, base: np.ndarray) -> None:
+    paths = [write_run(tmp_path, "one", base), write_run(tmp_path, "two", base, seed=1, tta="flip")]
+    found = compare(paths, "test", None)
+    assert len(found["groups"]) == 2
+    assert "the same accuracy" in found["comparisons"][0]["verdict"]
+
+
+def test_several_comparisons_are_adjusted_for_their_number(tmp_path: Path, base: np.ndarray) -> None:
+    paths = [write_run(tmp_path, "base", base)]
+    for number, won in enumerate((6, 12, 3)):
+        paths.append(write_run(tmp_path, f"run{number}", flipped(base, 0, won), lr=0.2 + number))
+    found = compare(paths, "test", None)["comparisons"]
+    assert [one["p"] for one in found] == pytest.approx([2 / 2**6, 2 / 2**12, 2 / 2**3])
+    assert [one["p_adjusted"] for one in found] == pytest.approx([2 * 2 / 2**6, 3 * 2 / 2**12, 2 / 2**3])
+    assert "not more than the noise" in found[0]["verdict"]  # 0.031 alone, 0.063 among three
+    assert ": more than the noise" in found[1]["verdict"]
+
+
+def test_classes_and_changed_images_are_written_where_asked(
+    tmp_path: Path, base: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = flipped(base, 3, 8)
+    paths = [write_run(tmp_path / "runs", "one", base), write_run(tmp_path / "runs", "two", other, lr=0.2)]
+    before = sorted((tmp_path / "runs").rglob("*"))
+    out = tmp_path / "comparison"
+    assert cli.run(["compare", str(paths[0]), "--out", str(out), str(paths[1])]) == 0
+    said = capsys.readouterr()
+    (line,) = said.out.splitlines()
+    assert json.loads(line) == json.loads((out / "comparison.json").read_text())
+    changed = pd.read_csv(out / "changed.csv")
+    assert changed["id"].tolist() == (np.flatnonzero(base != other) + 1).tolist()
+    assert (changed["right_b"] > changed["right_a"]).sum() == 8
+    assert (changed["predicted_b"] == changed["class_name"]).tolist() == (changed["right_b"] == 1).tolist()
+    classes = pd.read_csv(out / "classes.csv").set_index("class_name")
+    for label, name in enumerate(NAMES):
+        own = np.arange(N) % 4 == label
+        assert classes.loc[name, "n"] == 100
+        assert classes.loc[name, "difference"] == pytest.approx(other[own].mean() - base[own].mean())
+        assert classes.loc[name, "won"] == (other & ~base)[own].sum()
+        assert classes.loc[name, "lost"] == (base & ~other)[own].sum()
+    assert "images better in b 8, in a 3" in said.err
+    assert said.err.splitlines()[-1] == json.loads(line)["comparisons"][0]["verdict"]
+    assert sorted((tmp_path / "runs").rglob("*")) == before
+
+
+def test_other_images_are_refused(tmp_path: Path, base: np.ndarray) -> None:
+    one = write_run(tmp_path, "one", base)
+    more = write_run(tmp_path, "more", np.append(base, True))
+    shifted = write_run(tmp_path, "shifted", base, first_id=5)
+    with pytest.raises(UserError, match=r"image ids 401 \(1 in all\) of .*more.* are missing in .*one"):
+        compare([one, more], "test", None)
+    with pytest.raises(UserError, match=r"image ids 1, 2, 3, 4 \(4 in all\)"):
+        compare([one, shifted], "test", None)
+    other = write_run(tmp_path, "other", base)
+    path = other / "eval/test/predictions.csv"
+    path.write_text(path.read_text().replace("17.jpg", "another.jpg"))
+    with pytest.raises(UserError, match=r"has other pictures or classes than .*, first for image id 18"):
+        compare([one, other], "test", None)
+
+
+def test_too_few_runs_or_runs_that_are_none_are_refused(tmp_path: Path, base: np.ndarray) -> None:
+    one = write_run(tmp_path, "one", base)
+    for paths in ([one], [one, tmp_path / "one/../one"]):
+        with pytest.raises(UserError, match="two or more different run directories"):
+            compare(paths, "test", None)
+    with pytest.raises(UserError, match=r"nowhere/eval/test/per_class.csv: missing; run `eval`"):
+        compare([one, tmp_path / "nowhere"], "test", None)
+    with pytest.raises(UserError, match=r"one/eval/val/per_class.csv: missing"):
+        compare([one, tmp_path / "nowhere"], "val", None)
+    bare = write_run(tmp_path, "bare", base)
+    (bare / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"bare/config.yaml: no such configuration file"):
+        compare([one, bare], "test", None)
+
+
+def test_a_p_value_is_never_shown_as_zero() -> None:
+    found = {
+        "a": "one",
+        "b": "two",
+        "difference": 0.2,
+        "low": 0.1,
+        "high": 0.3,
+        "p_images": 1e-9,
+        "p_seeds": None,
+        "p_adjusted": 1e-9,
+    }
+    assert "p < 0.001" in verdict.words(found, 100)
