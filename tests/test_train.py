@@ -186,13 +186,6 @@ def test_a_checkpoint_of_another_class_count_is_refused(
         assert "was trained on 6 classes and the data has 5" in capsys.readouterr().err
 
 
-def test_a_diverged_loss_ends_the_run_with_one_sentence(
-    birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert tiny.do("train", tmp_path, "optim.lr=1e30") == 2
-    assert "training has diverged at learning rate" in capsys.readouterr().err
-
-
 def test_a_checkpoint_holds_no_code_and_a_pickle_with_code_is_refused(trained: Path, tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> tuple[object, tuple[str]]:
