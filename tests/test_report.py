@@ -205,7 +205,7 @@ def test_plots_take_their_colours_from_the_page_and_share_no_ids() -> None:
     epochs = pd.DataFrame({"epoch": [1, 2], "train_loss": [2.0, 1.0], "train_top1": [0.1, 0.5]})
     bins = pd.DataFrame({"n": [0, 4], "confidence": [np.nan, 0.8], "accuracy": [np.nan, 0.75]})
     curve = pd.DataFrame({"coverage": [0.5, 1.0], "accuracy": [0.9, 0.8], "threshold": [0.7, 0.1]})
-    drawn = [figures.curves(epochs), figures.reliability(bins), figures.coverage(curve)]
+    drawn = [figures.curves(epochs, 2), figures.reliability(bins), figures.coverage(curve)]
     text = "".join(drawn)
     assert "var(--accent)" in text
     assert not re.search(r"#0[1-4]0[1-4]0[1-4]", text)

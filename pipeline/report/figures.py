@@ -39,8 +39,8 @@ PANEL_INCHES = (3.6, 2.7)
 Draw = Callable[[Axes], None]
 
 
-def curves(epochs: pd.DataFrame) -> str:
-    """Loss and top-1 of training and validation against the epoch.
+def curves(epochs: pd.DataFrame, chosen: int) -> str:
+    """Loss and top-1 of training and validation against the epoch, with a line at the chosen one.
 
     Args:
         epochs: a row an epoch, with epoch, train_loss, train_top1 and, where there was validation,
@@ -54,6 +54,7 @@ def curves(epochs: pd.DataFrame) -> str:
                 if name in epochs and epochs[name].notna().any():
                     label = "training" if part == "train" else "validation"
                     axes.plot(epochs["epoch"], epochs[name], style, color=colour, label=label)
+            axes.axvline(chosen, color=ACCENT, linewidth=1, linestyle=":")
             axes.set(xlabel="epoch", title=title)
             axes.set_ylim(bottom=0, top=1.02 if value == "top1" else None)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
