@@ -85,6 +85,7 @@ def reliability(bins: pd.DataFrame) -> str:
                 color=ACCENT,
                 alpha=0.55,
                 linewidths=0,
+                clip_on=False,
             )
             axes.set(xlabel="mean confidence", ylabel="accuracy", title=title, xlim=(0, 1), ylim=(0, 1))
             axes.set_box_aspect(1)
