@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import log_softmax, logsumexp
 
 from pipeline import distributed, engine, features, files, metrics, stored, terminal, trained
@@ -93,12 +94,14 @@ class Look:
             return {}
         return {"test_reads": path.read_text(encoding="utf-8").count("\n")}
 
-    def _one(self, view: CentreCrop, rows: loader.Rows, model: Trained, label: str) -> engine.Looked:
+    def _one(
+        self, view: CentreCrop, rows: npt.NDArray[np.int64], model: Trained, label: str
+    ) -> engine.Looked:
+        """The outputs for one view of each row."""
         config = self.config
         images = loader.Images(self.data.store, self.labels, view)
         workers = loader.worker_count(config.data.workers, self.ranks)
         server = loader.Loader(images, workers, self.ranks.device)
-        rows = np.asarray(rows, np.int64)
         batches = loader.in_order(rows, config.eval.batch_size)
         with terminal.bar(label, len(rows)) as bar, features.penultimate(model.model) as inner:
             served = bar.count(server.serve(0, loader.share(batches, self.ranks)), map(len, batches))

@@ -75,7 +75,9 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     path = folder / "metrics.json"
     if not path.is_file():
         raise DataError(f"{path}: missing; {AGAIN}")
-    content: dict[str, Any] = files.read_json(path)
+    content: Any = files.read_json(path)
+    if not isinstance(content, dict) or "split" not in content:
+        raise DataError(f"{path}: does not hold the numbers of an evaluation; {AGAIN}")
     return content
 
 

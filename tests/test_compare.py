@@ -44,7 +44,9 @@ def write_run(
     folder = root / name / "eval/test"
     table.write(predicted, folder / "predictions.csv")
     table.write(metrics.per_class(predicted, NAMES), folder / "per_class.csv")
-    files.write_json(folder / "metrics.json", {"checkpoint": f"{name}/best.pt", "tta": "none", **about})
+    files.write_json(
+        folder / "metrics.json", {"split": "test", "checkpoint": f"{name}/best.pt", "tta": "none", **about}
+    )
     files.write_text(
         root / name / "config.yaml",
         f"seed: {seed}\nrun: {{name: {name}}}\noptim: {{lr: {lr}}}\ndata: {{root: {name}}}\n",

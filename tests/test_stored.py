@@ -88,6 +88,7 @@ EVERYWHERE = [
     (in_predictions(lambda predicted: predicted.head(0)), "no image stands there"),
     (lambda folder: (folder / "predictions.csv").unlink(), "predictions.csv: missing; run `eval`"),
     (lambda folder: (folder / "metrics.json").unlink(), "metrics.json: missing; run `eval`"),
+    (lambda folder: (folder / "metrics.json").write_text("[]"), "does not hold the numbers of an evaluation"),
 ]
 OF_THE_MODEL = [
     (in_outputs(spoil_logits), "outputs are not finite for image ids"),

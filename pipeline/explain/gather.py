@@ -217,7 +217,7 @@ def _nearest(evaluation: Evaluation, source: _Source, found: Explained) -> None:
         other = {f"train_{name}": train[name].to_numpy() for name in ("id", "path", "class_name")}
         table.write(pd.DataFrame({**about, **other, "similarity": similar.ravel()}), path)
         files.stamp(_stamp(path), inputs)
-    found.nearest = pd.read_csv(path)
+    found.nearest = pd.read_csv(path, keep_default_na=False)
 
 
 def _stamp(path: Path) -> Path:

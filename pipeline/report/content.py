@@ -38,11 +38,11 @@ def interval(low: float, high: float, digits: int = 1) -> str:
     return f"{100 * low:.{digits}f} to {percent(high, digits)}"
 
 
-def training(run_dir: Path) -> str:
+def training(evaluation: Evaluation) -> str:
     """The curves of training as SVG, empty when the run has no log of an epoch."""
-    records = [record for _, record in tracking.read_lines(run_dir / "log.jsonl")]
+    records = [record for _, record in tracking.read_lines(evaluation.config.run_dir / "log.jsonl")]
     epochs = pd.DataFrame([record for record in records if record["kind"] == "epoch"])
-    return figures.curves(epochs) if len(epochs) else ""
+    return figures.curves(epochs, int(evaluation.about["epoch"])) if len(epochs) else ""
 
 
 def classes(evaluation: Evaluation, pictures: Pictures) -> list[Values]:
@@ -187,7 +187,7 @@ def embedding(evaluation: Evaluation, explained: Explained) -> list[list[int]]:
 
 def plots(evaluation: Evaluation) -> dict[str, str]:
     """The SVG plots by name; empty where a stored table is missing or says nothing."""
-    found = {"training": training(evaluation.config.run_dir), "training_images": ""}
+    found = {"training": training(evaluation), "training_images": ""}
     for name, draw in (("reliability", figures.reliability), ("coverage", figures.coverage)):
         there = (evaluation.folder / f"{name}.csv").is_file()
         found[name] = draw(_table(evaluation, f"{name}.csv")) if there else ""
@@ -203,7 +203,7 @@ def audit(evaluation: Evaluation, pictures: Pictures) -> Values:
     labels, doubles = (evaluation.folder / "audit" / f"{name}.csv" for name in ("label_errors", "duplicates"))
     known = set(evaluation.data.samples["id"])
     if labels.is_file():
-        table = pd.read_csv(labels)
+        table = _read(labels)
         found["label_errors_n"] = len(table)
         found["label_errors"] = [
             {
@@ -216,7 +216,7 @@ def audit(evaluation: Evaluation, pictures: Pictures) -> Values:
             for row in _records(table[table["id"].isin(known)].head(AUDIT_SHOWN))
         ]
     if doubles.is_file():
-        table = pd.read_csv(doubles)
+        table = _read(doubles)
         found["duplicates_n"] = len(table)
         found["across_n"] = int((table["split_a"] != table["split_b"]).sum())
         table = table[table["id_a"].isin(known) & table["id_b"].isin(known)]
@@ -262,4 +262,9 @@ def _records(rows: pd.DataFrame) -> list[Values]:
 
 
 def _table(evaluation: Evaluation, name: str) -> pd.DataFrame:
-    return pd.read_csv(evaluation.folder / name, dtype={"class_name": str}, keep_default_na=True)
+    return _read(evaluation.folder / name)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """A stored table; a class may be called `NA`."""
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])

@@ -39,8 +39,8 @@ PANEL_INCHES = (3.6, 2.7)
 Draw = Callable[[Axes], None]
 
 
-def curves(epochs: pd.DataFrame) -> str:
-    """Loss and top-1 of training and validation against the epoch.
+def curves(epochs: pd.DataFrame, chosen: int) -> str:
+    """Loss and top-1 of training and validation against the epoch, with a line at the chosen one.
 
     Args:
         epochs: a row an epoch, with epoch, train_loss, train_top1 and, where there was validation,
@@ -54,6 +54,7 @@ def curves(epochs: pd.DataFrame) -> str:
                 if name in epochs and epochs[name].notna().any():
                     label = "training" if part == "train" else "validation"
                     axes.plot(epochs["epoch"], epochs[name], style, color=colour, label=label)
+            axes.axvline(chosen, color=ACCENT, linewidth=1, linestyle=":")
             axes.set(xlabel="epoch", title=title)
             axes.set_ylim(bottom=0, top=1.02 if value == "top1" else None)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -84,6 +85,7 @@ def reliability(bins: pd.DataFrame) -> str:
                 color=ACCENT,
                 alpha=0.55,
                 linewidths=0,
+                clip_on=False,
             )
             axes.set(xlabel="mean confidence", ylabel="accuracy", title=title, xlim=(0, 1), ylim=(0, 1))
             axes.set_box_aspect(1)

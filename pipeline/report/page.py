@@ -47,7 +47,7 @@ def build(config: Config, folder: Path) -> Path:
         folder=folder,
         about=stored.read_metrics(folder),
         predicted=predicted,
-        pairs=pd.read_csv(folder / "confused_pairs.csv", dtype={"class_a": str, "class_b": str}),
+        pairs=pd.read_csv(folder / "confused_pairs.csv", keep_default_na=False),
         outputs=stored.read_outputs(folder, predicted, len(names)),
     )
     text = render(evaluation, gather.explain(evaluation))
