@@ -195,7 +195,11 @@ def test_an_audit_is_shown_where_there_was_one(run: Path) -> None:
 
 
 def test_plots_take_their_colours_from_the_page_and_share_no_ids() -> None:
-    epochs = pd.DataFrame({"epoch": [1, 2], "train_loss": [2.0, 1.0], "train_top1": [0.1, 0.5]})
+    epochs = [
+        {"kind": "epoch", "epoch": 1, "train_loss": 2.0, "train_top1": 0.1},
+        {"kind": "phase", "epoch": 1.0, "phase": "adam"},
+        {"kind": "epoch", "epoch": 2, "train_loss": 1.0, "train_top1": 0.5},
+    ]
     bins = pd.DataFrame({"n": [0, 4], "confidence": [np.nan, 0.8], "accuracy": [np.nan, 0.75]})
     curve = pd.DataFrame({"coverage": [0.5, 1.0], "accuracy": [0.9, 0.8], "threshold": [0.7, 0.1]})
     drawn = [figures.curves(epochs, 2), figures.reliability(bins), figures.coverage(curve)]
@@ -208,6 +212,8 @@ def test_plots_take_their_colours_from_the_page_and_share_no_ids() -> None:
     assert set(re.findall(r'(?:url\(#|href="#)([^")]+)', text)) <= set(ids)
     assert [one.count("<svg ") for one in drawn] == [2, 1, 1]
     assert "validation" not in drawn[0]
+    assert drawn[0].count("adam from here") == 2
+    assert figures.curves([], 1) == ""
 
 
 def test_a_picture_survives_its_way_into_the_page(tmp_path: Path) -> None:

@@ -41,8 +41,7 @@ def interval(low: float, high: float, digits: int = 1) -> str:
 def training(evaluation: Evaluation) -> str:
     """The curves of training as SVG, empty when the run has no log of an epoch."""
     records = [record for _, record in tracking.read_lines(evaluation.config.run_dir / "log.jsonl")]
-    epochs = pd.DataFrame([record for record in records if record["kind"] == "epoch"])
-    return figures.curves(epochs, int(evaluation.about["epoch"])) if len(epochs) else ""
+    return figures.curves(records, int(evaluation.about["epoch"]))
 
 
 def classes(evaluation: Evaluation, pictures: Pictures) -> list[Values]:

@@ -1,7 +1,6 @@
 """Pictures of a training, from its log alone: loss and accuracy; and of rates, before anything is trained."""
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ def draw(run_dir: Path) -> None:
         accuracies.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         _mark_best(accuracies, epochs)
         for axes in (losses, accuracies):
-            _mark_phases(axes, records, epochs)
+            mark_phases(axes, records, MARK)
             _mark_drops(axes, epochs)
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -117,28 +116,30 @@ def _mark_best(axes: Axes, epochs: Sequence[Record]) -> None:
     axes.annotate(
         f"{best['val_top1']:.1%}, epoch {best['epoch']}",
         (best["epoch"], best["val_top1"]),
-        (0, -14),
+        (0, -20),
         textcoords="offset points",
-        ha="right" if best["epoch"] > len(epochs) / 2 else "left",
+        ha="right" if best["epoch"] > 0.7 * len(epochs) else "left",
         color=MARK,
     )
 
 
-def _mark_phases(axes: Axes, records: Sequence[Record], epochs: Sequence[Record]) -> None:
-    """A line where an optimizer takes over; both names stand at the top."""
-    switches = [record for record in records if record["kind"] == "phase"]
-    if not switches:
-        return
-    for at, name in [(epochs[0]["epoch"], epochs[0]["phase"]), *((s["epoch"], s["phase"]) for s in switches)]:
+def mark_phases(axes: Axes, records: Sequence[Record], colour: str) -> None:
+    """A line where an optimizer takes over, its name at the top; nothing where there is one alone."""
+    for switch in (record for record in records if record["kind"] == "phase"):
+        axes.axvline(switch["epoch"], color=colour, linestyle="--", linewidth=1)
         axes.annotate(
-            name, (at, 1), (3, -9), xycoords=("data", "axes fraction"), textcoords="offset points", color=MARK
+            f"{switch['phase']} from here",
+            (switch["epoch"], 1),
+            (3, -9),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            color=colour,
         )
-    for switch in switches:
-        axes.axvline(switch["epoch"], color=MARK, linestyle="--", linewidth=1)
 
 
 def _mark_drops(axes: Axes, epochs: Sequence[Record]) -> None:
-    """A dotted line where the learning rate fell by a jump: a third or more from one epoch to the next."""
-    for before, after in pairwise(epochs):
-        if before["phase"] == after["phase"] and 0 < after["lr"] <= before["lr"] * 2 / 3 and len(epochs) > 5:
-            axes.axvline(after["epoch"] - 1, color="0.5", linestyle=":", linewidth=1)
+    """A dotted line where a learning rate that had stayed fell by a third or more: a step, or a plateau."""
+    for earlier, before, after in zip(epochs, epochs[1:], epochs[2:], strict=False):
+        stayed = earlier["lr"] == before["lr"] and before["phase"] == after["phase"]
+        if stayed and after["lr"] <= before["lr"] * 2 / 3:
+            axes.axvline(before["epoch"], color="0.5", linestyle=":", linewidth=1)

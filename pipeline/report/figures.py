@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -10,6 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from pipeline.report.curves import mark_phases
 
 # Colours that stand for the page's own: each is found in the SVG and becomes a CSS variable.
 INK, SOFT, RULE, ACCENT = "#010101", "#020202", "#030303", "#040404"
@@ -39,13 +41,17 @@ PANEL_INCHES = (3.6, 2.7)
 Draw = Callable[[Axes], None]
 
 
-def curves(epochs: pd.DataFrame, chosen: int) -> str:
-    """Loss and top-1 of training and validation against the epoch, with a line at the chosen one.
+def curves(records: Sequence[Mapping[str, Any]], chosen: int) -> str:
+    """Loss and top-1 of training and validation against the epoch, with the chosen one and phases marked.
+
+    Empty before the first epoch is over.
 
     Args:
-        epochs: a row an epoch, with epoch, train_loss, train_top1 and, where there was validation,
-            val_loss and val_top1.
+        records: those of a run's log.
     """
+    epochs = pd.DataFrame([record for record in records if record["kind"] == "epoch"])
+    if epochs.empty:
+        return ""
 
     def panel(value: str, title: str) -> Draw:
         def draw(axes: Axes) -> None:
@@ -55,6 +61,7 @@ def curves(epochs: pd.DataFrame, chosen: int) -> str:
                     label = "training" if part == "train" else "validation"
                     axes.plot(epochs["epoch"], epochs[name], style, color=colour, label=label)
             axes.axvline(chosen, color=ACCENT, linewidth=1, linestyle=":")
+            mark_phases(axes, records, SOFT)
             axes.set(xlabel="epoch", title=title)
             axes.set_ylim(bottom=0, top=1.02 if value == "top1" else None)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
