@@ -84,6 +84,8 @@ def test_the_words_are_those_of_mcnemars_test(
     assert found["low"] < found["difference"] < found["high"]
     better, worse = ("two", "one") if won > lost else ("one", "two")
     assert f"{better} is {abs(won - lost) / N * 100:.1f} points better than {worse}" in found["verdict"]
+    inner, outer = sorted((abs(found["low"]), abs(found["high"])))
+    assert not more or f"interval {100 * inner:+.1f} to {100 * outer:+.1f} points" in found["verdict"]
     assert ("not more than the noise of 400 images." in found["verdict"]) is not more
     assert (": more than the noise of 400 images." in found["verdict"]) is more
     assert ("only several seeds of both can tell" in found["verdict"]) is more

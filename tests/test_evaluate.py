@@ -180,6 +180,8 @@ def test_views_are_averaged_as_probabilities(run: Path, monkeypatch: pytest.Monk
         with np.load(run / "runs/tiny/eval/val/outputs.npz") as outputs:
             features = np.mean([look.features for look in served], axis=0)
             assert outputs["features"] == pytest.approx(features, abs=1e-6)
+            if views > 1:
+                assert np.exp(outputs["logits"]).sum(axis=1) == pytest.approx(np.ones(6), abs=1e-5)
         assert json.loads((run / "runs/tiny/eval/val/metrics.json").read_text())["tta"] == tta
     assert not np.allclose(tables["none"]["confidence"], tables["flip"]["confidence"], atol=1e-4)
     assert not np.allclose(tables["ten_crop"]["confidence"], tables["flip"]["confidence"], atol=1e-4)

@@ -20,11 +20,15 @@ def words(found: Mapping[str, Any], images: int, *, seeds_only: bool = False) ->
         seeds_only: both are runs of one configuration.
     """
     points, low, high = (100 * found[name] for name in ("difference", "low", "high"))
+    if points < 0:
+        points, low, high = -points, -high, -low
+        ahead, behind = found["a"], found["b"]
+    else:
+        ahead, behind = found["b"], found["a"]
     far = f"95 % interval {low:+.1f} to {high:+.1f} points, {_p(found['p_adjusted'])}"
-    ahead, behind = (found["b"], found["a"]) if points > 0 else (found["a"], found["b"])
     if points == 0:
         return f"{found['b']} and {found['a']} have the same accuracy ({far}): no difference to speak of."
-    apart = f"{ahead} is {abs(points):.1f} points better than {behind} ({far})"
+    apart = f"{ahead} is {points:.1f} points better than {behind} ({far})"
     if found["p_adjusted"] >= ALPHA:
         blame = "images"
         if found["p_seeds"] is not None:
