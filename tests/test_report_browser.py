@@ -124,21 +124,26 @@ def test_a_cell_is_named_by_click_and_by_arrow_and_leads_to_its_pair(page: Any, 
     page.locator("#pair-0[open]").wait_for()
 
 
-def test_zooming_keeps_the_cell_under_the_pointer(page: Any) -> None:
+def test_the_matrix_zooms_about_the_chosen_cell_and_changes_its_order(page: Any) -> None:
     canvas, said = page.locator("#matrix"), page.locator("#matrix-cell")
     canvas.scroll_into_view_if_needed()
-    place = {"x": canvas.bounding_box()["width"] * 0.7, "y": canvas.bounding_box()["width"] * 0.4}
+    side = canvas.bounding_box()["width"] / tiny.SPECIES
+    place = {"x": 4.5 * side, "y": 3.5 * side}
     pixels = "canvas => canvas.toDataURL()"
     canvas.click(position=place)
     named, before = said.inner_text(), canvas.evaluate(pixels)
-    page.evaluate("document.getElementById('matrix-order').value = 'label'")
-    page.locator("#matrix-order").dispatch_event("change")
-    assert said.inner_text() == "No cell is chosen."
+    page.get_by_role("button", name="Zoom in").click()
     assert canvas.evaluate(pixels) != before
-    page.locator("#matrix-order").select_option("similar")
     canvas.click(position=place)
     assert said.inner_text() == named
-    assert canvas.evaluate(pixels) == before
+    canvas.click(position={"x": place["x"] + 1.1 * side, "y": place["y"]})  # a cell is 1.5 times as wide now
+    assert said.inner_text() != named
+    page.get_by_role("button", name="all", exact=True).click()
+    canvas.click(position=place)
+    assert (said.inner_text(), canvas.evaluate(pixels)) == (named, before)
+    page.locator("#matrix-order").select_option("label")
+    assert said.inner_text() == "No cell is chosen."
+    assert canvas.evaluate(pixels) != before
 
 
 def test_a_class_stands_out_on_the_map(page: Any, folder: Path) -> None:

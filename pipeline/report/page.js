@@ -110,7 +110,7 @@
     const pairOf = (t, p) => data.pairs.findIndex(([a, b]) => a === Math.min(t, p) && b === Math.max(t, p));
 
     function zoom(factor, x = chosen ? chosen.x + 0.5 : view.x + view.span / 2, y = chosen ? chosen.y + 0.5 : view.y + view.span / 2) {
-      const span = Math.min(n, Math.max(Math.min(6, n), view.span * factor)), shrunk = span / view.span;
+      const span = Math.min(n, Math.max(Math.min(4, n), view.span * factor)), shrunk = span / view.span;
       move(x - (x - view.x) * shrunk, y - (y - view.y) * shrunk, span);
     }
 
