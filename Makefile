@@ -11,12 +11,12 @@ READY := .venv/ready
 LAUNCH := $(if $(filter-out 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-per-node $(GPUS) -m pipeline,$(BIN)/python -m pipeline)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train eval schedule lr-find config demo test kill-test check format bench clean
+.PHONY: help setup data train eval report audit schedule lr-find config demo test kill-test check format bench clean
 
 help: ## list the targets and their variables
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 	@echo
-	@echo '  CONFIG=$(CONFIG)   the configuration of data, train, eval and config'
+	@echo '  CONFIG=$(CONFIG)   the configuration of all but demo, test and check'
 	@echo '  ARGS="optim.lr=0.01 run.name=x"   overrides, as `make config` lists them'
 	@echo '  GPUS=$(GPUS)   processes of train and eval on this machine, one a GPU'
 	@echo '  BENCH=$(BENCH)   all, loader, step or data'
@@ -36,6 +36,12 @@ train: $(READY) ## train, or go on where the run was interrupted
 
 eval: $(READY) ## accuracy per class of the run's best epoch, on the test split
 	$(LAUNCH) eval --config $(CONFIG) $(ARGS)
+
+report: $(READY) ## report.html again, from stored predictions
+	$(BIN)/python -m pipeline report --config $(CONFIG) $(ARGS)
+
+audit: $(READY) ## likely label errors and near-duplicates, by a trained model's features
+	$(LAUNCH) audit --config $(CONFIG) $(ARGS)
 
 schedule: $(READY) ## draw learning rate, momentum and optimizer, before anything is trained
 	$(BIN)/python -m pipeline schedule --config $(CONFIG) $(ARGS)
