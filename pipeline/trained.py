@@ -15,7 +15,7 @@ from pipeline.models.build import Classifier, build, without_weights
 from pipeline.precision import Precision
 
 # Keys of `model` that may differ: they change how it was trained, not what it is.
-FREE_KEYS = {"pretrained", "weights", "freeze_batchnorm"}
+FREE_KEYS = {"pretrained", "weights", "freeze_batchnorm", "dropout", "stochastic_depth"}
 
 
 @dataclass(frozen=True)
