@@ -70,10 +70,8 @@ class Run:
         self.state, self.how = self.start.state, self.start.how(config, ranks)
         self.stages = self._stages()
         self.parallel, self.frozen = self.state.model, -1
-        self.speed: dict[str, float | None] = {
-            "images_per_s": None,
-            "data_wait": None,
-        }  # of an epoch whose end alone is still to be closed
+        # Of an epoch that an earlier process learned, and that is only to be closed, the speed is not known.
+        self.speed: dict[str, float | None] = {"images_per_s": None, "data_wait": None}
         self.saved_at = self.drawn_at = time.monotonic()
         if ranks.first:
             if config.train.resume == "never":
