@@ -2,7 +2,8 @@
 
 Smith 2017, "Cyclical learning rates for training neural networks", arXiv:1506.01186: the rate grows
 from step to step, and the loss is watched. What is proposed is the rate at which the loss falls most
-steeply over the logarithm of the rate, as in fastai.
+steeply over the logarithm of the rate, and as an upper bound a tenth of the rate at which it is lowest,
+both as in fastai.
 """
 
 import math
@@ -17,18 +18,22 @@ from pipeline import distributed, engine, job, phases, terminal
 from pipeline.config import Config
 from pipeline.data import loader, table
 from pipeline.data.loader import Batch
+from pipeline.errors import ConfigError
+from pipeline.freezing import Freezing
 from pipeline.job import Job
 from pipeline.report import curves
 
 SMOOTHING = 0.9  # of the losses: an exponential mean, its start corrected for
 DIVERGED = 3.0  # times the lowest smoothed loss
+LEAST_FALL = 0.01  # of the first loss: with less, the range holds no rate that learns
 
 
 def lr_find(config: Config) -> dict[str, Any]:
     """Learn with a growing rate from a fresh model; return the rate proposed. No checkpoint is written.
 
     Raises:
-        UserError: the data are not prepared, or model, weights or optimizer do not fit.
+        UserError: the data are not prepared, model, weights or optimizer do not fit, or no rate of the range
+            lowers the loss.
     """
     with distributed.ranks(config.train.device) as ranks:
         if not ranks.first:
@@ -40,7 +45,7 @@ def lr_find(config: Config) -> dict[str, Any]:
         parallel, momentum = ranks.parallel(state.model), config.optim.resolved_phases[0].momentum or 0.0
         wanted = config.lr_find
         lrs = np.geomspace(wanted.lowest, wanted.highest, wanted.steps)
-        state.model.train()
+        Freezing(config, state.model).set_for(0)
         tried: list[float] = []
         with terminal.bar("lr-find", wanted.steps, "steps") as bar:
             for lr, (images, batch) in zip(lrs, _batches(work, wanted.steps), strict=False):
@@ -50,9 +55,7 @@ def lr_find(config: Config) -> dict[str, Any]:
                 smoothed = smooth(np.array(tried))
                 if not math.isfinite(tried[-1]) or smoothed[-1] > DIVERGED * smoothed.min():
                     break
-        losses = smooth(np.array(tried))
-        proposed = propose(lrs[: len(losses)], losses)
-        return _write(config, lrs[: len(losses)], tried, losses, proposed) if ranks.first else {}
+        return _write(config, lrs[: len(tried)], tried) if ranks.first else {}
 
 
 def _batches(work: Job, steps: int) -> Iterator[tuple[int, Batch]]:
@@ -71,25 +74,27 @@ def smooth(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(means.to_numpy(), np.float64)
 
 
-def propose(lrs: npt.NDArray[np.float64], losses: npt.NDArray[np.float64]) -> float:
-    """The rate where the smoothed loss falls most steeply over log(lr), before it is lowest."""
+def propose(lrs: npt.NDArray[np.float64], losses: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """The rate where the smoothed loss falls most steeply over log(lr), and a tenth of that where it is lowest."""
     finite = np.isfinite(losses)
     lrs, losses = lrs[finite], losses[finite]
     until = max(2, int(losses.argmin()) + 1)
-    return float(lrs[np.gradient(losses[:until], np.log(lrs[:until])).argmin()])
+    steepest = np.gradient(losses[:until], np.log(lrs[:until])).argmin()
+    return float(lrs[steepest]), float(lrs[losses.argmin()] / 10)
 
 
-def _write(
-    config: Config,
-    lrs: npt.NDArray[np.float64],
-    tried: list[float],
-    losses: npt.NDArray[np.float64],
-    proposed: float,
-) -> dict[str, Any]:
-    folder = config.run_dir / "lr_find"
+def _write(config: Config, lrs: npt.NDArray[np.float64], tried: list[float]) -> dict[str, Any]:
+    folder, losses = config.run_dir / "lr_find", smooth(np.array(tried))
+    proposed, at_most = propose(lrs, losses)
     table.write(pd.DataFrame({"lr": lrs, "loss": tried, "smoothed": losses}), folder / "lr_find.csv")
-    curves.draw_range_test(folder / "lr_find.png", lrs.tolist(), losses.tolist(), proposed)
+    curves.draw_range_test(folder / "lr_find.png", lrs.tolist(), losses.tolist(), proposed, at_most)
+    if losses[0] - np.nanmin(losses) < LEAST_FALL * losses[0]:
+        raise ConfigError(
+            f"lr-find: no learning rate of {lrs[0]:.2g} .. {lrs[-1]:.2g} lowers the loss ({folder / 'lr_find.png'}); "
+            "widen lr_find.lowest and lr_find.highest, or take more lr_find.steps"
+        )
     terminal.say(
-        f"lr-find  proposes optim.lr={proposed:.2g} for batches of {config.optim.images_per_step}: {folder}"
+        f"lr-find  proposes optim.lr={proposed:.2g}, or up to {at_most:.2g}, for batches of "
+        f"{config.optim.images_per_step}: {folder}"
     )
-    return {"lr": proposed, "folder": str(folder)}
+    return {"lr": proposed, "lr_at_most": at_most, "folder": str(folder)}

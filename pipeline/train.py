@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
 
 from pipeline import (
     checkpoint,
@@ -26,10 +25,10 @@ from pipeline.config import Config
 from pipeline.data import loader
 from pipeline.data.loader import Batch
 from pipeline.distributed import Ranks
-from pipeline.errors import ConfigError, Stopped, UserError
+from pipeline.errors import Stopped, UserError
+from pipeline.freezing import Freezing
 from pipeline.job import Job
 from pipeline.meter import Meter, NotFinite
-from pipeline.models.build import freeze_batchnorm
 from pipeline.report import curves
 from pipeline.tracking import Nothing, Tracker, tracker
 
@@ -68,7 +67,7 @@ class Run:
         self.last_step = min(self.calendar.last_step, config.train.max_steps or self.calendar.last_step)
         self.start = job.start(self.job)
         self.state, self.how = self.start.state, self.start.how(config, ranks)
-        self.stages = self._stages()
+        self.freezing = Freezing(config, self.state.model)
         self.parallel, self.frozen = self.state.model, -1
         # Of an epoch that an earlier process learned, and that is only to be closed, the speed is not known.
         self.speed: dict[str, float | None] = {"images_per_s": None, "data_wait": None}
@@ -79,17 +78,6 @@ class Run:
             if not self._finished():  # else leave its record alone: it may be of other code, another machine
                 announce(self.job, self.start, self.last_step)
             self.track = tracker(config, self.state.step)
-
-    def _stages(self) -> list[list[nn.Module]]:
-        """The model's stages, where some of them are to be frozen."""
-        frozen = self.config.optim.frozen_stages
-        stages = optim.stages(self.state.model) if frozen else []
-        if frozen and frozen >= len(stages):
-            raise ConfigError(
-                f"optim.frozen_stages: {frozen} of the {len(stages)} stages of {self.config.model.name}, the last "
-                "of which is the head; take fewer"
-            )
-        return stages
 
     def complete(self) -> None:
         """Learn and validate, epoch by epoch, until the last step."""
@@ -160,21 +148,11 @@ class Run:
         self.speed = {**meter.speed()}
 
     def _freeze(self, epoch: int) -> None:
-        """Training mode, but for what is frozen in this epoch."""
-        optim_config, state = self.config.optim, self.state
-        thawed = optim_config.unfreeze_epoch is not None and epoch >= optim_config.unfreeze_epoch
-        frozen = 0 if thawed else optim_config.frozen_stages
-        state.model.train()
-        if self.config.model.freeze_batchnorm:
-            freeze_batchnorm(state.model)
-        for number, modules in enumerate(self.stages):
-            for module in modules:
-                for parameter in module.parameters(recurse=False):
-                    parameter.requires_grad_(number >= frozen)
-                if number < frozen:
-                    freeze_batchnorm(module)
-        if frozen != self.frozen:  # what exchanges gradients is made for the parameters that have some
-            compiled = torch.compile(state.model) if self.config.train.compile else state.model
+        """Training mode; what exchanges gradients is made anew for the parameters that have some."""
+        frozen = self.freezing.set_for(epoch)
+        if frozen != self.frozen:
+            model = self.state.model
+            compiled = torch.compile(model) if self.config.train.compile else model
             self.parallel, self.frozen = self.ranks.parallel(compiled), frozen  # type: ignore[assignment, arg-type]
 
     def _enter_phase(self) -> None:

@@ -57,7 +57,7 @@ LAYERS = [
         "audit.labels",
         "audit.duplicates",
     },
-    {"mixing", "resume", "meter", "fit", "features", "report.curves"},
+    {"mixing", "resume", "meter", "fit", "freezing", "features", "report.curves"},
     {
         "engine",
         "trained",

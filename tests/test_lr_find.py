@@ -10,13 +10,15 @@ def test_the_steepest_fall_is_proposed() -> None:
     lrs = np.geomspace(1e-6, 1, 121)
     # A smooth step down around 1e-3, and divergence from 0.1 on.
     losses = 3 - 1.5 / (1 + np.exp(-4 * (np.log10(lrs) + 3))) + np.where(lrs > 0.1, 50 * (lrs - 0.1), 0)
-    assert propose(lrs, losses) == pytest.approx(1e-3, rel=0.15)
+    steepest, at_most = propose(lrs, losses)
+    assert steepest == pytest.approx(1e-3, rel=0.15)
+    assert at_most == pytest.approx(1e-2, rel=0.15)
 
 
 def test_a_loss_that_is_not_finite_is_left_out() -> None:
     lrs = np.geomspace(1e-4, 1, 9)
     losses = np.array([3, 2.9, 2.5, 1.5, 1.2, 1.3, 5, np.inf, np.nan])
-    assert propose(lrs, losses) == pytest.approx(lrs[2], rel=1e-6)
+    assert propose(lrs, losses) == pytest.approx((lrs[2], lrs[4] / 10), rel=1e-6)
 
 
 def test_smoothing_is_the_corrected_exponential_mean() -> None:

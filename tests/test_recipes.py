@@ -5,6 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -249,9 +250,21 @@ def test_a_schedule_is_drawn_before_anything_is_trained(
 def test_lr_find_proposes_a_rate_and_leaves_no_checkpoint(
     birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert tiny.do("lr-find", tmp_path, "lr_find={lowest: 1e-5, highest: 10, steps: 30}") == 0
+    assert tiny.do("lr-find", tmp_path, "lr_find={lowest: 1e-4, highest: 1, steps: 60}") == 0
     answer = json.loads(capsys.readouterr().out)
-    assert 1e-5 <= answer["lr"] < 10
+    assert 1e-4 <= answer["lr"] < 1
     folder = Path(answer["folder"])
     assert {path.name for path in folder.iterdir()} == {"lr_find.csv", "lr_find.png"}
     assert not checkpoints(tmp_path).exists()
+
+
+def test_lr_find_learns_as_training_does_and_says_when_no_rate_of_the_range_learns(
+    birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its first loss is that of the run's first step: the same batch, the same model, frozen alike."""
+    more = ["model.freeze_batchnorm=true", "tracking.log_every_steps=1", "train.max_steps=1"]
+    assert tiny.do("train", tmp_path, *more) == 0
+    assert tiny.do("lr-find", tmp_path, *more, "lr_find={lowest: 1e-9, highest: 1e-8, steps: 10}") == 2
+    assert "no learning rate of 1e-09 .. 1e-08 lowers the loss" in capsys.readouterr().err
+    first = pd.read_csv(tmp_path / "runs/tiny/lr_find/lr_find.csv")["loss"][0]
+    assert first == pytest.approx(log(tmp_path)[0]["loss"], rel=1e-5)

@@ -78,13 +78,16 @@ def draw_rates(path: Path, title: str, lines: Sequence[Mapping[str, Any]]) -> No
         save(figure, path)
 
 
-def draw_range_test(path: Path, lrs: Sequence[float], losses: Sequence[float], proposed: float) -> None:
-    """Draw the smoothed loss (nats) against the learning rate, and the rate that is proposed."""
+def draw_range_test(
+    path: Path, lrs: Sequence[float], losses: Sequence[float], proposed: float, at_most: float
+) -> None:
+    """Draw the smoothed loss (nats) against the learning rate, and the rates that are proposed."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.subplots()
         axes.plot(lrs, losses, color=VALIDATION)
-        axes.axvline(proposed, color=MARK, linestyle="--", label=f"proposed: {proposed:.2g}")
+        axes.axvline(proposed, color=MARK, linestyle="--", label=f"steepest: {proposed:.2g}")
+        axes.axvline(at_most, color=MARK, linestyle=":", label=f"a tenth of the lowest's: {at_most:.2g}")
         axes.set_xscale("log")
         axes.set_xlabel("learning rate")
         axes.set_ylabel("smoothed training loss (nats)")

@@ -1,0 +1,45 @@
+"""What does not learn: the first stages until their epoch, and batch norm's statistics."""
+
+from torch import nn
+
+from pipeline import optim
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from pipeline.models.build import Classifier, freeze_batchnorm
+
+
+class Freezing:
+    """What a configuration freezes in a model, epoch by epoch."""
+
+    def __init__(self, config: Config, model: Classifier) -> None:
+        """Find the model's stages, where some of them are to be frozen.
+
+        Raises:
+            ConfigError: the body does not have so many stages, or timm does not say what they are.
+        """
+        self.config, self.model = config, model
+        frozen = config.optim.frozen_stages
+        self.stages: list[list[nn.Module]] = optim.stages(model) if frozen else []
+        if frozen and frozen >= len(self.stages):
+            raise ConfigError(
+                f"optim.frozen_stages: {frozen} of the {len(self.stages)} stages of {config.model.name}, the last "
+                "of which is the head; take fewer"
+            )
+
+    def set_for(self, epoch: int) -> int:
+        """Put the model into training mode, but for what is frozen in an epoch (from 0).
+
+        Returns the number of frozen stages.
+        """
+        thaw = self.config.optim.unfreeze_epoch
+        frozen = 0 if thaw is not None and epoch >= thaw else self.config.optim.frozen_stages
+        self.model.train()
+        if self.config.model.freeze_batchnorm:
+            freeze_batchnorm(self.model)
+        for number, modules in enumerate(self.stages):
+            for module in modules:
+                for parameter in module.parameters(recurse=False):
+                    parameter.requires_grad_(number >= frozen)
+                if number < frozen:
+                    freeze_batchnorm(module)
+        return frozen
