@@ -8,7 +8,7 @@ PYTHON ?= python3
 
 BIN := .venv/bin
 READY := .venv/ready
-LAUNCH := $(if $(filter-out 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-per-node $(GPUS) -m pipeline,$(BIN)/python -m pipeline)
+LAUNCH := $(if $(filter-out 1,$(GPUS)),$(BIN)/python -m pipeline.launch --standalone --nproc-per-node $(GPUS),$(BIN)/python -m pipeline)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup data train eval report audit schedule lr-find config demo test kill-test check format bench clean

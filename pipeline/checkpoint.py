@@ -14,7 +14,7 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 
-from pipeline import files
+from pipeline import files, parallel
 from pipeline.errors import CheckpointError
 from pipeline.models.build import Classifier
 from pipeline.models.weights import DAMAGE
@@ -70,15 +70,15 @@ class TrainState:
         return self.ema.module if self.ema is not None else self.model
 
 
-def save(path: Path, state: TrainState, epoch: int, about: dict[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all.
+def content_of(state: TrainState, epoch: int, about: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint holds; shards are gathered, so all ranks have to call it.
 
     Args:
         epoch: epochs completed.
         about: plain facts of the run: `config`, `classes`, `samples` (the sample table's digest), `precision`,
             `batch_size`, `weights` (where the first ones came from).
     """
-    content = {
+    content: dict[str, Any] = {
         "format": FORMAT,
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
@@ -91,6 +91,11 @@ def save(path: Path, state: TrainState, epoch: int, about: dict[str, Any]) -> No
         "best": None if state.best is None else vars(state.best),
         **about,
     }
+    return parallel.whole(content)
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint, whole or not at all."""
     with files.replacing(path) as part:
         torch.save(content, part)
 
@@ -127,7 +132,12 @@ def restore(state: TrainState, content: dict[str, Any], path: Path) -> None:
         {**group, **{key: new[key] for key in settings}}
         for group, new in zip(saved["param_groups"], own, strict=True)
     ]
-    state.optimizer.load_state_dict({**saved, "param_groups": groups})
+    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+    remembered = {
+        number: {name: parallel.like(value, parameters[number]) for name, value in of_parameter.items()}
+        for number, of_parameter in saved["state"].items()
+    }
+    state.optimizer.load_state_dict({"state": remembered, "param_groups": groups})
     state.scaler.load_state_dict(content["scaler"])
     state.step = content["step"]
     state.totals = Totals(**content["totals"])
@@ -142,6 +152,10 @@ def load_model(model: Classifier, content: dict[str, Any], path: Path) -> None:
 def _load_weights(
     model: Classifier, weights: Mapping[str, Tensor], content: dict[str, Any], path: Path
 ) -> None:
+    own = model.state_dict()
+    weights = {
+        name: parallel.like(weight, own[name]) if name in own else weight for name, weight in weights.items()
+    }
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from pipeline import __version__, config_file, signals, terminal
 from pipeline.config import Config
-from pipeline.errors import Stopped, UserError
+from pipeline.errors import RankLost, Stopped, UserError
 
 EXAMPLES = """
     examples:
@@ -152,15 +152,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def run(argv: Sequence[str]) -> int:
     """Do what the command line says; return the exit code. A bug raises."""
     arguments = parse(argv)
-    signal.signal(signal.SIGTERM, signals.raise_stopped)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signals.raise_stopped)
     try:
         result: dict[str, Any] | None
         if arguments.verb == "compare":
             result = compare(arguments)
         else:
             result = VERBS[arguments.verb](config_file.load(arguments.config, arguments.overrides))
-    except UserError as error:
-        terminal.fail(str(error))
+    except (UserError, RankLost) as error:
+        if not error.said:
+            terminal.fail(str(error))
         return error.exit_code
     except Stopped as stopped:
         terminal.say(str(stopped))

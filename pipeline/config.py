@@ -22,6 +22,7 @@ from pipeline.config_solver import (
     ScheduleConfig,
     Section,
     Share,
+    SwatsRule,
 )
 
 PlantedShare = Annotated[float, Field(ge=0, le=0.5)]
@@ -208,6 +209,25 @@ class TrainConfig(Section):
         return self
 
 
+class DistributedConfig(Section):
+    """Several ranks, one a GPU; nothing of it matters on one."""
+
+    timeout_s: Annotated[float, Field(ge=5)] = 600
+    """how long ranks wait for one another; more, and a rank is lost"""
+    data_timeout_minutes: Positive = 120
+    """how long ranks wait for the one that downloads and builds the data"""
+    sync_batchnorm: bool = False
+    """batch norm over the images of all ranks: for few images a rank; slower"""
+    bucket_mb: Positive = 25
+    """gradients are exchanged in parts of this size (MiB) while the backward pass goes on"""
+    static_graph: bool = False
+    """say that every step uses the same parameters, which saves DDP some work"""
+    compress: Literal["none", "bf16", "fp16"] = "none"
+    """type in which gradients are exchanged: half the traffic, fewer digits"""
+    shard: Literal["none", "full"] = "none"
+    """full: parameters, gradients and optimizer are spread over the ranks (FSDP2), for what does not fit on one"""
+
+
 class LrFindConfig(Section):
     """The learning rate range test."""
 
@@ -277,6 +297,7 @@ class Config(Section):
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = Cosine()
     train: TrainConfig = TrainConfig()
+    distributed: DistributedConfig = DistributedConfig()
     lr_find: LrFindConfig = LrFindConfig()
     eval: EvalConfig = EvalConfig()
     report: ReportConfig = ReportConfig()
@@ -292,12 +313,26 @@ class Config(Section):
         }
         if wanting := [name for name, asked in asks.items() if asked and not self.validates]:
             raise ValueError(f"{wanting[0]} looks at validation, and data.val_fraction is 0")
+        self._refuse_in_shards()
         for phase in self.optim.phases:
             if isinstance(phase.until, int) and phase.until >= self.train.epochs:
                 raise ValueError(
                     f"optim.phases: {phase.name} until {phase.until} of {self.train.epochs} epochs"
                 )
         return self
+
+    def _refuse_in_shards(self) -> None:
+        if self.distributed.shard == "none":
+            return
+        asks = {
+            "train.precision=fp16": self.train.precision == "fp16",
+            "train.compile": self.train.compile,
+            "optim.batch_size=auto": self.optim.batch_size == "auto",
+            "snapmix": any(way.name == "snapmix" for way in self.train.mix),
+            "a phase until swats": any(isinstance(phase.until, SwatsRule) for phase in self.optim.phases),
+        }
+        if asked := [name for name, asks_for_it in asks.items() if asks_for_it]:
+            raise ValueError(f"distributed.shard=full goes without {asked[0]}; drop one of the two")
 
     @property
     def validates(self) -> bool:

@@ -1,20 +1,27 @@
 """Who this rank is, and how ranks agree: torchrun's environment, and no launcher at all for one.
 
-The same code runs on one device and on many; on one, nothing is initialised and nothing is sent.
+The same code runs on one device and on many; on one, nothing is initialised and nothing is sent. What
+ranks agree on goes over gloo, from the CPU, so that it neither waits for a GPU nor hangs in one; gradients and
+sums of the device's own tensors go over NCCL on GPUs and gloo on CPUs.
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from datetime import timedelta
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from pipeline import memory
-from pipeline.errors import ConfigError
+from pipeline import memory, terminal
+from pipeline.errors import ConfigError, RankLost, Stopped, UserError
+from pipeline.roll_call import RollCall
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,10 @@ class Ranks:
     world: int
     local_world: int
     device: torch.device
+    roll: RollCall | None = None
+    """None on one rank"""
+    control: dist.ProcessGroup | None = None
+    """over gloo; None on one rank"""
 
     @property
     def first(self) -> bool:
@@ -37,51 +48,78 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors of one dtype by their mean over all ranks, in one exchange."""
+        if self.world == 1 or not tensors:
+            return
+        flat = self.sum(torch.cat([tensor.flatten() for tensor in tensors])) / self.world
+        ends = torch.tensor([tensor.numel() for tensor in tensors]).cumsum(0)
+        for tensor, mean in zip(tensors, flat.tensor_split(ends[:-1]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
     def any(self, *flags: bool) -> list[bool]:
         """Whether each flag is raised on any rank: the same answer on all of them."""
         if self.world == 1:
             return list(flags)
-        return [count > 0 for count in self.sum(torch.tensor(flags, device=self.device).int()).tolist()]
+        counts = torch.tensor(flags).int()
+        self._come()
+        dist.all_reduce(counts, group=self.control)
+        return [count > 0 for count in counts.tolist()]
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: Value) -> list[Value]:
         """The values of all ranks, on all ranks, by rank."""
         if self.world == 1:
             return [value]
         gathered: list[Any] = [None] * self.world
-        dist.all_gather_object(gathered, value)
+        self._come()
+        dist.all_gather_object(gathered, value, group=self.control)
         return gathered
+
+    def from_first(self, value: Value) -> Value:
+        """The first rank's value, on all ranks: plain types, and tensors on the CPU, which are sent one by one."""
+        if self.world == 1:
+            return value
+        shape = [_empty(value, torch.device("meta")) if self.first else None]
+        self._come()
+        dist.broadcast_object_list(shape, group=self.control)
+        received: Value = value if self.first else _empty(shape[0], torch.device("cpu"))
+        for leaf in pytree.tree_leaves(received):
+            if isinstance(leaf, Tensor):
+                sent = leaf.clone() if self.first else leaf  # a clone is dense: its memory is one row
+                dist.broadcast(sent.as_strided((sent.numel(),), (1,)), src=0, group=self.control)
+        return received
 
     def wait(self) -> None:
         """Return when all ranks have come here."""
         if self.world > 1:
-            dist.barrier()
+            self._come()
+            dist.barrier(group=self.control)
 
-    def alone(self, parallel: nn.Module, while_: bool) -> AbstractContextManager[None]:
-        """No gradients are exchanged in the backward passes of the block, while more of a step are to come."""
-        if while_ and isinstance(parallel, nn.parallel.DistributedDataParallel):
-            return parallel.no_sync()
-        return nullcontext()
+    def _come(self) -> None:
+        assert self.roll is not None, "several ranks have a roll"
+        self.roll.exchanges += 1
 
-    def parallel(self, model: nn.Module) -> nn.Module:
-        """The model with its gradients averaged over ranks; on one rank, the model itself."""
-        if self.world == 1:
-            return model
-        on_gpu = self.device.type == "cuda"
-        return nn.parallel.DistributedDataParallel(
-            model, device_ids=[self.device] if on_gpu else None, gradient_as_bucket_view=True
-        )
+
+def _empty(tree: Any, device: torch.device) -> Any:
+    """A tree with room for its tensors, laid out as they are, or on "meta" with their shapes alone."""
+    return pytree.tree_map_only(Tensor, lambda tensor: torch.empty_like(tensor, device=device), tree)
 
 
 def place(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """This rank's device, made ready: a GPU of its own, or the CPU with its memory kept between steps.
 
     Raises:
-        ConfigError: CUDA is asked for and there is none.
+        ConfigError: CUDA is asked for and there is none, or not one for each rank of this machine.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("train.device: cuda, but no CUDA device is visible; set train.device=cpu or auto")
     if device != "cpu" and torch.cuda.is_available():
-        here = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        local, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local >= there:
+            raise ConfigError(
+                f"{local + 1} ranks or more on a machine with {there} GPUs; start one rank a GPU"
+            )
+        here = torch.device("cuda", local)
         torch.cuda.set_device(here)
         return here
     memory.keep_freed_memory()
@@ -89,20 +127,58 @@ def place(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
 
 
 @contextmanager
-def ranks(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Ranks]:
+def ranks(device: Literal["auto", "cpu", "cuda"], timeout_s: float = 600.0) -> Iterator[Ranks]:
     """Join the process group that torchrun describes in the environment, and leave it at the end.
+
+    Only the first rank speaks, but for errors. When the block raises, the others learn why.
+
+    Args:
+        timeout_s: how long an exchange may take; more means that a rank is lost.
 
     Raises:
         ConfigError: CUDA is asked for and there is none.
+        RankLost: another rank died, ended with an error, or did not come to an exchange in time.
     """
     here = place(device)
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if world == 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks(0, 1, 1, here)
         return
-    dist.init_process_group("nccl" if here.type == "cuda" else "gloo")
+    timeout = timedelta(seconds=timeout_s)
+    store, rank, world = next(iter(dist.rendezvous("env://")))  # type: ignore[attr-defined]
+    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    roll = RollCall(dist.PrefixStore("roll", store), rank, world)  # type: ignore[attr-defined]
+    terminal.sign(roll.name(rank))
+    if rank:
+        terminal.mute()
     try:
-        yield Ranks(rank, world, local_world, here)
+        control = _join(here, store, rank, world, timeout)
+        yield Ranks(rank, world, local_world, here, roll, control)
+    except UserError as error:
+        error.said = not roll.first_to_say(str(error))
+        raise
+    except Stopped:
+        raise
+    except Exception as error:
+        if not _is_of_exchange(error):
+            roll.first_to_say(f"a bug, {type(error).__name__}: {error}")
+            terminal.fail(f"a bug, {type(error).__name__}: {error}; its traceback follows")
+            raise
+        verdict = roll.verdict()
+        said = not roll.first_to_say(verdict) and os.environ.get("LOCAL_RANK") != "0"
+        raise RankLost(f"{verdict}; the same command goes on from the last checkpoint", said) from error
     finally:
-        dist.destroy_process_group()
+        roll.close()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _join(device: torch.device, store: Any, rank: int, world: int, timeout: timedelta) -> Any:
+    """Start the process group that tensors of the device go through, and return the one for agreements."""
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
+    return dist.new_group(backend="gloo", timeout=timeout)
+
+
+def _is_of_exchange(error: Exception) -> bool:
+    """Whether an exchange between ranks failed: gloo's errors are RuntimeErrors that name a place in its code."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

@@ -16,6 +16,8 @@ from pipeline.data.loader import Batch
 from pipeline.distributed import Ranks
 from pipeline.errors import DataError
 from pipeline.mixing import mix
+from pipeline.models.batchnorm import running_statistics
+from pipeline.parallel import without_exchange
 from pipeline.phases import Rates
 from pipeline.precision import Precision, autocast
 
@@ -29,7 +31,7 @@ class Learning:
     mix: tuple[MixConfig, ...]
     clip_norm: float | None
     images_per_pass: int
-    """images that this rank computes at once; gradients of a step's passes are accumulated"""
+    """images that a rank computes at once; gradients of a step's passes are accumulated"""
     precision: Precision
     ranks: Ranks
 
@@ -53,20 +55,27 @@ def learn(
     optim.set_rates(state.optimizer, *rates)
     batch = batch.to(how.ranks.device)
     sums = torch.zeros(3, dtype=torch.float64, device=how.ranks.device)
-    passes = batch.split(how.images_per_pass)
+    passes = batch.split(passes_of(images, how.images_per_pass, how.ranks.world))
     for number, part in enumerate(passes, start=1):
-        with how.ranks.alone(parallel, while_=number < len(passes)):
+        with without_exchange(parallel, while_=number < len(passes)):
             sums[:2] += _backward(state, parallel, part, images, draws, how)
     state.scaler.unscale_(state.optimizer)
     norm = optim.clip(state.optimizer, how.clip_norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
+    how.ranks.average(running_statistics(state.model))
     state.step += 1
     if state.ema is not None:
         state.ema.update(state.model, state.step)
     sums[2] = norm if how.ranks.first else 0.0
     return sums
+
+
+def passes_of(images: int, images_per_pass: int, world: int) -> int:
+    """Into how many passes every rank cuts its share of a batch: the same on all, and none of them empty."""
+    largest_share, smallest_share = -(-images // world), images // world
+    return max(1, min(-(-largest_share // images_per_pass), smallest_share))
 
 
 def _backward(

@@ -9,6 +9,8 @@ class UserError(Exception):
     """Something the user can mend."""
 
     exit_code = 2
+    said = False
+    """whether another rank has ended the job before, and said why"""
 
 
 class ConfigError(UserError):
@@ -31,3 +33,12 @@ class Stopped(Exception):
     """A signal asked the program to stop; the same command goes on from where it was."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+
+class RankLost(Stopped):
+    """Another rank of the job is gone; what is saved is whole, and the same command goes on from there."""
+
+    def __init__(self, why: str, said: bool) -> None:
+        """said: whether another rank of this machine says it too."""
+        super().__init__(why)
+        self.said = said

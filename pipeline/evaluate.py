@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import log_softmax, logsumexp
 
-from pipeline import distributed, engine, features, files, metrics, stored, terminal, trained
+from pipeline import agreement, distributed, engine, features, files, metrics, stored, terminal, trained
 from pipeline.config import Config
 from pipeline.data import loader, prepare, table
 from pipeline.data.transforms import CentreCrop
@@ -30,11 +30,10 @@ def evaluate(config: Config) -> dict[str, Any]:
         UserError: the checkpoint or the data are missing, or do not belong together, or the model's
             outputs are not finite.
     """
-    with distributed.ranks(config.train.device) as ranks:
-        if not ranks.first:
-            terminal.mute()
+    with distributed.ranks(config.train.device, config.distributed.timeout_s) as ranks:
         data = prepare.load(config)
-        model = trained.load(config, data.samples, trained.checkpoint_path(config), ranks.device)
+        agreement.check(config, table.digest(data.samples), ranks)
+        model = trained.load(config, data.samples, trained.checkpoint_path(config), ranks)
         look = Look(config, data, ranks)
         looked = look.at(config.eval.split, model)
         of_val = config.eval.split != "val" and data.rows("val")
@@ -102,9 +101,9 @@ class Look:
         images = loader.Images(self.data.store, self.labels, view)
         workers = loader.worker_count(config.data.workers, self.ranks)
         server = loader.Loader(images, workers, self.ranks.device)
-        batches = loader.in_order(rows, config.eval.batch_size)
+        batches, images_a_round = loader.dealt(loader.in_order(rows, config.eval.batch_size), self.ranks)
         with terminal.bar(label, len(rows)) as bar, features.penultimate(model.model) as inner:
-            served = bar.count(server.serve(0, loader.share(batches, self.ranks)), map(len, batches))
+            served = bar.count(server.serve(0, batches), images_a_round)
             return engine.look(model.model, served, rows, model.precision, self.ranks, inner)
 
 
@@ -135,8 +134,8 @@ def _peek_gap(look: Look, chosen: Trained, looked: engine.Looked) -> dict[str, A
     """
     top1 = {chosen.path.name: looked.scores(look.labels)[0]}
     steps = {chosen.step}
-    for path in sorted(look.config.checkpoints_dir.glob("*.pt")):
-        other = trained.load(look.config, look.data.samples, path, look.ranks.device)
+    for path in look.ranks.from_first(sorted(look.config.checkpoints_dir.glob("*.pt"))):
+        other = trained.load(look.config, look.data.samples, path, look.ranks)
         if other.step not in steps:
             steps.add(other.step)
             top1[path.name] = look.at("test", other, "peek gap").scores(look.labels)[0]

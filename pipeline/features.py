@@ -58,10 +58,10 @@ def features(
     labels = data.samples["label"].to_numpy("int64", copy=True)
     images = loader.Images(data.store, labels, CentreCrop(config.data))
     server = loader.Loader(images, loader.worker_count(config.data.workers, ranks), ranks.device)
-    batches = loader.in_order(rows, config.eval.batch_size)
+    batches, images_a_round = loader.dealt(loader.in_order(rows, config.eval.batch_size), ranks)
     own_rows: list[Tensor] = []
     with terminal.bar("features", len(rows)) as bar, penultimate(model) as seen:
-        served = bar.count(server.serve(0, loader.share(batches, ranks)), map(len, batches))
+        served = bar.count(server.serve(0, batches), images_a_round)
         for batch in served:
             with autocast(ranks.device, precision):
                 model(batch.to(ranks.device).image)

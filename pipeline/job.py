@@ -9,7 +9,19 @@ import numpy.typing as npt
 import torch
 from timm.utils.model_ema import ModelEmaV3
 
-from pipeline import checkpoint, engine, fit, optim, phases, precision, resume, seeding, swats
+from pipeline import (
+    agreement,
+    checkpoint,
+    engine,
+    fit,
+    optim,
+    parallel,
+    phases,
+    precision,
+    resume,
+    seeding,
+    swats,
+)
 from pipeline.checkpoint import TrainState
 from pipeline.config import Config, TrainConfig
 from pipeline.config_solver import SwatsRule
@@ -17,8 +29,9 @@ from pipeline.data import loader, prepare, table
 from pipeline.data.loader import Images, Loader
 from pipeline.data.transforms import Augmentation, CentreCrop
 from pipeline.distributed import Ranks
-from pipeline.errors import DataError
-from pipeline.models.build import build, without_weights
+from pipeline.errors import ConfigError, DataError
+from pipeline.models import batchnorm
+from pipeline.models.build import Classifier, build, without_weights
 from pipeline.phases import PhaseState
 from pipeline.schedule import Calendar
 
@@ -40,7 +53,9 @@ class Job:
         self.ids = data.samples["id"].to_numpy("int64", copy=True)
         self.labels = data.samples["label"].to_numpy("int64", copy=True)
         self.classes, self.samples = table.class_names(data.samples), table.digest(data.samples)
+        agreement.check(config, self.samples, ranks)
         self.calendar = calendar(config, len(self.train_rows))
+        self._check_ranks()
         self.train_loader = self._loader(data, Augmentation(config.data, config.seed))
         self.val_loader = self._loader(data, CentreCrop(config.data))
         _choose_algorithms(config.train)
@@ -54,23 +69,47 @@ class Job:
             order = loader.epoch_order(self.train_rows, config.seed, epoch)
         return loader.in_batches(order, images_per_step(config, epoch))
 
+    def _check_ranks(self) -> None:
+        smallest = min(len(self.train_rows) // steps for steps in self.calendar.steps)
+        if smallest < self.ranks.world:
+            raise ConfigError(
+                f"optim.batch_size: a batch of {smallest} images is too small for {self.ranks.world} ranks; "
+                "take a larger batch or fewer ranks"
+            )
+
     def fresh(self, phase: PhaseState, in_precision: precision.Precision, *, pretrained: bool) -> "Fresh":
-        """A state at the beginning of a phase, its weights new or pretrained.
+        """A state at the beginning of a phase, its weights new or pretrained: those of the first rank.
 
         Raises:
             UserError: the model, its weights or the optimizer do not exist or do not fit.
         """
         config, device = self.config, self.ranks.device
-        of_model = config.model if pretrained else without_weights(config.model)
+        of_model = config.model if pretrained and self.ranks.first else without_weights(config.model)
         torch.manual_seed(seeding.seed_of("weights", config.seed))
         model, weights = build(of_model, len(self.classes))
-        layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-        model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
-        decay = config.train.ema_decay
-        ema = ModelEmaV3(model, decay, use_warmup=config.train.ema_warmup) if decay else None
+        content, weights = self.ranks.from_first((model.state_dict(), weights))
+        model.load_state_dict(content)
+        if config.distributed.sync_batchnorm and self.ranks.world > 1:
+            model = batchnorm.synchronise(model, device)
+        decay, in_shards = config.train.ema_decay, config.distributed.shard == "full"
+        ema = (
+            ModelEmaV3(model, decay, use_warmup=config.train.ema_warmup, foreach=not in_shards)
+            if decay
+            else None
+        )
+        for one in [model] if ema is None else [model, ema.module]:
+            self._place(one)
         scaler = torch.amp.GradScaler(device.type, enabled=in_precision == "fp16")
         state = TrainState(model, self.optimizer(model, phase), scaler, ema, phase)
         return Fresh(state, weights)
+
+    def _place(self, model: Classifier) -> None:
+        """Move a model to this rank's device, all of it or its shard."""
+        layout = torch.channels_last if self.config.train.channels_last else torch.contiguous_format
+        model.to(memory_format=layout)
+        if self.config.distributed.shard == "full":
+            parallel.shard(model, self.ranks)
+        model.to(self.ranks.device)
 
     def optimizer(self, model: Any, state: PhaseState) -> optim.Optimizer:
         """The optimizer of a phase, without anything remembered."""
@@ -126,9 +165,9 @@ def start(job: Job) -> Start:
         UserError: model, weights or optimizer do not fit, or the checkpoint is of another run.
     """
     config, ranks = job.config, job.ranks
-    before = resume.start_from(config, job.classes, job.samples)
+    before = ranks.from_first(resume.start_from(config, job.classes, job.samples) if ranks.first else None)
     if before is None:
-        resolved = precision.resolve(config.train.precision, ranks.device)
+        resolved = ranks.from_first(precision.resolve(config.train.precision, ranks.device))
         fresh = job.fresh(phases.first(config.optim), resolved, pretrained=True)
         batch_size = fit.batch_size(config, fresh.state.model, resolved, ranks)
         return Start(fresh.state, fresh.weights, resolved, batch_size)

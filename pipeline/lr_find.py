@@ -21,6 +21,7 @@ from pipeline.data.loader import Batch
 from pipeline.errors import ConfigError
 from pipeline.freezing import Freezing
 from pipeline.job import Job
+from pipeline.parallel import replicate
 from pipeline.report import curves
 
 SMOOTHING = 0.9  # of the losses: an exponential mean, its start corrected for
@@ -35,14 +36,13 @@ def lr_find(config: Config) -> dict[str, Any]:
         UserError: the data are not prepared, model, weights or optimizer do not fit, or no rate of the range
             lowers the loss.
     """
-    with distributed.ranks(config.train.device) as ranks:
-        if not ranks.first:
-            terminal.mute()
+    with distributed.ranks(config.train.device, config.distributed.timeout_s) as ranks:
         config = config.model_copy(update={"train": config.train.model_copy(update={"resume": "never"})})
         work = Job(config, ranks)
         begin = job.start(work)
         state, how = begin.state, begin.how(config, ranks)
-        parallel, momentum = ranks.parallel(state.model), config.optim.resolved_phases[0].momentum or 0.0
+        parallel = replicate(state.model, config.distributed, ranks)
+        momentum = config.optim.resolved_phases[0].momentum or 0.0
         wanted = config.lr_find
         lrs = np.geomspace(wanted.lowest, wanted.highest, wanted.steps)
         Freezing(config, state.model).set_for(0)

@@ -7,6 +7,7 @@ import torch
 from timm.models._manipulate import group_with_matcher
 from timm.optim._optim_factory import create_optimizer_v2
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from pipeline.config_solver import OptimConfig, Phase
 from pipeline.errors import ConfigError
@@ -122,13 +123,13 @@ def clip(optimizer: Optimizer, max_norm: float | None) -> Tensor:
     """Scale the gradients so that their norm over all parameters is at most `max_norm`; the norm before that.
 
     Returns:
-        float32 [], on the gradients' device (Pascanu et al. 2013, arXiv:1211.5063).
+        float32 [], on the gradients' device (Pascanu et al. 2013, arXiv:1211.5063); of shards, that of the whole.
     """
     learning = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm: Tensor = nn.utils.get_total_norm([p.grad for p in learning if p.grad is not None])
     if max_norm is not None:
         nn.utils.clip_grads_with_norm_(learning, max_norm, norm)
-    return norm
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def carry_momentum(before: Optimizer, to: Optimizer, momentum: float) -> None:

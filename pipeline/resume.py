@@ -1,5 +1,6 @@
 """Which checkpoint a run goes on from, and whether it may."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ FREE_KEYS = (
     "lr_find.",
     "report.",
     "tracking.",
+    "distributed.bucket_mb",
+    "distributed.data_timeout_minutes",
+    "distributed.shard",
+    "distributed.static_graph",
+    "distributed.timeout_s",
     "data.root",
     "data.archive",
     "data.workers",
@@ -32,6 +38,8 @@ FORCED_KEYS = (
     "data.flip",
     "data.auto_augment",
     "data.random_erasing",
+    "distributed.compress",
+    "distributed.sync_batchnorm",
     "model.freeze_batchnorm",
     "optim.clip_norm",
     "optim.lr",
@@ -55,7 +63,7 @@ def start_from(config: Config, classes: list[str], samples: str) -> tuple[Path, 
     Raises:
         CheckpointError: it is missing, damaged, or of other data or another configuration.
     """
-    wanted, last = config.train.resume, config.checkpoints_dir / "last.pt"
+    wanted, last = wanted_of(config), config.checkpoints_dir / "last.pt"
     if wanted == "never" or (wanted == "auto" and not last.is_file()):
         return None
     path = last if wanted == "auto" else Path(wanted)
@@ -79,6 +87,15 @@ def start_from(config: Config, classes: list[str], samples: str) -> tuple[Path, 
     if changed:
         terminal.warn(f"{path}: going on with another configuration ({', '.join(changed.values())})")
     return path, content
+
+
+def wanted_of(config: Config) -> str:
+    """What `train.resume` asks for; when torchrun or Slurm starts a job again by itself, to go on."""
+    again = any(
+        int(os.environ.get(name, "0")) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    )
+    begun = (config.checkpoints_dir / "last.pt").is_file()
+    return "auto" if again and begun else config.train.resume
 
 
 def put_aside(run_dir: Path) -> None:

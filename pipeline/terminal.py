@@ -21,6 +21,12 @@ PLAIN_LINE_SECONDS = 10.0
 REDRAW_SECONDS = 0.2
 
 _console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+_signature = [""]  # in front of what any rank may say
+
+
+def sign(name: str) -> None:
+    """Name this rank, one of several, in front of its warnings and errors."""
+    _signature[0] = f"{name}: "
 
 
 def mute() -> None:
@@ -35,13 +41,13 @@ def say(text: str) -> None:
 
 def warn(text: str) -> None:
     """Print one line that asks for attention."""
-    _console.print(f"warning: {text}", style="yellow", markup=False)
+    _console.print(f"warning: {_signature[0]}{text}", style="yellow", markup=False)
 
 
 def fail(text: str) -> None:
     """Print the sentence that says why the program ends, on whatever rank."""
     _console.quiet = False
-    _console.print(f"error: {text}", style="bold red", markup=False)
+    _console.print(f"error: {_signature[0]}{text}", style="bold red", markup=False)
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -29,6 +29,7 @@ from pipeline.errors import Stopped, UserError
 from pipeline.freezing import Freezing
 from pipeline.job import Job
 from pipeline.meter import Meter, NotFinite
+from pipeline.parallel import replicate
 from pipeline.report import curves
 from pipeline.tracking import Nothing, Tracker, tracker
 
@@ -42,9 +43,8 @@ def train(config: Config) -> dict[str, Any]:
         UserError: data, weights or checkpoint are missing or do not fit, or the loss diverged.
         Stopped: a signal came; `last.pt` holds everything to go on from.
     """
-    with distributed.ranks(config.train.device) as ranks, signals.deferred() as stop:
-        if not ranks.first:
-            terminal.mute()
+    joined = distributed.ranks(config.train.device, config.distributed.timeout_s)
+    with joined as ranks, signals.deferred() as stop:
         run = Run(config, ranks, stop)
         try:
             run.complete()
@@ -73,7 +73,7 @@ class Run:
         self.speed: dict[str, float | None] = {"images_per_s": None, "data_wait": None}
         self.saved_at = self.drawn_at = time.monotonic()
         if ranks.first:
-            if config.train.resume == "never":
+            if resume.wanted_of(config) == "never":
                 resume.put_aside(config.run_dir)
             if not self._finished():  # else leave its record alone: it may be of other code, another machine
                 announce(self.job, self.start, self.last_step)
@@ -153,7 +153,8 @@ class Run:
         if frozen != self.frozen:
             model = self.state.model
             compiled = torch.compile(model) if self.config.train.compile else model
-            self.parallel, self.frozen = self.ranks.parallel(compiled), frozen  # type: ignore[assignment, arg-type]
+            replica = replicate(compiled, self.config.distributed, self.ranks)  # type: ignore[arg-type]
+            self.parallel, self.frozen = replica, frozen  # type: ignore[assignment]
 
     def _enter_phase(self) -> None:
         """Change the optimizer when the phase that the next step belongs to is another one."""
@@ -242,8 +243,8 @@ class Run:
 
     def _validate(self) -> tuple[float, float]:
         rows = self.job.val_rows
-        batches = loader.in_order(rows, self.config.eval.batch_size)
-        served = self._until_stopped(self.job.val_loader.serve(0, loader.share(batches, self.ranks)))
+        batches, _ = loader.dealt(loader.in_order(rows, self.config.eval.batch_size), self.ranks)
+        served = self._until_stopped(self.job.val_loader.serve(0, batches))
         looked = engine.look(self.state.validated, served, rows, self.how.precision, self.ranks)
         return looked.scores(self.job.labels)
 
@@ -262,17 +263,18 @@ class Run:
         return by_step or (minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes)
 
     def _save(self, name: str) -> None:
+        about = {
+            "config": self.config.model_dump(mode="json"),
+            "classes": self.job.classes,
+            "samples": self.job.samples,
+            "precision": self.how.precision,
+            "batch_size": self.start.batch_size,
+            "weights": self.start.weights,
+        }
+        content = checkpoint.content_of(self.state, self.calendar.epoch(self.state.step), about)
         if self.ranks.first:
-            about = {
-                "config": self.config.model_dump(mode="json"),
-                "classes": self.job.classes,
-                "samples": self.job.samples,
-                "precision": self.how.precision,
-                "batch_size": self.start.batch_size,
-                "weights": self.start.weights,
-            }
-            folder, epochs = self.config.checkpoints_dir, self.calendar.epoch(self.state.step)
-            checkpoint.save(folder / name, self.state, epochs, about)
+            folder = self.config.checkpoints_dir
+            checkpoint.save(folder / name, content)
             if name == "last.pt":
                 checkpoint.keep_last(folder, self.state.step, self.config.train.keep_checkpoints)
         self.saved_at = time.monotonic()

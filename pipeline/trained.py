@@ -10,6 +10,7 @@ import torch
 from pipeline import checkpoint, config_file, files
 from pipeline.config import Config
 from pipeline.data import table
+from pipeline.distributed import Ranks
 from pipeline.errors import CheckpointError
 from pipeline.models.build import Classifier, build, without_weights
 from pipeline.precision import Precision
@@ -36,19 +37,22 @@ def checkpoint_path(config: Config) -> Path:
     return config.checkpoints_dir / f"{wanted}.pt" if wanted in ("best", "last") else Path(wanted)
 
 
-def load(config: Config, samples: pd.DataFrame, path: Path, device: torch.device) -> Trained:
-    """The model of a checkpoint, in evaluation mode.
+def load(config: Config, samples: pd.DataFrame, path: Path, ranks: Ranks) -> Trained:
+    """The model of a checkpoint, in evaluation mode; the first rank reads the file.
 
     Raises:
         CheckpointError: it is missing or damaged, or the configuration describes another model or
             other data than it was trained on.
     """
-    content = checkpoint.read(path)
+    content, digest = ranks.from_first(_read(path) if ranks.first else ({}, ""))
     names = table.class_names(samples)
     checkpoint.check_data(content, path, names, table.digest(samples))
-    model = _model(config, content, path, len(names)).to(device).eval()
-    digest = files.digest_of_file(path)
+    model = _model(config, content, path, len(names)).to(ranks.device).eval()
     return Trained(model, path, digest, content["epoch"], content["step"], content["precision"])
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str]:
+    return checkpoint.read(path), files.digest_of_file(path)
 
 
 def _model(config: Config, content: dict[str, Any], path: Path, classes: int) -> Classifier:

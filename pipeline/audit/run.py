@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import distributed, features, files, stored, terminal, trained
+from pipeline import agreement, distributed, features, files, stored, terminal, trained
 from pipeline.audit import duplicates, labels
 from pipeline.config import Config
 from pipeline.data import prepare, table
@@ -28,11 +28,10 @@ def audit(config: Config) -> dict[str, Any]:
     Raises:
         UserError: the checkpoint or the data are missing, or do not belong together.
     """
-    with distributed.ranks(config.train.device) as ranks:
-        if not ranks.first:
-            terminal.mute()
+    with distributed.ranks(config.train.device, config.distributed.timeout_s) as ranks:
         data = prepare.load(config)
-        model = trained.load(config, data.samples, trained.checkpoint_path(config), ranks.device)
+        agreement.check(config, table.digest(data.samples), ranks)
+        model = trained.load(config, data.samples, trained.checkpoint_path(config), ranks)
         known = _features(config, data, model, ranks)
         if not ranks.first:
             return {}

@@ -41,9 +41,8 @@ class Batch(NamedTuple):
         """The batch on a device; from pinned memory the copy does not wait."""
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
-    def split(self, images: int) -> list["Batch"]:
-        """Parts of at most so many images, whose sizes differ by one at most."""
-        parts = max(1, -(-len(self.label) // images))
+    def split(self, parts: int) -> list["Batch"]:
+        """Parts whose sizes differ by one at most."""
         return [Batch(*part) for part in zip(*(tensor.tensor_split(parts) for tensor in self), strict=True)]
 
 
@@ -146,6 +145,21 @@ class Loader:
 def share(batches: Sequence[npt.NDArray[np.int64]], ranks: Ranks) -> list[npt.NDArray[np.int64]]:
     """Each batch's part for this rank: every `world`-th row, beginning at `rank`."""
     return [batch[ranks.rank :: ranks.world] for batch in batches]
+
+
+def dealt(
+    batches: Sequence[npt.NDArray[np.int64]], ranks: Ranks
+) -> tuple[list[npt.NDArray[np.int64]], list[int]]:
+    """Whole batches for this rank, in turn, and how many images the ranks see in each round.
+
+    For looking: a batch is the same whatever the number of ranks, and so is, to the bit, what a model says of it.
+    All ranks have equally many; the last may be empty.
+    """
+    starts = range(0, len(batches), ranks.world)
+    rounds = [batches[start : start + ranks.world] for start in starts]
+    nothing = np.empty(0, np.int64)
+    own = [round_[ranks.rank] if ranks.rank < len(round_) else nothing for round_ in rounds]
+    return own, [sum(map(len, round_)) for round_ in rounds]
 
 
 def worker_count(wanted: int | None, ranks: Ranks) -> int:

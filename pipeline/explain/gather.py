@@ -96,7 +96,7 @@ class _Source:
         for path in (self._evaluation.config.checkpoints_dir / recorded.name, recorded):
             if path.is_file() and files.digest_of_file(path) == self._evaluation.about["checkpoint_sha256"]:
                 samples = self._evaluation.data.samples
-                return trained.load(self._evaluation.config, samples, path, self.ranks.device)
+                return trained.load(self._evaluation.config, samples, path, self.ranks)
         return None
 
     @property

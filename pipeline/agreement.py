@@ -1,0 +1,38 @@
+"""Whether all ranks are about to do the same: they may be on machines with files of their own."""
+
+from pipeline import __version__, config_file
+from pipeline.config import Config
+from pipeline.distributed import Ranks
+from pipeline.errors import ConfigError, DataError
+
+OWN_KEYS = ("data.root", "data.archive", "data.workers", "model.weights", "run.root")
+"""what a machine may have otherwise: where its files are, and how many processes it starts"""
+
+
+def check(config: Config, samples: str, ranks: Ranks) -> None:
+    """Raise where a rank has another configuration, program or sample table than the first one.
+
+    Args:
+        samples: digest of the sample table.
+
+    Raises:
+        ConfigError: the first difference in the configurations, or the programs' versions.
+        DataError: the data differ.
+    """
+    first, *others = ranks.gather((config.model_dump(mode="json"), __version__, samples))
+    for rank, (settings, version, digest) in enumerate(others, start=1):
+        changed = [
+            f"{key} {here} -> {there}"
+            for key, here, there in config_file.differences(first[0], settings)
+            if not key.startswith(OWN_KEYS)
+        ]
+        if changed or version != first[1]:
+            what = ", ".join(changed) or f"version {first[1]} -> {version}"
+            raise ConfigError(
+                f"rank {rank} runs another configuration than rank 0: {what}; start all with the same"
+            )
+        if digest != first[2]:
+            raise DataError(
+                f"rank {rank} has another sample table than rank 0; run `data` on every machine with the same "
+                "archive and seed"
+            )

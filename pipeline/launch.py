@@ -1,0 +1,74 @@
+"""torchrun for this program: its options, then a verb; its exit code is what the ranks' own codes say.
+
+    python -m pipeline.launch --standalone --nproc-per-node 4 train --config configs/cub200_resnet50.yaml
+    python -m pipeline.launch --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 train ...
+
+The same as `torchrun ... -m pipeline VERB ...`, but for four things. A signal reaches the ranks (SIGUSR1 as well),
+which have `SHUTDOWN_S` to save. Whoever calls learns whether to call again: 75 after a signal or a lost machine, 2
+for what the user can mend, 1 for a bug, 128 + n for a rank killed by signal n. The cores are shared among the ranks
+of a machine. And a rank that ended has said why, so that no traceback of the launcher follows.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import torch.distributed as dist
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous.api import RendezvousError
+
+from pipeline import terminal
+from pipeline.errors import RankLost, Stopped
+
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+SHUTDOWN_S = 300  # for the step in progress and the checkpoint
+
+
+def launch(argv: Sequence[str]) -> int:
+    """Run the ranks of this machine to their end; return the exit code."""
+    args = torchrun.parse_args([f"--signals-to-handle={SIGNALS}", f"--shutdown-timeout={SHUTDOWN_S}", *argv])  # type: ignore[no-untyped-call]
+    args.module, args.training_script_args = True, [args.training_script, *args.training_script_args]
+    args.training_script = "pipeline"
+    ranks = torchrun.determine_local_world_size(args.nproc_per_node)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+    try:
+        torchrun.run(args)  # type: ignore[no-untyped-call]
+    except ChildFailedError as error:
+        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        return worst(codes)
+    except SignalException as error:
+        terminal.say(f"stopped by {error.sigval.name}; the same command goes on")
+        return Stopped.exit_code
+    except (RendezvousError, dist.DistError) as error:
+        where = args.rdzv_endpoint or "this machine"
+        terminal.fail(
+            f"the rendezvous at {where} cannot be reached, or not all machines came ({error}); once they are "
+            "there, the same command goes on"
+        )
+        return RankLost.exit_code
+    return 0
+
+
+def worst(codes: dict[int, int]) -> int:
+    """The exit code for those of the ranks that ended first, by rank: an error weighs more than a stop.
+
+    A rank that was killed could not say so itself: it is named.
+    """
+    for rank, code in codes.items():
+        if code < 0:
+            terminal.fail(f"rank {rank} was killed by signal {-code}; dmesg says whether memory ran out")
+    errors = [code for code in codes.values() if code > 0 and code != Stopped.exit_code]
+    killed = [128 - code for code in codes.values() if code < 0]
+    return [*errors, *killed, Stopped.exit_code][0]
+
+
+def main() -> NoReturn:
+    """Entry point of `python -m pipeline.launch`."""
+    sys.exit(launch(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""How a model is spread over ranks: a replica on each (DDP), or a shard on each (FSDP2); on one rank, neither.
+
+A sharded state has the same names and, put together by `whole`, the same tensors as one that is not, so that
+checkpoints load anywhere.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils import _pytree as pytree
+
+from pipeline.config import DistributedConfig
+from pipeline.distributed import Ranks
+from pipeline.errors import ConfigError
+from pipeline.models.build import Classifier
+
+Tree = TypeVar("Tree")
+HOOKS = {"bf16": default_hooks.bf16_compress_hook, "fp16": default_hooks.fp16_compress_hook}
+
+
+def replicate(model: nn.Module, config: DistributedConfig, ranks: Ranks) -> nn.Module:
+    """The model with its gradients averaged over ranks; on one rank, or in shards, the model itself.
+
+    Running statistics are averaged by the step (`Ranks.average`), not taken from the first rank.
+    """
+    if ranks.world == 1 or isinstance(model, FSDPModule):
+        return model
+    replica = DistributedDataParallel(
+        model,
+        device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        bucket_cap_mb=config.bucket_mb,
+        static_graph=config.static_graph,
+    )
+    if config.compress != "none":
+        replica.register_comm_hook(None, HOOKS[config.compress])
+    return replica
+
+
+@contextmanager
+def without_exchange(model: nn.Module, while_: bool) -> Iterator[None]:
+    """No gradients are exchanged in the backward passes of the block, while more of a step are to come."""
+    if while_ and isinstance(model, DistributedDataParallel):
+        with model.no_sync():
+            yield
+        return
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(not while_)
+    yield
+
+
+def shard(model: Classifier, ranks: Ranks) -> Classifier:
+    """Spread parameters, gradients and optimizer state over the ranks: each block of the backbone is gathered
+    when it is needed (FSDP2, `torch.distributed.fsdp.fully_shard`).
+
+    Raises:
+        ConfigError: the backbone has no blocks in a list that repeats, so nothing would be saved.
+    """
+    if ranks.world == 1:
+        return model
+    mesh = init_device_mesh(ranks.device.type, (ranks.world,))
+    blocks = [block for stage in model.backbone.modules() if _repeats(stage) for block in stage.children()]
+    if not blocks:
+        raise ConfigError(
+            f"distributed.shard: {type(model.backbone).__name__} has no blocks to gather one by one; set it to none"
+        )
+    for block in reversed(blocks):  # inner ones first
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model
+
+
+def _repeats(stage: nn.Module) -> bool:
+    """Whether a module is a row of blocks of one type, such as a transformer's or a residual stage's."""
+    blocks = [block for block in stage.children() if any(True for _ in block.parameters())]
+    in_a_row = isinstance(stage, nn.Sequential | nn.ModuleList)
+    return in_a_row and len(blocks) > 1 and len({type(block) for block in stage.children()}) == 1
+
+
+def whole(tree: Tree) -> Tree:
+    """A tree of plain types and tensors with every shard gathered, on the CPU; all ranks have to call it."""
+    gathered: Tree = pytree.tree_map_only(DTensor, lambda tensor: tensor.full_tensor().cpu(), tree)
+    return gathered
+
+
+def like(value: Any, own: Tensor) -> Any:
+    """A whole tensor, which every rank has, in shards as `own` is; anything else as it is."""
+    if not (isinstance(own, DTensor) and isinstance(value, Tensor) and value.shape == own.shape):
+        return value
+    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)

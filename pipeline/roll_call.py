@@ -1,0 +1,112 @@
+"""Who takes part in a job of several ranks, who still answers, and why it ends: in the rendezvous' store.
+
+A rank that dies leaves the others waiting for an exchange that never comes, or with "connection closed".
+So every rank's heart beats in the store, from a thread of its own, and the rank that ends the job says there
+why, once: then each of the others can name the rank and the machine.
+"""
+
+import os
+import platform
+import threading
+import time
+from datetime import timedelta
+from typing import Protocol
+
+BEAT_S = 1.0
+LOOK_S = 5.0  # between two looks at the beats: who has not beaten in that time does not answer
+STORE_TIMEOUT = timedelta(seconds=20)
+
+
+class Store(Protocol):
+    """What is used of `torch.distributed.Store`: texts by name, on one machine, for all."""
+
+    def set_timeout(self, timeout: timedelta, /) -> None: ...
+    def set(self, key: str, value: str, /) -> None: ...
+    def get(self, key: str, /) -> bytes: ...
+    def check(self, keys: list[str], /) -> bool: ...
+    def compare_set(self, key: str, expected: str, desired: str, /) -> bytes: ...
+    def clone(self) -> "Store": ...
+
+
+class RollCall:
+    """This rank's entry in the list of all, and its view of the others'."""
+
+    def __init__(self, store: Store, rank: int, world: int) -> None:
+        """store: of torchrun's rendezvous, which every rank reaches."""
+        self.rank, self.world = rank, world
+        self.exchanges = 0
+        """how many exchanges this rank has come to: who is behind the others keeps them waiting"""
+        self._store, self._end = store, threading.Event()
+        store.set_timeout(STORE_TIMEOUT)
+        store.set(f"name/{rank}", f"rank {rank} on {platform.node()}, process {os.getpid()}")
+        threading.Thread(target=self._beat, args=(store.clone(),), daemon=True).start()
+
+    def close(self) -> None:
+        """Let the heart stop."""
+        self._end.set()
+
+    def name(self, rank: int) -> str:
+        """`rank 1 on host-b, process 4711`."""
+        return self._store.get(f"name/{rank}").decode()
+
+    def first_to_say(self, why: str) -> bool:
+        """Say why the job ends; False when another rank has said it before. A lost store counts as nobody."""
+        try:
+            own = f"rank {self.rank}: {why}"
+            return self._store.compare_set("why", "", own).decode() == own
+        except RuntimeError:
+            return True
+
+    def why(self) -> str | None:
+        """What the rank that ended the job said, with its name."""
+        if not self._store.check(["why"]):
+            return None
+        rank, _, why = self._store.get("why").decode().partition(": ")
+        return f"{self.name(int(rank.removeprefix('rank ')))}: {why}"
+
+    def done(self, what: str) -> None:
+        """Say that this rank has done something others wait for."""
+        self._store.set(f"done/{what}/{self.rank}", "")
+
+    def is_done(self, what: str, rank: int) -> bool:
+        """Whether a rank has said so."""
+        return self._store.check([f"done/{what}/{rank}"])
+
+    def silent(self) -> list[int]:
+        """The ranks whose heart does not beat; takes `LOOK_S` seconds."""
+        before = self._beats()
+        time.sleep(LOOK_S)
+        after = self._beats()
+        return [rank for rank in range(self.world) if before[rank] == after[rank]]
+
+    def verdict(self) -> str:
+        """Why an exchange failed: what another rank said, who does not answer, or who has not come to it."""
+        try:
+            if (said := self.why()) is not None:
+                return said
+            silent = self.silent()
+            if (said := self.why()) is not None:
+                return said
+            if silent:
+                return f"{', '.join(map(self.name, silent))}: does not answer any more"
+            counts = [int(beat.partition(" ")[2] or 0) for beat in self._beats()]
+            late = [rank for rank, count in enumerate(counts) if count < max(counts)]
+            if late:
+                return f"{', '.join(map(self.name, late))}: answers, and has not come to the exchange in time"
+            return f"all {self.world} ranks answer, and an exchange between them failed or took too long"
+        except RuntimeError as error:
+            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            return f"the rendezvous at {where} (rank 0's machine) does not answer any more ({type(error).__name__})"
+
+    def _beats(self) -> list[str]:
+        keys = [f"beat/{rank}" for rank in range(self.world)]
+        return [self._store.get(key).decode() if self._store.check([key]) else "" for key in keys]
+
+    def _beat(self, store: Store) -> None:
+        number = 0
+        while not self._end.wait(BEAT_S):
+            number += 1
+            try:
+                store.set(f"beat/{self.rank}", f"{number} {self.exchanges}")
+            except RuntimeError:  # the store is gone: the rank's own exchanges will find that out
+                return
