@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import signal
 import sys
 import textwrap
@@ -34,7 +35,10 @@ EXAMPLES = """
 
 def data(config: Config) -> dict[str, Any] | None:
     """Download or take the archive, unpack, check, store and split; what is up to date is skipped."""
-    from pipeline.data.prepare import prepare
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from pipeline.data.together import prepare_together as prepare
+    else:
+        from pipeline.data.prepare import prepare  # type: ignore[assignment]  # starts without torch
 
     prepare(config)
     return None

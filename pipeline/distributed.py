@@ -45,6 +45,7 @@ class Ranks:
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all ranks, in place."""
         if self.world > 1:
+            self.come()
             dist.all_reduce(tensor)
         return tensor
 
@@ -62,7 +63,7 @@ class Ranks:
         if self.world == 1:
             return list(flags)
         counts = torch.tensor(flags).int()
-        self._come()
+        self.come()
         dist.all_reduce(counts, group=self.control)
         return [count > 0 for count in counts.tolist()]
 
@@ -71,7 +72,7 @@ class Ranks:
         if self.world == 1:
             return [value]
         gathered: list[Any] = [None] * self.world
-        self._come()
+        self.come()
         dist.all_gather_object(gathered, value, group=self.control)
         return gathered
 
@@ -80,7 +81,7 @@ class Ranks:
         if self.world == 1:
             return value
         shape = [_empty(value, torch.device("meta")) if self.first else None]
-        self._come()
+        self.come()
         dist.broadcast_object_list(shape, group=self.control)
         received: Value = value if self.first else _empty(shape[0], torch.device("cpu"))
         for leaf in pytree.tree_leaves(received):
@@ -92,12 +93,13 @@ class Ranks:
     def wait(self) -> None:
         """Return when all ranks have come here."""
         if self.world > 1:
-            self._come()
+            self.come()
             dist.barrier(group=self.control)
 
-    def _come(self) -> None:
-        assert self.roll is not None, "several ranks have a roll"
-        self.roll.exchanges += 1
+    def come(self) -> None:
+        """Say that this rank has come to an exchange: one that does not come in time can then be named."""
+        if self.roll is not None:
+            self.roll.exchanges += 1
 
 
 def _empty(tree: Any, device: torch.device) -> Any:

@@ -57,6 +57,7 @@ def learn(
     sums = torch.zeros(3, dtype=torch.float64, device=how.ranks.device)
     passes = batch.split(passes_of(images, how.images_per_pass, how.ranks.world))
     for number, part in enumerate(passes, start=1):
+        how.ranks.come()  # to the exchange of gradients
         with without_exchange(parallel, while_=number < len(passes)):
             sums[:2] += _backward(state, parallel, part, images, draws, how)
     state.scaler.unscale_(state.optimizer)

@@ -34,6 +34,7 @@ def launch(argv: Sequence[str]) -> int:
     args.training_script = "pipeline"
     ranks = torchrun.determine_local_world_size(args.nproc_per_node)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a rank that is lost is named, not its stack
     try:
         torchrun.run(args)  # type: ignore[no-untyped-call]
     except ChildFailedError as error:

@@ -80,9 +80,9 @@ def shard(model: Classifier, ranks: Ranks) -> Classifier:
 
 def _repeats(stage: nn.Module) -> bool:
     """Whether a module is a row of blocks of one type, such as a transformer's or a residual stage's."""
-    blocks = [block for block in stage.children() if any(True for _ in block.parameters())]
-    in_a_row = isinstance(stage, nn.Sequential | nn.ModuleList)
-    return in_a_row and len(blocks) > 1 and len({type(block) for block in stage.children()}) == 1
+    blocks = [*stage.children()]
+    composed = all(any(True for _ in block.children()) for block in blocks)
+    return isinstance(stage, nn.Sequential | nn.ModuleList) and composed and len(set(map(type, blocks))) == 1
 
 
 def whole(tree: Tree) -> Tree:

@@ -62,7 +62,7 @@ LAYERS = [
         "audit.labels",
         "audit.duplicates",
     },
-    {"mixing", "resume", "meter", "fit", "freezing", "features", "report.curves"},
+    {"data.together", "mixing", "resume", "meter", "fit", "freezing", "features", "report.curves"},
     {
         "engine",
         "trained",

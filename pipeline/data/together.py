@@ -1,0 +1,75 @@
+"""Several ranks prepare the data: one of those that share a disk builds, the others wait for it.
+
+On a shared file system that is the first rank alone; on machines with disks of their own, the first of each.
+"""
+
+import secrets
+import shutil
+import time
+from pathlib import Path
+
+from pipeline import agreement, distributed, terminal
+from pipeline.config import Config
+from pipeline.data import table
+from pipeline.data.prepare import load, prepare
+from pipeline.distributed import Ranks
+from pipeline.errors import DataError, RankLost
+from pipeline.roll_call import RollCall
+
+BUILT = "data"
+POLL_S = 0.2
+LOOK_EVERY_S = 30.0  # at whether the builder's heart still beats
+
+
+def prepare_together(config: Config) -> None:
+    """Run the data stages that are due, once on every disk; every rank ends with the same sample table.
+
+    Raises:
+        DataError: anything about the data that the user can mend, or it took longer than
+            `distributed.data_timeout_minutes`.
+        RankLost: a rank that builds died, or ended with an error.
+    """
+    with distributed.ranks("cpu", config.distributed.timeout_s) as ranks:
+        assert ranks.roll is not None, "there are several ranks"
+        builder_of = builders(config.data.root, ranks)
+        if builder_of[ranks.rank] == ranks.rank:
+            prepare(config)
+            ranks.roll.done(BUILT)
+        for rank in sorted(set(builder_of)):
+            _wait_for(rank, ranks.roll, config.distributed.data_timeout_minutes)
+        agreement.check(config, table.digest(load(config).samples), ranks)
+
+
+def builders(folder: Path, ranks: Ranks) -> list[int]:
+    """For each rank, the first of those that share its disk: they see one another's files in `folder`."""
+    place = ranks.from_first(folder / f".ranks-{secrets.token_hex(4)}").name
+    meeting = folder / place
+    meeting.mkdir(parents=True, exist_ok=True)
+    (meeting / str(ranks.rank)).touch()
+    ranks.wait()
+    seen = [int(path.name) for path in meeting.iterdir()]
+    found = ranks.gather(min(seen))
+    if found[ranks.rank] == ranks.rank:
+        shutil.rmtree(meeting)
+    return found
+
+
+def _wait_for(builder: int, roll: RollCall, timeout_minutes: float) -> None:
+    if not roll.is_done(BUILT, builder):
+        terminal.say(f"waiting for {roll.name(builder)}, which builds the data on its own disk")
+    begun = looked = time.monotonic()
+    while not roll.is_done(BUILT, builder):
+        if (why := roll.why()) is not None:
+            raise RankLost(f"{why}; the data are not complete", said=True)
+        if time.monotonic() - begun > 60 * timeout_minutes:
+            raise DataError(
+                f"{roll.name(builder)} has not built the data in {timeout_minutes:g} minutes; look at what it does, "
+                "or set distributed.data_timeout_minutes higher"
+            )
+        if time.monotonic() - looked > LOOK_EVERY_S:
+            looked = time.monotonic()
+            if builder in roll.silent():
+                raise RankLost(
+                    f"{roll.name(builder)} does not answer, and it was building the data", said=False
+                )
+        time.sleep(POLL_S)
