@@ -105,10 +105,10 @@ class Job:
 
     def _place(self, model: Classifier) -> None:
         """Move a model to this rank's device, all of it or its shard."""
-        layout = torch.channels_last if self.config.train.channels_last else torch.contiguous_format
-        model.to(memory_format=layout)
         if self.config.distributed.shard == "full":
-            parallel.shard(model, self.ranks)
+            parallel.shard(model, self.ranks)  # which takes parameters in the default layout alone
+        elif self.config.train.channels_last:
+            model.to(memory_format=torch.channels_last)
         model.to(self.ranks.device)
 
     def optimizer(self, model: Any, state: PhaseState) -> optim.Optimizer:

@@ -1,52 +1,115 @@
-"""Two gloo processes on the CPU, started as a user starts them."""
+"""Ranks started as a user starts them, stopped, killed, and going on."""
 
-import json
-import shutil
+import os
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
-from tests import tiny
+from pipeline import launch
+from tests import ranks, tiny
+from tests.test_distributed import verb
+from tests.test_train import log_reaches
+
+MORE = ["train.epochs=4", "tracking.log_every_steps=1", "optim.phases=[{name: adamw}]"]
+LAST = "runs/tiny/checkpoints/last.pt"
 
 
-def torchrun(verb: str, tmp: Path, *more: str) -> list[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return [*launcher, "-m", "pipeline", *tiny.command(verb, tmp, *more)[3:]]
+def launched(
+    name: str, tmp: Path, *more: str, restarts: int = 0, module: str = "pipeline.launch"
+) -> list[str]:
+    """The command line of two ranks on this machine."""
+    head = [sys.executable, "-m", module, "--standalone", "--nproc-per-node=2", f"--max-restarts={restarts}"]
+    pipeline = ["-m", "pipeline"] if module != "pipeline.launch" else []
+    return [*head, *pipeline, name, *tiny.overrides(tmp, *more)]
 
 
-def test_two_ranks_evaluate_every_image_once_to_the_same_numbers(trained: Path, tmp_path: Path) -> None:
-    shutil.copytree(trained / "runs", tmp_path / "runs")
-    folder = tmp_path / "runs/tiny/eval/test"
-    assert tiny.do("eval", tmp_path, "eval.batch_size=4") == 0
-    alone = pd.read_csv(folder / "predictions.csv")
-    done = tiny.launch(torchrun("eval", tmp_path, "eval.batch_size=4"))
+@pytest.fixture(scope="module")
+def undisturbed(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last checkpoint of two ranks that nothing happened to."""
+    tmp = tmp_path_factory.mktemp("undisturbed")
+    assert [rank.value for rank in ranks.run(verb, 2, "train", tmp, *MORE)] == [0, 0]
+    return tmp / LAST
+
+
+def disturb(
+    words: list[str], when: Callable[[], bool], how: Callable[[int], None]
+) -> subprocess.CompletedProcess[str]:
+    """Start a launcher, do something to its process (by number) as soon as something holds, wait for its end."""
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        deadline = time.monotonic() + 120
+        while not when():
+            assert child.poll() is None, child.stderr and child.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        how(child.pid)
+        out, error = child.communicate(timeout=120)
+    return subprocess.CompletedProcess(words, child.returncode, out, error)
+
+
+def kill_rank_1(launcher: int) -> None:
+    """Kill one of a launcher's children by a signal that it cannot answer."""
+    for path in Path(f"/proc/{launcher}/task").glob("*/children"):
+        for child in path.read_text().split():
+            if b"RANK=1" in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+                os.kill(int(child), signal.SIGKILL)
+                return
+    raise AssertionError("rank 1 is not there")
+
+
+def test_a_signal_to_the_launcher_stops_all_ranks_and_the_same_command_goes_on(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    words = launched("train", tmp_path, *MORE, restarts=2)
+    for number, step in [(signal.SIGUSR1, 7), (signal.SIGTERM, 13)]:
+        stopped = disturb(words, log_reaches(tmp_path, step), lambda pid, number=number: os.kill(pid, number))
+        assert stopped.returncode == 75, stopped.stderr
+        assert f"stopped by {number.name}" in stopped.stderr
+        assert "Traceback" not in stopped.stderr
+        assert not tiny.same_weights(tmp_path / LAST, undisturbed)
+    done = tiny.launch(words)
     assert done.returncode == 0, done.stderr
-    numbers = json.loads(done.stdout.splitlines()[-1])
+    assert tiny.same_weights(tmp_path / LAST, undisturbed)
+
+
+def test_a_killed_rank_is_named_and_the_job_goes_on_by_itself(undisturbed: Path, tmp_path: Path) -> None:
+    words = launched("train", tmp_path, *MORE, "train.checkpoint_every_steps=1", restarts=1)
+    done = disturb(words, log_reaches(tmp_path, 7), kill_rank_1)
+    assert done.returncode == 0, done.stderr
+    assert f"rank 1 on {os.uname().nodename}, process " in done.stderr
+    assert "does not answer any more" in done.stderr
+    assert done.stderr.count("run    ") == 2
+    assert tiny.same_weights(tmp_path / LAST, undisturbed)
+
+
+def test_an_error_on_all_ranks_is_said_once(birds: Path, tmp_path: Path) -> None:
+    done = tiny.launch(launched("train", tmp_path, "data.root=nowhere"))
+    assert done.returncode == 2
+    assert done.stderr.count("missing; run `make data`") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_torchrun_itself_does_as_well(undisturbed: Path, tmp_path: Path) -> None:
+    done = tiny.launch(launched("train", tmp_path, *MORE, module="torch.distributed.run"))
+    assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
-    assert (numbers["n"], numbers["test_reads"]) == (18, 2)
-    pd.testing.assert_frame_equal(pd.read_csv(folder / "predictions.csv"), alone, rtol=1e-4)
+    assert tiny.same_weights(tmp_path / LAST, undisturbed)
 
 
-def test_two_ranks_train_as_one_does_to_rounding(birds: Path, tmp_path: Path) -> None:
-    # test_resnet has batch norms, whose statistics a rank takes over its own images: freeze them.
-    # Accumulation, clipping, thawing (which wraps the model anew) and a switch go across ranks.
-    more = ["model.freeze_batchnorm=true", "train.epochs=2", "tracking.log_every_steps=1", "optim.lr=1e-3"]
-    more += ["optim.batch_size=4", "optim.effective_batch_size=8", "optim.clip_norm=1", "train.ema_decay=0.9"]
-    more += ["optim.frozen_stages=2", "optim.unfreeze_epoch=1", "train.checkpoint_every_steps=3"]
-    more += ["optim.phases=[{name: adamw, until: 1}, {name: sgd, carry_momentum: true}]"]
-    done = tiny.launch(torchrun("train", tmp_path, *more, "run.name=two"))
-    assert done.returncode == 0, done.stderr
-    assert tiny.do("train", tmp_path, *more, "run.name=one") == 0
-    two, one = (tiny.records(tmp_path / "runs" / name / "log.jsonl") for name in ("two", "one"))
-    assert [line["step"] for line in two] == [line["step"] for line in one]
-    for ours, theirs in zip(two, one, strict=True):
-        for name in {"loss", "train_loss", "val_loss", "grad_norm", "lr"} & ours.keys():
-            assert ours[name] == pytest.approx(theirs[name], rel=1e-4 if name == "grad_norm" else 1e-5), name
-
-
-def test_an_error_on_all_ranks_ends_the_job_with_its_sentence(birds: Path, tmp_path: Path) -> None:
-    done = tiny.launch(torchrun("train", tmp_path, "data.root=nowhere"))
-    assert done.returncode != 0
-    assert "missing; run `make data`" in done.stderr
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ({0: 75, 1: 75}, 75),
+        ({0: 75, 1: 2}, 2),
+        ({0: 1}, 1),
+        ({1: -9}, 137),
+        ({0: 75, 1: -9}, 137),
+        ({0: -9, 1: 1}, 1),
+    ],
+)
+def test_the_exit_code_is_that_of_the_worst_rank(codes: dict[int, int], expected: int) -> None:
+    assert launch.worst(codes) == expected
