@@ -14,6 +14,7 @@ def announce(job: Job, start: Start, last_step: int) -> None:
         "precision": start.precision,
         "weights": weights,
         "samples": job.samples,
+        "ranks": ranks.world,
     }
     files.write_json(config.run_dir / "environment.json", about)
     parameters = sum(parameter.numel() for parameter in start.state.model.parameters())

@@ -15,6 +15,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 
 from pipeline import files, parallel
+from pipeline.distributed import Ranks
 from pipeline.errors import CheckpointError
 from pipeline.models.build import Classifier
 from pipeline.models.weights import DAMAGE
@@ -70,8 +71,8 @@ class TrainState:
         return self.ema.module if self.ema is not None else self.model
 
 
-def content_of(state: TrainState, epoch: int, about: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint holds; shards are gathered, so all ranks have to call it.
+def content_of(state: TrainState, epoch: int, about: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """What a checkpoint holds; shards are gathered on the first rank, so all of them have to call it.
 
     Args:
         epoch: epochs completed.
@@ -91,7 +92,7 @@ def content_of(state: TrainState, epoch: int, about: dict[str, Any]) -> dict[str
         "best": None if state.best is None else vars(state.best),
         **about,
     }
-    return parallel.whole(content)
+    return parallel.whole(content, keep=ranks.first)
 
 
 def save(path: Path, content: dict[str, Any]) -> None:

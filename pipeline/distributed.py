@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from pipeline import memory, terminal
 from pipeline.errors import ConfigError, RankLost, Stopped, UserError
-from pipeline.roll_call import RollCall
+from pipeline.roll_call import RollCall, meet
 
 Value = TypeVar("Value")
 
@@ -55,8 +55,10 @@ class Ranks:
             return
         flat = self.sum(torch.cat([tensor.flatten() for tensor in tensors])) / self.world
         ends = torch.tensor([tensor.numel() for tensor in tensors]).cumsum(0)
-        for tensor, mean in zip(tensors, flat.tensor_split(ends[:-1]), strict=True):
-            tensor.copy_(mean.view_as(tensor))
+        means = [
+            mean.view_as(tensor) for mean, tensor in zip(flat.tensor_split(ends[:-1]), tensors, strict=True)
+        ]
+        torch._foreach_copy_(list(tensors), means)
 
     def any(self, *flags: bool) -> list[bool]:
         """Whether each flag is raised on any rank: the same answer on all of them."""
@@ -148,7 +150,12 @@ def ranks(device: Literal["auto", "cpu", "cuda"], timeout_s: float = 600.0) -> I
     timeout = timedelta(seconds=timeout_s)
     store, rank, world = next(iter(dist.rendezvous("env://")))  # type: ignore[attr-defined]
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    roll = RollCall(dist.PrefixStore("roll", store), rank, world)  # type: ignore[attr-defined]
+    try:
+        attempt = meet(store, rank, world, timeout_s)
+    except TimeoutError as error:
+        raise RankLost(f"rank {rank} waits in vain: {error}; the same command goes on", said=False) from error
+    store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+    roll = RollCall(store, rank, world)
     terminal.sign(roll.name(rank))
     if rank:
         terminal.mute()

@@ -35,11 +35,11 @@ def replicate(model: nn.Module, config: DistributedConfig, ranks: Ranks) -> nn.M
     replica = DistributedDataParallel(
         model,
         device_ids=[ranks.device] if ranks.device.type == "cuda" else None,
-        broadcast_buffers=False,
         gradient_as_bucket_view=True,
         bucket_cap_mb=config.bucket_mb,
         static_graph=config.static_graph,
     )
+    replica.broadcast_buffers = False
     if config.compress != "none":
         replica.register_comm_hook(None, HOOKS[config.compress])
     return replica
@@ -85,10 +85,19 @@ def _repeats(stage: nn.Module) -> bool:
     return isinstance(stage, nn.Sequential | nn.ModuleList) and composed and len(set(map(type, blocks))) == 1
 
 
-def whole(tree: Tree) -> Tree:
-    """A tree of plain types and tensors with every shard gathered, on the CPU; all ranks have to call it."""
-    gathered: Tree = pytree.tree_map_only(DTensor, lambda tensor: tensor.full_tensor().cpu(), tree)
-    return gathered
+def whole(tree: Tree, keep: bool) -> Tree:
+    """A tree of plain types and tensors with every shard gathered, on the CPU; all ranks have to call it.
+
+    Args:
+        keep: whether this rank wants the tensors; where not, they are empty.
+    """
+
+    def gathered(tensor: DTensor) -> Tensor:
+        full = tensor.full_tensor()
+        return full.cpu() if keep else full.new_empty(0)
+
+    found: Tree = pytree.tree_map_only(DTensor, gathered, tree)
+    return found
 
 
 def like(value: Any, own: Tensor) -> Any:

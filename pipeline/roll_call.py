@@ -7,11 +7,13 @@ why, once: then each of the others can name the rank and the machine.
 
 import os
 import platform
+import secrets
 import threading
 import time
 from datetime import timedelta
 from typing import Protocol
 
+MEET_S = 0.05  # between two looks for the others, at the start
 BEAT_S = 1.0
 LOOK_S = 5.0  # between two looks at the beats: who has not beaten in that time does not answer
 STORE_TIMEOUT = timedelta(seconds=20)
@@ -26,6 +28,35 @@ class Store(Protocol):
     def check(self, keys: list[str], /) -> bool: ...
     def compare_set(self, key: str, expected: str, desired: str, /) -> bytes: ...
     def clone(self) -> "Store": ...
+
+
+def meet(store: Store, rank: int, world: int, timeout_s: float) -> str:
+    """A name for this attempt of the job, the same on all ranks and on no earlier attempt.
+
+    torchrun's store outlives a restart, with all that the ranks before have left in it. So each rank waits
+    for an answer to a number of its own, and the first rank answers every number that it finds, be it an old one,
+    until all ranks have thanked.
+
+    Raises:
+        TimeoutError: with the ranks that did not come.
+    """
+    own, deadline = secrets.token_hex(8), time.monotonic() + timeout_s
+    store.set(f"hello/{rank}", own)
+    attempt = own if rank == 0 else ""
+    missing = [other for other in range(world) if other != rank] if rank == 0 else [0]
+    while missing:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"rank {', '.join(map(str, missing))} did not come in {timeout_s:g} s")
+        if rank == 0:
+            for other in missing:
+                if store.check([f"hello/{other}"]):
+                    store.set(f"welcome/{other}/{store.get(f'hello/{other}').decode()}", attempt)
+            missing = [other for other in missing if not store.check([f"thanks/{other}/{attempt}"])]
+        elif store.check([f"welcome/{rank}/{own}"]):
+            attempt, missing = store.get(f"welcome/{rank}/{own}").decode(), []
+            store.set(f"thanks/{rank}/{attempt}", "")
+        time.sleep(MEET_S)
+    return attempt
 
 
 class RollCall:

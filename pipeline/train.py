@@ -271,7 +271,7 @@ class Run:
             "batch_size": self.start.batch_size,
             "weights": self.start.weights,
         }
-        content = checkpoint.content_of(self.state, self.calendar.epoch(self.state.step), about)
+        content = checkpoint.content_of(self.state, self.calendar.epoch(self.state.step), about, self.ranks)
         if self.ranks.first:
             folder = self.config.checkpoints_dir
             checkpoint.save(folder / name, content)

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import checkpoint, cli, distributed, engine
+from pipeline import checkpoint, cli, distributed, engine, resume
 from pipeline.data.loader import Batch
 from tests import ranks, tiny
 
@@ -182,9 +182,19 @@ def test_a_checkpoint_that_only_the_first_machine_has_is_everyones(birds: Path, 
     assert checkpoint.read(tmp_path / "0" / last)["step"] == 10
 
 
+def test_a_job_that_a_launcher_starts_again_goes_on_whatever_it_was_told_first(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny.config(trained, "train.resume=never")
+    assert resume.wanted_of(config) == "never"
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert resume.wanted_of(config) == "auto"
+    assert resume.wanted_of(tiny.config(trained, "train.resume=never", "run.name=new")) == "never"
+
+
 def test_a_run_in_shards_leaves_a_checkpoint_like_any_other(birds: Path, tmp_path: Path) -> None:
     more = ["optim.phases=[{name: adamw}]", "train.ema_decay=0.9", "train.epochs=1", "optim.lr=1e-3"]
-    more += ["model.freeze_batchnorm=true"]
+    more += ["model.name=test_vit", "model.options={img_size: 32}"]
     for name, world, shard in [("shards", 2, "full"), ("whole", 1, "none")]:
         ended = ranks.run(
             verb, world, "train", tmp_path, *more, f"distributed.shard={shard}", f"run.name={name}"
