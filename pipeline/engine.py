@@ -17,7 +17,7 @@ from pipeline.distributed import Ranks
 from pipeline.errors import DataError
 from pipeline.mixing import mix
 from pipeline.models.batchnorm import running_statistics
-from pipeline.parallel import without_exchange
+from pipeline.parallel import is_sharded, without_exchange
 from pipeline.phases import Rates
 from pipeline.precision import Precision, autocast
 
@@ -137,8 +137,13 @@ def look(
     model.eval()
     rows, logits = [], []
     for batch in batches:
+        image = batch.image
+        if not len(batch.row):  # another rank's turn
+            if not is_sharded(model):
+                continue
+            image = image.new_zeros((1, *image.shape[1:]))  # all ranks gather shards, or none
         with autocast(ranks.device, precision):
-            logits.append(model(batch.to(ranks.device).image).float().cpu())
+            logits.append(model(image.to(ranks.device, non_blocking=True))[: len(batch.row)].float().cpu())
         rows.append(batch.row)
     inner = seen if seen is not None else [torch.empty(len(row), 0) for row in rows]
     own = tuple(torch.cat(list(parts)).numpy() for parts in (rows, logits, inner)) if rows else None

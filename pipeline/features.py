@@ -63,6 +63,8 @@ def features(
     with terminal.bar("features", len(rows)) as bar, penultimate(model) as seen:
         served = bar.count(server.serve(0, batches), images_a_round)
         for batch in served:
+            if not len(batch.row):  # another rank's turn
+                continue
             with autocast(ranks.device, precision):
                 model(batch.to(ranks.device).image)
             own_rows.append(batch.row)

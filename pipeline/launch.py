@@ -10,8 +10,12 @@ of a machine. And a rank that ended has said why, so that no traceback of the la
 """
 
 import os
+import socket
 import sys
+import threading
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import torch.distributed as dist
@@ -25,6 +29,7 @@ from pipeline.errors import RankLost, Stopped
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 SHUTDOWN_S = 300  # for the step in progress and the checkpoint
+WATCH_S, UNREACHABLE_S = 5.0, 30.0
 
 
 def launch(argv: Sequence[str]) -> int:
@@ -35,6 +40,7 @@ def launch(argv: Sequence[str]) -> int:
     ranks = torchrun.determine_local_world_size(args.nproc_per_node)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a rank that is lost is named, not its stack
+    threading.Thread(target=_watch, args=(args.rdzv_endpoint,), daemon=True).start()
     try:
         torchrun.run(args)  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
@@ -51,6 +57,45 @@ def launch(argv: Sequence[str]) -> int:
         )
         return RankLost.exit_code
     return 0
+
+
+def _watch(endpoint: str) -> None:
+    """End this process when its ranks have ended and the rendezvous is out of reach.
+
+    torchrun itself goes on asking a machine that a cut network has taken away, until TCP gives up.
+    """
+    host, _, port = endpoint.rpartition(":")
+    had_ranks, reached = False, time.monotonic()
+    while host and port.isdigit():
+        time.sleep(WATCH_S)
+        if _ranks_alive():
+            had_ranks = True
+        if _ranks_alive() or not had_ranks or _reaches(host, int(port)):
+            reached = time.monotonic()
+        elif time.monotonic() - reached > UNREACHABLE_S:
+            terminal.fail(f"the rendezvous at {endpoint} does not answer any more; the same command goes on")
+            os._exit(RankLost.exit_code)
+
+
+def _ranks_alive() -> bool:
+    """Whether a process that the main thread started has not ended; where Linux does not say it: yes."""
+    listed = Path(f"/proc/self/task/{os.getpid()}/children")
+    return not listed.exists() or any(map(_runs, listed.read_text().split()))
+
+
+def _runs(process: str) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def _reaches(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=WATCH_S).close()
+    except OSError:
+        return False
+    return True
 
 
 def worst(codes: dict[int, int]) -> int:

@@ -30,7 +30,7 @@ def replicate(model: nn.Module, config: DistributedConfig, ranks: Ranks) -> nn.M
 
     Running statistics are averaged by the step (`Ranks.average`), not taken from the first rank.
     """
-    if ranks.world == 1 or isinstance(model, FSDPModule):
+    if ranks.world == 1 or is_sharded(model):
         return model
     replica = DistributedDataParallel(
         model,
@@ -83,6 +83,11 @@ def _repeats(stage: nn.Module) -> bool:
     blocks = [*stage.children()]
     composed = all(any(True for _ in block.children()) for block in blocks)
     return isinstance(stage, nn.Sequential | nn.ModuleList) and composed and len(set(map(type, blocks))) == 1
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a pass through the model needs all ranks."""
+    return isinstance(model, FSDPModule)
 
 
 def whole(tree: Tree, keep: bool) -> Tree:

@@ -10,13 +10,15 @@ import platform
 import secrets
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Protocol
 
 MEET_S = 0.05  # between two looks for the others, at the start
 BEAT_S = 1.0
 LOOK_S = 5.0  # between two looks at the beats: who has not beaten in that time does not answer
-STORE_TIMEOUT = timedelta(seconds=20)
+STORE_S = 20.0  # for an answer of the store; on a network that was cut, TCP itself waits a quarter of an hour
 
 
 class Store(Protocol):
@@ -68,7 +70,7 @@ class RollCall:
         self.exchanges = 0
         """how many exchanges this rank has come to: who is behind the others keeps them waiting"""
         self._store, self._end = store, threading.Event()
-        store.set_timeout(STORE_TIMEOUT)
+        store.set_timeout(timedelta(seconds=STORE_S))
         store.set(f"name/{rank}", f"rank {rank} on {platform.node()}, process {os.getpid()}")
         threading.Thread(target=self._beat, args=(store.clone(),), daemon=True).start()
 
@@ -82,11 +84,9 @@ class RollCall:
 
     def first_to_say(self, why: str) -> bool:
         """Say why the job ends; False when another rank has said it before. A lost store counts as nobody."""
-        try:
-            own = f"rank {self.rank}: {why}"
-            return self._store.compare_set("why", "", own).decode() == own
-        except RuntimeError:
-            return True
+        own = f"rank {self.rank}: {why}"
+        said = _in_time(lambda: self._store.compare_set("why", "", own).decode())
+        return said is None or said == own
 
     def why(self) -> str | None:
         """What the rank that ended the job said, with its name."""
@@ -112,22 +112,25 @@ class RollCall:
 
     def verdict(self) -> str:
         """Why an exchange failed: what another rank said, who does not answer, or who has not come to it."""
-        try:
-            if (said := self.why()) is not None:
-                return said
-            silent = self.silent()
-            if (said := self.why()) is not None:
-                return said
-            if silent:
-                return f"{', '.join(map(self.name, silent))}: does not answer any more"
-            counts = [int(beat.partition(" ")[2] or 0) for beat in self._beats()]
-            late = [rank for rank, count in enumerate(counts) if count < max(counts)]
-            if late:
-                return f"{', '.join(map(self.name, late))}: answers, and has not come to the exchange in time"
-            return f"all {self.world} ranks answer, and an exchange between them failed or took too long"
-        except RuntimeError as error:
-            where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-            return f"the rendezvous at {where} (rank 0's machine) does not answer any more ({type(error).__name__})"
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        return (
+            _in_time(self._verdict)
+            or f"the rendezvous at {where} (rank 0's machine) does not answer any more"
+        )
+
+    def _verdict(self) -> str:
+        if (said := self.why()) is not None:
+            return said
+        silent = self.silent()
+        if (said := self.why()) is not None:
+            return said
+        if silent:
+            return f"{', '.join(map(self.name, silent))}: does not answer any more"
+        counts = [int(beat.partition(" ")[2] or 0) for beat in self._beats()]
+        late = [rank for rank, count in enumerate(counts) if count < max(counts)]
+        if late:
+            return f"{', '.join(map(self.name, late))}: answers, and has not come to the exchange in time"
+        return f"all {self.world} ranks answer, and an exchange between them failed or took too long"
 
     def _beats(self) -> list[str]:
         keys = [f"beat/{rank}" for rank in range(self.world)]
@@ -141,3 +144,17 @@ class RollCall:
                 store.set(f"beat/{self.rank}", f"{number} {self.exchanges}")
             except RuntimeError:  # the store is gone: the rank's own exchanges will find that out
                 return
+
+
+def _in_time(ask: Callable[[], str]) -> str | None:
+    """What the store answers in `STORE_S` seconds, or None: asked in a thread that may wait for ever."""
+    answers: list[str] = []
+
+    def wait() -> None:
+        with suppress(RuntimeError):  # the store is gone: no answer
+            answers.append(ask())
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    thread.join(STORE_S)
+    return answers[0] if answers else None

@@ -51,8 +51,7 @@ class Classifier(nn.Module):
     def _heads(self, images: Tensor) -> Tensor:
         backbone: Any = self.backbone
         if self.mid_head is None:
-            logits: Tensor = backbone(images)
-            return logits.unsqueeze(0)
+            return torch.stack([backbone(images)])  # a copy: shards do not bear views
         last, (mid, _) = backbone.forward_intermediates(images, indices=2)
         return torch.stack([backbone.forward_head(last), self.mid_head(mid)])
 
