@@ -206,7 +206,7 @@ def test_a_run_in_shards_leaves_a_checkpoint_like_any_other(birds: Path, tmp_pat
     for part in ("model", "ema"):
         assert shards[part].keys() == whole[part].keys()
         for name, tensor in whole[part].items():
-            torch.testing.assert_close(shards[part][name], tensor, rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(shards[part][name], tensor, rtol=1e-3, atol=1e-4)
     assert shards["optimizer"]["state"].keys() == whole["optimizer"]["state"].keys()
     for number, state in whole["optimizer"]["state"].items():
         assert shards["optimizer"]["state"][number]["exp_avg"].shape == state["exp_avg"].shape
