@@ -162,19 +162,11 @@ def ranks(device: Literal["auto", "cpu", "cuda"], timeout_s: float = 600.0) -> I
     try:
         control = _join(here, store, rank, world, timeout)
         yield Ranks(rank, world, local_world, here, roll, control)
-    except UserError as error:
-        error.said = not roll.first_to_say(str(error))
-        raise
-    except Stopped:
-        raise
     except Exception as error:
-        if not _is_of_exchange(error):
-            roll.first_to_say(f"a bug, {type(error).__name__}: {error}")
-            terminal.fail(f"a bug, {type(error).__name__}: {error}; its traceback follows")
-            raise
-        verdict = roll.verdict()
-        said = not roll.first_to_say(verdict) and os.environ.get("LOCAL_RANK") != "0"
-        raise RankLost(f"{verdict}; the same command goes on from the last checkpoint", said) from error
+        if _is_of_exchange(error):
+            raise _lost(roll) from error
+        _tell(error, roll)
+        raise
     finally:
         roll.close()
         if dist.is_initialized():
@@ -186,6 +178,24 @@ def _join(device: torch.device, store: Any, rank: int, world: int, timeout: time
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     return dist.new_group(backend="gloo", timeout=timeout)
+
+
+def _tell(error: Exception, roll: RollCall) -> None:
+    """Let the other ranks know why this one ends the job; what several of them find out is said once."""
+    if isinstance(error, UserError):
+        error.said = not roll.first_to_say(str(error))
+    elif not isinstance(error, Stopped):
+        roll.first_to_say(f"a bug, {type(error).__name__}: {error}")
+        terminal.fail(f"a bug, {type(error).__name__}: {error}; its traceback follows")
+
+
+def _lost(roll: RollCall) -> RankLost:
+    """Find out which rank an exchange failed for; the first to know says it, and the first of each machine."""
+    verdict = roll.verdict()
+    said = not roll.first_to_say(verdict) and os.environ.get("LOCAL_RANK") != "0"
+    if dist.group.WORLD is not None:
+        dist.group.WORLD.abort()  # an exchange that hangs, on a GPU say, would not let this process end
+    return RankLost(f"{verdict}; the same command goes on from the last checkpoint", said)
 
 
 def _is_of_exchange(error: Exception) -> bool:
