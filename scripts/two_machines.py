@@ -74,6 +74,8 @@ class Job:
 
     def __init__(self, folder: Path, name: str, verb: str, nodes: str = "2", restarts: int = 0) -> None:
         self.folder, self.name = folder, name
+        # The same command, given again, goes on in the same log.
+        self.said_before = [path.stat().st_size if path.is_file() else 0 for path in map(self._log, range(2))]
         self.processes = [self._start(number, verb, nodes, restarts) for number in range(2)]
 
     def _start(self, number: int, verb: str, nodes: str, restarts: int) -> subprocess.Popen[bytes]:
@@ -117,7 +119,7 @@ class Job:
         while len(ended) < 2:
             for number, process in enumerate(self.processes):
                 if number not in ended and process.poll() is not None:
-                    said = self._log(number).read_text()
+                    said = self._log(number).read_bytes()[self.said_before[number] :].decode()
                     ended[number] = Ended(process.returncode, time.monotonic() - begun, said)
             if time.monotonic() - begun > 300:
                 for process in self.processes:
