@@ -11,12 +11,12 @@ READY := .venv/ready
 LAUNCH := $(if $(filter-out 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-per-node $(GPUS) -m pipeline,$(BIN)/python -m pipeline)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train eval report audit schedule lr-find config demo test kill-test check format bench clean
+.PHONY: help setup data train eval report audit schedule lr-find config demo smoke test kill-test check format bench clean
 
 help: ## list the targets and their variables
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 	@echo
-	@echo '  CONFIG=$(CONFIG)   the configuration of all but demo, test and check'
+	@echo '  CONFIG=$(CONFIG)   the configuration of all but demo, smoke, test and check'
 	@echo '  ARGS="optim.lr=0.01 run.name=x"   overrides, as `make config` lists them'
 	@echo '  GPUS=$(GPUS)   processes of train and eval on this machine, one a GPU'
 	@echo '  BENCH=$(BENCH)   all, loader, step or data'
@@ -56,6 +56,11 @@ demo: $(READY) ## the whole job on drawn birds, without any download
 	$(BIN)/python -m pipeline data --config configs/demo.yaml $(ARGS)
 	$(BIN)/python -m pipeline train --config configs/demo.yaml $(ARGS)
 	$(BIN)/python -m pipeline eval --config configs/demo.yaml $(ARGS)
+
+smoke: $(READY) ## data, train and eval on a few drawn birds, in a temporary folder: does all of it work here?
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && for verb in data train eval; do \
+	  $(BIN)/python -m pipeline $$verb --config configs/smoke.yaml data.root=$$folder/data run.root=$$folder/runs $(ARGS) || exit; \
+	done
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
