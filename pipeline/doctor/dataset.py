@@ -129,8 +129,8 @@ def crops(subject: Subject) -> Finding:
         )
     of_processes, of_epochs = _unlike(first[0], first[1]), _unlike(first[0], second[0])
     figures = (
-        f"of {len(rows)} pictures, {of_processes} are cropped otherwise by another process, {of_epochs} in another "
-        "epoch; this process draws the same as they do"
+        f"{of_processes} of {len(rows)} pictures are seen otherwise in another process, {of_epochs} in another epoch; "
+        "without processes the same is drawn"
     )
     numbers = {"pictures": len(rows), "unlike_processes": of_processes, "unlike_epochs": of_epochs}
     if of_processes and of_epochs:

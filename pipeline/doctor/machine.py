@@ -148,26 +148,26 @@ def _in_netrc(host: str) -> bool:
         return False
 
 
-def shared_memory(subject: Subject) -> Finding:
-    """Whether /dev/shm holds the batches that loader processes have ready."""
-    config, ranks = subject.config, subject.ranks
-    workers = subject.workers
-    if not workers:
-        return Finding("not applicable", "no loader processes: batches stay in the process")
+def workers(subject: Subject) -> Finding:
+    """Whether there are cores for the loader processes, and room in /dev/shm for the batches they have ready."""
+    config, ranks, processes = subject.config, subject.ranks, subject.workers * subject.ranks.local_world
+    if not processes:
+        return Finding("not applicable", "no loader processes: each rank draws its own batches")
+    cores = os.cpu_count() or 1
     images = -(-config.optim.images_per_step // ranks.world)
-    batch_bytes = images * 3 * config.data.image_px**2
-    needed = (workers * PREFETCHED + 2) * batch_bytes * ranks.local_world
-    free = shutil.disk_usage(SHARED_MEMORY).free
+    ready = processes * PREFETCHED + 2 * ranks.local_world  # two more on their way, each rank
+    needed, free = ready * images * 3 * config.data.image_px**2, shutil.disk_usage(SHARED_MEMORY).free
     figures = (
-        f"{ranks.local_world} x {workers} loader processes need {size_in_words(needed)} in {SHARED_MEMORY}, "
-        f"{size_in_words(free)} are free"
+        f"{processes} loader processes on {cores} cores, for {ready} batches {size_in_words(needed)} of "
+        f"{SHARED_MEMORY}; {size_in_words(free)} are free"
     )
-    numbers = {"needed_bytes": needed, "free_bytes": free}
+    numbers = {"processes": processes, "cores": cores, "needed_bytes": needed, "free_bytes": free}
     if free < needed:
-        what_next = (
-            "give the container more (docker run --ipc=host, or --shm-size), or set data.workers lower"
-        )
+        what_next = "give the container more (docker run --ipc=host, or --shm-size), or lower data.workers"
         return Finding("no-go", figures, what_next, numbers)
+    if processes > cores:
+        what_next = f"set data.workers={max(1, cores // ranks.local_world)}: more processes than cores"
+        return Finding("warning", figures, what_next, numbers)
     return Finding("ok", figures, numbers=numbers)
 
 
@@ -271,23 +271,21 @@ def all_reduce(subject: Subject) -> Finding:
         return Finding("not applicable", "one process: no gradients are exchanged")
     learned = sum(p.numel() for p in subject.state.model.parameters() if p.requires_grad)
     words, numbers = [], {}
-    for what, size_bytes in (("a bucket", min(BUCKET_BYTES, 4 * learned)), ("the gradient", 4 * learned)):
+    for size_bytes in sorted({min(BUCKET_BYTES, 4 * learned), 4 * learned}):
         seconds, right = _time_of_all_reduce(subject, size_bytes // 4)
         if not right:
-            return Finding(
-                "no-go",
-                f"the sum of {what} over {ranks.world} ranks is wrong",
-                "exclude machines one after another until the sum is right",
-            )
+            figures = f"the sum of {size_in_words(size_bytes)} over {ranks.world} ranks is wrong"
+            return Finding("no-go", figures, "leave out machines one after another until the sum is right")
         # As nccl-tests has it (doc/PERFORMANCE.md): what each link carries, whatever the number of ranks.
         bus = 2 * (ranks.world - 1) / ranks.world * size_bytes / seconds / 1e9
         words.append(
-            f"{what} of {size_in_words(size_bytes)} in {1000 * seconds:.3g} ms ({bus:.3g} GB/s bus bandwidth)"
+            f"{size_in_words(size_bytes)} in {1000 * seconds:.3g} ms, {bus:.3g} GB/s of bus bandwidth"
         )
-        numbers[what.split()[-1]] = {"bytes": size_bytes, "seconds": seconds, "bus_gb_per_s": bus}
+        numbers[str(size_bytes)] = {"seconds": seconds, "bus_gb_per_s": bus}
     by = "NCCL" if ranks.device.type == "cuda" else "gloo"
     hosts = len(set(ranks.gather(platform.node())))
-    return Finding("ok", f"{by}, {ranks.world} ranks on {hosts} hosts: {', '.join(words)}", numbers=numbers)
+    where = f"{ranks.world} ranks on {hosts} host{'s' * (hosts > 1)}"
+    return Finding("ok", f"{by}, {where}, sums are right; {'; '.join(words)} (the gradient)", numbers=numbers)
 
 
 def _time_of_all_reduce(subject: Subject, count: int) -> tuple[float, bool]:

@@ -49,7 +49,7 @@ CHECKS = (
     Check("model", model.built, needs=("agreement",)),
     Check("rates", model.rates, needs=("model",)),
     Check("evaluation", dataset.evaluation, needs=("model",)),
-    Check("shared memory", machine.shared_memory),
+    Check("workers", machine.workers),
     Check("disk", machine.disk, needs=("model",)),
     Check("all-reduce", machine.all_reduce, needs=("model",)),
     Check("memory", steps.room, needs=("model",), trains=True),
@@ -112,12 +112,10 @@ def _say(name: str, finding: Finding) -> None:
 
 
 def _verdict(found: dict[str, Finding]) -> str:
-    of_state = {state: [name for name, f in found.items() if f.state == state] for state in MARKS}
-    warned = (
-        f", {len(of_state['warning'])} warnings ({', '.join(of_state['warning'])})"
-        if of_state["warning"]
-        else ""
-    )
-    if bad := of_state["no-go"]:
-        return f"no-go: {', '.join(bad)}{warned}"
-    return f"go: {len(of_state['ok'])} checks are ok{warned}"
+    """`no-go: disk, weights; 1 warning: code`."""
+    of_state = {state: [name for name, finding in found.items() if finding.state == state] for state in MARKS}
+    bad, warned = of_state["no-go"], of_state["warning"]
+    words = [f"no-go: {', '.join(bad)}" if bad else f"go: {len(of_state['ok'])} checks are ok"]
+    if warned:
+        words.append(f"{len(warned)} warning{'s' * (len(warned) > 1)}: {', '.join(warned)}")
+    return "; ".join(words)

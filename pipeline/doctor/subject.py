@@ -45,6 +45,8 @@ class Subject:
     """images computed at once, over all ranks"""
     step_s: float
     """seconds of a step on this rank alone"""
+    step_images: int
+    """images of that step"""
 
     def __init__(self, config: Config, ranks: Ranks, precision: Precision, scratch: Path) -> None:
         """scratch: a folder that is gone when the checks are over."""
