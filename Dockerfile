@@ -40,7 +40,8 @@ COPY --from=packages /opt/plumage /opt/plumage
 ENV HOME=/home/plumage USER=plumage \
     PATH=/opt/plumage/bin:${PATH} \
     MAKEFLAGS="BIN=/opt/plumage/bin READY=" \
-    MPLBACKEND=Agg NO_ALBUMENTATIONS_UPDATE=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    HF_HOME=/plumage/weights/huggingface MPLBACKEND=Agg \
+    NO_ALBUMENTATIONS_UPDATE=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
 WORKDIR /plumage

@@ -73,7 +73,9 @@ def test_only_a_job_that_can_go_on_is_queued_again(tmp_path: Path, code: int, ag
 def test_a_signal_is_passed_on_as_a_request_to_save(
     tmp_path: Path, number: signal.Signals, code: int, again: bool
 ) -> None:
-    python = launcher(tmp_path, f"trap 'exit {code}' USR1\ntouch {tmp_path}/ready\nwhile :; do sleep 0.1; done")
+    python = launcher(
+        tmp_path, f"trap 'exit {code}' USR1\ntouch {tmp_path}/ready\nwhile :; do sleep 0.1; done"
+    )
     running = submit(["configs/demo.yaml"], job(tmp_path, PYTHON=python, VERBS="train"))
     wait_until((tmp_path / "ready").exists, running)
     running.send_signal(number)
@@ -84,7 +86,11 @@ def test_a_signal_is_passed_on_as_a_request_to_save(
 
 def test_an_array_trains_seeds_and_a_node_as_many_ranks_as_it_has_gpus(tmp_path: Path) -> None:
     environment = job(
-        tmp_path, PYTHON=launcher(tmp_path, ""), SLURM_ARRAY_TASK_ID="2", SLURM_GPUS_ON_NODE="8", VERBS="train"
+        tmp_path,
+        PYTHON=launcher(tmp_path, ""),
+        SLURM_ARRAY_TASK_ID="2",
+        SLURM_GPUS_ON_NODE="8",
+        VERBS="train",
     )
     for words in (["configs/demo.yaml", "optim.lr=0.1"], ["configs/demo.yaml", "run.name=mine", "seed=9"]):
         submit(words, environment).communicate(timeout=60)
