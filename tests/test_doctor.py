@@ -60,18 +60,16 @@ def test_a_machine_that_is_well(ask: Callable[..., Findings], birds: Path, tmp_p
     assert everything_below(birds, tmp_path) == before
     assert list(findings) == [check.name for check in CHECKS]
     assert states(findings, "not applicable") == {"W&B", "agreement", "all-reduce"}
-    assert {key for finding in findings.values() for key in finding} == {
-        *("name", "state", "figures", "next", "numbers")
-    }
+    keys = {"name", "state", "figures", "next", "numbers"}
+    assert all(finding.keys() == keys for finding in findings.values())
     (rates,) = findings["rates"]["numbers"]["phases"]
     # 36 images in steps of 16: three an epoch, nine in all; warm-up ends with the third.
     assert rates["first"] == pytest.approx([0.02 / 3] * rates["groups"])
     assert rates["highest"] == pytest.approx([0.02] * rates["groups"])
     assert rates["last"] == pytest.approx([0.02 * (1 + np.cos(np.pi * 5 / 6)) / 2] * rates["groups"])
     assert findings["rates"]["numbers"]["images_per_step"] == 16
-    assert findings["data"]["numbers"] | {"digest": ""} == {
-        **{"images": 60, "train": 36, "val": 6, "test": 18, "digest": ""}
-    }
+    counted = findings["data"]["numbers"]
+    assert [counted[name] for name in ("images", "train", "val", "test")] == [60, 36, 6, 18]
     assert findings["crops"]["numbers"]["unlike_processes"] > 8
     assert findings["crops"]["numbers"]["unlike_epochs"] > 8
     assert findings["first step"]["numbers"]["repeats"] is True
@@ -233,9 +231,7 @@ def test_crops_that_repeat_themselves_are_a_no_go(
     ask: Callable[..., Findings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cropped = Augmentation.__call__
-    monkeypatch.setattr(
-        Augmentation, "__call__", lambda self, picture, epoch, index: cropped(self, picture, 0, 0)
-    )
+    monkeypatch.setattr(Augmentation, "__call__", lambda self, picture, *_: cropped(self, picture, 0, 0))
     crops = ask("--quick", go=False)["crops"]
     assert crops["state"] == "no-go"
     assert crops["numbers"]["unlike_processes"] == crops["numbers"]["unlike_epochs"] == 0
