@@ -11,15 +11,15 @@ READY := .venv/ready
 LAUNCH := $(if $(filter-out 1,$(GPUS)),$(BIN)/python -m pipeline.launch --standalone --nproc-per-node $(GPUS),$(BIN)/python -m pipeline)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train eval report audit schedule lr-find config demo test kill-test check format bench clean
+.PHONY: help setup doctor data train eval report audit schedule lr-find config demo smoke test kill-test check format bench clean
 
 help: ## list the targets and their variables
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 	@echo
-	@echo '  CONFIG=$(CONFIG)   the configuration of all but demo, test and check'
+	@echo '  CONFIG=$(CONFIG)   the configuration of all but demo, smoke, test and check'
 	@echo '  ARGS="optim.lr=0.01 run.name=x"   overrides, as `make config` lists them'
-	@echo '  GPUS=$(GPUS)   processes of train and eval on this machine, one a GPU'
-	@echo '  BENCH=$(BENCH)   all, loader, step or data'
+	@echo '  GPUS=$(GPUS)   processes of train, eval and doctor on this machine, one a GPU'
+	@echo '  BENCH=$(BENCH)   all, loader, step, data or ddp'
 
 setup: $(READY) ## make .venv with all that is needed; again only when pyproject.toml changes
 
@@ -27,6 +27,9 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $(READY)
+
+doctor: $(READY) ## check this machine before an expensive run; ARGS=--quick leaves out training steps
+	$(LAUNCH) doctor --config $(CONFIG) $(ARGS)
 
 data: $(READY) ## download or take the archive, unpack, check, store, split
 	$(BIN)/python -m pipeline data --config $(CONFIG) $(ARGS)
@@ -56,6 +59,11 @@ demo: $(READY) ## the whole job on drawn birds, without any download
 	$(BIN)/python -m pipeline data --config configs/demo.yaml $(ARGS)
 	$(BIN)/python -m pipeline train --config configs/demo.yaml $(ARGS)
 	$(BIN)/python -m pipeline eval --config configs/demo.yaml $(ARGS)
+
+smoke: $(READY) ## data, train and eval on a few drawn birds, in a temporary folder: does all of it work here?
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && for verb in data train eval; do \
+	  $(BIN)/python -m pipeline $$verb --config configs/smoke.yaml data.root=$$folder/data run.root=$$folder/runs $(ARGS) || exit; \
+	done
 
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest $(ARGS)

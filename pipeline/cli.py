@@ -21,6 +21,7 @@ EXAMPLES = """
       python -m pipeline eval  --config configs/cub200_resnet50.yaml run.name=low_lr eval.split=val
       python -m pipeline schedule --config configs/adam_to_sgd.yaml   # what the rates will be
       python -m pipeline lr-find  --config configs/demo.yaml          # which rate to begin with
+      python -m pipeline doctor --config configs/demo.yaml --quick    # is this machine ready for the run
       python -m pipeline audit --config configs/cub200_resnet50.yaml run.name=low_lr
       python -m pipeline report --config configs/cub200_resnet50.yaml run.name=low_lr report.gallery=200
       python -m pipeline compare runs/baseline runs/low_lr runs/low_lr_seed1
@@ -72,6 +73,13 @@ def lr_find(config: Config) -> dict[str, Any]:
     return lr_find(config)
 
 
+def doctor(config: Config, quick: bool = False) -> dict[str, Any]:
+    """Check this machine before an expensive run, and prove what the run will do; trains nothing, keeps nothing."""
+    from pipeline.doctor.run import doctor
+
+    return doctor(config, quick)
+
+
 def audit(config: Config) -> dict[str, Any]:
     """Look for likely label errors and near-duplicates in the data, with a trained model's features."""
     from pipeline.audit.run import audit
@@ -97,6 +105,7 @@ VERBS: dict[str, Callable[[Config], dict[str, Any] | None]] = {
     "eval": evaluate,
     "schedule": schedule,
     "lr-find": lr_find,
+    "doctor": doctor,
     "audit": audit,
     "report": report,
     "config": config,
@@ -136,6 +145,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         verb.add_argument(
             "overrides", nargs="*", metavar="section.key=value", help="as in `python -m pipeline config`"
         )
+        if name == "doctor":
+            verb.add_argument(
+                "--quick", action="store_true", help="without the checks that take training steps"
+            )
     verb = add("compare", compare)
     verb.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory, such as runs/NAME")
     verb.add_argument("--split", default="test", choices=("train", "val", "test"))
@@ -162,6 +175,8 @@ def run(argv: Sequence[str]) -> int:
         result: dict[str, Any] | None
         if arguments.verb == "compare":
             result = compare(arguments)
+        elif arguments.verb == "doctor":
+            result = doctor(config_file.load(arguments.config, arguments.overrides), arguments.quick)
         else:
             result = VERBS[arguments.verb](config_file.load(arguments.config, arguments.overrides))
     except (UserError, RankLost) as error:
@@ -176,7 +191,7 @@ def run(argv: Sequence[str]) -> int:
         return Stopped.exit_code
     if result:  # ranks other than the first have none
         print(json.dumps(result))
-    return 0
+    return UserError.exit_code if result and result.get("go") is False else 0
 
 
 def main() -> NoReturn:

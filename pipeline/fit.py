@@ -19,38 +19,56 @@ GROWTH_BYTES = 64 << 20  # from one trial to the next: enough to tell what an im
 def batch_size(config: Config, model: Classifier, precision: Precision, ranks: Ranks) -> int:
     """The images that are computed at once, over all ranks: `optim.batch_size`, or for auto what fits.
 
-    Batches of 2, 4, 8, ... images are learned from until the peak of memory has grown enough to tell what
-    an image takes; the rest is arithmetic. The model is as before afterwards.
-
     Raises:
         ConfigError: not even two images fit.
     """
     if config.optim.batch_size != "auto":
         return config.optim.batch_size
     wanted = -(-config.optim.images_per_step // ranks.world)
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    fitting: int = min(ranks.gather(_fitting(wanted, model, config.data.image_px, precision, ranks)))
-    model.load_state_dict(before)
+    least: int = min(ranks.gather(fitting(wanted, model, config.data.image_px, precision, ranks)))
+    images = in_equal_passes(config, least, ranks)
+    passes = -(-config.optim.images_per_step // images)
+    terminal.say(f"batch  {images} images at once, {passes} a step: as many as fit")
+    return images
+
+
+def in_equal_passes(config: Config, fitting: int, ranks: Ranks) -> int:
+    """The images computed at once, over all ranks, when so many fit on each and a step's passes are equal.
+
+    Raises:
+        ConfigError: not even two images fit.
+    """
     if fitting < 2:
         raise ConfigError(
             f"optim.batch_size: auto finds no room for two images of {config.data.image_px} px; "
             "take a smaller model or data.image_px"
         )
+    wanted = -(-config.optim.images_per_step // ranks.world)
     passes = -(-wanted // fitting)
-    images = -(-wanted // passes) * ranks.world  # equal passes
-    terminal.say(f"batch  {images} images at once, {passes} a step: as many as fit")
-    return images
+    return -(-wanted // passes) * ranks.world
+
+
+def fitting(wanted: int, model: Classifier, image_px: int, precision: Precision, ranks: Ranks) -> int:
+    """Images that fit into this rank's memory at once, at most those wanted.
+
+    Batches of 2, 4, 8, ... images are learned from until the peak of memory has grown enough to tell what
+    an image takes; the rest is arithmetic. The model is as before afterwards.
+    """
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    try:
+        return _fitting(wanted, model, image_px, precision, ranks)
+    finally:
+        model.load_state_dict(before)
 
 
 def _fitting(wanted: int, model: Classifier, image_px: int, precision: Precision, ranks: Ranks) -> int:
-    """Images that fit on this rank, at most those wanted."""
     images, peak = min(2, wanted), _peak(model, min(2, wanted), image_px, precision, ranks.device)
     while images < wanted:
         more = min(2 * images, wanted)
         grown = _peak(model, more, image_px, precision, ranks.device) - peak
         if grown > GROWTH_BYTES:
             sharing = ranks.local_world if ranks.device.type == "cpu" else 1
-            room = USABLE * _free_bytes(ranks.device) / sharing
+            room = USABLE * free_bytes(ranks.device) / sharing
             return min(wanted, more + int(room / (grown / (more - images))))
         images, peak = more, peak + grown
     return wanted
@@ -67,7 +85,7 @@ def _peak(model: Classifier, images: int, image_px: int, precision: Precision, d
     return memory.peak_bytes(device)
 
 
-def _free_bytes(device: torch.device) -> int:
+def free_bytes(device: torch.device) -> int:
     """Free memory of a GPU, or of this machine and its container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]

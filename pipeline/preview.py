@@ -22,7 +22,7 @@ def preview(config: Config) -> dict[str, Any]:
     epochs that they can have. Reduce-on-plateau is drawn as if no plateau came.
     """
     dates, counted = _calendar(config)
-    lines = [_line(config, state, known, dates) for state, known in _states(config, dates)]
+    lines = [_line(config, state, known, dates) for state, known in states(config, dates)]
     path = config.run_dir / "schedule.png"
     curves.draw_rates(path, f"{config.run.name}: {config.train.epochs} epochs", lines)
     for line in lines:
@@ -42,7 +42,7 @@ def _calendar(config: Config) -> tuple[Calendar, bool]:
         return Calendar((NOMINAL_STEPS,) * config.train.epochs), False
 
 
-def _states(config: Config, dates: Calendar) -> list[tuple[PhaseState, bool]]:
+def states(config: Config, dates: Calendar) -> list[tuple[PhaseState, bool]]:
     """The phases with the first step that each can have, and whether it is known to be its first."""
     states, known = [(phases.first(config.optim), True)], True
     for before in config.optim.resolved_phases[:-1]:

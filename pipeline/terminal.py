@@ -34,9 +34,9 @@ def mute() -> None:
     _console.quiet = True
 
 
-def say(text: str) -> None:
-    """Print one line as it is."""
-    _console.print(text, markup=False)
+def say(text: str, style: str | None = None) -> None:
+    """Print one line as it is; style: as rich has it, such as "yellow", on a terminal alone."""
+    _console.print(text, style=style, markup=False)
 
 
 def warn(text: str) -> None:

@@ -1,6 +1,6 @@
 """Speeds as ratios: both sides run in turn, in one go, on the same images.
 
-    python scripts/bench.py all|loader|step|data [--config FILE] [section.key=value ...]
+    python scripts/bench.py all|loader|step|data|ddp [--config FILE] [section.key=value ...]
 
 loader  our loader from the store against torchvision's ImageFolder, PIL, Resize, RandomCrop,
         ToTensor and Normalize, one process each
@@ -8,11 +8,15 @@ step    a training step as the configuration has it (precision auto, channels_la
         the same model in fp32 in the default layout, each in a process of its own
 data    `make data` from the archive or folder to the table, against images x (decode + resize with
         PIL on one core) / cores
+ddp     training steps on two ranks against one, one thread each, the same batch shared out; and the share of
+        a step's time that goes into the exchange of gradients
 
-Without a configuration the images are 200 drawn birds of 500 px.
+Without a configuration the images are 200 drawn birds of 500 px; of ddp, random ones of 96 px for ResNet-10-T.
 """
 
 import argparse
+import dataclasses
+import json
 import os
 import statistics
 import subprocess
@@ -42,8 +46,10 @@ DRAWN = [
     "data.source=synthetic",
     "data.synthetic={species: 10, images_per_species: 20, train_per_species: 15, long_side_px: 500}",
 ]
+SMALL = ["model.name=resnet10t", "data.image_px=96", "train.precision=fp32"]
 ROUNDS = 3
 BATCH = 8
+BATCH_OF_RANKS, STEPS_OF_RANKS = 32, 4
 
 
 def images_per_s(images: int, run: Callable[[], object]) -> float:
@@ -99,27 +105,105 @@ def bench_step(words: list[str], config: Config) -> None:
 def step_side(config: Config, ours: bool) -> float:
     """Images a second over two steps after one to warm up."""
     device = distributed.place(config.train.device) if ours else torch.device("cpu")
-    layout = torch.channels_last if ours else torch.contiguous_format
     ranks = Ranks(0, 1, 1, device)
     chosen = precision.resolve(config.train.precision if ours else "fp32", device)
+    state = fresh_state(config, device, chosen, torch.channels_last if ours else torch.contiguous_format)
+    how = engine.Learning(0, 0.1, (), None, BATCH, chosen, ranks)
+    terminal.say(f"       {'ours' if ours else 'plain'}: {chosen} on {device.type}")
+    take_steps(state, state.model, random_batch(config, BATCH), BATCH, how, 1)
+    return images_per_s(
+        2 * BATCH, lambda: take_steps(state, state.model, random_batch(config, BATCH), BATCH, how, 2)
+    )
+
+
+def fresh_state(
+    config: Config, device: torch.device, chosen: precision.Precision, layout: torch.memory_format
+) -> TrainState:
     model, _ = build(without_weights(config.model), 200)
-    model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
+    model = model.to(device, memory_format=layout)
     groups = optim.parameter_groups(model, config.optim, weight_decay=config.optim.weight_decay)
     phase, begin = config.optim.resolved_phases[0], phases.first(config.optim)
     scaler = torch.amp.GradScaler(device.type, enabled=chosen == "fp16")
-    state = TrainState(model, optim.make(groups, phase, lr=begin.lr), scaler, None, begin)
-    shape = (BATCH, config.data.image_px, config.data.image_px, 3)
+    return TrainState(model, optim.make(groups, phase, lr=begin.lr), scaler, None, begin)
+
+
+def random_batch(config: Config, images: int) -> Batch:
+    shape = (images, config.data.image_px, config.data.image_px, 3)
     image = torch.randint(256, shape, dtype=torch.uint8).permute(0, 3, 1, 2)
-    batch = Batch(image, torch.arange(BATCH), torch.arange(BATCH))
-    how = engine.Learning(0, 0.1, (), None, BATCH, chosen, ranks)
-    terminal.say(f"       {'ours' if ours else 'plain'}: {chosen} on {device.type}")
+    return Batch(image, torch.arange(images), torch.arange(images))
 
-    def steps(count: int) -> None:
-        for _ in range(count):
-            float(engine.learn(state, model, batch, BATCH, phases.Rates(1e-3, 0.9), how)[0])
 
-    steps(1)
-    return images_per_s(2 * BATCH, lambda: steps(2))
+def take_steps(
+    state: TrainState,
+    parallel: torch.nn.Module,
+    batch: Batch,
+    images: int,
+    how: engine.Learning,
+    count: int,
+) -> None:
+    for _ in range(count):
+        float(engine.learn(state, parallel, batch, images, phases.Rates(1e-3, 0.9), how)[0])
+
+
+def bench_ddp(words: list[str], config: Config) -> None:
+    """One process and two of torchrun, in turn; the batch of a step is the same, as in a run.
+
+    The exchange's share compares steps of the two ranks with such as exchange nothing, taken by the same
+    processes at the same time: what the backward pass hides of it costs nothing and is not counted, as it
+    would be in a profile, and what the ranks take from each other otherwise (memory, caches) is on both sides.
+    """
+    shares: list[float] = []
+
+    def images_of(ranks: int) -> float:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] * (ranks > 1)
+        child = [sys.executable, *launcher, __file__, "ddp", "--side=ranks", *words]
+        one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        done = subprocess.run(
+            child, env=os.environ | one_thread, stdout=subprocess.PIPE, text=True, check=True
+        )
+        measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        if ranks > 1:
+            shares.append(1 - measured["images_per_s"] / measured["without_exchange"])
+        return measured["images_per_s"]
+
+    load, cores = os.getloadavg()[0], os.cpu_count()
+    label = (
+        f"ddp, {config.model.name} at {config.data.image_px} px, {BATCH_OF_RANKS} images a step, two ranks"
+    )
+    compare(label, lambda: images_of(2), lambda: images_of(1), "one rank; a ratio of 2 would be perfect")
+    shares.sort()
+    print(
+        f"ddp, exchange: {statistics.median(shares):.0%} of a step's time (lowest {shares[0]:.0%}, highest "
+        f"{shares[-1]:.0%} of {len(shares)}); load average {load:.1f} on {cores} cores when it began",
+        flush=True,
+    )
+
+
+def ranks_side(config: Config) -> None:
+    """Print images a second over all ranks: of steps, and of steps without any exchange."""
+    with distributed.ranks(config.train.device) as ranks:
+        chosen = precision.resolve(config.train.precision, ranks.device)
+        own = BATCH_OF_RANKS // ranks.world
+        batch, alone = random_batch(config, own), Ranks(0, 1, 1, ranks.device)
+        with_, without = (fresh_state(config, ranks.device, chosen, torch.channels_last) for _ in range(2))
+        parallel = ranks.parallel(with_.model)
+        how = engine.Learning(0, 0.1, (), None, own, chosen, ranks)
+
+        def rate(exchange: bool, steps: int = STEPS_OF_RANKS) -> float:
+            ranks.wait()
+            started = time.perf_counter()
+            if exchange:
+                take_steps(with_, parallel, batch, BATCH_OF_RANKS, how, steps)
+            else:
+                take_steps(without, without.model, batch, own, dataclasses.replace(how, ranks=alone), steps)
+            return BATCH_OF_RANKS * steps / float(max(ranks.gather(time.perf_counter() - started)))
+
+        for exchange in (True, False):
+            rate(exchange, steps=2)
+        pairs = [(rate(True), rate(False)) for _ in range(ROUNDS)]
+        rates = [statistics.median(side) for side in zip(*pairs, strict=True)]
+        if ranks.first:
+            print(json.dumps(dict(zip(("images_per_s", "without_exchange"), rates, strict=True))))
 
 
 def bench_data(config: Config) -> None:
@@ -148,23 +232,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("bench", choices=["all", "loader", "step", "data"], nargs="?", default="all")
+    parser.add_argument("bench", choices=["all", "loader", "step", "data", "ddp"], nargs="?", default="all")
     parser.add_argument("--config", type=Path, help="without it: drawn birds, the baseline recipe")
-    parser.add_argument("--side", choices=["ours", "plain"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=["ours", "plain", "ranks"], help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_intermixed_args()
     overrides = [*([] if arguments.config else DRAWN), *arguments.overrides]
     config = config_file.load(arguments.config, overrides)
+    small = config_file.load(arguments.config, [*([] if arguments.config else SMALL), *arguments.overrides])
+    words = [f"--config={arguments.config}"] if arguments.config else []
+    words += arguments.overrides
+    if arguments.side == "ranks":
+        ranks_side(small)
+        return
     if arguments.side:
         print(step_side(config, arguments.side == "ours"))
         return
-    if arguments.bench != "step":
+    if arguments.bench not in ("step", "ddp"):
         prepare.prepare(config)
     if arguments.bench in ("all", "loader"):
         bench_loader(config)
     if arguments.bench in ("all", "step"):
-        words = [f"--config={arguments.config}"] if arguments.config else []
-        bench_step([*words, *arguments.overrides], config)
+        bench_step(words, config)
+    if arguments.bench in ("all", "ddp"):
+        bench_ddp(words, small)
     if arguments.bench in ("all", "data"):
         terminal.mute()
         bench_data(config)

@@ -27,7 +27,7 @@ LAYERS = [
         "data.species",
         "data.planted",
     },
-    {"config_solver", "models.heads"},
+    {"config_solver", "models.heads", "doctor.finding"},
     {"config", "data.table", "data.birds", "data.download", "data.unpack"},
     {
         "config_file",
@@ -76,6 +76,9 @@ LAYERS = [
     {"report.content"},
     {"report.page"},
     {"train", "evaluate", "lr_find", "preview", "announce", "audit.run"},
+    {"doctor.subject"},
+    {"doctor.machine", "doctor.dataset", "doctor.model", "doctor.steps"},
+    {"doctor.run"},
     {"cli", "__main__"},
 ]
 # Within a layer, these may import others of it: each pair is one topic in two files.

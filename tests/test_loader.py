@@ -1,5 +1,7 @@
 import hashlib
 import json
+import multiprocessing
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -184,3 +186,20 @@ def test_a_second_showing_of_an_image_in_an_epoch_is_augmented_differently(birds
     batch = images.__getitems__([(0, 3 + repeat * n) for repeat in range(6)])
     assert batch.row.tolist() == [3] * 6
     assert len({picture.numpy().tobytes() for picture in batch.image}) >= 4
+
+
+def test_a_worker_ends_with_its_rank_and_not_by_a_signal_to_all_processes(birds: Path) -> None:
+    images = images_of(birds, CentreCrop(tiny.config(birds).data))
+    server = loader.Loader(images, 2, CPU)
+    batches = in_batches(np.arange(60), 2)
+    served = server.serve(0, batches)
+    seen = [next(served)]
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    subprocess.run(["kill", "-TERM", *(str(worker.pid) for worker in workers)], check=True)
+    seen += served
+    assert torch.equal(torch.cat([batch.row for batch in seen]), torch.arange(60))
+    for worker in workers:
+        worker.terminate()
+        worker.join(timeout=10)
+        assert worker.exitcode == 0

@@ -9,6 +9,8 @@ is added each time, so that every showing is augmented in its own way.
 """
 
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -132,7 +134,7 @@ class Loader:
             collate_fn=_as_is,
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,
-            worker_init_fn=_one_thread,
+            worker_init_fn=_in_a_worker,
         )
 
     def serve(self, epoch: int, batches: Sequence[npt.NDArray[np.int64]]) -> Iterator[Batch]:
@@ -175,5 +177,14 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _one_thread(worker: int) -> None:  # noqa: ARG001
+def _in_a_worker(worker: int) -> None:  # noqa: ARG001
+    """One thread, and no end but the rank's: torchrun and Slurm send SIGTERM to all processes at once."""
     cv2.setNumThreads(0)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_when_the_rank_says_so, daemon=True).start()
+
+
+def _end_when_the_rank_says_so() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from pipeline import files, terminal
@@ -45,7 +46,7 @@ def prepare(config: Config) -> Prepared:
     folder, layout = _folder(config.data), _layout(config.data)
     root = bring(config.data)
     listed = cub.read(root)
-    if config.data.source == "cub200" and _md5(config.data) == cub.ARCHIVE.md5:
+    if is_official(config.data):
         cub.check_official(listed, root)
     inputs = {"texts": cub.text_digest(root), "layout": layout.name}
     _stage(
@@ -71,11 +72,22 @@ def load(config: Config) -> Prepared:
     Raises:
         DataError: it did not run, or ran for another configuration.
     """
-    samples = table.read(_samples_path(config))
-    opened = store.Store(_folder(config.data) / _layout(config.data).name)
-    if not (opened.ids == samples["id"].to_numpy()).all():
-        raise DataError(f"{opened.folder}: holds other images than {_samples_path(config)}; run `make data`")
+    samples_path, store_folder = places(config)
+    samples, opened = table.read(samples_path), store.Store(store_folder)
+    if not np.array_equal(opened.ids, samples["id"].to_numpy()):
+        raise DataError(f"{opened.folder}: holds other images than {samples_path}; run `make data`")
     return Prepared(samples, opened)
+
+
+def places(config: Config) -> tuple[Path, Path]:
+    """Where the sample table and the store of a configuration are, or will be."""
+    return _samples_path(config), _folder(config.data) / _layout(config.data).name
+
+
+def outdated(config: Config, root: Path) -> list[str]:
+    """The outputs among `places` that `make data` would make anew; root: the folder that `raw` finds."""
+    inputs = {"texts": cub.text_digest(root), "layout": _layout(config.data).name}
+    return [output.name for output in places(config) if not _is_done(output, inputs)]
 
 
 def _md5(config: DataConfig) -> str:
@@ -110,13 +122,24 @@ def _samples_path(config: Config) -> Path:
 
 def _stage(name: str, output: Path, inputs: Mapping[str, Any], run: Callable[[Path], object]) -> None:
     """Run a stage unless its output is there and was made from the same inputs."""
-    stamp = output.with_name(output.name + ".stamp.json")
-    inputs = {"version": STAGES_VERSION, **inputs}
-    if output.exists() and files.stamped(stamp, inputs):
+    if _is_done(output, inputs):
         terminal.say(f"{name}  {output} is up to date")
         return
     run(output)
-    files.stamp(stamp, inputs)
+    files.stamp(_stamp_of(output), {"version": STAGES_VERSION, **inputs})
+
+
+def _is_done(output: Path, inputs: Mapping[str, Any]) -> bool:
+    return output.exists() and files.stamped(_stamp_of(output), {"version": STAGES_VERSION, **inputs})
+
+
+def _stamp_of(output: Path) -> Path:
+    return output.with_name(output.name + ".stamp.json")
+
+
+def is_official(config: DataConfig) -> bool:
+    """Whether the data are the published archive of CUB-200-2011, by its digest."""
+    return config.source == "cub200" and _md5(config) == cub.ARCHIVE.md5
 
 
 def bring(config: DataConfig) -> Path:

@@ -169,7 +169,7 @@ def _fill(
 
     def make(position: int) -> tuple[Pixels, dict[str, int | bool]] | str:
         try:
-            return _make(paths[position], sizes[position], layout)
+            return make_entry(paths[position], sizes[position], layout)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             return f"{paths[position]}: {_reason(error)}"
 
@@ -194,8 +194,8 @@ def _fill(
     return pd.DataFrame(rows)
 
 
-def _make(path: Path, size: tuple[int, int], layout: Layout) -> tuple[Pixels, dict[str, int | bool]]:
-    """A picture as it goes into the store, and what is known of it."""
+def make_entry(path: Path, size: tuple[int, int], layout: Layout) -> tuple[Pixels, dict[str, int | bool]]:
+    """A picture as it goes into the store (pixels [H, W, 3], or JPEG's bytes [n]), and what is known of it."""
     content = path.read_bytes()
     pixels, facts = decode(content, size)
     pixels = np.ascontiguousarray(resized(pixels, *size))

@@ -1,0 +1,149 @@
+"""What runs on other machines: scripts, manifests and the image are held against their formats and against the code."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from scripts import chroot_build
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent
+PLACES = "scripts", "tests/fake_slurm"
+SHELL = [
+    path
+    for place in PLACES
+    for path in sorted((ROOT / place).rglob("*"))
+    if path.is_file() and path.read_bytes()[:32].startswith((b"#!/usr/bin/env bash", b"#!/bin/bash"))
+]
+MANIFESTS = sorted((ROOT / "scripts/k8s").glob("*.yaml"))
+BIN = Path(sys.executable).parent
+
+
+def check(*words: str | Path) -> None:
+    """Run a checker that stands beside this Python; what it says is the assertion's message."""
+    done = tiny.launch([str(BIN / words[0]), *map(str, words[1:])], cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_shell_scripts_are_found() -> None:
+    assert {path.name for path in SHELL} >= {"train.sbatch", "docker_run.sh", "scontrol"}
+
+
+@pytest.mark.parametrize("path", SHELL, ids=lambda path: path.name)
+def test_shell_scripts_are_clean(path: Path) -> None:
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    check("shellcheck", path)
+
+
+def test_the_dockerfile_is_clean() -> None:
+    check("hadolint", "--failure-threshold", "info", "Dockerfile")
+
+
+def test_compose_and_kubernetes_files_fit_their_schemas() -> None:
+    check("check-jsonschema", "--builtin-schema", "vendor.compose-spec", "compose.yaml")
+    check("kubernetes-validate", "--strict", *MANIFESTS)
+
+
+# What a schema does not see
+
+
+def documents(name: str) -> dict[str, dict]:
+    """The objects of a manifest by kind."""
+    loaded = yaml.safe_load_all((ROOT / "scripts/k8s" / name).read_text())
+    return {document["kind"]: document for document in loaded}
+
+
+def test_the_pods_of_a_training_find_one_another() -> None:
+    job, service = (documents("train.yaml")[kind] for kind in ("Job", "Service"))
+    name, pod = job["metadata"]["name"], job["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    args = dict(word.lstrip("-").split("=", 1) for word in container["args"] if word.startswith("--n"))
+    assert job["spec"]["completions"] == job["spec"]["parallelism"] == int(args["nnodes"])
+    assert pod["subdomain"] == service["metadata"]["name"]
+    assert service["spec"]["selector"] == {"job-name": name}
+    assert f"--master-addr={name}-0.{pod['subdomain']}" in container["args"]
+    assert f"--master-port={service['spec']['ports'][0]['port']}" in container["args"]
+    assert int(args["nproc-per-node"]) == container["resources"]["limits"]["nvidia.com/gpu"]
+    mounted = {mount["name"] for mount in container["volumeMounts"]}
+    assert mounted == {volume["name"] for volume in pod["volumes"]}
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: path.name)
+def test_a_job_ends_at_what_only_a_person_can_mend_and_goes_on_after_a_stop(manifest: Path) -> None:
+    job = documents(manifest.name)["Job"]["spec"]
+    actions = {
+        code: rule["action"]
+        for rule in job["podFailurePolicy"]["rules"]
+        for code in rule.get("onExitCodes", {}).get("values", [])
+    }
+    assert actions[2] == "FailJob"
+    assert job["template"]["spec"]["restartPolicy"] == "Never"  # the policy asks for it
+    if manifest.name == "train.yaml":
+        assert actions[75] == "Ignore"
+
+
+def test_constraints_pin_every_runtime_dependency_as_the_project_asks() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    section = re.search(r"^dependencies = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.M | re.S)
+    assert section is not None
+    wanted = [Requirement(text) for text in re.findall(r'"(.+?)"', section[1])]
+    assert len(wanted) > 15
+    for one in wanted:
+        assert one.specifier.contains(pinned.get(canonicalize_name(one.name), "nothing")), (
+            f"{one}; run scripts/constraints.py"
+        )
+    assert not [name for name in pinned if name.startswith(("nvidia-", "cuda-", "triton"))]
+
+
+def test_what_the_image_sets_makes_make_use_its_packages() -> None:
+    flags = re.search(r'MAKEFLAGS="(.*?)"', (ROOT / "Dockerfile").read_text())
+    assert flags is not None
+    environment = {**os.environ, "MAKEFLAGS": flags[1]}
+    done = tiny.launch(["make", "--dry-run", "data", "train", "eval"], env=environment, cwd=ROOT)
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["/opt/plumage/bin/python"] * 3
+
+
+def test_the_image_holds_the_code_and_nothing_of_a_users() -> None:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    patterns = [line for line in lines if line and not line.startswith("#")]
+    inside = [
+        "pipeline/cli.py",
+        "pipeline/report/page.css",
+        "Makefile",
+        "configs/demo.yaml",
+        "constraints.txt",
+    ]
+    outside = ["data/cub200/raw/x.jpg", "runs/a/log.jsonl", ".git/config", ".venv/bin/python", "weights.pth"]
+    outside += ["pipeline/__pycache__/cli.pyc", "wandb/key"]
+    assert not [path for path in inside if chroot_build.ignored(Path(path), patterns)]
+    assert not [path for path in outside if not chroot_build.ignored(Path(path), patterns)]
+
+
+def test_docker_run_mounts_and_tells_no_secret(tmp_path: Path) -> None:
+    fake = tmp_path / "docker"
+    fake.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+    fake.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "WANDB_API_KEY": "secret", "DATA": str(tmp_path / "birds")}
+    script = ROOT / "scripts/docker_run.sh"
+    words = ["bash", str(script), "data", "train", "GPUS=2", "ARGS=a=1 b=2"]
+    done = tiny.launch(words, env=environment, cwd=tmp_path)
+    said = done.stdout.splitlines()
+    assert said[-6:] == ["plumage", "make", "data", "train", "GPUS=2", "ARGS=a=1 b=2"]
+    assert said[said.index("--user") + 1] == f"{os.getuid()}:{os.getgid()}"
+    assert {f"{tmp_path / 'birds'}:/plumage/data", f"{tmp_path / 'runs'}:/plumage/runs"} <= set(said)
+    assert (said[said.index("--env") + 1], "secret" in done.stdout) == ("WANDB_API_KEY", False)
+    assert {"--gpus", "--shm-size"} <= set(said)
+    environment |= {"DEVICES": "none", "SHM": "host"}
+    said = tiny.launch(words, env=environment, cwd=tmp_path).stdout.splitlines()
+    assert ("--gpus" in said, said[said.index("--ipc") + 1]) == (False, "host")
+    assert tiny.launch(words[:2], env=environment, cwd=tmp_path).returncode == 2
