@@ -41,6 +41,7 @@ from pipeline.data.transforms import Augmentation
 from pipeline.distributed import Ranks
 from pipeline.errors import UserError
 from pipeline.models.build import build, without_weights
+from pipeline.parallel import replicate
 
 DRAWN = [
     "data.source=synthetic",
@@ -186,7 +187,7 @@ def ranks_side(config: Config) -> None:
         own = BATCH_OF_RANKS // ranks.world
         batch, alone = random_batch(config, own), Ranks(0, 1, 1, ranks.device)
         with_, without = (fresh_state(config, ranks.device, chosen, torch.channels_last) for _ in range(2))
-        parallel = ranks.parallel(with_.model)
+        parallel = replicate(with_.model, config.distributed, ranks)
         how = engine.Learning(0, 0.1, (), None, own, chosen, ranks)
 
         def rate(exchange: bool, steps: int = STEPS_OF_RANKS) -> float:

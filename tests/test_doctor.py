@@ -1,19 +1,21 @@
 """The doctor on a machine that is well, and on machines that are not: each ill has its finding and exit code."""
 
+import io
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
-from pipeline import engine, fit, phases, seeding
+from pipeline import cli, engine, fit, phases, seeding
 from pipeline.data import loader, prepare, transforms
 from pipeline.data.transforms import Augmentation
 from pipeline.distributed import Ranks
@@ -24,7 +26,7 @@ from pipeline.doctor.steps import throughput
 from pipeline.doctor.subject import Subject
 from pipeline.job import Job
 from pipeline.models.build import build
-from tests import tiny
+from tests import ranks, tiny
 
 Findings = dict[str, dict[str, Any]]
 ALONE = Ranks(0, 1, 1, torch.device("cpu"))
@@ -253,11 +255,14 @@ def test_no_augmentation_is_a_warning(ask: Callable[..., Findings]) -> None:
 def test_an_image_on_two_ranks_is_a_no_go(
     ask: Callable[..., Findings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        loader, "share", lambda batches, _: [np.append(batch, batch[:1]) for batch in batches]
-    )
-    findings = ask("--quick", go=False)
-    assert states(findings, "no-go") == {"shares", "evaluation"}
+    def doubled(batches: list[npt.NDArray[np.int64]]) -> list[npt.NDArray[np.int64]]:
+        return [np.append(batch, batch[:1]) for batch in batches]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loader, "share", lambda batches, _: doubled(batches))
+        assert states(ask("--quick", go=False), "no-go") == {"shares"}
+    monkeypatch.setattr(loader, "dealt", lambda batches, _: (doubled(batches), []))
+    assert states(ask("--quick", go=False), "no-go") == {"shares", "evaluation"}
 
 
 # The run
@@ -268,6 +273,16 @@ def test_a_run_that_goes_on_or_may_not(ask: Callable[..., Findings], trained: Pa
     start = ask("--quick", go=True)["start"]
     assert start["state"] == "warning"
     assert "nothing is left to train" in start["figures"]
+    assert tiny.do("train", tmp_path, "train.max_steps=2", "run.name=cut") == 0
+    findings = ask("run.name=cut", "model.pretrained=true", "model.weights=nowhere.pth", go=True)
+    assert "goes on from" in findings["start"]["figures"]
+    assert findings["start"]["numbers"]["step"] == 2
+    assert findings["weights"]["state"] == "not applicable"
+    speed = findings["speed"]["numbers"]
+    # 13 of 15 steps of 8 images are left, and as many epochs' validation of 6 images at a third
+    left = 13 * 8
+    images = left + left / 36 * 6 / 3
+    assert speed["hours"] == pytest.approx(images / speed["images_per_s"] / 3600)
     start = ask("--quick", "optim.lr=0.5", go=False)["start"]
     assert start["state"] == "no-go"
     assert "optim.lr 0.02 -> 0.5" in start["figures"]
@@ -328,15 +343,15 @@ class Told(Ranks):
 
 def test_the_worst_finding_of_all_ranks_counts_and_names_its_host() -> None:
     fine, bad = Finding("ok", "50 GiB free"), Finding("no-go", "1 MiB free", "free some space")
-    ranks = Told(0, 3, 1, torch.device("cpu"))
-    object.__setattr__(ranks, "others", ((fine, "b"), (fine, "c")))
-    assert agreed(fine, ranks) == fine
-    object.__setattr__(ranks, "others", ((bad, "b"), (fine, "c")))
-    assert agreed(fine, ranks) == Finding("no-go", "rank 1 on b: 1 MiB free", "free some space")
-    object.__setattr__(ranks, "others", ((Finding("not applicable", ""), "b"),) * 2)
-    assert agreed(fine, ranks) == fine
-    object.__setattr__(ranks, "others", (("2.14", "b"), ("2.13", "c")))
-    assert unlike("torch", "2.14", ranks).endswith("and 2.13 on rank 2 (c)")
+    told = Told(0, 3, 1, torch.device("cpu"))
+    object.__setattr__(told, "others", ((fine, "b"), (fine, "c")))
+    assert agreed(fine, told) == fine
+    object.__setattr__(told, "others", ((bad, "b"), (fine, "c")))
+    assert agreed(fine, told) == Finding("no-go", "rank 1 on b: 1 MiB free", "free some space")
+    object.__setattr__(told, "others", ((Finding("not applicable", ""), "b"),) * 2)
+    assert agreed(fine, told) == fine
+    object.__setattr__(told, "others", (("2.14", "b"), ("2.13", "c")))
+    assert unlike("torch", "2.14", told).endswith("and 2.13 on rank 2 (c)")
 
 
 def test_a_wrong_sum_over_ranks_is_a_no_go(
@@ -353,17 +368,47 @@ def test_a_wrong_sum_over_ranks_is_a_no_go(
     assert machine.all_reduce(subject).state == "ok"
 
 
-def test_two_ranks_look_together(birds: Path, tmp_path: Path) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = tiny.launch([*launcher, "-m", "pipeline", *tiny.command("doctor", tmp_path)[3:]])
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\n") == 1
-    result = json.loads(done.stdout)
+def look(tmp: Path, *words: str) -> tuple[int, str]:
+    """On each rank: the doctor; its exit code and what it printed."""
+    with redirect_stdout(io.StringIO()) as out:
+        code = cli.run(["doctor", *tiny.overrides(tmp, *words)])
+    return code, out.getvalue()
+
+
+@pytest.mark.parametrize("distributed", ["{sync_batchnorm: true}", "{shard: full}"])
+def test_two_ranks_look_together(birds: Path, tmp_path: Path, distributed: str) -> None:
+    ended = ranks.run(look, 2, tmp_path, f"distributed={distributed}")
+    assert [rank.code for rank in ended] == [0, 0], ended[0].said
+    (code, out), other = (rank.value for rank in ended)
+    assert (code, *other) == (0, 0, "")
+    result = json.loads(out)
     findings = {check["name"]: check for check in result["checks"]}
-    assert result["ranks"] == 2
+    assert (result["ranks"], states(findings, "no-go")) == (2, set())
     assert findings["all-reduce"]["state"] == "ok"
     assert all(size["bus_gb_per_s"] > 0 for size in findings["all-reduce"]["numbers"].values())
     assert "6 val images predicted on 2 ranks" in findings["evaluation"]["figures"]
-    assert len(findings["speed"]["numbers"]["ranks_alone_images_per_s"]) == 2
-    assert "the slowest rank " in findings["speed"]["figures"]
+    if "shard" in distributed:
+        assert {"memory", "first step"} <= states(findings, "not applicable")
+    else:
+        assert len(findings["speed"]["numbers"]["alone_images_per_s"]) == 2
+        assert "the slowest rank " in findings["speed"]["figures"]
+    assert findings["speed"]["numbers"]["images_per_s"] > 0
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_no_go_of_two_ranks_is_one_for_the_launcher(birds: Path, tmp_path: Path) -> None:
+    ended = ranks.run(
+        look,
+        2,
+        tmp_path,
+        "--quick",
+        f"data.root={tmp_path / 'none'}",
+        "model.weights=nowhere.pth",
+        "model.pretrained=true",
+    )
+    (code, out), other = (rank.value for rank in ended)
+    assert (code, *other) == (2, 0, "")
+    findings = {check["name"]: check for check in json.loads(out)["checks"]}
+    assert states(findings, "no-go") == {"data", "weights"}
+    assert findings["weights"]["figures"] == "nowhere.pth: no such weights file"
+    assert {"crops", "shares", "evaluation", "rates"} <= states(findings, "ok")

@@ -13,7 +13,7 @@ from pipeline.data import cub, loader, prepare, store, table
 from pipeline.data.loader import Batch, Images, Loader
 from pipeline.data.store import Pixels
 from pipeline.data.transforms import Augmentation
-from pipeline.doctor.finding import Finding, of_error, unlike
+from pipeline.doctor.finding import Finding, of_error
 from pipeline.doctor.subject import Subject, expected, stand_in
 from pipeline.errors import DataError
 from pipeline.job import Job
@@ -43,8 +43,6 @@ def opened(subject: Subject) -> Finding:
 def agreement(subject: Subject) -> Finding:
     """Whether all ranks are about to train the same on the same images."""
     subject.job = Job(subject.config, subject.ranks)
-    if found := unlike("the sample table", subject.job.samples[:12], subject.ranks):
-        return Finding("no-go", found, "run `make data` with the same configuration on all machines")
     if subject.ranks.world == 1:
         return Finding("not applicable", "one process")
     return Finding("ok", f"{subject.ranks.world} ranks have the same configuration and sample table")
@@ -169,28 +167,29 @@ def _random(subject: Subject) -> bool:
 
 def shares(subject: Subject) -> Finding:
     """Every image of an epoch, of validation and of test has to be on exactly one rank, once."""
-    job, ranks = subject.job, subject.ranks
-    batches = job.batches(0)
-    plans = {
-        "train": (batches, np.concatenate(batches)),
-        **{split: _in_order(subject, split) for split in ("val", "test")},
-    }
-    words = []
-    for split, (plan, wanted) in plans.items():
-        dealt = [loader.share(plan, replace(ranks, rank=rank)) for rank in range(ranks.world)]
-        images = np.concatenate([part for own in dealt for part in own]) if len(plan) else wanted
-        if not np.array_equal(np.sort(images), np.sort(wanted)) or len(np.unique(images)) != len(images):
+    job, world = subject.job, subject.ranks.world
+    everyone = [replace(subject.ranks, rank=rank) for rank in range(world)]
+    batches, size = job.batches(0), subject.config.eval.batch_size
+    wanted = {"train": np.concatenate(batches)}
+    on_ranks = {"train": [part for ranks in everyone for part in loader.share(batches, ranks)]}
+    for split in ("val", "test"):
+        wanted[split] = np.array(subject.data.rows(split), np.int64)
+        looked_at = loader.in_order(wanted[split], size)
+        on_ranks[split] = [part for ranks in everyone for part in loader.dealt(looked_at, ranks)[0]]
+    for split, parts in on_ranks.items():
+        images = np.concatenate([np.empty(0, np.int64), *parts])
+        if not np.array_equal(np.sort(images), np.sort(wanted[split])) or len(np.unique(images)) < len(
+            images
+        ):
             what_next = "report this: an image would count twice, or not at all"
-            return Finding("no-go", f"{split}: {len(images)} images are dealt for {len(wanted)}", what_next)
-        words.append(f"{len(wanted):,} {split}" + (f" in {len(plan)} steps" if split == "train" else ""))
-    if missed := set(job.train_rows) - set(plans["train"][1] % len(job.labels)):
+            return Finding(
+                "no-go", f"{split}: {len(images)} images are dealt for {len(wanted[split])}", what_next
+            )
+    words = [f"{len(images):,} {split}" for split, images in wanted.items()]
+    words[0] += f" in {len(batches)} steps"
+    if missed := set(job.train_rows) - set(wanted["train"] % len(job.labels)):
         words.append(f"{len(missed)} train images are left out of this epoch by data.sampler")
-    return Finding("ok", f"each once, over {ranks.world} rank{'s' * (ranks.world > 1)}: {', '.join(words)}")
-
-
-def _in_order(subject: Subject, split: str) -> tuple[list[npt.NDArray[np.int64]], npt.NDArray[np.int64]]:
-    rows = np.array(subject.data.rows(split), np.int64)
-    return loader.in_order(rows, subject.config.eval.batch_size), rows
+    return Finding("ok", f"each once, over {world} rank{'s' * (world > 1)}: {', '.join(words)}")
 
 
 def evaluation(subject: Subject) -> Finding:
@@ -198,8 +197,8 @@ def evaluation(subject: Subject) -> Finding:
     job, ranks = subject.job, subject.ranks
     split, rows = ("val", job.val_rows) if len(job.val_rows) else ("train", job.train_rows)
     rows = rows[: LOOKED_AT * ranks.world + 1]  # uneven, so that a rank that pads would be seen
-    batches = loader.in_order(rows, 2 * ranks.world)
-    served = job.val_loader.serve(0, loader.share(batches, ranks))
+    batches, _ = loader.dealt(loader.in_order(rows, 2), ranks)
+    served = job.val_loader.serve(0, batches)
     looked = engine.look(subject.state.validated, served, rows, subject.precision, ranks)
     figures = (
         f"{len(rows)} {split} images predicted on {ranks.world} rank{'s' * (ranks.world > 1)}, each once"

@@ -6,7 +6,7 @@ from pipeline import checkpoint, optim, phases, preview, resume, seeding
 from pipeline.doctor.finding import Finding, of_error
 from pipeline.doctor.subject import Subject
 from pipeline.errors import UserError
-from pipeline.job import Job, images_per_step
+from pipeline.job import images_per_step
 from pipeline.models.build import build, without_weights
 from pipeline.phases import PhaseState
 
@@ -31,8 +31,9 @@ def _start(subject: Subject) -> tuple[int, Finding]:
             "ok", f"a new run of {subject.steps:,} steps in {config.run_dir}", numbers={"step": 0}
         )
     path, content = found
-    alone = Job(config, subject.only_me())
-    fresh = alone.fresh(PhaseState.load(content["phase"]), content["precision"], pretrained=False)
+    fresh = subject.job_of_mine().fresh(
+        PhaseState.load(content["phase"]), content["precision"], pretrained=False
+    )
     checkpoint.restore(fresh.state, content, path)
     step = int(content["step"])
     numbers = {"step": step, "checkpoint": str(path)}
@@ -91,6 +92,11 @@ def built(subject: Subject) -> Finding:
     config, job = subject.config, subject.job
     fresh = job.fresh(phases.first(config.optim), subject.precision, pretrained=subject.pretrained)
     subject.state, subject.weights = fresh.state, fresh.weights
+    subject.own = fresh.state
+    if subject.ranks.world > 1 and config.distributed.sync_batchnorm and not subject.in_shards:
+        alone = subject.job_of_mine()
+        subject.own = alone.fresh(fresh.state.phase, subject.precision, pretrained=False).state
+        subject.own.model.load_state_dict(fresh.state.model.state_dict())
     parameters = [parameter.numel() for parameter in subject.state.model.parameters()]
     what = f"{config.model.name}, {sum(parameters) / 1e6:.2f} M parameters, {len(job.classes)} classes"
     return Finding("ok", what, numbers={"parameters": sum(parameters), "tensors": len(parameters)})

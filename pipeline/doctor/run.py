@@ -66,11 +66,12 @@ def doctor(config: Config, quick: bool = False) -> dict[str, Any]:
     result is given on the first.
     """
     missing_gpu = config.train.device == "cuda" and not torch.cuda.is_available()
-    with distributed.ranks("cpu" if missing_gpu else config.train.device) as ranks:
-        if not ranks.first:
-            terminal.mute()
-        with tempfile.TemporaryDirectory() as scratch:
-            found = _look(config, ranks, Path(scratch), quick)
+    device = "cpu" if missing_gpu else config.train.device
+    with (
+        distributed.ranks(device, config.distributed.timeout_s) as ranks,
+        tempfile.TemporaryDirectory() as scratch,
+    ):
+        found = _look(config, ranks, Path(scratch), quick)
     if not ranks.first:
         return {}
     go = all(finding.state != "no-go" for finding in found.values())

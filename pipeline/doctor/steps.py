@@ -19,9 +19,10 @@ from pipeline.doctor.subject import Subject
 from pipeline.errors import ConfigError
 from pipeline.files import size_in_words
 from pipeline.freezing import Freezing
+from pipeline.parallel import replicate
 
 BUDGET_S = 10.0  # for each of: loader, step, step on all ranks
-STEPS_AT_MOST = 20
+STEPS_AT_MOST, STEPS_IN_SHARDS = 20, 3
 LOOK_OVER_STEP = 1 / 3  # what an image costs in validation over what it costs in training: forward alone
 SLOW_EXCHANGE = 0.7  # speed of all ranks together over that of each alone
 
@@ -32,9 +33,12 @@ def room(subject: Subject) -> Finding:
     wanted = (
         -(-config.optim.images_per_step // ranks.world) if asked == "auto" else max(1, asked // ranks.world)
     )
+    if subject.in_shards:
+        subject.batch_size = config.optim.images_per_step if asked == "auto" else asked
+        return Finding("not applicable", "in shards: no rank can try the whole model alone")
     free = fit.free_bytes(ranks.device)
     try:
-        own = fit.fitting(wanted, subject.state.model, config.data.image_px, subject.precision, ranks)
+        own = fit.fitting(wanted, subject.own.model, config.data.image_px, subject.precision, ranks)
     except torch.OutOfMemoryError:
         own = 0
     fitting = min(ranks.gather(own))
@@ -61,7 +65,15 @@ def room(subject: Subject) -> Finding:
 def repeat(subject: Subject) -> Finding:
     """Take the first real step twice, on copies: its loss, its memory, and whether both are the same."""
     ranks = subject.ranks
-    taken = [_first_step(subject) for _ in range(2)]
+    if subject.in_shards:
+        return Finding("not applicable", "in shards: no rank can take a step alone")
+    if ranks.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(ranks.device)  # trial batches may have been larger
+    try:
+        taken = [_first_step(subject) for _ in range(2)]
+    except torch.OutOfMemoryError:
+        what_next = "set optim.batch_size lower and optim.effective_batch_size to what it is now"
+        return Finding("no-go", "the first step does not fit into memory", what_next)
     (loss, one, _), (again, other, subject.step_s) = taken
     same = loss == again and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     peak = memory.peak_bytes(ranks.device)
@@ -89,7 +101,7 @@ def repeat(subject: Subject) -> Finding:
 
 def _first_step(subject: Subject) -> tuple[float, list[torch.Tensor], float]:
     """Mean loss of this rank's share of the first batch, the weights after it, and its seconds."""
-    state = subject.copy()
+    state = subject.trial(alone=True)
     batch = next(_batches(subject))
     subject.step_images = len(batch.label)
     _prepare(subject, state)
@@ -125,39 +137,40 @@ def speed(subject: Subject) -> Finding:
     ranks = subject.ranks
     ranks.wait()
     loading = _loader_rate(subject)
-    slowest_s = max(ranks.gather(subject.step_s))
-    steps = max(1, min(STEPS_AT_MOST, int(BUDGET_S / slowest_s)))
-    own = (
-        subject.step_images / subject.step_s
-        if slowest_s > BUDGET_S
-        else _step_rate(subject, steps, alone=True)
-    )
+    if subject.in_shards:
+        steps, own = STEPS_IN_SHARDS, math.nan
+    else:
+        slowest_s = max(ranks.gather(subject.step_s))
+        steps = max(1, min(STEPS_AT_MOST, int(BUDGET_S / slowest_s)))
+        measured = subject.step_images / subject.step_s  # enough when a step is long
+        own = measured if slowest_s > BUDGET_S else _step_rate(subject, steps, alone=True)
     of_ranks: list[tuple[float, float, str]] = ranks.gather((loading, own, platform.node()))
     alone = sum(rate for _, rate, _ in of_ranks)
     together = min(ranks.gather(_step_rate(subject, steps, alone=False))) if ranks.world > 1 else alone
     all_loading = min(rate for rate, *_ in of_ranks) * ranks.world
     rate = throughput(all_loading, together, subject.workers)
     hours = _hours(subject, rate)
+    compared = ranks.world > 1 and not subject.in_shards
     figures = [
         f"loader alone {_rate(all_loading)} images/s, step alone {_rate(together)}: "
         f"the {'loader' if all_loading < together else 'step'} is the bottleneck",
-        *([_of_ranks([of_rank[1:] for of_rank in of_ranks], together / alone)] if ranks.world > 1 else []),
+        *([_of_ranks([of_rank[1:] for of_rank in of_ranks], together / alone)] if compared else []),
         f"{_rate(rate)} images/s in all, about {_duration(hours)} to the end of the run",
     ]
-    numbers = {
+    numbers: dict[str, Any] = {
         "loader_images_per_s": all_loading,
         "step_images_per_s": together,
         "images_per_s": rate,
         "hours": hours,
-        "ranks_alone_images_per_s": [of_rank[1] for of_rank in of_ranks],
-        "efficiency": together / alone,
     }
+    if compared:
+        numbers |= {"alone_images_per_s": [rate for _, rate, _ in of_ranks], "efficiency": together / alone}
     what_next = ""
     if all_loading < together:
         what_next = (
             "raise data.workers, or take data.store=packed on a faster disk: the step waits for pictures"
         )
-    elif together < SLOW_EXCHANGE * alone:
+    elif compared and together < SLOW_EXCHANGE * alone:
         what_next = "see all-reduce: most of the rest is the exchange of gradients; larger batches need fewer"
     return Finding("warning" if what_next else "ok", "; ".join(figures), what_next, numbers)
 
@@ -193,12 +206,12 @@ def _loader_rate(subject: Subject) -> float:
 def _step_rate(subject: Subject, steps: int, *, alone: bool) -> float:
     """Images a second, over the ranks that take part, of steps on one batch that is already in memory."""
     ranks = subject.only_me() if alone else subject.ranks
-    state = subject.copy()
+    state = subject.trial(alone=alone)
     batch = next(_batches(subject))
     _prepare(subject, state)
     images = len(batch.label) if alone else int(sum(ranks.gather(len(batch.label))))
     model: Any = torch.compile(state.model) if subject.config.train.compile else state.model
-    parallel = ranks.parallel(model)
+    parallel = replicate(model, subject.config.distributed, ranks)
 
     def take(count: int) -> float:
         started = time.perf_counter()

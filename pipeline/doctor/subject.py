@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pipeline import engine, seeding
+from pipeline import engine, phases, seeding
 from pipeline.checkpoint import TrainState
-from pipeline.config import Config
+from pipeline.config import Config, DistributedConfig
 from pipeline.data import cub, loader, prepare, splits, table
 from pipeline.data.prepare import Prepared
 from pipeline.data.store import JPEG_QUALITY
@@ -39,6 +39,9 @@ class Subject:
     pretrained: bool
     """whether the pretrained weights that the configuration asks for are there"""
     state: TrainState
+    """as the run has it, with what goes across ranks"""
+    own: TrainState
+    """the same without anything that goes across ranks; not there in shards"""
     weights: dict[str, Any]
     """where the first weights come from"""
     batch_size: int
@@ -77,20 +80,31 @@ class Subject:
 
     def only_me(self) -> Ranks:
         """This rank as if it were the only one: nothing is sent."""
-        return dataclasses.replace(self.ranks, rank=0, world=1, local_world=1)
+        return dataclasses.replace(self.ranks, rank=0, world=1, local_world=1, roll=None, control=None)
 
-    def copy(self) -> TrainState:
-        """The state once more, with an optimizer of its own: what a trial step may change."""
-        model = copy.deepcopy(self.state.model)
-        phase = copy.deepcopy(self.state.phase)
-        scaler = torch.amp.GradScaler(self.ranks.device.type, enabled=self.precision == "fp16")
+    def job_of_mine(self) -> Job:
+        """The job as if this rank were the only one."""
+        config = self.config.model_copy(update={"distributed": DistributedConfig()})
+        return Job(config, self.only_me())
+
+    @property
+    def in_shards(self) -> bool:
+        """Whether no rank has the whole model."""
+        return self.ranks.world > 1 and self.config.distributed.shard == "full"
+
+    def trial(self, *, alone: bool) -> TrainState:
+        """A state that trial steps may change, of this rank alone or as the run has it."""
+        if self.in_shards:  # which cannot be copied
+            return self.job.fresh(phases.first(self.config.optim), self.precision, pretrained=False).state
+        state = self.own if alone else self.state
+        model, phase = copy.deepcopy(state.model), copy.deepcopy(state.phase)
         return dataclasses.replace(
-            self.state,
+            state,
             model=model,
             phase=phase,
             optimizer=self.job.optimizer(model, phase),
-            scaler=scaler,
-            ema=copy.deepcopy(self.state.ema),
+            scaler=torch.amp.GradScaler(self.ranks.device.type, enabled=self.precision == "fp16"),
+            ema=copy.deepcopy(state.ema),
         )
 
 
