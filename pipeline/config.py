@@ -127,13 +127,13 @@ class DataConfig(Section):
 
 class ModelConfig(Section):
     name: str = "resnet50.tv_in1k"
-    """any model of timm; .tv_in1k are torchvision's ImageNet-1k V1 weights"""
+    """any model of timm (.tv_in1k: torchvision's ImageNet-1k V1 weights), or plumage/resnet18..152, resnet_small"""
     pretrained: bool = True
     """start from ImageNet weights: timm's from its hub, or the file in weights"""
     weights: Path | None = None
     """a state dict of timm or torchvision (.pth, .pt, .safetensors)"""
     options: Options = Field(default={})
-    """further arguments of timm.create_model, such as {output_stride: 16}"""
+    """further arguments of timm.create_model; of plumage/ networks: residual, shortcut, stem, width, blocks, ..."""
     dropout: Fraction = 0.0
     """before the classifier (timm's drop_rate)"""
     stochastic_depth: Fraction = 0.0

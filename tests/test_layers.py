@@ -27,7 +27,7 @@ LAYERS = [
         "data.planted",
     },
     {"config_solver", "models.heads"},
-    {"config", "data.table", "data.birds", "data.download", "data.unpack"},
+    {"config", "data.table", "data.birds", "data.download", "data.unpack", "models.resnet"},
     {
         "config_file",
         "config_words",
@@ -87,6 +87,7 @@ BESIDE = {
     ("distributed", "memory"),
     ("data.transforms", "data.store"),
     ("models.build", "models.weights"),
+    ("models.build", "config_words"),
     ("config_file", "config_words"),
     ("optim", "models.build"),
     ("swats", "optim"),
