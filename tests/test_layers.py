@@ -31,6 +31,7 @@ LAYERS = [
     {
         "config_file",
         "config_words",
+        "data.arrays",
         "data.cub",
         "data.synthetic",
         "data.splits",
@@ -71,6 +72,11 @@ LAYERS = [
     {"report.content"},
     {"report.page"},
     {"train", "evaluate", "lr_find", "preview", "announce", "audit.run"},
+    {"studies.plan", "studies.workers"},
+    {"studies.results"},
+    {"studies.figures", "studies.batch_norm", "studies.parity"},
+    {"studies.show"},
+    {"studies.run"},
     {"cli", "__main__"},
 ]
 # Within a layer, these may import others of it: each pair is one topic in two files.
@@ -85,6 +91,7 @@ BESIDE = {
     ("paired", "intervals"),
     ("audit.duplicates", "audit.labels"),
     ("distributed", "memory"),
+    ("data.arrays", "data.store"),
     ("data.transforms", "data.store"),
     ("models.build", "models.weights"),
     ("models.build", "config_words"),

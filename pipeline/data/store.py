@@ -56,12 +56,19 @@ class Layout:
 class Store:
     """A store opened for reading; its pages are shared by all processes of the machine."""
 
-    def __init__(self, folder: Path) -> None:
-        """Raises: DataError: there is no store in `folder`."""
+    def __init__(self, folder: Path, ids: npt.NDArray[np.int64] | None = None) -> None:
+        """ids: int64 [n], the pictures that are meant, in their order; None: all.
+
+        Raises: DataError: there is no store in `folder`, or it lacks one of them.
+        """
         if not (folder / "index.csv").is_file():
             raise DataError(f"{folder}: missing; run `make data`")
         self.folder = folder
         index = pd.read_csv(folder / "index.csv")
+        if ids is not None and not np.array_equal(ids, index["id"]):
+            if not np.isin(ids, index["id"]).all():
+                raise DataError(f"{folder}: holds other images than the sample table; run `make data`")
+            index = index.set_index("id", drop=False).loc[ids]
         self.ids = index["id"].to_numpy()
         self._offset = index["offset"].to_numpy()
         self._length = index["length"].to_numpy()
@@ -69,9 +76,9 @@ class Store:
         self._packed = folder.name.endswith("packed")
         self._bytes: Pixels = np.memmap(folder / "pixels.bin", np.uint8, mode="r")
 
-    def __reduce__(self) -> tuple[type["Store"], tuple[Path]]:
+    def __reduce__(self) -> tuple[type["Store"], tuple[Path, npt.NDArray[np.int64]]]:
         """Another process maps the file again; a pickled memory map would carry every pixel."""
-        return Store, (self.folder,)
+        return Store, (self.folder, self.ids)
 
     def __len__(self) -> int:
         return len(self.ids)
