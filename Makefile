@@ -4,6 +4,7 @@ CONFIG ?= configs/cub200_resnet50.yaml
 ARGS ?=
 GPUS ?= 1
 BENCH ?= all
+NAME ?= all
 PYTHON ?= python3
 
 BIN := .venv/bin
@@ -11,7 +12,7 @@ READY := .venv/ready
 LAUNCH := $(if $(filter-out 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-per-node $(GPUS) -m pipeline,$(BIN)/python -m pipeline)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train eval report audit schedule lr-find config demo test kill-test check format bench clean
+.PHONY: help setup data train eval report audit study schedule lr-find config demo test kill-test check format bench clean
 
 help: ## list the targets and their variables
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -42,6 +43,9 @@ report: $(READY) ## report.html again, from stored predictions
 
 audit: $(READY) ## likely label errors and near-duplicates, by a trained model's features
 	$(LAUNCH) audit --config $(CONFIG) $(ARGS)
+
+study: $(READY) ## the runs of configs/studies/NAME.yaml, its table and its figure (NAME=all: all of them)
+	$(BIN)/python -m pipeline study $(NAME) $(ARGS)
 
 schedule: $(READY) ## draw learning rate, momentum and optimizer, before anything is trained
 	$(BIN)/python -m pipeline schedule --config $(CONFIG) $(ARGS)

@@ -23,6 +23,7 @@ EXAMPLES = """
       python -m pipeline audit --config configs/cub200_resnet50.yaml run.name=low_lr
       python -m pipeline report --config configs/cub200_resnet50.yaml run.name=low_lr report.gallery=200
       python -m pipeline compare runs/baseline runs/low_lr runs/low_lr_seed1
+      python -m pipeline study residual --jobs 2               # configs/studies/residual.yaml
       python -m pipeline config --config configs/demo.yaml       # every key, with its meaning
       torchrun --nproc-per-node 4 -m pipeline train --config configs/cub200_resnet50.yaml
 
@@ -106,6 +107,13 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     return compare(arguments.runs, arguments.split, arguments.out)
 
 
+def study(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Do the runs of a study (configs/studies), and write its table and its figure; or all of them."""
+    from pipeline.studies.run import study
+
+    return study(arguments.study, arguments.jobs, arguments.overrides)
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; argparse answers `--help` and unknown verbs itself."""
     parser = argparse.ArgumentParser(
@@ -138,6 +146,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     verb.add_argument(
         "--out", type=Path, metavar="FOLDER", help="also write comparison.json, classes.csv, changed.csv"
     )
+    verb = add("study", study)
+    verb.add_argument("study", metavar="NAME", help="of a file in configs/studies, a path, or all")
+    verb.add_argument("--jobs", type=int, metavar="N", help="runs at once; without it, one a core")
+    verb.add_argument("overrides", nargs="*", metavar="section.key=value", help="of every run")
     # argparse takes no overrides, nor runs, both before and behind an option
     arguments, more = parser.parse_known_args(argv)
     if wrong := [word for word in more if word.startswith("-")]:
@@ -157,6 +169,8 @@ def run(argv: Sequence[str]) -> int:
         result: dict[str, Any] | None
         if arguments.verb == "compare":
             result = compare(arguments)
+        elif arguments.verb == "study":
+            result = study(arguments)
         else:
             result = VERBS[arguments.verb](config_file.load(arguments.config, arguments.overrides))
     except UserError as error:
