@@ -37,6 +37,7 @@ LAYERS = [
         "data.splits",
         "data.store",
         "data.transforms",
+        "models.parity",
         "models.weights",
         "models.build",
         "schedule",

@@ -264,4 +264,4 @@ class ResNet(nn.Module):
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Patterns of parameter names from the stem to the head, by stage or by block."""
-        return {"stem": r"^(conv1|bn1)\.", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
+        return {"stem": r"^(?:conv1|bn1)\.", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(\d+)"}
