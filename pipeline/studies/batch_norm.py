@@ -18,13 +18,11 @@ from matplotlib.ticker import PercentFormatter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import seeding, trained
-from pipeline.data import prepare
-from pipeline.data.loader import Images
-from pipeline.data.transforms import CentreCrop
+from pipeline import seeding
 from pipeline.report.curves import STYLE, save
 from pipeline.studies import results
 from pipeline.studies.plan import Member
+from pipeline.studies.runs import images, network
 
 BATCHES = (4, 8, 16, 32, 64)
 DRAWS = 5  # orders of the validation images; each is cut into whole batches
@@ -42,22 +40,6 @@ CLAIMS = {
 }
 
 
-def images(member: Member) -> tuple[Tensor, Tensor]:
-    """The validation images of a run, uint8 [n, 3, H, W], and their labels, int64 [n]."""
-    data = prepare.load(member.config)
-    labels = data.samples["label"].to_numpy("int64", copy=True)
-    view = CentreCrop(member.config.data)
-    batch = Images(data.store, labels, view).__getitems__([(0, row) for row in data.rows("val")])
-    return batch.image.permute(0, 3, 1, 2).contiguous(), batch.label
-
-
-def network(member: Member) -> nn.Module:
-    """The run's best network, in evaluation mode."""
-    samples = prepare.load(member.config).samples
-    path = trained.checkpoint_path(member.config)
-    return trained.load(member.config, samples, path, torch.device("cpu")).model
-
-
 @torch.no_grad()
 def modes(model: nn.Module, image: Tensor, label: Tensor) -> dict[str, float]:
     """Top-1 (0..1) in eval(), and in train() among 4 to 64 images drawn at random; the model stays as it is."""
@@ -67,7 +49,7 @@ def modes(model: nn.Module, image: Tensor, label: Tensor) -> dict[str, float]:
         right: list[Tensor] = []
         for draw in range(DRAWS):
             order = torch.from_numpy(seeding.generator("batch norm", size, draw).permutation(len(label)))
-            for rows in order.split(size):
+            for rows in torch.split(order, size):
                 if len(rows) == size:
                     right.append(training(image[rows]).mean(0).argmax(1) == label[rows])
         found[f"train_{size}"] = float(torch.cat(right).double().mean())
@@ -79,7 +61,7 @@ def claims(model: nn.Module, image: Tensor, label: Tensor) -> dict[str, float]:
     model = copy.deepcopy(model).double()
     few, many = image[:SMALL], image[:LARGE]
     evaluated, found = model.eval()(many), {}
-    found["eval_alone"] = _apart(torch.cat([model(one) for one in few.split(1)]), evaluated[:SMALL])
+    found["eval_alone"] = _apart(torch.cat([model(one) for one in torch.split(few, 1)]), evaluated[:SMALL])
     logits = copy.deepcopy(model).train()(many).mean(0)
     found["train_company"] = _apart(copy.deepcopy(model).train()(few).mean(0), logits[:SMALL])
     found |= _first_norm(model, many)
@@ -89,7 +71,7 @@ def claims(model: nn.Module, image: Tensor, label: Tensor) -> dict[str, float]:
     biased = with_biases(model)
     learning = copy.deepcopy(biased).train()
     given = learning(many).mean(0)
-    F.cross_entropy(given, label[:LARGE]).backward()
+    F.cross_entropy(given, label[:LARGE]).backward()  # type: ignore[no-untyped-call]
     convolutions = [module for module in learning.modules() if isinstance(module, nn.Conv2d)]
     bias, weight = (
         max(float(getattr(one, name).grad.abs().max()) for one in convolutions) for name in ("bias", "weight")

@@ -111,8 +111,8 @@ def markdown(found: pd.DataFrame) -> str:
     lines = [head, ["---"] * len(head)]
     for (condition, arm), group in found.groupby(["condition", "arm"], sort=False):
         cells = {entry["measure"]: words(entry) for entry in group.to_dict("records")}
-        own = [str(condition)] if with_condition else []
-        lines.append([*own, str(arm), str(group["n"].iloc[0]), *(cells[name] for name in measures)])
+        own = [str(condition)] * with_condition + [str(arm), str(group["n"].iloc[0])]
+        lines.append([*own, *(cells[name] for name in measures)])
     return rows(lines)
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 
 from pipeline import files
 from pipeline.data import table
-from pipeline.studies import batch_norm, figures, results
+from pipeline.studies import batch_norm, figures, parity, results
 from pipeline.studies.plan import Member, Plan
 
 Show = Callable[[Plan, Sequence[Member], pd.DataFrame], None]
@@ -36,9 +36,19 @@ def _batch_norm(plan: Plan, members: Sequence[Member], runs: pd.DataFrame) -> No
     batch_norm.draw(plan.folder / "figure.png", plan.study.title, of_mode, runs)
 
 
+def _parity(plan: Plan, members: Sequence[Member], _runs: pd.DataFrame) -> None:
+    measured = parity.measure(members)
+    found = results.table(measured, list(parity.MEASURES))
+    table.write(measured, plan.folder / "parity_runs.csv")
+    table.write(found, plan.folder / "parity.csv")
+    files.write_text(plan.folder / "parity.md", results.markdown(found))
+    parity.draw(plan.folder / "figure.png", plan.study.title, measured)
+
+
 SHOWN: dict[str, Show] = {
     "curves": _curves,
     "depth": _depth,
     "optimizers": _optimizers,
     "batch_norm": _batch_norm,
+    "parity": _parity,
 }
