@@ -2,6 +2,7 @@
 
 CONFIG ?= configs/cub200_resnet50.yaml
 ARGS ?=
+IMAGES ?=
 GPUS ?= 1
 BENCH ?= all
 NAME ?= all
@@ -12,7 +13,7 @@ READY := .venv/ready
 LAUNCH := $(if $(filter-out 1,$(GPUS)),$(BIN)/torchrun --standalone --nproc-per-node $(GPUS) -m pipeline,$(BIN)/python -m pipeline)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data train eval report audit study schedule lr-find config demo test kill-test check format bench clean
+.PHONY: help setup data train eval report audit study schedule lr-find summary predict config demo test kill-test check format bench clean
 
 help: ## list the targets and their variables
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -52,6 +53,12 @@ schedule: $(READY) ## draw learning rate, momentum and optimizer, before anythin
 
 lr-find: $(READY) ## propose a learning rate: the range test
 	$(BIN)/python -m pipeline lr-find --config $(CONFIG) $(ARGS)
+
+summary: $(READY) ## the network's layers, parameters and multiply-adds; needs no data
+	$(BIN)/python -m pipeline summary --config $(CONFIG) $(ARGS)
+
+predict: $(READY) ## the most likely classes of single pictures, IMAGES="a.jpg b.jpg"
+	$(BIN)/python -m pipeline predict --config $(CONFIG) $(IMAGES) $(ARGS)
 
 config: $(READY) ## print every key with its value and meaning
 	$(BIN)/python -m pipeline config --config $(CONFIG) $(ARGS)

@@ -20,6 +20,8 @@ EXAMPLES = """
       python -m pipeline eval  --config configs/cub200_resnet50.yaml run.name=low_lr eval.split=val
       python -m pipeline schedule --config configs/adam_to_sgd.yaml   # what the rates will be
       python -m pipeline lr-find  --config configs/demo.yaml          # which rate to begin with
+      python -m pipeline summary --config configs/digits_resnet18.yaml summary.depth=3
+      python -m pipeline predict --config configs/digits_resnet18.yaml picture.png
       python -m pipeline audit --config configs/cub200_resnet50.yaml run.name=low_lr
       python -m pipeline report --config configs/cub200_resnet50.yaml run.name=low_lr report.gallery=200
       python -m pipeline compare runs/baseline runs/low_lr runs/low_lr_seed1
@@ -69,6 +71,13 @@ def lr_find(config: Config) -> dict[str, Any]:
     return lr_find(config)
 
 
+def summary(config: Config) -> dict[str, Any]:
+    """Show a network's layers with output shapes, parameters and multiply-adds; needs no data and no weights."""
+    from pipeline.summary import summarise
+
+    return summarise(config)
+
+
 def audit(config: Config) -> dict[str, Any]:
     """Look for likely label errors and near-duplicates in the data, with a trained model's features."""
     from pipeline.audit.run import audit
@@ -94,10 +103,20 @@ VERBS: dict[str, Callable[[Config], dict[str, Any] | None]] = {
     "eval": evaluate,
     "schedule": schedule,
     "lr-find": lr_find,
+    "summary": summary,
     "audit": audit,
     "report": report,
     "config": config,
 }
+
+
+def predict(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Name the most likely classes of single pictures, by the run's best checkpoint."""
+    from pipeline.predict import predict
+
+    overrides = [word for word in arguments.images if "=" in word and not Path(word).exists()]
+    images = [Path(word) for word in arguments.images if word not in overrides]
+    return predict(config_file.load(arguments.config, overrides), images)
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -140,6 +159,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         verb.add_argument(
             "overrides", nargs="*", metavar="section.key=value", help="as in `python -m pipeline config`"
         )
+    verb = add("predict", predict)
+    verb.add_argument(
+        "--config", type=Path, metavar="FILE", help="of the run; without it, the baseline recipe"
+    )
+    verb.add_argument("images", nargs="*", metavar="IMAGE", help="pictures, and overrides section.key=value")
     verb = add("compare", compare)
     verb.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory, such as runs/NAME")
     verb.add_argument("--split", default="test", choices=("train", "val", "test"))
@@ -156,6 +180,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"unknown option {' '.join(wrong)}; overrides are written section.key=value")
     if arguments.verb == "compare":
         arguments.runs += map(Path, more)
+    elif arguments.verb == "predict":
+        arguments.images += more
     else:
         arguments.overrides += more
     return arguments
@@ -169,6 +195,8 @@ def run(argv: Sequence[str]) -> int:
         result: dict[str, Any] | None
         if arguments.verb == "compare":
             result = compare(arguments)
+        elif arguments.verb == "predict":
+            result = predict(arguments)
         elif arguments.verb == "study":
             result = study(arguments)
         else:

@@ -235,6 +235,15 @@ class LrFindConfig(Section):
         return self
 
 
+class SummaryConfig(Section):
+    """The table of a network's layers."""
+
+    depth: Count = 2
+    """1: stages; 2: blocks; 3: the layers within blocks"""
+    classes: Count | None = None
+    """outputs of the network; null: the classes of data.source"""
+
+
 class EvalConfig(Section):
     split: Literal["train", "val", "test"] = "test"
     checkpoint: str = "best"
@@ -289,6 +298,7 @@ class Config(Section):
     schedule: ScheduleConfig = Cosine()
     train: TrainConfig = TrainConfig()
     lr_find: LrFindConfig = LrFindConfig()
+    summary: SummaryConfig = SummaryConfig()
     eval: EvalConfig = EvalConfig()
     report: ReportConfig = ReportConfig()
     tracking: TrackingConfig = TrackingConfig()

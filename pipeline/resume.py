@@ -13,6 +13,7 @@ FREE_KEYS = (
     "eval.",
     "lr_find.",
     "report.",
+    "summary.",
     "tracking.",
     "data.root",
     "data.archive",

@@ -44,9 +44,22 @@ def load(config: Config, samples: pd.DataFrame, path: Path, device: torch.device
             other data than it was trained on.
     """
     content = checkpoint.read(path)
-    names = table.class_names(samples)
-    checkpoint.check_data(content, path, names, table.digest(samples))
-    model = _model(config, content, path, len(names)).to(device).eval()
+    checkpoint.check_data(content, path, table.class_names(samples), table.digest(samples))
+    return _trained(config, content, path, device)
+
+
+def load_without_data(config: Config, path: Path, device: torch.device) -> tuple[Trained, list[str]]:
+    """The same, and the names of its classes, where the data that it was trained on are not at hand.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or the configuration describes another model.
+    """
+    content = checkpoint.read(path)
+    return _trained(config, content, path, device), content["classes"]
+
+
+def _trained(config: Config, content: dict[str, Any], path: Path, device: torch.device) -> Trained:
+    model = _model(config, content, path, len(content["classes"])).to(device).eval()
     digest = files.digest_of_file(path)
     return Trained(model, path, digest, content["epoch"], content["step"], content["precision"])
 

@@ -42,21 +42,21 @@ def prepare(config: Config) -> Prepared:
     Raises:
         DataError: anything about the archive, its files or the disk that the user can mend.
     """
-    folder, layout = _folder(config.data), _layout(config.data)
+    folder, how = _folder(config.data), layout(config.data)
     root = bring(config.data)
     listed, digest = _listed(config.data, root)
-    inputs = {"texts": digest, "layout": layout.name}
+    inputs = {"texts": digest, "layout": how.name}
     _stage(
         "store",
-        folder / layout.name,
+        folder / how.name,
         inputs,
-        lambda output: store.build(listed, root / "images", output, layout),
+        lambda output: store.build(listed, root / "images", output, how),
     )
     _stage(
         "splits",
         _samples_path(config),
         inputs,
-        lambda output: _draw(listed, folder / layout.name, config, output),
+        lambda output: _draw(listed, folder / how.name, config, output),
     )
     prepared = load(config)
     _show(prepared, config)
@@ -70,7 +70,7 @@ def load(config: Config) -> Prepared:
         DataError: it did not run, or ran for another configuration.
     """
     samples = table.read(_samples_path(config))
-    folder = _folder(config.data) / _layout(config.data).name
+    folder = _folder(config.data) / layout(config.data).name
     return Prepared(samples, store.Store(folder, samples["id"].to_numpy("int64")))
 
 
@@ -108,7 +108,8 @@ def _folder(config: DataConfig) -> Path:
     return config.root / ("cub200" if _md5(config) == cub.ARCHIVE.md5 else f"cub200-{_md5(config)[:8]}")
 
 
-def _layout(config: DataConfig) -> store.Layout:
+def layout(config: DataConfig) -> store.Layout:
+    """How the pictures of a configuration stand in its store."""
     return store.Layout(config.resize, config.resize_px, config.store)
 
 

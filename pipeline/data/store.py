@@ -26,6 +26,7 @@ from pipeline.errors import DataError
 Pixels = npt.NDArray[np.uint8]
 Made = TypeVar("Made")
 JPEG_QUALITY = 95
+DAMAGE = OSError, SyntaxError, ValueError, Image.DecompressionBombError  # what Pillow raises for bad pictures
 JPEG_BYTES_PER_PIXEL = 0.8  # at quality 95, with a margin: what is asked of the disk beforehand
 
 
@@ -119,6 +120,21 @@ def resized(picture: Pixels, width: int, height: int) -> Pixels:
     return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
+def picture(path: Path, layout: Layout) -> Pixels:
+    """A picture as a store of this layout gives it back: uint8 [H, W, 3], RGB.
+
+    Raises:
+        DataError: it does not decode in full.
+    """
+    try:
+        pixels, _ = _make(path, _sizes([path], layout)[0], layout)
+    except DAMAGE as error:
+        raise DataError(f"{path}: {_reason(error)}; give a picture such as a JPEG or PNG file") from error
+    if layout.format == "jpeg":
+        return np.asarray(cv2.imdecode(pixels, cv2.IMREAD_COLOR_RGB), np.uint8)
+    return pixels
+
+
 def build(table: pd.DataFrame, images: Path, folder: Path, layout: Layout) -> pd.DataFrame:
     """Decode, check and store every picture of a sample table; return the index with what was found.
 
@@ -177,7 +193,7 @@ def _fill(
     def make(position: int) -> tuple[Pixels, dict[str, int | bool]] | str:
         try:
             return _make(paths[position], sizes[position], layout)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except DAMAGE as error:
             return f"{paths[position]}: {_reason(error)}"
 
     with (
