@@ -61,13 +61,13 @@ def measure(model: Classifier, image_px: int, depth: int) -> tuple[list[dict[str
 
     Args:
         model: on the device "meta", where nothing is computed but shapes.
-        depth: of the modules that are shown below the backbone; what has no modules inside is shown above it, too.
+        depth: below the backbone, of the modules that are shown.
 
     Returns:
         A dictionary a layer (name, kind, output shape without the batch, parameters, multiply_adds).
     """
     shapes: dict[str, list[int]] = {}
-    shown = {name: module for name, module in model.named_modules() if _is_shown(name, module, depth)}
+    shown = _shown(model, depth)
     for name, module in shown.items():
         module.register_forward_hook(lambda _, __, output, name=name: shapes.update({name: _shape(output)}))
     images = torch.zeros(1, 3, image_px, image_px, dtype=torch.uint8, device="meta")
@@ -84,15 +84,31 @@ def measure(model: Classifier, image_px: int, depth: int) -> tuple[list[dict[str
         }
         for name, shape in shapes.items()
     ]
-    return layers, counter.get_total_flops() // FLOPS_A_MULTIPLY_ADD
+    total = counter.get_total_flops() // FLOPS_A_MULTIPLY_ADD
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    left = {
+        "parameters": parameters - sum(layer["parameters"] for layer in layers),
+        "multiply_adds": total - sum(layer["multiply_adds"] for layer in layers),
+    }
+    if any(left.values()):  # such as a transformer's tokens, which stand beside its blocks
+        layers.append({"name": "others", "kind": "", "output": [], **left})
+    return layers, total
 
 
-def _is_shown(name: str, module: nn.Module, depth: int) -> bool:
-    level = len(name.removeprefix("backbone.").split("."))
-    has_inside = next(module.children(), None) is not None
-    if isinstance(module, nn.Identity):
-        return False
-    return name not in ("", "backbone") and (level == depth or (level < depth and not has_inside))
+def _shown(model: nn.Module, depth: int) -> dict[str, nn.Module]:
+    """The modules of a depth, and those above it that have weights of their own or no modules inside."""
+    shown: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        level = len(name.removeprefix("backbone.").split("."))
+        inside = any(name.startswith(f"{outer}.") for outer in shown)
+        single = not any(True for _ in module.children()) or any(
+            True for _ in module.parameters(recurse=False)
+        )
+        if name in ("", "backbone") or inside or isinstance(module, nn.Identity):
+            continue
+        if level == depth or (level < depth and single):
+            shown[name] = module
+    return shown
 
 
 def _shape(output: Any) -> list[int]:
