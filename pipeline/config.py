@@ -189,6 +189,8 @@ class TrainConfig(Section):
     """an exponential moving average of the weights is validated and kept; 0: none"""
     ema_warmup: bool = True
     """the decay of step t is at most 1 - (1 + t)^(-2/3), so that early weights are forgotten"""
+    eval_every_steps: Count | None = None
+    """validate in mid-epoch too, and keep the best of all looks; null: at every epoch's end alone"""
     early_stop_epochs: Count | None = None
     """stop when validation has not improved for so many epochs; null: never"""
     checkpoint_every_steps: Count | None = None
@@ -310,6 +312,7 @@ class Config(Section):
             "schedule.name=plateau": any(isinstance(one, ReduceOnPlateau) for one in schedules),
             "a phase until a plateau": any(isinstance(p.until, PlateauRule) for p in self.optim.phases),
             "train.early_stop_epochs": self.train.early_stop_epochs is not None,
+            "train.eval_every_steps": self.train.eval_every_steps is not None,
         }
         if wanting := [name for name, asked in asks.items() if asked and not self.validates]:
             raise ValueError(f"{wanting[0]} looks at validation, and data.val_fraction is 0")

@@ -15,7 +15,7 @@ Record = Mapping[str, Any]
 
 
 class Tracker(Protocol):
-    """Takes records: plain scalars with at least `kind` ("step" or "epoch") and `step`."""
+    """Takes records: plain scalars with at least `kind` ("step", "val", "phase" or "epoch") and `step`."""
 
     def log(self, record: Record) -> None:
         """Take one record."""
