@@ -81,7 +81,7 @@ def differences(runs: pd.DataFrame, measures: Sequence[str] = MEASURES) -> pd.Da
     """The same of each arm minus the first arm of its condition, seed by seed."""
     rows = []
     for condition, group in runs.groupby("condition", sort=False):
-        by_arm = {arm: part.set_index("seed") for arm, part in group.groupby("arm", sort=False)}
+        by_arm = {str(arm): part.set_index("seed") for arm, part in group.groupby("arm", sort=False)}
         first, *others = by_arm
         rows += [
             {
@@ -111,8 +111,8 @@ def markdown(found: pd.DataFrame) -> str:
     lines = [head, ["---"] * len(head)]
     for (condition, arm), group in found.groupby(["condition", "arm"], sort=False):
         cells = {entry["measure"]: words(entry) for entry in group.to_dict("records")}
-        own = [str(condition)] * with_condition + [str(arm), str(group["n"].iloc[0])]
-        lines.append([*own, *(cells[name] for name in measures)])
+        own = [str(condition), str(arm)] if with_condition else [str(arm)]
+        lines.append([*own, str(group["n"].iloc[0]), *(cells[name] for name in measures)])
     return rows(lines)
 
 

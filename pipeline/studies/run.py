@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import pandas as pd
 from pipeline import files, terminal
 from pipeline.data import table
 from pipeline.data.prepare import prepare
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.studies import results, workers
 from pipeline.studies.plan import Member, Plan, find
 from pipeline.studies.show import SHOWN
@@ -31,6 +32,8 @@ def study(name: str, jobs: int | None, more: Sequence[str]) -> dict[str, Any]:
         UserError: a study file or a configuration is wrong, or runs failed; the others went on.
         Stopped: a signal came; the same command goes on.
     """
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"--jobs {jobs}: has to be at least 1")
     jobs = jobs or os.cpu_count() or 1
     plans = [Plan(path, more) for path in find(name)]
     for plan in plans:  # every mistake comes out before anything is run
@@ -40,7 +43,7 @@ def study(name: str, jobs: int | None, more: Sequence[str]) -> dict[str, Any]:
 
 
 def _one(plan: Plan, jobs: int) -> dict[str, Any]:
-    started = time.monotonic()
+    started, begun = time.monotonic(), _cpu_seconds()
     tries = plan.tries()
     _run(f"{plan.name}, learning rates", tries, jobs, test=False)
     chosen, tried = _choose(tries)
@@ -64,8 +67,8 @@ def _one(plan: Plan, jobs: int) -> dict[str, Any]:
         "runs": len(members),
         "tries": len(tries),
         "jobs": jobs,
-        "cpu_seconds": round(float(runs["cpu_seconds"].sum()) + sum(one["cpu_seconds"] for one in tried), 1),
         "seconds": round(time.monotonic() - started, 1),
+        "cpu_seconds": round(_cpu_seconds() - begun, 1),
     }
     files.write_json(folder / "study.json", {**about, "definition": plan.study.model_dump(mode="json")})
     shown = [
@@ -75,6 +78,12 @@ def _one(plan: Plan, jobs: int) -> dict[str, Any]:
     terminal.show_table(plan.study.title, ["condition", "arm", "measure", "mean ± sd (95 %)"], shown)
     terminal.say(f"study  {folder / 'figure.png'}, table.md, table.csv, runs.csv")
     return about
+
+
+def _cpu_seconds() -> float:
+    """Seconds that this process and those that it has waited for have computed."""
+    of_all = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(used.ru_utime + used.ru_stime for used in of_all)
 
 
 def _run(label: str, members: Sequence[Member], jobs: int, *, test: bool) -> None:
