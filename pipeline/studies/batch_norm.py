@@ -103,13 +103,15 @@ def _first_norm(model: nn.Module, image: Tensor) -> dict[str, float]:
     training = copy.deepcopy(model).train()
     norm = next(module for module in training.modules() if isinstance(module, nn.BatchNorm2d))
     old, seen = (norm.running_mean.clone(), norm.running_var.clone()), []  # type: ignore[union-attr]
-    norm.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    # A copy, because the ReLU behind the norm writes in place.
+    norm.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output.clone())))
     with torch.no_grad():
         training(image)
     (given, made), dims = seen[0], (0, 2, 3)
     variance, mean = torch.var_mean(given, dims, correction=0)
     unbiased = torch.var(given, dims, correction=1)
-    normalised = (made - norm.bias.view(1, -1, 1, 1)) / norm.weight.view(1, -1, 1, 1)
+    bias, weight = (tensor.detach().view(1, -1, 1, 1) for tensor in (norm.bias, norm.weight))
+    normalised = (made - bias) / weight
     variance_made, mean_made = torch.var_mean(normalised, dims, correction=0)
     share = norm.momentum or 0.0
     expected = [(1 - share) * before + share * now for before, now in zip(old, (mean, unbiased), strict=True)]
@@ -121,7 +123,7 @@ def _first_norm(model: nn.Module, image: Tensor) -> dict[str, float]:
 
 
 def _apart(one: Tensor, other: Tensor) -> float:
-    return float((one - other).abs().max())
+    return float((one - other).detach().abs().max())
 
 
 def measure(members: Sequence[Member]) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -23,20 +23,23 @@ TOLERANCE = 1e-9
 SIDE_PX, IMAGES, CLASSES = 64, 2, 1000
 LIBRARIES = {"torchvision": torchvision.models.get_model, "timm": timm.create_model}
 MEASURES = {
-    "logits": "logits, evaluation mode",
-    "logits_training": "logits, training mode",
+    "unlike": "before,\nlogits",  # with weights of their own: that a difference would be seen
+    "logits": "same weights,\nlogits in eval()",
+    "logits_training": "logits\nin train()",
     "gradients": "gradients",
-    "statistics": "running statistics",
-    "trained": "logits of the weights trained here",
+    "statistics": "running\nstatistics",
+    "trained": "trained here,\nlogits there",
 }
+FRESH = ("logits", "logits_training", "gradients", "statistics")
+DRAWN_ZERO = 1e-18
 
 
 def measure(members: Sequence[Member]) -> pd.DataFrame:
     """A row for each run and library: largest absolute differences in float64, over both directions of the copy.
 
-    The columns are those of `MEASURES`. All but the last compare new networks of 1,000 classes on noise, their
-    norms drawn, too; the last one the run's best network, its state dict loaded by name into the library's, on
-    the validation images.
+    The columns are those of `MEASURES`. All but the last compare new networks of 1,000 classes on noise, whose
+    norms are drawn, too: the first before any copy. The last one is of the run's best network, its state dict
+    loaded by name into the library's, on the validation images.
 
     Raises:
         RuntimeError: names or shapes of the state dicts differ.
@@ -60,10 +63,12 @@ def _fresh(name: str, library: str, seed: int) -> dict[str, float]:
     noise = torch.randn(IMAGES, 3, SIDE_PX, SIDE_PX, generator=random, dtype=torch.float64)
     label = torch.randint(CLASSES, (IMAGES,), generator=random)
     weights = {key: value.clone() for key, value in own.double().state_dict().items()}
+    with torch.no_grad():
+        unlike = float((own.eval()(noise) - theirs.double().eval()(noise)).abs().max())
     both = [parity.compare(own, theirs, noise, label)]
     own.load_state_dict(weights)
     both.append(parity.compare(theirs, own, noise, label))
-    return {key: max(getattr(one, key) for one in both) for key in MEASURES if key != "trained"}
+    return {"unlike": unlike, **{key: max(getattr(one, key) for one in both) for key in FRESH}}
 
 
 @torch.no_grad()
@@ -92,7 +97,7 @@ def draw(path: Path, title: str, found: pd.DataFrame) -> None:
             for place, name in enumerate(MEASURES):
                 axes.plot(
                     [place + shift] * len(group),
-                    group[name].clip(lower=1e-18),
+                    group[name].clip(lower=DRAWN_ZERO),
                     "o",
                     color=f"C{number}",
                     markersize=4,
@@ -101,8 +106,8 @@ def draw(path: Path, title: str, found: pd.DataFrame) -> None:
                 )
         axes.axhline(TOLERANCE, color=MARK, linestyle="--", linewidth=1, label="limit 1e-9")
         axes.set_yscale("log")
-        axes.set_xticks(range(len(MEASURES)), [words.replace(", ", ",\n") for words in MEASURES.values()])
-        axes.set_ylabel("largest difference (float64)")
+        axes.set_xticks(range(len(MEASURES)), list(MEASURES.values()))
+        axes.set_ylabel(f"largest difference (float64)\n0 is drawn at {DRAWN_ZERO:g}")
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
         figure.suptitle(title)
         save(figure, path)

@@ -130,5 +130,7 @@ def words(entry: dict[Any, Any]) -> str:
 
 
 def figure(value: float) -> str:
-    """Three decimals, or a power of ten where they would show nothing."""
-    return f"{value:.3f}" if value == 0 or 0.001 <= abs(value) < 1000 else f"{value:.1e}"
+    """Three decimals, or a power of ten where they would show nothing; 0 is nothing but 0."""
+    if value == 0:
+        return "0"
+    return f"{value:.3f}" if 0.001 <= abs(value) < 1000 else f"{value:.1e}"
