@@ -163,10 +163,10 @@ def make_shortcut(channels_in: int, channels_out: int, stride: int, design: Desi
     same_shape = stride == 1 and channels_in == channels_out
     if not design.residual:
         return None
+    if same_shape and design.shortcut != "C":
+        return nn.Identity()
     if design.shortcut == "A":
         return ZeroPadding(channels_out - channels_in, stride)
-    if design.shortcut == "B" and same_shape:
-        return nn.Identity()
     conv = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(channels_out))
 
