@@ -25,7 +25,7 @@ from pipeline.studies.plan import Member
 from pipeline.studies.runs import images, network
 
 BATCHES = (4, 8, 16, 32, 64)
-DRAWS = 5  # orders of the validation images; each is cut into whole batches
+DRAWS = 3  # orders of the validation images; each is cut into whole batches
 SMALL, LARGE = 8, 64
 CLAIMS = {
     "eval_alone": "eval(): largest change of a logit when the image is looked at alone, not among 64",
