@@ -44,22 +44,9 @@ def load(config: Config, samples: pd.DataFrame, path: Path, device: torch.device
             other data than it was trained on.
     """
     content = checkpoint.read(path)
-    checkpoint.check_data(content, path, table.class_names(samples), table.digest(samples))
-    return _trained(config, content, path, device)
-
-
-def load_without_data(config: Config, path: Path, device: torch.device) -> tuple[Trained, list[str]]:
-    """The same, and the names of its classes, where the data that it was trained on are not at hand.
-
-    Raises:
-        CheckpointError: it is missing or damaged, or the configuration describes another model.
-    """
-    content = checkpoint.read(path)
-    return _trained(config, content, path, device), content["classes"]
-
-
-def _trained(config: Config, content: dict[str, Any], path: Path, device: torch.device) -> Trained:
-    model = _model(config, content, path, len(content["classes"])).to(device).eval()
+    names = table.class_names(samples)
+    checkpoint.check_data(content, path, names, table.digest(samples))
+    model = _model(config, content, path, len(names)).to(device).eval()
     digest = files.digest_of_file(path)
     return Trained(model, path, digest, content["epoch"], content["step"], content["precision"])
 
@@ -80,3 +67,15 @@ def _model(config: Config, content: dict[str, Any], path: Path, classes: int) ->
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     placed: Classifier = model.to(memory_format=layout)
     return placed
+
+
+def load_without_data(config: Config, path: Path, device: torch.device) -> tuple[Trained, list[str]]:
+    """The model of a checkpoint and the names of its classes, where its data are not at hand.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or the configuration describes another model.
+    """
+    content, digest = checkpoint.read(path), files.digest_of_file(path)
+    model = _model(config, content, path, len(content["classes"])).to(device).eval()
+    trained = Trained(model, path, digest, content["epoch"], content["step"], content["precision"])
+    return trained, content["classes"]
