@@ -2,8 +2,10 @@
 
 CONFIG ?= configs/cub200_resnet50.yaml
 ARGS ?=
+IMAGES ?=
 GPUS ?= 1
 BENCH ?= all
+NAME ?= all
 PYTHON ?= python3
 
 BIN := .venv/bin
@@ -11,7 +13,7 @@ READY := .venv/ready
 LAUNCH := $(if $(filter-out 1,$(GPUS)),$(BIN)/python -m pipeline.launch --standalone --nproc-per-node $(GPUS),$(BIN)/python -m pipeline)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor data train eval report audit schedule lr-find config demo smoke test kill-test check format bench clean
+.PHONY: help setup doctor data train eval predict report audit study schedule lr-find summary config demo smoke test kill-test check format bench clean
 
 help: ## list the targets and their variables
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -46,11 +48,20 @@ report: $(READY) ## report.html again, from stored predictions
 audit: $(READY) ## likely label errors and near-duplicates, by a trained model's features
 	$(LAUNCH) audit --config $(CONFIG) $(ARGS)
 
+study: $(READY) ## the runs of configs/studies/NAME.yaml, its table and its figure (NAME=all: all of them)
+	$(BIN)/python -m pipeline study $(NAME) $(ARGS)
+
 schedule: $(READY) ## draw learning rate, momentum and optimizer, before anything is trained
 	$(BIN)/python -m pipeline schedule --config $(CONFIG) $(ARGS)
 
 lr-find: $(READY) ## propose a learning rate: the range test
 	$(BIN)/python -m pipeline lr-find --config $(CONFIG) $(ARGS)
+
+summary: $(READY) ## the network's layers, parameters and multiply-adds; needs no data
+	$(BIN)/python -m pipeline summary --config $(CONFIG) $(ARGS)
+
+predict: $(READY) ## the most likely classes of single pictures, IMAGES="a.jpg b.jpg"
+	$(BIN)/python -m pipeline predict --config $(CONFIG) $(IMAGES) $(ARGS)
 
 config: $(READY) ## print every key with its value and meaning
 	$(BIN)/python -m pipeline config --config $(CONFIG) $(ARGS)

@@ -22,9 +22,12 @@ EXAMPLES = """
       python -m pipeline schedule --config configs/adam_to_sgd.yaml   # what the rates will be
       python -m pipeline lr-find  --config configs/demo.yaml          # which rate to begin with
       python -m pipeline doctor --config configs/demo.yaml --quick    # is this machine ready for the run
+      python -m pipeline summary --config configs/digits_resnet18.yaml summary.depth=3
+      python -m pipeline predict --config configs/digits_resnet18.yaml picture.png
       python -m pipeline audit --config configs/cub200_resnet50.yaml run.name=low_lr
       python -m pipeline report --config configs/cub200_resnet50.yaml run.name=low_lr report.gallery=200
       python -m pipeline compare runs/baseline runs/low_lr runs/low_lr_seed1
+      python -m pipeline study residual --jobs 2               # configs/studies/residual.yaml
       python -m pipeline config --config configs/demo.yaml       # every key, with its meaning
       torchrun --nproc-per-node 4 -m pipeline train --config configs/cub200_resnet50.yaml
 
@@ -73,11 +76,11 @@ def lr_find(config: Config) -> dict[str, Any]:
     return lr_find(config)
 
 
-def doctor(config: Config, quick: bool = False) -> dict[str, Any]:
-    """Check this machine before an expensive run, and prove what the run will do; trains nothing, keeps nothing."""
-    from pipeline.doctor.run import doctor
+def summary(config: Config) -> dict[str, Any]:
+    """Show a network's layers with output shapes, parameters and multiply-adds; needs no data and no weights."""
+    from pipeline.summary import summarise
 
-    return doctor(config, quick)
+    return summarise(config)
 
 
 def audit(config: Config) -> dict[str, Any]:
@@ -99,24 +102,47 @@ def config(config: Config) -> None:
     sys.stdout.write(config_file.dump(config, comments=True))
 
 
-VERBS: dict[str, Callable[[Config], dict[str, Any] | None]] = {
+OF_A_CONFIG: dict[str, Callable[[Config], dict[str, Any] | None]] = {
     "data": data,
     "train": train,
     "eval": evaluate,
     "schedule": schedule,
     "lr-find": lr_find,
-    "doctor": doctor,
+    "summary": summary,
     "audit": audit,
     "report": report,
     "config": config,
 }
 
 
+def doctor(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Check this machine before an expensive run, and prove what the run will do; trains nothing, keeps nothing."""
+    from pipeline.doctor.run import doctor
+
+    return doctor(config_file.load(arguments.config, arguments.words), arguments.quick)
+
+
+def predict(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Name the most likely classes of single pictures, by the run's best checkpoint."""
+    from pipeline.predict import predict
+
+    overrides = [word for word in arguments.words if "=" in word and not Path(word).exists()]
+    images = [Path(word) for word in arguments.words if word not in overrides]
+    return predict(config_file.load(arguments.config, overrides), images)
+
+
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Say whether runs on the same images differ by more than noise; several seeds become mean +- sd."""
     from pipeline.compare import compare
 
-    return compare(arguments.runs, arguments.split, arguments.out)
+    return compare([Path(word) for word in arguments.words], arguments.split, arguments.out)
+
+
+def study(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Do the runs of a study (configs/studies), and write its table and its figure; or all of them."""
+    from pipeline.studies.run import study
+
+    return study(arguments.words[0], arguments.jobs, arguments.words[1:])
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -130,39 +156,42 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"plumage {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
 
-    def add(name: str, function: Callable[..., Any]) -> argparse.ArgumentParser:
-        return verbs.add_parser(
+    def add(
+        name: str, do: Callable[..., Any], words: str, meaning: str, nargs: str = "*"
+    ) -> argparse.ArgumentParser:
+        verb = verbs.add_parser(
             name,
-            help=function.__doc__,
-            description=function.__doc__,
+            help=do.__doc__,
+            description=do.__doc__,
             epilog=textwrap.dedent(EXAMPLES),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        verb.set_defaults(do=do)
+        verb.add_argument("words", nargs=nargs, metavar=words, help=meaning)
+        return verb
 
-    for name, function in VERBS.items():
-        verb = add(name, function)
+    key = "section.key=value"
+    verbs_of_config = [
+        add(name, do, key, "as in `python -m pipeline config`") for name, do in OF_A_CONFIG.items()
+    ]
+    looking = add("doctor", doctor, key, "as in `python -m pipeline config`")
+    looking.add_argument("--quick", action="store_true", help="without the checks that take training steps")
+    predicting = add("predict", predict, "IMAGE", f"pictures, and overrides {key}")
+    for verb in (*verbs_of_config, looking, predicting):
         verb.add_argument("--config", type=Path, metavar="FILE", help="YAML; without it, the baseline recipe")
-        verb.add_argument(
-            "overrides", nargs="*", metavar="section.key=value", help="as in `python -m pipeline config`"
-        )
-        if name == "doctor":
-            verb.add_argument(
-                "--quick", action="store_true", help="without the checks that take training steps"
-            )
-    verb = add("compare", compare)
-    verb.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run directory, such as runs/NAME")
-    verb.add_argument("--split", default="test", choices=("train", "val", "test"))
-    verb.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="also write comparison.json, classes.csv, changed.csv"
+    comparing = add("compare", compare, "RUN", "a run directory, such as runs/NAME", "+")
+    comparing.add_argument("--split", default="test", choices=("train", "val", "test"))
+    files = "also write comparison.json, classes.csv, changed.csv"
+    comparing.add_argument("--out", type=Path, metavar="FOLDER", help=files)
+    studying = add(
+        "study", study, "NAME", f"a file of configs/studies, a path, or all; then {key} of every run", "+"
     )
-    # argparse takes no overrides, nor runs, both before and behind an option
+    studying.add_argument("--jobs", type=int, metavar="N", help="runs at once; without it, one a core")
+    # argparse takes no words both before and behind an option
     arguments, more = parser.parse_known_args(argv)
     if wrong := [word for word in more if word.startswith("-")]:
-        parser.error(f"unknown option {' '.join(wrong)}; overrides are written section.key=value")
-    if arguments.verb == "compare":
-        arguments.runs += map(Path, more)
-    else:
-        arguments.overrides += more
+        parser.error(f"unknown option {' '.join(wrong)}; overrides are written {key}")
+    arguments.words += more
     return arguments
 
 
@@ -172,13 +201,10 @@ def run(argv: Sequence[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signals.raise_stopped)
     try:
-        result: dict[str, Any] | None
-        if arguments.verb == "compare":
-            result = compare(arguments)
-        elif arguments.verb == "doctor":
-            result = doctor(config_file.load(arguments.config, arguments.overrides), arguments.quick)
-        else:
-            result = VERBS[arguments.verb](config_file.load(arguments.config, arguments.overrides))
+        given: Any = arguments
+        if arguments.verb in OF_A_CONFIG:
+            given = config_file.load(arguments.config, arguments.words)
+        result: dict[str, Any] | None = arguments.do(given)
     except (UserError, RankLost) as error:
         if not error.said:
             terminal.fail(str(error))

@@ -70,12 +70,12 @@ class Smaller(Section):
 
 
 class DataConfig(Section):
-    source: Literal["cub200", "synthetic"] = "cub200"
-    """CUB-200-2011, or drawn birds"""
+    source: Literal["cub200", "synthetic", "digits", "mnist", "cifar10"] = "cub200"
+    """CUB-200-2011, drawn birds, 5,000 digits of MNIST that need no download, the whole of MNIST, or CIFAR-10"""
     root: Path = Path("data")
     """folder of all data sets"""
     archive: Path | None = None
-    """a CUB archive on this machine, or a folder where one was unpacked; null: download it"""
+    """a CUB archive, or a folder where one was unpacked; torchvision's folder of MNIST or CIFAR-10; null: download"""
     archive_md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
     """digest of the archive; null: the official one"""
     synthetic: SyntheticConfig = SyntheticConfig()
@@ -85,6 +85,12 @@ class DataConfig(Section):
     """k-fold: validation is one of k parts of train, instead of val_fraction"""
     fold: Annotated[int, Field(ge=0)] = 0
     """which of the folds validates, from 0"""
+    train_images: Count | None = None
+    """keep so many training images, an equal share of each class; null: all that are not held out"""
+    val_images: Count | None = None
+    """hold out so many, an equal share of each class, instead of val_fraction"""
+    test_images: Count | None = None
+    """test on so many, an equal share of each class and the same for every seed; null: the whole official test set"""
     resize: Literal["squash", "short_side"] = "squash"
     """squash: to a square; short_side: ratio kept"""
     resize_px: Annotated[int, Field(ge=16)] = 512
@@ -93,6 +99,8 @@ class DataConfig(Section):
     """packed: uint8 pixels, memory-mapped; jpeg: quality 95, some 8 times smaller, slower to read"""
     image_px: Annotated[int, Field(ge=16)] = 448
     """side of the square crop that the model sees"""
+    pad_px: Annotated[int, Field(ge=0)] = 0
+    """black added on each side of the stored picture, before any crop"""
     crop: Literal["random", "random_resized"] = "random"
     """training crop: of image_px, or of a random area and ratio, resized to image_px"""
     crop_area_min: Annotated[float, Field(gt=0, le=1)] = 0.25
@@ -114,8 +122,11 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _fit(self) -> "DataConfig":
-        if self.image_px > self.resize_px:
-            raise ValueError(f"image_px {self.image_px} is larger than resize_px {self.resize_px}")
+        if self.image_px > self.resize_px + 2 * self.pad_px:
+            padded = f" + 2 pad_px {self.pad_px}" if self.pad_px else ""
+            raise ValueError(f"image_px {self.image_px} is larger than resize_px {self.resize_px}{padded}")
+        if self.folds is not None and self.val_images is not None:
+            raise ValueError("folds and val_images both say what validates; drop one of the two")
         if self.folds is not None and self.fold >= self.folds:
             raise ValueError(f"fold {self.fold} does not exist: folds {self.folds} counts from 0")
         if any(stage.image_px > self.image_px for stage in self.progressive):
@@ -128,13 +139,13 @@ class DataConfig(Section):
 
 class ModelConfig(Section):
     name: str = "resnet50.tv_in1k"
-    """any model of timm; .tv_in1k are torchvision's ImageNet-1k V1 weights"""
+    """any model of timm (.tv_in1k: torchvision's ImageNet-1k V1 weights), or plumage/resnet18..152, resnet_small"""
     pretrained: bool = True
     """start from ImageNet weights: timm's from its hub, or the file in weights"""
     weights: Path | None = None
     """a state dict of timm or torchvision (.pth, .pt, .safetensors)"""
     options: Options = Field(default={})
-    """further arguments of timm.create_model, such as {output_stride: 16}"""
+    """further arguments of timm.create_model; of plumage/ networks: residual, shortcut, stem, width, blocks, ..."""
     dropout: Fraction = 0.0
     """before the classifier (timm's drop_rate)"""
     stochastic_depth: Fraction = 0.0
@@ -179,6 +190,8 @@ class TrainConfig(Section):
     """an exponential moving average of the weights is validated and kept; 0: none"""
     ema_warmup: bool = True
     """the decay of step t is at most 1 - (1 + t)^(-2/3), so that early weights are forgotten"""
+    eval_every_steps: Count | None = None
+    """validate in mid-epoch too, and keep the best of all looks; null: at every epoch's end alone"""
     early_stop_epochs: Count | None = None
     """stop when validation has not improved for so many epochs; null: never"""
     checkpoint_every_steps: Count | None = None
@@ -244,6 +257,15 @@ class LrFindConfig(Section):
         return self
 
 
+class SummaryConfig(Section):
+    """The table of a network's layers."""
+
+    depth: Count = 2
+    """1: stages; 2: blocks; 3: the layers within blocks"""
+    classes: Count | None = None
+    """outputs of the network; null: the classes of data.source"""
+
+
 class EvalConfig(Section):
     split: Literal["train", "val", "test"] = "test"
     checkpoint: str = "best"
@@ -299,6 +321,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     distributed: DistributedConfig = DistributedConfig()
     lr_find: LrFindConfig = LrFindConfig()
+    summary: SummaryConfig = SummaryConfig()
     eval: EvalConfig = EvalConfig()
     report: ReportConfig = ReportConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -310,6 +333,7 @@ class Config(Section):
             "schedule.name=plateau": any(isinstance(one, ReduceOnPlateau) for one in schedules),
             "a phase until a plateau": any(isinstance(p.until, PlateauRule) for p in self.optim.phases),
             "train.early_stop_epochs": self.train.early_stop_epochs is not None,
+            "train.eval_every_steps": self.train.eval_every_steps is not None,
         }
         if wanting := [name for name, asked in asks.items() if asked and not self.validates]:
             raise ValueError(f"{wanting[0]} looks at validation, and data.val_fraction is 0")
@@ -319,6 +343,10 @@ class Config(Section):
                 raise ValueError(
                     f"optim.phases: {phase.name} until {phase.until} of {self.train.epochs} epochs"
                 )
+        if self.eval.tta == "ten_crop" and self.data.image_px > self.data.resize_px:
+            raise ValueError(
+                "eval.tta: ten_crop needs corners, and data.image_px is larger than data.resize_px"
+            )
         return self
 
     def _refuse_in_shards(self) -> None:
@@ -337,7 +365,8 @@ class Config(Section):
     @property
     def validates(self) -> bool:
         """Whether part of train is held out for validation."""
-        return self.data.folds is not None or self.data.val_fraction > 0
+        data = self.data
+        return data.folds is not None or data.val_images is not None or data.val_fraction > 0
 
     @property
     def run_dir(self) -> Path:

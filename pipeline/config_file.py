@@ -8,7 +8,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -18,6 +18,8 @@ from ruamel.yaml.error import YAMLError
 from pipeline.config import Config
 from pipeline.config_words import sentence
 from pipeline.errors import ConfigError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -32,18 +34,18 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     run = tree.setdefault("run", {})
     if isinstance(run, dict) and run.get("name") is None:
         run["name"] = path.stem if path else "baseline"
-    return validate(tree, str(path) if path else "the defaults")
+    return validate(tree, str(path) if path else "the defaults", Config)
 
 
-def validate(tree: dict[str, Any], where: str) -> Config:
-    """A tree of plain types becomes a `Config`; all that is wrong with it is one `ConfigError`."""
+def validate(tree: dict[str, Any], where: str, kind: type[Model]) -> Model:
+    """A tree of plain types becomes a `Config`, or a model like it; all that is wrong is one `ConfigError`."""
     try:
         # JSON's strict mode takes "x" for a path and a list for a tuple, but never "1" for 1.
-        return Config.model_validate_json(json.dumps(tree, default=str))
+        return kind.model_validate_json(json.dumps(tree, default=str))
     except TypeError as error:  # YAML allows keys such as [a, b]
         raise ConfigError(f"{where}: {error}") from None
     except ValidationError as error:
-        problems = list(dict.fromkeys(sentence(problem, tree) for problem in error.errors()))
+        problems = list(dict.fromkeys(sentence(problem, tree, kind) for problem in error.errors()))
     if len(problems) == 1:
         raise ConfigError(f"{where}: {problems[0]}") from None
     raise ConfigError(f"{where}: {len(problems)} problems\n  " + "\n  ".join(problems)) from None

@@ -166,7 +166,7 @@ Until = Annotated[
     | Annotated[SwatsRule, Tag("swats")],
     Discriminator(_rule_name),
 ]
-Options = dict[str, Scalar | tuple[float, ...]]
+Options = dict[str, Scalar | tuple[int, ...] | tuple[float, ...]]
 
 
 class Phase(Section):

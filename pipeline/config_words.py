@@ -25,12 +25,12 @@ class _Place(NamedTuple):
     section: list[type[BaseModel]]  # the kinds that it can be; one, once its name is known
 
 
-def sentence(problem: ErrorDetails, tree: Mapping[str, Any]) -> str:
-    """One problem that pydantic found, for a person."""
-    place = _place(problem["loc"])
+def sentence(problem: ErrorDetails, tree: Mapping[str, Any], root: type[BaseModel] = Config) -> str:
+    """One problem that pydantic found in a tree that was to become a `root`, for a person."""
+    place = _place(problem["loc"], root)
     match problem["type"], problem.get("ctx", {}):
         case "extra_forbidden", _:
-            return _unknown(str(problem["loc"][-1]), place)
+            return _unknown(str(problem["loc"][-1]), place, root)
         case "value_error", {"error": error}:
             return f"{place.key}: {error}" if place.key else str(error)
         case "union_tag_invalid", {"tag": tag, "expected_tags": tags}:
@@ -44,11 +44,11 @@ def sentence(problem: ErrorDetails, tree: Mapping[str, Any]) -> str:
     return f"{place.key}: {json.dumps(value, default=str)} is not allowed; allowed: {allowed}{hint}"
 
 
-def _place(loc: Sequence[int | str]) -> _Place:
+def _place(loc: Sequence[int | str], root: type[BaseModel]) -> _Place:
     """Follow pydantic's location; the names of kinds in it (of a schedule, of a union) are no keys."""
     parts: list[str] = []
     field: FieldInfo | None = None
-    section: list[type[BaseModel]] = [Config]
+    section: list[type[BaseModel]] = [root]
     owners = section
     for part in loc:
         found = [kind.model_fields[part] for kind in section if part in kind.model_fields]
@@ -64,7 +64,7 @@ def _place(loc: Sequence[int | str]) -> _Place:
     return _Place(".".join(parts), field, section if loc and loc[-1] not in parts else owners)
 
 
-def _unknown(name: str, place: _Place) -> str:
+def _unknown(name: str, place: _Place, root: type[BaseModel]) -> str:
     """A key that is not known: a kind that has it, or the nearest one."""
     key = f"{place.key}.{name}" if place.key else name
     kinds = _models(place.field.annotation) if place.field else []
@@ -72,12 +72,12 @@ def _unknown(name: str, place: _Place) -> str:
     if owners:
         names = " or ".join(_choices(_field(kind, "name"))[0] for kind in owners)
         return f"{key}: unknown key; it belongs to {place.key}.name={names}"
-    return f"{key}: unknown key{_did_you_mean(key, place)}"
+    return f"{key}: unknown key{_did_you_mean(key, place, root)}"
 
 
-def _did_you_mean(key: str, place: _Place) -> str:
+def _did_you_mean(key: str, place: _Place, root: type[BaseModel]) -> str:
     beside = [f"{place.key}.{name}" for kind in place.section for name in kind.model_fields if place.key]
-    known = [*beside, *_keys(Config)]
+    known = [*beside, *_keys(root)]
     by_last = {name.rpartition(".")[2]: name for name in reversed(known)}
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     near = near or [by_last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], by_last, n=1)]

@@ -5,6 +5,7 @@ The sums stay on the device; only when they are asked for does the program wait 
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -51,6 +52,13 @@ class Meter:
             if batch is None:
                 return
             yield batch
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time of the block is not learning's."""
+        begun = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - begun
 
     def add(self, step: int, draws: npt.NDArray[np.int64], of_batch: Tensor) -> None:
         """Count a step.

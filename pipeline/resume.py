@@ -14,6 +14,7 @@ FREE_KEYS = (
     "eval.",
     "lr_find.",
     "report.",
+    "summary.",
     "tracking.",
     "distributed.bucket_mb",
     "distributed.data_timeout_minutes",

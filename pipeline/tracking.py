@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ Record = Mapping[str, Any]
 
 
 class Tracker(Protocol):
-    """Takes records: plain scalars with at least `kind` ("step" or "epoch") and `step`."""
+    """Takes records: plain scalars with at least `kind` ("step", "val", "phase" or "epoch") and `step`."""
 
     def log(self, record: Record) -> None:
         """Take one record."""
@@ -34,20 +35,28 @@ class Nothing:
 
 
 class JsonLines:
-    """Appends records to a file, one a line.
+    """Appends records to a file, one a line, each with `seconds` and `cpu_seconds` of the run so far.
 
+    The first is what the clock says, the second what this process computed; the time in which the run
+    was interrupted counts in neither.
     On opening, a half line that a kill left at the end and the records of steps that will be done
     again (beyond `step`) are taken out, so that an interrupted run has the log of one that was not.
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        kept = [line for line, record in read_lines(path) if record["step"] <= step]
-        files.write_text(path, "".join(kept))
+        kept = [(line, record) for line, record in read_lines(path) if record["step"] <= step]
+        files.write_text(path, "".join(line for line, _ in kept))
         self._stream = path.open("a", encoding="utf-8")
+        last = kept[-1][1] if kept else {}
+        self._clocks = [
+            (name, clock, last.get(name, 0.0) - clock())
+            for name, clock in (("seconds", time.monotonic), ("cpu_seconds", time.process_time))
+        ]
 
     def log(self, record: Record) -> None:
         """Append a record; it survives a kill of the process from here on."""
-        self._stream.write(json.dumps(record) + "\n")
+        clocks = {name: round(before + clock(), 3) for name, clock, before in self._clocks}
+        self._stream.write(json.dumps({**record, **clocks}) + "\n")
         self._stream.flush()
 
     def close(self) -> None:

@@ -104,6 +104,7 @@ class Run:
         return {
             "run": str(self.config.run_dir),
             "best_epoch": best.epoch,
+            "best_step": best.step,
             "best_val_top1": best.top1,
             "chosen_by": chosen_by,
             "step": self.state.step,
@@ -138,6 +139,8 @@ class Run:
                 of_batch = engine.learn(state, self.parallel, batch, len(draws), rates, self.how)
                 meter.add(state.step, draws, of_batch)
                 bar.advance(len(draws), **self._log_step(rates, meter))
+                if self._look_is_due():
+                    self._look_within_epoch(epoch, meter)
                 stopping, due = self.ranks.any(self.stop.name is not None, self._save_is_due())
                 if stopping or due:
                     state.totals = meter.totals()
@@ -189,6 +192,24 @@ class Run:
         self.track.log({"kind": "step", "step": self.state.step, **rates._asdict(), **last})
         return {"loss": last["loss"], "lr": rates.lr}
 
+    def _look_is_due(self) -> bool:
+        every = self.config.train.eval_every_steps
+        return every is not None and self.state.step % every == 0 and not self._epoch_is_over()
+
+    def _look_within_epoch(self, epoch: int, meter: Meter) -> None:
+        """Validate between two steps; the best so far is saved. Then go on in training mode."""
+        state, last = self.state, Best(epoch + 1, self.state.step)
+        with meter.paused():
+            last.top1, last.loss = self._validate()
+        chosen = self._choose(last)
+        within = self.calendar.moment(state.step).epoch
+        looked = {"val_loss": last.loss, "val_top1": last.top1}
+        self.track.log({"kind": "val", "step": state.step, "epoch": within, **looked})
+        if chosen:
+            state.totals = meter.totals()
+            self._save("best.pt")
+        self._freeze(epoch)
+
     # The end of an epoch
 
     def _close_epoch(self) -> None:
@@ -198,8 +219,7 @@ class Run:
         if len(self.job.val_rows):
             now.top1, now.loss = self._validate()
             phases.observe(self.config, state.phase, now.loss)
-        chosen = now.beats(state.best)
-        state.best = now if chosen else state.best
+        chosen = self._choose(now)
         record = self._epoch_record(now, totals)
         self.track.log(record)
         state.totals = Totals()
@@ -222,6 +242,12 @@ class Run:
         figures = [f"{name} {record[name]:.4g}" for name in shown if record[name] is not None]
         epoch = f"epoch {now.epoch}/{self.config.train.epochs}"
         terminal.say("  ".join([epoch, *figures, *["best so far"] * chosen]))
+
+    def _choose(self, now: Best) -> bool:
+        """Whether a look is the best so far; if it is, it becomes the state's."""
+        chosen = now.beats(self.state.best)
+        self.state.best = now if chosen else self.state.best
+        return chosen
 
     def _epoch_record(self, now: Best, totals: Totals) -> dict[str, Any]:
         state = self.state
@@ -250,7 +276,8 @@ class Run:
 
     def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
-            if self.ranks.any(self.stop.name is not None)[0]:
+            # Within an epoch a stop waits for the look's end: a checkpoint of its step means that it was made.
+            if self.ranks.any(self.stop.name is not None and self._epoch_is_over())[0]:
                 self._save("last.pt")
                 self._stop()
             yield batch

@@ -44,18 +44,32 @@ def load(config: Config, samples: pd.DataFrame, path: Path, ranks: Ranks) -> Tra
         CheckpointError: it is missing or damaged, or the configuration describes another model or
             other data than it was trained on.
     """
-    content, digest = ranks.from_first(_read(path) if ranks.first else ({}, ""))
-    names = table.class_names(samples)
-    checkpoint.check_data(content, path, names, table.digest(samples))
-    model = _model(config, content, path, len(names)).to(ranks.device).eval()
+    content, digest = _read(path, ranks)
+    checkpoint.check_data(content, path, table.class_names(samples), table.digest(samples))
+    return _trained(config, content, path, digest, ranks)
+
+
+def load_without_data(config: Config, path: Path, ranks: Ranks) -> tuple[Trained, list[str]]:
+    """The model of a checkpoint and the names of its classes, where its data are not at hand.
+
+    Raises:
+        CheckpointError: it is missing or damaged, or the configuration describes another model.
+    """
+    content, digest = _read(path, ranks)
+    return _trained(config, content, path, digest, ranks), content["classes"]
+
+
+def _read(path: Path, ranks: Ranks) -> tuple[dict[str, Any], str]:
+    """A checkpoint's content and SHA-256, as the first rank has them."""
+    return ranks.from_first((checkpoint.read(path), files.digest_of_file(path)) if ranks.first else ({}, ""))
+
+
+def _trained(config: Config, content: dict[str, Any], path: Path, digest: str, ranks: Ranks) -> Trained:
+    model = _model(config, content, path).to(ranks.device).eval()
     return Trained(model, path, digest, content["epoch"], content["step"], content["precision"])
 
 
-def _read(path: Path) -> tuple[dict[str, Any], str]:
-    return checkpoint.read(path), files.digest_of_file(path)
-
-
-def _model(config: Config, content: dict[str, Any], path: Path, classes: int) -> Classifier:
+def _model(config: Config, content: dict[str, Any], path: Path) -> Classifier:
     """The checkpoint's model; the configuration has to describe the one that was trained."""
     before = content["config"]["model"]
     now = config.model.model_dump(mode="json", exclude=FREE_KEYS)
@@ -66,7 +80,7 @@ def _model(config: Config, content: dict[str, Any], path: Path, classes: int) ->
         raise CheckpointError(
             f"{path}: was trained with another model ({', '.join(changed)}); give the configuration it was trained with"
         )
-    model, _ = build(without_weights(config.model), classes)
+    model, _ = build(without_weights(config.model), len(content["classes"]))
     checkpoint.load_model(model, content, path)
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     placed: Classifier = model.to(memory_format=layout)

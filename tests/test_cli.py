@@ -31,7 +31,7 @@ def test_help_shows_every_verb_and_examples(capsys: pytest.CaptureFixture[str]) 
         cli.run(["--help"])
     assert ended.value.code == 0
     said = capsys.readouterr().out
-    assert all(f"    {verb} " in said for verb in cli.VERBS)
+    assert all(f"    {verb} " in said for verb in cli.OF_A_CONFIG)
     assert "examples:" in said
 
 
@@ -57,7 +57,7 @@ def test_a_bug_keeps_its_traceback_and_is_exit_code_1(tmp_path: Path) -> None:
     code = (
         "from pipeline import cli\n"
         "def broken(config): raise KeyError('a bug')\n"
-        "cli.VERBS['data'] = broken\n"
+        "cli.OF_A_CONFIG['data'] = broken\n"
         "import sys; sys.argv = ['x', 'data']\n"
         "cli.main()"
     )

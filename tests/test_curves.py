@@ -1,7 +1,10 @@
 """The pictures of a training: what is marked in them."""
 
+import json
+from pathlib import Path
 from typing import Any
 
+import pytest
 from matplotlib.figure import Figure
 
 from pipeline.report import curves
@@ -27,6 +30,35 @@ def test_a_rate_that_falls_all_the_time_has_no_drops() -> None:
 
 def test_a_small_step_down_is_not_marked() -> None:
     assert marked([1, 1, 0.9, 0.9]) == []
+
+
+def test_validation_within_epochs_is_drawn_at_its_place_with_the_steps_above(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in [*LOOKS[:2], epoch(1), LOOKS[2], epoch(2)])
+    )
+    drawn: list[Figure] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curves, "save", lambda figure, _: drawn.append(figure))
+        curves.draw(tmp_path)
+    losses, accuracies = drawn[0].axes
+    train, validation = losses.lines
+    assert list(train.get_xdata()) == [1, 2]
+    assert list(validation.get_xdata()) == [0.25, 0.5, 1, 1.5, 2]
+    assert list(validation.get_ydata()) == [3, 2, 1.5, 1, 1.2]
+    (above,) = accuracies.child_axes
+    assert above.get_xlabel() == "step"
+    assert [text.get_text() for text in accuracies.texts] == ["90.0%, step 12"]
+
+
+LOOKS = [
+    {"kind": "val", "step": step, "epoch": step / 8, "val_loss": loss, "val_top1": top1}
+    for step, loss, top1 in ((2, 3, 0.1), (4, 2, 0.3), (12, 1, 0.9))
+]
+
+
+def epoch(number: int) -> dict[str, Any]:
+    values = {"train_loss": 2.0, "train_top1": 0.5, "val_loss": [1.5, 1.2][number - 1], "val_top1": 0.5}
+    return {"kind": "epoch", "step": 8 * number, "epoch": number, "lr": 1, "phase": "sgd", **values}
 
 
 def test_each_switch_has_a_line_with_the_name_of_what_begins() -> None:

@@ -153,6 +153,23 @@ def test_automatic_augmentation_is_seeded_by_image_and_leaves_torchs_stream_alon
     assert sum(not np.array_equal(plain(picture, epoch, 0), seen[epoch]) for epoch in range(8)) >= 5
 
 
+def test_padding_shifts_the_picture_by_at_most_its_width_and_evaluation_sees_the_middle() -> None:
+    picture = np.full((8, 8, 3), 255, np.uint8)
+    config = DataConfig(image_px=16, resize_px=16, pad_px=3, flip=False).model_copy(update={"image_px": 8})
+    view = Augmentation(config, seed=0)
+    places = set()
+    for epoch in range(200):
+        rows, columns = view(picture, epoch, 0)[..., 0].any(1), view(picture, epoch, 0)[..., 0].any(0)
+        places.add((int(rows.sum()), int(columns.sum()), bool(rows[0]), bool(columns[0])))
+        assert (view(picture, epoch, 0)[np.ix_(rows, columns)] == 255).all()
+    assert {place[0] for place in places} == {place[1] for place in places} == {5, 6, 7, 8}
+    assert len(places) == 7 * 7
+    assert np.array_equal(CentreCrop(config)(picture, 0, 0), picture)
+    whole = CentreCrop(config.model_copy(update={"image_px": 14}))(picture, 0, 0)
+    assert np.array_equal(whole[3:-3, 3:-3], picture)
+    assert whole.sum() == picture.sum()
+
+
 def test_progressive_resizing_shows_the_same_crop_smaller_in_the_first_epochs(birds: Path) -> None:
     stages = [{"until_epoch": 2, "image_px": 16}, {"until_epoch": 3, "image_px": 24}]
     config = DataConfig.model_validate_json(

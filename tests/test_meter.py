@@ -24,6 +24,16 @@ def test_sums_go_on_from_those_of_an_earlier_process() -> None:
     assert meter.totals() == Totals(13.5, 6.0, 2.75, 15, 4)  # asking changes nothing
 
 
+def test_a_pause_does_not_count_as_learning(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 9.0, 10.0])  # made; paused from 1 to 9; asked
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    meter = Meter(Totals(), ALONE)
+    meter.add(1, np.arange(6), sums(1.0, 1.0, 1.0))
+    with meter.paused():
+        pass
+    assert meter.speed() == {"images_per_s": 3.0, "data_wait": 0.0}
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_the_first_loss_that_is_not_finite_is_found_with_its_images(bad: float) -> None:
     meter = Meter(Totals(), ALONE)

@@ -31,6 +31,7 @@ EVERYTHING = [
     "data.random_erasing=0.3",
     "data.progressive=[{until_epoch: 1, image_px: 24}]",
     "tracking.log_every_steps=1",
+    "train.eval_every_steps=2",
 ]
 
 

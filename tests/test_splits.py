@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from pipeline.data import splits
+from pipeline.data.splits import Sizes
 from pipeline.errors import DataError
 
 
@@ -109,3 +110,21 @@ def test_too_few_images_are_one_sentence(train: int, how: dict[str, Any]) -> Non
         f"bird 1: {train} training images are too few to hold some out; "
         "lower data.folds or set data.val_fraction=0"
     )
+
+
+def test_a_size_is_shared_by_the_sizes_of_the_classes_and_no_class_is_left_without() -> None:
+    table = listed(60, 30, 9, 1, test=20)
+    drawn = draw(table, val_fraction=0.0, sizes=Sizes(train=40, test=8))
+    counts = drawn.groupby(["split", "label"]).size()
+    assert counts["train"].to_dict() == {0: 23, 1: 12, 2: 4, 3: 1}
+    assert counts["test"].to_dict() == {0: 2, 1: 2, 2: 2, 3: 2}
+    assert drawn["id"].is_monotonic_increasing
+
+
+def test_sizes_take_nothing_from_the_other_splits() -> None:
+    table = listed(30, 30)
+    all_of_them, some = draw(table, seed=3), draw(table, seed=3, sizes=Sizes(train=10, test=4))
+    assert val_ids(some) == val_ids(all_of_them)
+    for split in ("train", "test"):
+        ids = [set(one.loc[one["split"] == split, "id"]) for one in (some, all_of_them)]
+        assert ids[0] < ids[1]

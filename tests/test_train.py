@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipeline import checkpoint
+from pipeline.train import Run
 from tests import tiny
 
 STEPS_PER_EPOCH = 5  # 36 training images in batches of at most 8
@@ -113,6 +114,86 @@ def test_a_run_killed_at_any_step_resumes_to_the_same_weights_and_log(
     assert [line for line in log if line["kind"] == "epoch"] == [
         line for line in expected if line["kind"] == "epoch"
     ]
+
+
+LOOKS = ["train.eval_every_steps=2", "tracking.log_every_steps=1", "train.checkpoint_every_steps=3"]
+
+
+@pytest.fixture(scope="module")
+def looked(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run that was validated every two steps."""
+    tmp = tmp_path_factory.mktemp("looked")
+    assert tiny.do("train", tmp, *LOOKS) == 0
+    return tmp
+
+
+def test_looks_within_epochs_change_no_weight_and_the_best_of_all_is_kept(
+    trained: Path, looked: Path
+) -> None:
+    assert tiny.same_weights(checkpoints(looked) / "last.pt", checkpoints(trained) / "last.pt")
+    log = tiny.records(looked / "runs/tiny/log.jsonl")
+    within = [line for line in log if line["kind"] == "val"]
+    assert [line["step"] for line in within] == [2, 4, 6, 8, 12, 14]  # at 10 an epoch ends
+    assert [line["epoch"] for line in within] == pytest.approx([step / 5 for step in (2, 4, 6, 8, 12, 14)])
+    epochs = [line for line in log if line["kind"] == "epoch"]
+    assert epochs == [
+        line for line in tiny.records(trained / "runs/tiny/log.jsonl") if line["kind"] == "epoch"
+    ]
+    chosen = max(within + epochs, key=lambda line: (line["val_top1"], -line["val_loss"]))
+    best = torch.load(checkpoints(looked) / "best.pt", weights_only=True)
+    assert best["best"] == {
+        "epoch": -(-chosen["step"] // STEPS_PER_EPOCH),
+        "step": chosen["step"],
+        "top1": chosen["val_top1"],
+        "loss": chosen["val_loss"],
+    }
+    assert best["step"] == chosen["step"]
+
+
+def test_a_look_says_what_evaluation_says_of_that_step(
+    looked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = torch.load(checkpoints(looked) / "best.pt", weights_only=True)["best"]
+    path = checkpoints(looked) / "best.pt"
+    assert tiny.do("eval", tmp_path, *LOOKS, "eval.split=val", f"eval.checkpoint={path}") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["step"], found["top1"]) == (best["step"], pytest.approx(best["top1"]))
+    assert found["nll"] == pytest.approx(best["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("step", "number"), [(7, signal.SIGKILL), (12, signal.SIGTERM)])
+def test_a_run_with_looks_that_is_stopped_ends_as_one_that_was_not(
+    looked: Path, tmp_path: Path, step: int, number: signal.Signals
+) -> None:
+    assert interrupt(tiny.command("train", tmp_path, *LOOKS), log_reaches(tmp_path, step), number) != 0
+    assert tiny.do("train", tmp_path, *LOOKS) == 0
+    for name in ("last.pt", "best.pt"):
+        assert tiny.same_weights(checkpoints(tmp_path) / name, checkpoints(looked) / name)
+        one, other = (
+            torch.load(checkpoints(folder) / name, weights_only=True) for folder in (tmp_path, looked)
+        )
+        assert (one["step"], one["best"], one["totals"]) == (other["step"], other["best"], other["totals"])
+    assert tiny.records(tmp_path / "runs/tiny/log.jsonl") == tiny.records(looked / "runs/tiny/log.jsonl")
+
+
+def test_a_stop_that_comes_within_a_look_waits_for_its_end(
+    looked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validate, looks = Run._validate, []
+
+    def stopped_in_the_second(self: Run) -> tuple[float, float]:
+        looks.append(self.state.step)
+        if len(looks) == 2:
+            self.stop.name = "SIGTERM"
+        return validate(self)
+
+    monkeypatch.setattr(Run, "_validate", stopped_in_the_second)
+    assert tiny.do("train", tmp_path, *LOOKS) == 75
+    assert tiny.records(tmp_path / "runs/tiny/log.jsonl")[-1]["kind"] == "val"
+    monkeypatch.undo()
+    assert tiny.do("train", tmp_path, *LOOKS) == 0
+    assert tiny.records(tmp_path / "runs/tiny/log.jsonl") == tiny.records(looked / "runs/tiny/log.jsonl")
+    assert tiny.same_weights(checkpoints(tmp_path) / "best.pt", checkpoints(looked) / "best.pt")
 
 
 def test_max_steps_stops_validates_and_can_be_raised(trained: Path, tmp_path: Path) -> None:

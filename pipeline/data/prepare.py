@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from pipeline import files, terminal
 from pipeline.config import Config, DataConfig
-from pipeline.data import cub, download, splits, store, synthetic, table, unpack
+from pipeline.data import arrays, cub, download, splits, store, synthetic, table, unpack
 from pipeline.errors import DataError
 
 STAGES_VERSION = 1  # raise it when a stage's output changes for the same inputs
@@ -43,23 +42,21 @@ def prepare(config: Config) -> Prepared:
     Raises:
         DataError: anything about the archive, its files or the disk that the user can mend.
     """
-    folder, layout = _folder(config.data), _layout(config.data)
+    folder, how = _folder(config.data), layout(config.data)
     root = bring(config.data)
-    listed = cub.read(root)
-    if is_official(config.data):
-        cub.check_official(listed, root)
-    inputs = {"texts": cub.text_digest(root), "layout": layout.name}
+    listed, digest = _listed(config.data, root)
+    inputs = {"texts": digest, "layout": how.name}
     _stage(
         "store",
-        folder / layout.name,
+        folder / how.name,
         inputs,
-        lambda output: store.build(listed, root / "images", output, layout),
+        lambda output: store.build(listed, root / "images", output, how),
     )
     _stage(
         "splits",
         _samples_path(config),
         inputs,
-        lambda output: _draw(listed, folder / layout.name, config, output),
+        lambda output: _draw(listed, folder / how.name, config, output),
     )
     prepared = load(config)
     _show(prepared, config)
@@ -73,20 +70,28 @@ def load(config: Config) -> Prepared:
         DataError: it did not run, or ran for another configuration.
     """
     samples_path, store_folder = places(config)
-    samples, opened = table.read(samples_path), store.Store(store_folder)
-    if not np.array_equal(opened.ids, samples["id"].to_numpy()):
-        raise DataError(f"{opened.folder}: holds other images than {samples_path}; run `make data`")
-    return Prepared(samples, opened)
+    samples = table.read(samples_path)
+    return Prepared(samples, store.Store(store_folder, samples["id"].to_numpy("int64")))
+
+
+def _listed(config: DataConfig, root: Path) -> tuple[pd.DataFrame, str]:
+    """The source's table, checked, and a digest of the files that it was read from."""
+    if config.source in arrays.READERS:
+        return arrays.read(root), arrays.digest(root)
+    listed = cub.read(root)
+    if is_official(config):
+        cub.check_official(listed, root)
+    return listed, cub.text_digest(root)
 
 
 def places(config: Config) -> tuple[Path, Path]:
     """Where the sample table and the store of a configuration are, or will be."""
-    return _samples_path(config), _folder(config.data) / _layout(config.data).name
+    return _samples_path(config), _folder(config.data) / layout(config.data).name
 
 
 def outdated(config: Config, root: Path) -> list[str]:
     """The outputs among `places` that `make data` would make anew; root: the folder that `raw` finds."""
-    inputs = {"texts": cub.text_digest(root), "layout": _layout(config.data).name}
+    inputs = {"texts": cub.text_digest(root), "layout": layout(config.data).name}
     return [output.name for output in places(config) if not _is_done(output, inputs)]
 
 
@@ -105,19 +110,28 @@ def _folder(config: DataConfig) -> Path:
             if share
         )
         return config.root / f"synthetic-{size}-seed{drawn.seed}{planted}"
-    if config.archive is not None and config.archive.is_dir():
-        return config.root / f"cub200-{files.digest_of(str(config.archive.resolve()))[:8]}"
+    if config.source == "digits":
+        return config.root / "digits"
+    if config.archive is not None and (config.archive.is_dir() or config.source in arrays.READERS):
+        return config.root / f"{config.source}-{files.digest_of(str(config.archive.resolve()))[:8]}"
+    if config.source in arrays.READERS:
+        return config.root / config.source
     return config.root / ("cub200" if _md5(config) == cub.ARCHIVE.md5 else f"cub200-{_md5(config)[:8]}")
 
 
-def _layout(config: DataConfig) -> store.Layout:
+def layout(config: DataConfig) -> store.Layout:
+    """How the pictures of a configuration stand in its store."""
     return store.Layout(config.resize, config.resize_px, config.store)
 
 
 def _samples_path(config: Config) -> Path:
     data = config.data
-    held_out = f"fold{data.fold}of{data.folds}" if data.folds else f"val{data.val_fraction:g}"
-    return _folder(data) / f"samples-{held_out}-seed{config.seed}.csv"
+    held_out = (
+        f"fold{data.fold}of{data.folds}" if data.folds else f"val{data.val_images or data.val_fraction:g}"
+    )
+    sizes = {"train": data.train_images, "test": data.test_images}
+    asked = "".join(f"-{split}{count}" for split, count in sizes.items() if count is not None)
+    return _folder(data) / f"samples-{held_out}{asked}-seed{config.seed}.csv"
 
 
 def _stage(name: str, output: Path, inputs: Mapping[str, Any], run: Callable[[Path], object]) -> None:
@@ -145,6 +159,9 @@ def is_official(config: DataConfig) -> bool:
 def bring(config: DataConfig) -> Path:
     """The folder with the data set's text files and `images`: drawn, given, or unpacked, if it is not yet."""
     raw = _folder(config) / "raw"
+    if config.source in arrays.READERS:
+        _stage("write", raw, {"source": config.source}, lambda output: _write_arrays(config, output))
+        return raw
     if config.source == "synthetic":
         _stage("draw", raw, config.synthetic.model_dump(), lambda output: _draw_birds(config, output))
     elif config.archive is not None and config.archive.is_dir():
@@ -155,13 +172,21 @@ def bring(config: DataConfig) -> Path:
 
 
 def raw(config: DataConfig) -> Path | None:
-    """The folder that `bring` left, without bringing anything; None when it is gone."""
+    """What people marked: the folder that `bring` left, without bringing anything; None when there is none."""
+    if config.source in arrays.READERS:
+        return None
     given = config.source == "cub200" and config.archive is not None and config.archive.is_dir()
     folder = config.archive if given and config.archive is not None else _folder(config) / "raw"
     try:
         return cub.find_root(folder)
     except DataError:
         return None
+
+
+def _write_arrays(config: DataConfig, output: Path) -> None:
+    read = arrays.READERS[config.source](config.archive or config.root / "downloads", config.archive is None)
+    with files.replacing_folder(output) as part:
+        arrays.write(read, part)
 
 
 def _draw_birds(config: DataConfig, output: Path) -> None:
@@ -200,6 +225,7 @@ def _draw(listed: pd.DataFrame, store_folder: Path, config: Config, output: Path
         folds=data.folds,
         fold=data.fold,
         seed=config.seed,
+        sizes=splits.Sizes(data.train_images, data.val_images, data.test_images),
     )
     table.write(samples[table.COLUMNS], output)
 

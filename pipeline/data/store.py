@@ -26,6 +26,7 @@ from pipeline.errors import DataError
 Pixels = npt.NDArray[np.uint8]
 Made = TypeVar("Made")
 JPEG_QUALITY = 95
+DAMAGE = OSError, SyntaxError, ValueError, Image.DecompressionBombError  # what Pillow raises for bad pictures
 JPEG_BYTES_PER_PIXEL = 0.8  # at quality 95, with a margin: what is asked of the disk beforehand
 
 
@@ -56,12 +57,19 @@ class Layout:
 class Store:
     """A store opened for reading; its pages are shared by all processes of the machine."""
 
-    def __init__(self, folder: Path) -> None:
-        """Raises: DataError: there is no store in `folder`."""
+    def __init__(self, folder: Path, ids: npt.NDArray[np.int64] | None = None) -> None:
+        """ids: int64 [n], the pictures that are meant, in their order; None: all.
+
+        Raises: DataError: there is no store in `folder`, or it lacks one of them.
+        """
         if not (folder / "index.csv").is_file():
             raise DataError(f"{folder}: missing; run `make data`")
         self.folder = folder
         index = pd.read_csv(folder / "index.csv")
+        if ids is not None and not np.array_equal(ids, index["id"]):
+            if not np.isin(ids, index["id"]).all():
+                raise DataError(f"{folder}: holds other images than the sample table; run `make data`")
+            index = index.set_index("id", drop=False).loc[ids]
         self.ids = index["id"].to_numpy()
         self._offset = index["offset"].to_numpy()
         self._length = index["length"].to_numpy()
@@ -69,9 +77,9 @@ class Store:
         self._packed = folder.name.endswith("packed")
         self._bytes: Pixels = np.memmap(folder / "pixels.bin", np.uint8, mode="r")
 
-    def __reduce__(self) -> tuple[type["Store"], tuple[Path]]:
+    def __reduce__(self) -> tuple[type["Store"], tuple[Path, npt.NDArray[np.int64]]]:
         """Another process maps the file again; a pickled memory map would carry every pixel."""
-        return Store, (self.folder,)
+        return Store, (self.folder, self.ids)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -110,6 +118,21 @@ def resized(picture: Pixels, width: int, height: int) -> Pixels:
     if picture.shape[:2] == (height, width):
         return picture
     return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
+
+
+def picture(path: Path, layout: Layout) -> Pixels:
+    """A picture as a store of this layout gives it back: uint8 [H, W, 3], RGB.
+
+    Raises:
+        DataError: it does not decode in full.
+    """
+    try:
+        pixels, _ = make_entry(path, _sizes([path], layout)[0], layout)
+    except DAMAGE as error:
+        raise DataError(f"{path}: {_reason(error)}; give a picture such as a JPEG or PNG file") from error
+    if layout.format == "jpeg":
+        return np.asarray(cv2.imdecode(pixels, cv2.IMREAD_COLOR_RGB), np.uint8)
+    return pixels
 
 
 def build(table: pd.DataFrame, images: Path, folder: Path, layout: Layout) -> pd.DataFrame:
@@ -170,7 +193,7 @@ def _fill(
     def make(position: int) -> tuple[Pixels, dict[str, int | bool]] | str:
         try:
             return make_entry(paths[position], sizes[position], layout)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except DAMAGE as error:
             return f"{paths[position]}: {_reason(error)}"
 
     with (

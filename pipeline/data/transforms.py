@@ -30,13 +30,14 @@ class Augmentation:
     def __init__(self, config: DataConfig, seed: int) -> None:
         self.config, self.seed = config, seed
         size = config.image_px, config.image_px
+        steps = _padding(config)
         if config.crop == "random":
-            steps: list[A.BasicTransform] = [A.RandomCrop(*size)]
+            steps.append(A.RandomCrop(*size))
         else:
             area = config.crop_area_min, 1.0
-            steps = [
+            steps.append(
                 A.RandomResizedCrop(size, scale=area, ratio=(3 / 4, 4 / 3), interpolation=cv2.INTER_LINEAR)
-            ]
+            )
         if config.flip:
             steps.append(A.HorizontalFlip(p=0.5))
         if config.color_jitter:
@@ -75,6 +76,11 @@ class Augmentation:
         return self.config.image_px
 
 
+def _padding(config: DataConfig) -> list[A.BasicTransform]:
+    """`data.pad_px` of black on each side."""
+    return [A.Pad(config.pad_px, fill=0)] if config.pad_px else []
+
+
 AUTOMATIC: dict[str, Callable[[torch.Tensor], torch.Tensor] | None] = {
     "none": None,
     "trivial": v2.TrivialAugmentWide(),  # Mueller & Hutter 2021, arXiv:2103.10158
@@ -98,7 +104,7 @@ class CentreCrop:
 
     def __init__(self, config: DataConfig) -> None:
         self._side_px = config.image_px
-        self._compose = A.Compose([A.CenterCrop(config.image_px, config.image_px)])
+        self._compose = A.Compose([*_padding(config), A.CenterCrop(config.image_px, config.image_px)])
 
     def __call__(self, picture: Pixels, epoch: int, index: int) -> Pixels:  # noqa: ARG002
         """The same crop for every epoch and index."""

@@ -1,4 +1,4 @@
-"""A backbone of timm with its weights and a head for C classes, behind one forward for uint8 images."""
+"""A backbone, of timm or our own, with its weights and a head for C classes, behind one forward for uint8 images."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -8,12 +8,13 @@ from typing import Any, TypeVar
 
 import timm
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from pipeline import files, terminal
+from pipeline import config_words, files, terminal
 from pipeline.config import ModelConfig
 from pipeline.errors import ConfigError, WeightsError
-from pipeline.models import weights
+from pipeline.models import resnet, weights
 from pipeline.models.heads import GeM, MidLevelHead, mid_level_head, pool_by_gem
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -32,10 +33,13 @@ class Classifier(nn.Module):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         mid_head: MidLevelHead | None = None,
+        *,
+        grey: bool = False,
     ) -> None:
-        """mean, std: of the RGB values, range 0..1."""
+        """mean, std: of the RGB values, range 0..1. grey: the backbone takes one channel, the mean of the three."""
         super().__init__()
         self.backbone = backbone
+        self.grey = grey
         self.mid_head = mid_head
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
@@ -45,8 +49,13 @@ class Classifier(nn.Module):
 
         In evaluation [B, C], the mean over the heads; in training [heads, B, C], each with a loss of its own.
         """
-        logits = self._heads((images - self.mean) / self.std)
+        logits = self._heads(self.normalised(images))
         return logits if self.training else logits.mean(0)
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """What the backbone takes: uint8 [B, 3, H, W] -> float32 [B, 3, H, W], or [B, 1, H, W] where it is grey."""
+        normalised: Tensor = (images - self.mean) / self.std
+        return normalised.mean(1, keepdim=True) if self.grey else normalised
 
     def _heads(self, images: Tensor) -> Tensor:
         backbone: Any = self.backbone
@@ -76,7 +85,7 @@ class Classifier(nn.Module):
             ConfigError: the backbone does not end in a feature map, pooled, and one linear layer.
         """
         backbone: Any = self.backbone
-        features = backbone.forward_features((images - self.mean) / self.std)
+        features = backbone.forward_features(self.normalised(images))
         weight = getattr(self.head, "weight", None)
         if weight is None or features.ndim != 4 or weight.shape[1] != features.shape[1]:
             raise ConfigError(
@@ -103,23 +112,29 @@ def build(config: ModelConfig, classes: int) -> tuple[Classifier, dict[str, Any]
     """A model for `classes` classes, and what is known of its weights: source, sha256, share loaded.
 
     Raises:
-        ConfigError: timm knows no such model, or does not take one of `model.options`.
+        ConfigError: there is no such model, or it does not take one of `model.options`.
         WeightsError: weights are missing, cannot be downloaded, or fit too little of the model.
     """
-    origin: dict[str, Any] = {"source": "random", "tensors": 0, "share": 0.0}
-    if not config.pretrained:
-        backbone = _create(config, classes, pretrained=False)
-    elif config.weights is None:
-        backbone = _create(config, classes, pretrained=True)  # timm is strict: all but the head
-        origin = {"source": _hub(backbone.pretrained_cfg), "tensors": len(_body(backbone)), "share": 1.0}
+    from_hub = config.pretrained and config.weights is None
+    if config.name.startswith(resnet.PREFIX):
+        backbone = _own(config, classes)
     else:
-        backbone = _create(config, classes, pretrained=False)
+        backbone = _create(config, classes, pretrained=from_hub)  # timm is strict: all but the head
+    origin: dict[str, Any] = {"source": "random", "tensors": 0, "share": 0.0}
+    if from_hub:
+        origin = {"source": _hub(backbone.pretrained_cfg), "tensors": len(_body(backbone)), "share": 1.0}
+    elif config.weights is not None:
         origin = _load(backbone, config.weights)
-    usual = backbone.pretrained_cfg
+    usual, channels = backbone.pretrained_cfg, getattr(backbone, "in_chans", 3)
+    if channels not in (1, 3):
+        raise ConfigError(
+            f"model.options: images have 3 channels, or 1 when they become grey, and not {channels}"
+        )
     if config.pool == "gem":
         pool_by_gem(backbone)
     mid_head = mid_level_head(backbone, classes) if config.mid_level_head else None
-    return Classifier(backbone, config.mean or usual["mean"], config.std or usual["std"], mid_head), origin
+    mean, std = config.mean or usual["mean"], config.std or usual["std"]
+    return Classifier(backbone, mean, std, mid_head, grey=channels == 1), origin
 
 
 def without_weights(config: ModelConfig) -> ModelConfig:
@@ -136,6 +151,36 @@ def freeze_batchnorm(model: Module) -> Module:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
     return model
+
+
+def _own(config: ModelConfig, classes: int) -> resnet.ResNet:
+    """A network of `pipeline.models.resnet`; the weights of timm's network of the same name fit it."""
+    published = resnet.DESIGNS.get(config.name)
+    if published is None:
+        raise ConfigError(f"model.name: there is no {config.name!r}; there are {', '.join(resnet.DESIGNS)}")
+    try:
+        design = resnet.Design.model_validate({**published.model_dump(), **config.options})
+    except ValidationError as error:
+        found = [config_words.sentence(one, config.options, resnet.Design) for one in error.errors()]
+        raise ConfigError(f"model.options of {config.name}: {'; '.join(dict.fromkeys(found))}") from error
+    made = resnet.ResNet(
+        design,
+        classes,
+        dropout=config.dropout,
+        stochastic_depth=config.stochastic_depth,
+        pool=config.pool if config.pool in ("max", "avgmax") else "avg",
+    )
+    if config.pretrained and config.weights is None:
+        if design.model_copy(update={"zero_init": None}) != published or config.name not in resnet.WEIGHTS:
+            raise WeightsError(
+                f"{config.name}: no weights are published for this network with these model.options; "
+                "set model.pretrained=false, or give a file as model.weights=PATH"
+            )
+        twin = config.model_copy(update={"name": resnet.WEIGHTS[config.name], "options": {}})
+        theirs = _create(twin, classes, pretrained=True)
+        made.load_state_dict(theirs.state_dict())
+        made.pretrained_cfg = theirs.pretrained_cfg
+    return made
 
 
 def _create(config: ModelConfig, classes: int, *, pretrained: bool) -> Any:

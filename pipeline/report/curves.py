@@ -31,18 +31,21 @@ def draw(run_dir: Path) -> None:
     epochs = [record for record in records if record["kind"] == "epoch"]
     if not epochs:
         return
+    looks = sorted((r for r in records if r["kind"] in ("val", "epoch")), key=lambda record: record["step"])
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 4), layout="constrained")
         losses, accuracies = figure.subplots(1, 2)
-        _curves(losses, epochs, "loss", "loss (nats)")
-        _curves(accuracies, epochs, "top1", "top-1 accuracy")
+        _curves(losses, epochs, looks, "loss", "loss (nats)")
+        _curves(accuracies, epochs, looks, "top1", "top-1 accuracy")
         accuracies.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        _mark_best(accuracies, epochs)
+        _mark_best(accuracies, looks)
         for axes in (losses, accuracies):
             mark_phases(axes, records, MARK)
             _mark_drops(axes, epochs)
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if len(looks) > len(epochs):
+                _show_steps(axes, epochs[-1]["step"] / epochs[-1]["epoch"])
         losses.legend(loc="upper right")
         figure.suptitle(run_dir.name)
         save(figure, run_dir / "curves.png")
@@ -101,27 +104,37 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(part, format="png", dpi=150)
 
 
-def _curves(axes: Axes, epochs: Sequence[Record], name: str, label: str) -> None:
+def _curves(axes: Axes, epochs: Sequence[Record], looks: Sequence[Record], name: str, label: str) -> None:
     number = [record["epoch"] for record in epochs]
     few: dict[str, Any] = {"marker": "o", "markersize": 3} if len(epochs) <= 30 else {}
     axes.plot(number, [record[f"train_{name}"] for record in epochs], color=TRAIN, label="train", **few)
-    if epochs[0][f"val_{name}"] is not None:
-        values = [record[f"val_{name}"] for record in epochs]
-        axes.plot(number, values, color=VALIDATION, label="validation", **few)
+    if looks[0][f"val_{name}"] is not None:
+        values = [record[f"val_{name}"] for record in looks]
+        often = few if len(looks) <= 30 else {}
+        axes.plot(
+            [record["epoch"] for record in looks], values, color=VALIDATION, label="validation", **often
+        )
     axes.set_ylabel(label)
 
 
-def _mark_best(axes: Axes, epochs: Sequence[Record]) -> None:
-    if epochs[0]["val_top1"] is None:
+def _show_steps(axes: Axes, steps_per_epoch: float) -> None:
+    """A second axis, above, for what is validated between epochs."""
+    to_steps: Any = (lambda epoch: epoch * steps_per_epoch, lambda step: step / steps_per_epoch)
+    axes.secondary_xaxis("top", functions=to_steps).set_xlabel("step")
+
+
+def _mark_best(axes: Axes, looks: Sequence[Record]) -> None:
+    if looks[0]["val_top1"] is None:
         return
-    best = max(epochs, key=lambda record: (record["val_top1"], -record["val_loss"]))
+    best = max(looks, key=lambda record: (record["val_top1"], -record["val_loss"]))
     axes.plot(best["epoch"], best["val_top1"], "o", color=MARK, zorder=3)
     axes.annotate(
-        f"{best['val_top1']:.1%}, epoch {best['epoch']}",
+        f"{best['val_top1']:.1%}, "
+        + (f"epoch {best['epoch']}" if best["kind"] == "epoch" else f"step {best['step']}"),
         (best["epoch"], best["val_top1"]),
         (0, -20),
         textcoords="offset points",
-        ha="right" if best["epoch"] > 0.7 * len(epochs) else "left",
+        ha="right" if best["epoch"] > 0.7 * looks[-1]["epoch"] else "left",
         color=MARK,
     )
 

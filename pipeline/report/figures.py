@@ -52,14 +52,15 @@ def curves(records: Sequence[Mapping[str, Any]], chosen: int) -> str:
     epochs = pd.DataFrame([record for record in records if record["kind"] == "epoch"])
     if epochs.empty:
         return ""
+    looks = pd.DataFrame([record for record in records if record["kind"] in ("val", "epoch")])
 
     def panel(value: str, title: str) -> Draw:
         def draw(axes: Axes) -> None:
             for part, colour, style in (("train", SOFT, "--"), ("val", ACCENT, "-")):
-                name = f"{part}_{value}"
-                if name in epochs and epochs[name].notna().any():
+                name, seen = f"{part}_{value}", epochs if part == "train" else looks
+                if name in seen and seen[name].notna().any():
                     label = "training" if part == "train" else "validation"
-                    axes.plot(epochs["epoch"], epochs[name], style, color=colour, label=label)
+                    axes.plot(seen["epoch"], seen[name], style, color=colour, label=label)
             axes.axvline(chosen, color=ACCENT, linewidth=1, linestyle=":")
             mark_phases(axes, records, SOFT)
             axes.set(xlabel="epoch", title=title)

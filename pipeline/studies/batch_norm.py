@@ -1,0 +1,186 @@
+"""What batch normalisation (Ioffe & Szegedy 2015, arXiv:1502.03167) does, each as a number of trained networks.
+
+Two tables: the accuracy in train() against eval() by the size of the batch that is looked at, and what
+holds exactly, in float64.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline import seeding
+from pipeline.report.curves import STYLE, save
+from pipeline.studies import results
+from pipeline.studies.plan import Member
+from pipeline.studies.runs import images, network
+
+BATCHES = (4, 8, 16, 32, 64)
+DRAWS = 3  # orders of the validation images; each is cut into whole batches
+SMALL, LARGE = 8, 64
+CLAIMS = {
+    "eval_alone": "eval(): largest change of a logit when the image is looked at alone, not among 64",
+    "train_company": "train(): largest change of a logit when the image is looked at among 8, not 64",
+    "normalised_mean": "train(): largest mean of a normalised channel over the batch",
+    "normalised_variance": "train(): largest difference of its variance from v / (v + eps), v that of the batch",
+    "running_rule": "train(): largest difference of the running statistics from 0.9 old + 0.1 batch's",
+    "eval_running": "eval(): largest change of the running statistics",
+    "bias_train": "train(): largest change of a logit by random biases before every norm",
+    "bias_gradient": "train(): largest gradient of such a bias, over the largest of a weight",
+    "bias_eval": "eval(): largest change of a logit by the same biases, running statistics as they were",
+}
+
+
+@torch.no_grad()
+def modes(model: nn.Module, image: Tensor, label: Tensor) -> dict[str, float]:
+    """Top-1 (0..1) in eval(), and in train() among 4 to 64 images drawn at random; the model stays as it is."""
+    found = {"eval": float((model.eval()(image).argmax(1) == label).double().mean())}
+    training = copy.deepcopy(model).train()  # its running statistics change, and are not used
+    for size in BATCHES:
+        right: list[Tensor] = []
+        for draw in range(DRAWS):
+            order = torch.from_numpy(seeding.generator("batch norm", size, draw).permutation(len(label)))
+            for rows in torch.split(order, size):
+                if len(rows) == size:
+                    right.append(training(image[rows]).mean(0).argmax(1) == label[rows])
+        found[f"train_{size}"] = float(torch.cat(right).double().mean())
+    return found
+
+
+def claims(model: nn.Module, image: Tensor, label: Tensor) -> dict[str, float]:
+    """The numbers of `CLAIMS` for a network with batch norm and at least 64 images."""
+    model = copy.deepcopy(model).double()
+    few, many = image[:SMALL], image[:LARGE]
+    evaluated, found = model.eval()(many), {}
+    found["eval_alone"] = _apart(torch.cat([model(one) for one in torch.split(few, 1)]), evaluated[:SMALL])
+    logits = copy.deepcopy(model).train()(many).mean(0)
+    found["train_company"] = _apart(copy.deepcopy(model).train()(few).mean(0), logits[:SMALL])
+    found |= _first_norm(model, many)
+    before = running(model)
+    model.eval()(many)
+    found["eval_running"] = max(map(_apart, running(model), before))
+    biased = with_biases(model)
+    learning = copy.deepcopy(biased).train()
+    given = learning(many).mean(0)
+    F.cross_entropy(given, label[:LARGE]).backward()  # type: ignore[no-untyped-call]
+    convolutions = [module for module in learning.modules() if isinstance(module, nn.Conv2d)]
+    bias, weight = (
+        max(float(getattr(one, name).grad.abs().max()) for one in convolutions) for name in ("bias", "weight")
+    )
+    found["bias_train"] = _apart(given, logits)
+    found["bias_gradient"] = bias / weight
+    found["bias_eval"] = _apart(biased.eval()(many), evaluated)
+    return {name: found[name] for name in CLAIMS}
+
+
+def with_biases(model: nn.Module) -> nn.Module:
+    """A copy whose convolutions, each of them before a batch norm, have biases from N(0, 1)."""
+    biased = copy.deepcopy(model)
+    random = torch.Generator().manual_seed(0)
+    for module in biased.modules():
+        if isinstance(module, nn.Conv2d):
+            values = torch.randn(module.out_channels, generator=random, dtype=module.weight.dtype)
+            module.bias = nn.Parameter(values)
+    return biased
+
+
+def running(model: nn.Module) -> list[Tensor]:
+    """Copies of all running means and variances."""
+    return [tensor.clone() for name, tensor in model.state_dict().items() if name.endswith(("_mean", "_var"))]
+
+
+def _first_norm(model: nn.Module, image: Tensor) -> dict[str, float]:
+    """What the first norm makes of a batch in train(), and of its running statistics."""
+    training = copy.deepcopy(model).train()
+    norm = next(module for module in training.modules() if isinstance(module, nn.BatchNorm2d))
+    old, seen = (norm.running_mean.clone(), norm.running_var.clone()), []  # type: ignore[union-attr]
+    # A copy, because the ReLU behind the norm writes in place.
+    norm.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output.clone())))
+    with torch.no_grad():
+        training(image)
+    (given, made), dims = seen[0], (0, 2, 3)
+    variance, mean = torch.var_mean(given, dims, correction=0)
+    unbiased = torch.var(given, dims, correction=1)
+    bias, weight = (tensor.detach().view(1, -1, 1, 1) for tensor in (norm.bias, norm.weight))
+    normalised = (made - bias) / weight
+    variance_made, mean_made = torch.var_mean(normalised, dims, correction=0)
+    share = norm.momentum or 0.0
+    expected = [(1 - share) * before + share * now for before, now in zip(old, (mean, unbiased), strict=True)]
+    return {
+        "normalised_mean": float(mean_made.abs().max()),
+        "normalised_variance": _apart(variance_made, variance / (variance + norm.eps)),
+        "running_rule": max(map(_apart, (norm.running_mean, norm.running_var), expected)),  # type: ignore[arg-type]
+    }
+
+
+def _apart(one: Tensor, other: Tensor) -> float:
+    return float((one - other).detach().abs().max())
+
+
+def measure(members: Sequence[Member]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The modes of each run (a row each, with condition, arm and seed), and its claims."""
+    of_mode, of_claim = [], []
+    for member in members:
+        image, label = images(member)
+        model = network(member)
+        about: dict[str, Any] = {"condition": member.condition, "arm": member.arm, "seed": member.seed}
+        of_mode.append({**about, **modes(model, image, label)})
+        of_claim.append({**about, **claims(model, image, label)})
+    return pd.DataFrame(of_mode), pd.DataFrame(of_claim)
+
+
+def claims_table(found: pd.DataFrame) -> str:
+    """The claims as Markdown: each with mean +- sd over the networks, smallest and largest."""
+    lines = [["what is measured", "networks", "mean ± sd (95 %)", "smallest", "largest"], ["---"] * 5]
+    for name, words in CLAIMS.items():
+        values = found[name]
+        summary = results.of_mean(values)
+        ends = [results.figure(float(end)) for end in (values.min(), values.max())]
+        lines.append([words, str(len(values)), results.words(dict(summary)), *ends])
+    return results.rows(lines)
+
+
+def draw(path: Path, title: str, of_mode: pd.DataFrame, runs: pd.DataFrame) -> None:
+    """Top-1 in train() by the batch that is looked at, and test top-1 by the batch that was trained with."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.5, 4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for number, (condition, group) in enumerate(of_mode.groupby("condition", sort=False)):
+            means = [float(group[f"train_{size}"].mean()) for size in BATCHES]
+            left.plot(
+                BATCHES, means, "o-", markersize=3, color=f"C{number}", label=f"trained with {condition}"
+            )
+            left.axhline(float(group["eval"].mean()), color=f"C{number}", linestyle=":", linewidth=1)
+        left.set(xlabel="images looked at together in train()", title="validation; dotted: eval()")
+        left.set_xscale("log", base=2)
+        left.set_xticks(BATCHES, list(map(str, BATCHES)))
+        left.set_ylabel("top-1")
+        left.legend(loc="lower right")
+        _by_condition(right, runs)
+        for axes in (left, right):
+            axes.yaxis.set_major_formatter(PercentFormatter(1))
+        figure.suptitle(title)
+        save(figure, path)
+
+
+def _by_condition(axes: Axes, runs: pd.DataFrame) -> None:
+    names = []
+    for place, (condition, group) in enumerate(_groups(runs)):
+        names.append(condition)
+        axes.plot([place] * len(group), group["test_top1"], "o", color=f"C{place}", markersize=4, alpha=0.6)
+        axes.plot([place - 0.15, place + 0.15], [group["test_top1"].mean()] * 2, color=f"C{place}")
+    axes.set(title="test, in eval(); a dot a seed", xticks=range(len(names)), xticklabels=names)
+
+
+def _groups(runs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    for condition, group in runs.groupby("condition", sort=False):
+        yield str(condition), group

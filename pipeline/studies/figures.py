@@ -1,0 +1,153 @@
+"""The figures of studies, from their runs' logs: lines are means over the seeds, bands go from lowest to highest."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from pipeline.report.curves import STYLE, save
+from pipeline.studies import results
+from pipeline.studies.plan import Member
+
+SMOOTHING_STEPS = 5  # of training losses, batch by batch: the span of an exponential mean
+FEW_SEEDS_ALPHA = 0.18
+
+
+def curves(path: Path, title: str, members: Sequence[Member]) -> None:
+    """Loss of training and validation, and validation top-1, against the step: a column a condition."""
+    conditions = list(dict.fromkeys(member.condition for member in members))
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(max(6.5, 3 * len(conditions)), 5.2), layout="constrained")
+        panels = figure.subplots(2, len(conditions), sharex="col", sharey="row", squeeze=False)
+        for column, condition in enumerate(conditions):
+            of_condition = [member for member in members if member.condition == condition]
+            losses, accuracies = panels[0, column], panels[1, column]
+            for colour, (arm, runs) in zip(
+                _colours(of_condition), _by_arm(of_condition).items(), strict=True
+            ):
+                _line(losses, _smoothed(runs, "loss"), colour, None, "--")
+                _line(losses, _validated(runs, "val_loss"), colour, arm)
+                _line(accuracies, _validated(runs, "val_top1"), colour, arm)
+            losses.set_title(condition)
+            losses.set_ylim(bottom=0)
+            accuracies.set_xlabel("step")
+            accuracies.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        panels[0, 0].set_ylabel("loss (nats)\ntraining dashed, validation solid")
+        panels[1, 0].set_ylabel("validation top-1")
+        panels[1, -1].legend(loc="lower right")
+        figure.suptitle(title)
+        save(figure, path)
+
+
+def depth(path: Path, title: str, members: Sequence[Member], runs: pd.DataFrame) -> None:
+    """Training error against the epoch, a panel an arm and a line a condition; the last epoch's against conditions."""
+    arms = _by_arm(members)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(3.4 * (len(arms) + 1), 3.4), layout="constrained")
+        *panels, last = figure.subplots(1, len(arms) + 1, sharey=True)
+        for axes, (arm, of_arm) in zip(panels, arms.items(), strict=True):
+            conditions = list(dict.fromkeys(member.condition for member in of_arm))
+            shades = mpl.colormaps["viridis_r"]
+            for number, condition in enumerate(conditions):
+                colour = shades(0.15 + 0.75 * number / max(1, len(conditions) - 1))
+                chosen = [member for member in of_arm if member.condition == condition]
+                _line(axes, _spread(_epochs(member) for member in chosen), colour, condition)
+            axes.set(title=arm, xlabel="epoch")
+            axes.legend(loc="upper right")
+        _against_depth(last, runs)
+        panels[0].set_ylabel("training error")
+        panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        panels[0].set_ylim(bottom=0)
+        figure.suptitle(title)
+        save(figure, path)
+
+
+def optimizers(path: Path, title: str, members: Sequence[Member]) -> None:
+    """Training loss against steps, and against seconds of one core."""
+    arms = _by_arm(members)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(11, 4.4), layout="constrained")
+        by_step, by_second = figure.subplots(1, 2, sharey=True)
+        for colour, (arm, runs) in zip(_colours(members), arms.items(), strict=True):
+            losses = _smoothed(runs, "loss")
+            _line(by_step, losses, colour, arm)
+            _line(by_second, losses.set_axis(_seconds(runs)), colour, arm)
+        by_step.set(xlabel="step", xscale="log", yscale="log", ylabel="training loss (nats), smoothed")
+        by_second.set(xlabel="seconds of one core, validation included")
+        by_second.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        figure.suptitle(title)
+        save(figure, path)
+
+
+def _by_arm(members: Sequence[Member]) -> dict[str, list[Member]]:
+    found: dict[str, list[Member]] = {}
+    for member in members:
+        found.setdefault(member.arm, []).append(member)
+    return found
+
+
+def _colours(members: Sequence[Member]) -> list[str]:
+    return [f"C{number}" for number in range(len(_by_arm(members)))]
+
+
+def _line(axes: Axes, spread: pd.DataFrame, colour: Any, label: str | None, style: str = "-") -> None:
+    axes.plot(spread.index, spread["mean"], style, color=colour, label=label, linewidth=1.4)
+    axes.fill_between(
+        spread.index, spread["min"], spread["max"], color=colour, alpha=FEW_SEEDS_ALPHA, linewidth=0
+    )
+
+
+def _spread(runs: Any) -> pd.DataFrame:
+    """mean, min and max over the seeds, where all of them have a value."""
+    together = pd.concat(list(runs), axis=1).dropna()
+    found: pd.DataFrame = together.agg(["mean", "min", "max"], axis=1)
+    return found
+
+
+def _column(member: Member, kind: str, name: str) -> "pd.Series[float]":
+    """A value of the log's records of a kind, against the step."""
+    records = [record for record in results.log(member.config.run_dir) if record["kind"] == kind]
+    return pd.Series({record["step"]: record[name] for record in records}, dtype=float)
+
+
+def _smoothed(members: Sequence[Member], name: str) -> pd.DataFrame:
+    """A value of the training steps, smoothed in each run (an exponential mean, its start corrected for)."""
+    series = (_column(member, "step", name) for member in members)
+    return _spread(one.ewm(span=SMOOTHING_STEPS, adjust=True).mean() for one in series)
+
+
+def _validated(members: Sequence[Member], name: str) -> pd.DataFrame:
+    """A value of validation, within epochs and at their ends."""
+
+    def one(member: Member) -> "pd.Series[float]":
+        records = [record for record in results.log(member.config.run_dir) if record.get(name) is not None]
+        return pd.Series({record["step"]: record[name] for record in records}, dtype=float)
+
+    return _spread(map(one, members))
+
+
+def _seconds(members: Sequence[Member]) -> "pd.Series[float]":
+    """Seconds of one core at each logged step, the mean over the seeds."""
+    return _spread(_column(member, "step", "cpu_seconds") for member in members)["mean"]
+
+
+def _epochs(member: Member) -> "pd.Series[float]":
+    """Training error against the epoch."""
+    records = [record for record in results.log(member.config.run_dir) if record["kind"] == "epoch"]
+    return pd.Series({record["epoch"]: 1 - record["train_top1"] for record in records}, dtype=float)
+
+
+def _against_depth(axes: Axes, runs: pd.DataFrame) -> None:
+    conditions = list(dict.fromkeys(runs["condition"]))
+    for number, (arm, group) in enumerate(runs.groupby("arm", sort=False)):
+        places = [conditions.index(condition) + 0.08 * (number - 0.5) for condition in group["condition"]]
+        axes.plot(places, group["train_error"], "o", color=f"C{number}", markersize=3, alpha=0.5)
+        means = group.groupby("condition", sort=False)["train_error"].mean()
+        axes.plot([conditions.index(str(c)) for c in means.index], means, color=f"C{number}", label=str(arm))
+    axes.set(title="last epoch", xticks=range(len(conditions)), xticklabels=conditions)
+    axes.legend(loc="best")

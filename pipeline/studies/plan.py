@@ -1,0 +1,158 @@
+"""A study: a question, the runs that answer it, and how their answer is shown.
+
+A study file names a run configuration and what is varied: arms, each under every condition and with every
+seed. What comes out of it is a list of ordinary run configurations.
+"""
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline import config_file, files
+from pipeline.config import Config
+from pipeline.config_solver import Positive, Section
+from pipeline.errors import ConfigError
+
+FOLDER = Path("configs/studies")
+NAME = re.compile(r"[\w][\w.]*")  # of arms and conditions: parts of the runs' names
+Overrides = tuple[str, ...]
+
+
+class Study(Section):
+    """The content of a study file."""
+
+    title: str
+    """the question"""
+    show: Literal["curves", "depth", "optimizers", "batch_norm", "parity"]
+    """which figure is drawn; batch_norm and parity also measure the trained networks"""
+    base: Path
+    """the run configuration that is varied; it runs by itself, too"""
+    overrides: Overrides = ()
+    """of every run, such as [train.epochs=5]"""
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
+    """every arm is run with each of them"""
+    arms: dict[str, Overrides]
+    """what is compared: a name and its overrides, such as {residual: [], plain: [model.options.residual=false]}"""
+    conditions: dict[str, Overrides] = Field(default={"": ()})
+    """under what the arms are compared, such as {batch64: [optim.batch_size=64]}; none: only as they are"""
+    tune_lr: dict[str, tuple[Positive, ...]] = Field(default={})
+    """learning rates (of the last phase) that an arm tries with the first seed: for the runs that count, it has
+    the one with the best validation"""
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Study":
+        for kind, names in (("arms", self.arms), ("conditions", self.conditions)):
+            if wrong := [name for name in names if name and not NAME.fullmatch(name)]:
+                raise ValueError(f"{kind}: {wrong[0]!r} has to be of letters, digits, _ and . alone")
+        if not self.arms or "" in self.arms:
+            raise ValueError("arms: give at least one, each with a name")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: {list(self.seeds)} holds one twice")
+        if unknown := [name for name in self.tune_lr if name not in self.arms]:
+            raise ValueError(f"tune_lr: {unknown[0]} is none of the arms, {', '.join(self.arms)}")
+        if self.tune_lr and len(self.conditions) > 1:
+            raise ValueError("tune_lr: an arm is tuned once; give no conditions")
+        return self
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a study."""
+
+    arm: str
+    condition: str
+    seed: int
+    config: Config
+    lr: float | None = None
+    """the learning rate that it tries, or that was chosen"""
+
+    @property
+    def name(self) -> str:
+        """Its name in the study's folder."""
+        return str(self.config.run.name)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all its settings."""
+        return files.digest_of(self.config.model_dump(mode="json"))
+
+
+class Plan:
+    """A study with the overrides of the command line: it makes the runs' configurations.
+
+    Raises:
+        ConfigError: the study file, the run configuration or an override is wrong.
+    """
+
+    def __init__(self, path: Path, more: Sequence[str] = ()) -> None:
+        self.path, self.name, self.more = path, path.stem, more
+        self.study = config_file.validate(config_file.read_tree(path), str(path), Study)
+        self.root = config_file.load(self.study.base, more).run.root / "studies"
+        self.folder = self.root / self.name
+
+    def tries(self) -> list[Member]:
+        """The runs that try values, with the first seed."""
+        seed = self.study.seeds[0]
+        return [
+            self._member(arm, "", seed, f"tune-{arm}-lr{lr:g}", lr)
+            for arm, lrs in self.study.tune_lr.items()
+            for lr in lrs
+        ]
+
+    def members(self, chosen: dict[str, float]) -> list[Member]:
+        """The runs that are reported; `chosen`: the learning rates of the arms that were tuned."""
+        study = self.study
+        return [
+            self._member(arm, condition, seed, f"{arm}{dash}{condition}-seed{seed}", chosen.get(arm))
+            for condition in study.conditions
+            for arm in study.arms
+            for seed in study.seeds
+            for dash in ["-" if condition else ""]
+        ]
+
+    def _member(self, arm: str, condition: str, seed: int, name: str, lr: float | None) -> Member:
+        study = self.study
+        overrides = [
+            *study.overrides,
+            *study.arms[arm],
+            *study.conditions[condition],
+            *self.more,
+            f"seed={seed}",
+            "report.write=false",
+            f"run.root={self.folder}",
+            f"run.name={name}",
+        ]
+        try:
+            config = config_file.load(study.base, overrides)
+            if lr is not None:
+                phases = len(config.optim.phases)
+                key = f"optim.phases.{phases - 1}.lr" if phases else "optim.lr"
+                config = config_file.load(study.base, [*overrides, f"{key}={lr!r}"])
+            return Member(arm, condition, seed, config, lr)
+        except ConfigError as error:
+            under = f", condition {condition}" if condition else ""
+            raise ConfigError(f"{self.path}: arm {arm}{under}: {error}") from error
+
+
+def find(name: str) -> list[Path]:
+    """The study files that a name, a path or "all" means.
+
+    Raises:
+        ConfigError: there is no such study.
+    """
+    known = sorted(FOLDER.glob("*.yaml"))
+    if name == "all" and known:
+        return known
+    path = Path(name) if name.endswith(".yaml") else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        names = [one.stem for one in known]
+        near = difflib.get_close_matches(path.stem, names, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names) or 'none'}, and all"
+        raise ConfigError(f"study: {path} is no study file; {hint}")
+    return [path]

@@ -1,0 +1,28 @@
+"""A finished run of a study, opened again: its best network, and its validation images."""
+
+import torch
+from torch import Tensor
+
+from pipeline import trained
+from pipeline.data import prepare
+from pipeline.data.loader import Images
+from pipeline.data.transforms import CentreCrop
+from pipeline.distributed import Ranks
+from pipeline.models.build import Classifier
+from pipeline.studies.plan import Member
+
+
+def images(member: Member) -> tuple[Tensor, Tensor]:
+    """The validation images of a run, uint8 [n, 3, H, W], and their labels, int64 [n]."""
+    data = prepare.load(member.config)
+    labels = data.samples["label"].to_numpy("int64", copy=True)
+    view = CentreCrop(member.config.data)
+    batch = Images(data.store, labels, view).__getitems__([(0, row) for row in data.rows("val")])
+    return batch.image.permute(0, 3, 1, 2).contiguous(), batch.label
+
+
+def network(member: Member) -> Classifier:
+    """The run's best network on the CPU, in evaluation mode."""
+    samples = prepare.load(member.config).samples
+    path = trained.checkpoint_path(member.config)
+    return trained.load(member.config, samples, path, Ranks(0, 1, 1, torch.device("cpu"))).model
