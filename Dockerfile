@@ -47,6 +47,7 @@ ENV HOME=/home/plumage USER=plumage \
 WORKDIR /plumage
 COPY . .
 RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable . \
+ && chmod --recursive a+rX . \
  && mkdir --mode=1777 data runs weights
 
 ARG REVISION=unknown
