@@ -1,6 +1,6 @@
 # One image for GPUs and for CPUs: make, train and evaluate with mounted data, runs and weights.
 #   docker build -t plumage .                       PyTorch's wheel brings CUDA; the machine brings the driver
-#   docker build -t plumage:cpu --build-arg TORCH_INDEX=URL .     URL: PyTorch's own index of CPU wheels, 5 GB less
+#   docker build -t plumage:cpu --build-arg TORCH_INDEX=URL .     URL: PyTorch's own index of CPU wheels
 #   docker build --build-arg BASE=nvidia/cuda:13.0.2-base-ubuntu24.04 .     where NVIDIA's base is asked for
 #   docker run --rm plumage make smoke              data, train and eval on a few drawn birds
 # BASE needs apt and Python 3.11 or newer: the pinned versions ask for it.
@@ -47,6 +47,7 @@ ENV HOME=/home/plumage USER=plumage \
 WORKDIR /plumage
 COPY . .
 RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable . \
+ && chmod --recursive a+rX . \
  && mkdir --mode=1777 data runs weights
 
 ARG REVISION=unknown
