@@ -25,8 +25,9 @@ def summarise(config: Config) -> dict[str, Any]:
         ConfigError: there is no such model.
     """
     classes = config.summary.classes or CLASSES.get(config.data.source, config.data.synthetic.species)
-    model, _ = build(without_weights(config.model), classes)
-    layers, multiply_adds = measure(model.to("meta").eval(), config.data.image_px, config.summary.depth)
+    with torch.device("meta"):  # where tensors have a shape and nothing is computed
+        model, _ = build(without_weights(config.model), classes)
+    layers, multiply_adds = measure(model.eval(), config.data.image_px, config.summary.depth)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     name, px = config.model.name, config.data.image_px
     terminal.show_table(
@@ -60,7 +61,7 @@ def measure(model: Classifier, image_px: int, depth: int) -> tuple[list[dict[str
     """The layers in the order in which they are called, and the multiply-adds of all of them.
 
     Args:
-        model: on the device "meta", where nothing is computed but shapes.
+        model: on the device "meta".
         depth: below the backbone, of the modules that are shown.
 
     Returns:
