@@ -210,7 +210,7 @@ def test_a_worker_ends_with_its_rank_and_not_by_a_signal_to_all_processes(birds:
     server = loader.Loader(images, 2, CPU)
     batches = in_batches(np.arange(60), 2)
     served = server.serve(0, batches)
-    seen = [next(served)]
+    seen = [next(served), next(served)]  # of each worker one
     workers = multiprocessing.active_children()
     assert len(workers) == 2
     subprocess.run(["kill", "-TERM", *(str(worker.pid) for worker in workers)], check=True)
