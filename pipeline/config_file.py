@@ -76,6 +76,21 @@ def differences(
             yield f"{prefix}{key}", a, b
 
 
+def completed(saved: dict[str, Any]) -> dict[str, Any]:
+    """A dumped configuration of an earlier version, with the defaults of the keys that there were not yet."""
+    return _filled(saved, Config().model_dump(mode="json"))
+
+
+def _filled(own: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    kinds = own.keys() - {"schedule"}  # of which there are several, each with keys of its own
+    inner = {
+        key: _filled(own[key], default[key])
+        for key in kinds & default.keys()
+        if isinstance(own[key], dict) and isinstance(default[key], dict)
+    }
+    return {**default, **own, **inner}
+
+
 def read_tree(path: Path) -> dict[str, Any]:
     """A configuration file as plain types, unchecked; a `ConfigError` when it is missing or not YAML."""
     try:

@@ -70,7 +70,9 @@ def start_from(config: Config, classes: list[str], samples: str) -> tuple[Path, 
     path = last if wanted == "auto" else Path(wanted)
     content = checkpoint.read(path)
     checkpoint.check_data(content, path, classes, samples)
-    differences = config_file.differences(content["config"], config.model_dump(mode="json"))
+    differences = config_file.differences(
+        config_file.completed(content["config"]), config.model_dump(mode="json")
+    )
     changed = {
         key: f"{key} {before} -> {now}" for key, before, now in differences if not key.startswith(FREE_KEYS)
     }

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.config import Config
-from pipeline.config_file import differences, dump, load
+from pipeline.config_file import completed, differences, dump, load
 from pipeline.config_solver import Cosine, MultiStep
 from pipeline.errors import ConfigError
 
@@ -349,3 +349,12 @@ def test_a_file_is_short_and_its_header_has_a_command_and_a_result(path: Path) -
 def test_a_file_departs_from_the_defaults_or_states_a_recipe_that_is_valid(path: Path) -> None:
     assert load(path).run.name == path.stem
     assert list(differences(Config().model_dump(mode="json"), load(path).model_dump(mode="json")))
+
+
+def test_a_configuration_of_an_earlier_version_has_the_defaults_of_newer_keys() -> None:
+    now = load(None, ["optim.lr=0.5", "schedule={name: multi_step, milestones: [2]}"]).model_dump(mode="json")
+    earlier = {section: value for section, value in now.items() if section != "summary"}
+    earlier["data"] = {key: value for key, value in now["data"].items() if key != "pad_px"}
+    assert [*differences(completed(earlier), now)] == []
+    earlier["data"]["flip"] = False
+    assert [*differences(completed(earlier), now)] == [("data.flip", False, True)]
