@@ -103,10 +103,10 @@ def worst(codes: dict[int, int]) -> int:
 
     A rank that was killed could not say so itself: it is named.
     """
-    for rank, code in codes.items():
-        if code < 0:
-            terminal.fail(f"rank {rank} was killed by signal {-code}; dmesg says whether memory ran out")
     errors = [code for code in codes.values() if code > 0 and code != Stopped.exit_code]
+    for rank, code in codes.items():
+        if code < 0 and not errors:  # else it was the launcher that ended what was left
+            terminal.fail(f"rank {rank} was killed by signal {-code}; dmesg says whether memory ran out")
     killed = [128 - code for code in codes.values() if code < 0]
     return [*errors, *killed, Stopped.exit_code][0]
 

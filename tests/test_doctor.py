@@ -94,6 +94,17 @@ def test_missing_data_are_a_no_go_and_random_pictures_stand_in(
     assert not (tmp_path / "none").exists()
 
 
+def test_a_source_of_arrays_and_a_part_of_it(ask: Callable[..., Findings], tmp_path: Path) -> None:
+    words = ["--quick", "data.source=digits", f"data.root={tmp_path / 'data'}"]
+    words += ["data.train_images=100", "data.val_images=50", "data.test_images=50"]
+    counts = "100 train in 13 steps, 50 val, 50 test"
+    assert counts in ask(*words, go=False)["shares"]["figures"]
+    assert tiny.do("data", tmp_path, *words[1:]) == 0
+    findings = ask(*words, go=True)
+    assert counts in findings["shares"]["figures"]
+    assert {"data", "pixels", "crops"} <= states(findings, "ok")
+
+
 def test_missing_weights_are_a_no_go_and_all_else_is_looked_at(ask: Callable[..., Findings]) -> None:
     findings = ask("--quick", "model.pretrained=true", "model.weights=nowhere.pth", go=False)
     assert states(findings, "no-go") == {"weights"}
@@ -350,8 +361,8 @@ def test_the_worst_finding_of_all_ranks_counts_and_names_its_host() -> None:
     assert agreed(fine, told) == Finding("no-go", "rank 1 on b: 1 MiB free", "free some space")
     object.__setattr__(told, "others", ((Finding("not applicable", ""), "b"),) * 2)
     assert agreed(fine, told) == fine
-    object.__setattr__(told, "others", (("2.14", "b"), ("2.13", "c")))
-    assert unlike("torch", "2.14", told).endswith("and 2.13 on rank 2 (c)")
+    object.__setattr__(told, "others", (({"torch": "2.14"}, "b"), ({"torch": "2.13"}, "c")))
+    assert unlike({"torch": "2.14"}, told).endswith("and 2.13 on rank 2 (c)")
 
 
 def test_a_wrong_sum_over_ranks_is_a_no_go(

@@ -90,8 +90,9 @@ def places(config: Config) -> tuple[Path, Path]:
 
 
 def outdated(config: Config, root: Path) -> list[str]:
-    """The outputs among `places` that `make data` would make anew; root: the folder that `raw` finds."""
-    inputs = {"texts": cub.text_digest(root), "layout": layout(config.data).name}
+    """The outputs among `places` that `make data` would make anew; root: the folder that `unpacked` finds."""
+    texts = arrays.digest(root) if config.data.source in arrays.READERS else cub.text_digest(root)
+    inputs = {"texts": texts, "layout": layout(config.data).name}
     return [output.name for output in places(config) if not _is_done(output, inputs)]
 
 
@@ -181,6 +182,14 @@ def raw(config: DataConfig) -> Path | None:
         return cub.find_root(folder)
     except DataError:
         return None
+
+
+def unpacked(config: DataConfig) -> Path | None:
+    """The folder with `images` that `bring` left, without bringing anything; None when it is gone."""
+    if config.source in arrays.READERS:
+        folder = _folder(config) / "raw"
+        return folder if (folder / arrays.LIST).is_file() else None
+    return raw(config)
 
 
 def _write_arrays(config: DataConfig, output: Path) -> None:

@@ -65,7 +65,7 @@ def _described(subject: Subject) -> Finding:
             "delete the table and run `make data`",
             numbers,
         )
-    root = prepare.raw(config.data)
+    root = prepare.unpacked(config.data)
     if root is None:
         what_next = "keep the unpacked pictures, or take the store as it is"
         return Finding(
@@ -75,7 +75,8 @@ def _described(subject: Subject) -> Finding:
         return Finding(
             "no-go", f"{figures}; {', '.join(outdated)} made from other inputs", "run `make data`", numbers
         )
-    if prepare.is_official(config.data):
+    whole = config.data.train_images is None and config.data.test_images is None
+    if whole and prepare.is_official(config.data):
         cub.check_official(samples, root)
         figures += "; as many as published"
     return Finding("ok", figures, numbers=numbers)
@@ -84,10 +85,10 @@ def _described(subject: Subject) -> Finding:
 def pixels(subject: Subject) -> Finding:
     """Pictures of the store against their files, decoded and resized once more."""
     config, data = subject.config, subject.data
-    root = prepare.raw(config.data)
+    root = prepare.unpacked(config.data)
     if root is None:
         return Finding("not applicable", "the unpacked pictures are gone")
-    layout = store.Layout(config.data.resize, config.data.resize_px, config.data.store)
+    layout = prepare.layout(config.data)
     rows = np.unique(np.linspace(0, len(data.store) - 1, DECODED).astype(int))
     for row in map(int, rows):
         sample = data.samples.iloc[row]
@@ -157,7 +158,11 @@ def _unlike(one: Pixels, other: Pixels) -> int:
 def _random(subject: Subject) -> bool:
     """Whether the configuration asks for anything that is drawn anew each time."""
     data = subject.config.data
-    moves = data.crop == "random_resized" or data.image_px < data.resize_px or data.resize == "short_side"
+    moves = (
+        data.crop == "random_resized"
+        or data.image_px < data.resize_px + 2 * data.pad_px
+        or data.resize == "short_side"
+    )
     changes = data.flip or data.color_jitter > 0 or data.random_erasing > 0 or data.auto_augment != "none"
     return moves or changes
 

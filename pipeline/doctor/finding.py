@@ -39,10 +39,12 @@ def agreed(own: Finding, ranks: Ranks) -> Finding:
     return replace(worst, figures=f"{where}: {worst.figures}")
 
 
-def unlike(name: str, own: Any, ranks: Ranks) -> str:
-    """`name is a on rank 0 (host x) and b on rank 2 (host y)` when it differs among ranks, or nothing."""
-    found: list[tuple[Any, str]] = ranks.gather((own, platform.node()))
-    for rank, (value, host) in enumerate(found):
-        if value != found[0][0]:
-            return f"{name} is {found[0][0]} on rank 0 ({found[0][1]}) and {value} on rank {rank} ({host})"
+def unlike(own: dict[str, Any], ranks: Ranks) -> str:
+    """`torch is 2.6 on rank 0 (host x) and 2.7 on rank 2 (host y)`, the first of what differs; or nothing."""
+    found: list[tuple[dict[str, Any], str]] = ranks.gather((own, platform.node()))
+    first, first_host = found[0]
+    for rank, (values, host) in enumerate(found):
+        for name, value in values.items():
+            if value != first[name]:
+                return f"{name} is {first[name]} on rank 0 ({first_host}) and {value} on rank {rank} ({host})"
     return ""

@@ -17,7 +17,7 @@ from pipeline.config_solver import Phase
 from pipeline.data import cub, prepare
 from pipeline.data.store import JPEG_BYTES_PER_PIXEL
 from pipeline.doctor.finding import Finding, unlike
-from pipeline.doctor.subject import Subject, expected
+from pipeline.doctor.subject import SMALL, Subject, expected
 from pipeline.files import size_in_words
 from pipeline.precision import cpu_has_bf16
 
@@ -27,6 +27,7 @@ SHOWN = ("torch", "torchvision", "timm", "albumentations", "numpy")
 PREFETCHED = 2  # batches that a loader process has ready: DataLoader's prefetch_factor
 BUCKET_BYTES = 25 << 20  # of gradients, that DistributedDataParallel sends at once
 ALL_REDUCE_S = 3.0  # for each size
+SMALL_PICTURE_BYTES = 2 * 4096  # a small picture takes a block of the disk, and its archive some more
 UNPACKED = 1.05  # what an archive of JPEGs takes once unpacked, over its size
 
 
@@ -35,9 +36,8 @@ def packages(subject: Subject) -> Finding:
     about = environment.describe(subject.ranks.device)
     versions = {"python": about["python"], "cuda": about["cuda"], **about["packages"]}
     shown = ", ".join(f"{name} {versions[name]}" for name in SHOWN)
-    for name, version in versions.items():
-        if found := unlike(name, version, subject.ranks):
-            return Finding("no-go", found, "install the same versions on all machines")
+    if found := unlike(versions, subject.ranks):
+        return Finding("no-go", found, "install the same versions on all machines")
     return Finding("ok", f"Python {about['python']}, {shown}", numbers=versions)
 
 
@@ -45,7 +45,7 @@ def code(subject: Subject) -> Finding:
     """The commit; the same on all ranks."""
     about = environment.describe(subject.ranks.device)["git"]
     figures = "no git checkout" if about is None else f"commit {about['commit'][:10]}"
-    if found := unlike("the code", figures, subject.ranks):
+    if found := unlike({"the code": figures}, subject.ranks):
         return Finding("no-go", found, "bring the same commit to all machines")
     numbers = {"git": about}
     if about is None:
@@ -66,7 +66,7 @@ def device(subject: Subject) -> Finding:
             f"train.device is cuda and no CUDA device is visible ({_torch()})",
             "see whether nvidia-smi lists a GPU and torch.version.cuda suits its driver, or set train.device=cpu",
         )
-    if found := unlike("the device", kind, ranks):
+    if found := unlike({"the device": kind}, ranks):
         return Finding("warning" if "CPU" not in found else "no-go", found, "take machines of one kind")
     if ranks.device.type == "cuda":
         about = torch.cuda.get_device_properties(ranks.device)
@@ -236,10 +236,12 @@ def _data_to_come(config: Config) -> int:
     per_pixel = 3.0 if data.store == "packed" else JPEG_BYTES_PER_PIXEL
     wider = 1.0 if data.resize == "squash" else 4 / 3
     store = round((train + test) * data.resize_px**2 * wider * per_pixel)
-    if prepare.raw(data) is not None:
+    if prepare.unpacked(data) is not None:
         return store
     if data.source == "synthetic":
         return store + (train + test) * data.synthetic.long_side_px**2
+    if data.source in SMALL:
+        return store + (train + test) * SMALL_PICTURE_BYTES
     if data.archive is not None:
         return store + (round(UNPACKED * data.archive.stat().st_size) if data.archive.is_file() else 0)
     there = sum(path.stat().st_size for path in (data.root / "downloads").glob("CUB_200_2011.tgz*"))

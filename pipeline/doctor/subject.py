@@ -24,6 +24,7 @@ from pipeline.distributed import Ranks
 from pipeline.job import Job, Start
 from pipeline.precision import Precision
 
+SMALL = {"digits": (10, 4_000, 1_000), "mnist": (10, 60_000, 10_000), "cifar10": (10, 50_000, 10_000)}
 PICTURES = 8  # different ones, of the stand-in
 
 
@@ -109,11 +110,13 @@ class Subject:
 
 
 def expected(config: Config) -> tuple[int, int, int]:
-    """Classes, official training and test images of the data set; where they are not known, CUB's."""
+    """Classes, official training and test images of the data set."""
     if config.data.source == "synthetic":
         drawn = config.data.synthetic
         train = drawn.species * drawn.train_per_species
         return drawn.species, train, drawn.species * drawn.images_per_species - train
+    if config.data.source in SMALL:
+        return SMALL[config.data.source]
     return cub.CLASSES, cub.IMAGES["train"], cub.IMAGES["test"]
 
 
@@ -168,5 +171,10 @@ def _random_samples(config: Config) -> pd.DataFrame:
     samples[table.PICTURE_COLUMNS] = [config.data.resize_px, config.data.resize_px, False, 0]
     data = config.data
     return splits.draw(
-        samples, val_fraction=data.val_fraction, folds=data.folds, fold=data.fold, seed=config.seed
+        samples,
+        val_fraction=data.val_fraction,
+        folds=data.folds,
+        fold=data.fold,
+        seed=config.seed,
+        sizes=splits.Sizes(data.train_images, data.val_images, data.test_images),
     )[table.COLUMNS]
