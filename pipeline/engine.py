@@ -137,13 +137,13 @@ def look(
     model.eval()
     rows, logits = [], []
     for batch in batches:
-        image = batch.image
+        image = batch.to(ranks.device).image
         if not len(batch.row):  # another rank's turn
             if not is_sharded(model):
                 continue
             image = image.new_zeros((1, *image.shape[1:]))  # all ranks gather shards, or none
         with autocast(ranks.device, precision):
-            logits.append(model(image.to(ranks.device, non_blocking=True))[: len(batch.row)].float().cpu())
+            logits.append(model(image)[: len(batch.row)].float().cpu())
         rows.append(batch.row)
     inner = seen if seen is not None else [torch.empty(len(row), 0) for row in rows]
     own = tuple(torch.cat(list(parts)).numpy() for parts in (rows, logits, inner)) if rows else None

@@ -8,10 +8,13 @@ A draw is a row of the sample table; where an epoch shows an image more than onc
 is added each time, so that every showing is augmented in its own way.
 """
 
+import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from multiprocessing import forkserver
+from multiprocessing.context import BaseContext
 from typing import Any, NamedTuple
 
 import cv2
@@ -126,6 +129,7 @@ class Loader:
     """Serves batches of one split to one rank."""
 
     def __init__(self, images: Images, workers: int, device: torch.device) -> None:
+        """workers: processes; none: the pictures are drawn in this one, when a batch is asked for."""
         self._plan = _Plan()
         self._loader = DataLoader(
             images,
@@ -134,6 +138,7 @@ class Loader:
             collate_fn=_as_is,
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,
+            multiprocessing_context=_server() if workers else None,
             worker_init_fn=_in_a_worker,
         )
 
@@ -173,6 +178,23 @@ def worker_count(wanted: int | None, ranks: Ranks) -> int:
     return min(WORKERS_AT_MOST, max(1, (os.cpu_count() or 1) // ranks.local_world))
 
 
+def _server() -> BaseContext:
+    """Where loader processes come from: a process of one thread, that has imported what they need.
+
+    This process has several threads (of NCCL, of autograd, of `RollCall`), and the child of a fork inherits
+    the locks that they hold. Signals that come to all processes at once must not end the server, so it is
+    started with SIGTERM blocked.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipeline.data.loader"])
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
+
+
 def _as_is(batch: Any) -> Any:
     return batch
 
@@ -185,6 +207,7 @@ def _in_a_worker(worker: int) -> None:  # noqa: ARG001
 
 
 def _end_when_the_rank_says_so() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+    rank = multiprocessing.parent_process()
+    while rank is not None and signal.sigwaitinfo({signal.SIGTERM}).si_pid != rank.pid:
         pass
     os._exit(0)
