@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -208,6 +209,14 @@ def test_a_study_that_was_killed_leaves_no_run_behind(birds: Path, tmp_path: Pat
     while "stopped by SIGTERM" not in (log.parent / "output.log").read_text():  # by the worker itself
         assert time.monotonic() < deadline, "the run goes on without its study"
         time.sleep(0.05)
+
+
+def test_a_worker_that_missed_the_signal_ends_all_the_same() -> None:
+    worker = run.workers.Worker()
+    ending = threading.Thread(target=worker.end, daemon=True)
+    ending.start()
+    ending.join(60)
+    assert not ending.is_alive()
 
 
 def test_a_broken_arm_is_one_sentence_with_its_log_and_the_others_are_done(
