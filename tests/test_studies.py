@@ -187,10 +187,6 @@ def test_a_study_that_was_stopped_goes_on_to_the_same_weights(done: Path, tmp_pa
     assert interrupt(words, begun, signal.SIGTERM) == 75
     saved = study_of(tmp_path) / "slow-seed0/checkpoints"
     assert not (study_of(tmp_path) / "slow-seed1").exists()
-    if not (study_of(tmp_path) / "slow-seed0/study.json").is_file():  # else it was faster than the signal
-        assert (
-            "stopped by SIGTERM" in (saved.parent / "output.log").read_text() or (saved / "last.pt").is_file()
-        )
     assert cli.run(["study", str(path), "--jobs", "1"]) == 0
     for seed in (0, 1):
         for name in ("best.pt", "last.pt"):

@@ -164,7 +164,8 @@ def _do(task: Task) -> Outcome:
     except UserError as error:
         terminal.fail(str(error))
         return Outcome("failed", str(error))
-    except Stopped:
+    except Stopped as stopped:
+        terminal.say(str(stopped))
         raise
     except Exception:
         traceback.print_exc()
