@@ -62,7 +62,7 @@ def depth(path: Path, title: str, members: Sequence[Member], runs: pd.DataFrame)
         _against_depth(last, runs)
         panels[0].set_ylabel("training error")
         panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        panels[0].set_ylim(bottom=0)
+        panels[0].set_ylim(bottom=-0.02)  # a line at 0 is seen
         figure.suptitle(title)
         save(figure, path)
 

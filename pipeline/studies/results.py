@@ -133,4 +133,4 @@ def figure(value: float) -> str:
     """Three decimals, or a power of ten where they would show nothing; 0 is nothing but 0."""
     if value == 0:
         return "0"
-    return f"{value:.3f}" if 0.001 <= abs(value) < 1000 else f"{value:.1e}"
+    return f"{value:.3f}" if 0.0005 <= abs(value) < 1000 else f"{value:.1e}"

@@ -82,9 +82,13 @@ class Worker:
         self._process.terminate()
 
     def end(self) -> None:
-        """Wait for the end of the process."""
-        self._process.join()
+        """Wait for the end of the process.
+
+        The connection is closed first: a run that was about to end may have taken the signal for its own, and
+        would wait for the next task.
+        """
         self.connection.close()
+        self._process.join()
 
 
 def each(tasks: Sequence[Task], jobs: int) -> Generator[tuple[Task, Outcome], None, None]:
@@ -125,7 +129,7 @@ def _work(connection: "Connection[Outcome, Task]") -> None:
     try:
         while True:
             connection.send(_do(connection.recv()))
-    except (Stopped, EOFError):
+    except (Stopped, EOFError, ConnectionError):
         connection.close()
 
 
@@ -160,7 +164,8 @@ def _do(task: Task) -> Outcome:
     except UserError as error:
         terminal.fail(str(error))
         return Outcome("failed", str(error))
-    except Stopped:
+    except Stopped as stopped:
+        terminal.say(str(stopped))
         raise
     except Exception:
         traceback.print_exc()
