@@ -64,7 +64,9 @@ def _rank(
     rank: int, world: int, port: int, there: Connection, function: Callable[..., Any], args: Any
 ) -> None:
     torch.set_num_threads(1)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # the server may be the loader's, which blocks it
+    signal.pthread_sigmask(
+        signal.SIG_UNBLOCK, {signal.SIGTERM}
+    )  # the server may be the loader's, which blocks it
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": str(world),

@@ -28,6 +28,11 @@ def launched(
     return [*head, *pipeline, name, *tiny.overrides(tmp, *more)]
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as the undisturbed ranks have: rounding depends on it
+
+
 @pytest.fixture(scope="module")
 def undisturbed(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The last checkpoint of two ranks that nothing happened to."""

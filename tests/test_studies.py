@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError
 from pipeline.studies import figures, plan, results, run
 from pipeline.studies.plan import Plan
 from pipeline.train import train
-from tests import tiny
+from tests import ranks, tiny
 from tests.test_train import interrupt
 
 STUDY: dict[str, Any] = {
@@ -141,7 +141,7 @@ def test_a_run_is_bit_for_bit_what_its_saved_configuration_gives_by_itself(
 ) -> None:
     saved = study_of(done) / "tuned-seed1"
     config = config_file.load(saved / "config.yaml", [f"run.root={tmp_path}"])
-    train(config)
+    assert ranks.run(train, 1, config)[0].value["step"] == 10  # with one thread, as a study's runs
     for name in ("best.pt", "last.pt"):
         assert tiny.same_weights(config.checkpoints_dir / name, saved / "checkpoints" / name)
 
