@@ -19,7 +19,7 @@ from pipeline import cli, engine, fit, phases, seeding
 from pipeline.data import loader, prepare, transforms
 from pipeline.data.transforms import Augmentation
 from pipeline.distributed import Ranks
-from pipeline.doctor import machine
+from pipeline.doctor import dataset, machine
 from pipeline.doctor.finding import Finding, agreed, unlike
 from pipeline.doctor.run import CHECKS
 from pipeline.doctor.steps import throughput
@@ -243,8 +243,10 @@ def test_a_test_image_in_training_is_a_no_go(
 def test_crops_that_repeat_themselves_are_a_no_go(
     ask: Callable[..., Findings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cropped = Augmentation.__call__
-    monkeypatch.setattr(Augmentation, "__call__", lambda self, picture, *_: cropped(self, picture, 0, 0))
+    def repeated(subject: Any, view: Any, workers: int, epoch: int, batches: list[Any]) -> list[Any]:
+        return [np.zeros((len(batch), 3, 32, 32), np.uint8) for batch in batches]
+
+    monkeypatch.setattr(dataset, "_drawn", repeated)
     crops = ask("--quick", go=False)["crops"]
     assert crops["state"] == "no-go"
     assert crops["numbers"]["unlike_processes"] == crops["numbers"]["unlike_epochs"] == 0

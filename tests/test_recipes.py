@@ -110,7 +110,16 @@ def test_every_record_has_rates_norm_and_memory(everything: Path) -> None:
     lines = [json.loads(line) for line in (everything / "runs/tiny/log.jsonl").read_text().splitlines()]
     for record in lines:
         if record["kind"] == "step":
-            assert record.keys() == {"kind", "step", "lr", "momentum", "loss", "grad_norm"}
+            assert record.keys() == {
+                "kind",
+                "step",
+                "lr",
+                "momentum",
+                "loss",
+                "grad_norm",
+                "seconds",
+                "cpu_seconds",
+            }
         if record["kind"] == "epoch":
             assert record["grad_norm"] > 0
             assert 0 < record["data_wait"] < 1
