@@ -107,7 +107,9 @@ def test_what_the_image_sets_makes_make_use_its_packages() -> None:
     flags = re.search(r'MAKEFLAGS="(.*?)"', (ROOT / "Dockerfile").read_text())
     assert flags is not None
     environment = {**os.environ, "MAKEFLAGS": flags[1]}
-    done = tiny.launch(["make", "--dry-run", "data", "train", "eval"], env=environment, cwd=ROOT)
+    done = tiny.launch(
+        ["make", "--no-print-directory", "--dry-run", "data", "train", "eval"], env=environment, cwd=ROOT
+    )
     lines = done.stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["/opt/plumage/bin/python"] * 3
 
