@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pipeline import memory, terminal
+from pipeline import memory, signals, terminal
 from pipeline.errors import ConfigError, RankLost, Stopped, UserError
 from pipeline.roll_call import RollCall, meet
 
@@ -191,7 +191,8 @@ def _tell(error: Exception, roll: RollCall) -> None:
 
 def _lost(roll: RollCall) -> RankLost:
     """Find out which rank an exchange failed for; the first to know says it, and the first of each machine."""
-    verdict = roll.verdict()
+    with signals.deferred():  # torchrun ends the ranks that are left: each first says why
+        verdict = roll.verdict()
     said = not roll.first_to_say(verdict) and os.environ.get("LOCAL_RANK") != "0"
     if dist.group.WORLD is not None:
         dist.group.WORLD.abort()  # an exchange that hangs, on a GPU say, would not let this process end

@@ -14,6 +14,7 @@ import torch
 
 from pipeline import checkpoint, cli, distributed, engine, resume
 from pipeline.data.loader import Batch
+from pipeline.roll_call import RollCall
 from tests import ranks, tiny
 
 # Twenty steps and what goes across ranks in them: batch norm over all ranks, clipping, averaging, frozen stages
@@ -235,6 +236,25 @@ def trouble(tmp: Path, kind: str) -> int:
 
     engine.learn = learn
     return verb("train", tmp, "distributed.timeout_s=6")
+
+
+def killed_while_ended(tmp: Path) -> int:
+    """On each rank: rank 1 is killed, and rank 0 gets SIGTERM while it finds that out, as torchrun has it."""
+    before = RollCall.silent
+
+    def silent(roll: RollCall) -> list[int]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return before(roll)
+
+    RollCall.silent = silent  # type: ignore[method-assign]
+    return trouble(tmp, "killed")
+
+
+def test_a_rank_that_is_ended_meanwhile_still_names_the_one_that_died(birds: Path, tmp_path: Path) -> None:
+    first, _ = ranks.run(killed_while_ended, 2, tmp_path)
+    assert first.value == 75
+    assert f"rank 1 on {os.uname().nodename}, process " in first.said
+    assert "does not answer any more" in first.said
 
 
 @pytest.mark.parametrize(

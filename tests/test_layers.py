@@ -95,6 +95,7 @@ BESIDE = {
     ("signals", "errors"),
     ("distributed", "errors"),
     ("distributed", "roll_call"),
+    ("distributed", "signals"),
     ("distributed", "terminal"),
     ("data.planted", "seeding"),
     ("intervals", "seeding"),
