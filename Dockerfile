@@ -18,8 +18,8 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=igno
 RUN python3 -m venv /opt/plumage
 COPY constraints.txt /tmp/
 ARG TORCH_INDEX=""
-RUN /opt/plumage/bin/pip install ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} \
-    --constraint /tmp/constraints.txt torch torchvision
+RUN ${TORCH_INDEX:+env PIP_INDEX_URL="${TORCH_INDEX}"} \
+    /opt/plumage/bin/pip install --constraint /tmp/constraints.txt torch torchvision
 RUN /opt/plumage/bin/pip install --requirement /tmp/constraints.txt \
  && /opt/plumage/bin/pip check
 
