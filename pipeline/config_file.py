@@ -53,7 +53,32 @@ def validate(tree: dict[str, Any], where: str, kind: type[Model]) -> Model:
 
 def dump(config: Config, comments: bool = False) -> str:
     """The whole configuration as YAML; with `comments`, each key has its documentation beside it."""
-    tree = _commented(config) if comments else config.model_dump(mode="json")
+    return _yaml(_commented(config) if comments else config.model_dump(mode="json"))
+
+
+def dump_departures(config: Config) -> str:
+    """What departs from the defaults, as YAML: a file that `load` makes the same configuration of."""
+    tree = _departing(config.model_dump(mode="json"), Config().model_dump(mode="json"))
+    if "schedule" in tree:  # of which there are several, each with defaults of its own
+        schedule = config.schedule
+        own = _departing(schedule.model_dump(mode="json"), type(schedule)().model_dump(mode="json"))
+        tree["schedule"] = {"name": schedule.name, **own}
+    return _yaml(tree)
+
+
+def _departing(own: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    departing: dict[str, Any] = {}
+    for key, value in own.items():
+        usual = default.get(key)
+        if isinstance(value, dict) and isinstance(usual, dict) and usual:
+            if inner := _departing(value, usual):
+                departing[key] = inner
+        elif value != usual:
+            departing[key] = value
+    return departing
+
+
+def _yaml(tree: Any) -> str:
     yaml = YAML()
     yaml.width = 10_000
     yaml.representer.add_representer(

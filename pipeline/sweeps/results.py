@@ -1,0 +1,119 @@
+"""What the trials of a sweep have come to: a table, the best as a configuration file, and how far to trust it."""
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+from optuna.trial import FrozenTrial, TrialState
+
+from pipeline import config_file, files
+from pipeline.config import Config
+from pipeline.data import prepare
+from pipeline.intervals import wilson
+from pipeline.sweeps.plan import Plan
+from pipeline.sweeps.trials import Trials
+from pipeline.tracking import read_lines
+
+IMPORTANCE_NEEDS = 10  # complete trials, and three a parameter
+SHOWN = 20  # trials on the terminal
+
+
+def epochs(plan: Plan, number: int) -> list[dict[str, Any]]:
+    """The records of a trial's epochs."""
+    records = [record for _, record in read_lines(plan.run_dir(number) / "log.jsonl")]
+    return [record for record in records if record["kind"] == "epoch"]
+
+
+def value(plan: Plan, number: int) -> float | None:
+    """A trial's value: its best over the epochs, as W&B's summary has it; None without a finite one."""
+    values = [record[plan.metric] for record in epochs(plan, number)]
+    finite = [one for one in values if one is not None and math.isfinite(one)]
+    return (max if plan.maximised else min)(finite, default=None)
+
+
+def table(trials: Trials) -> pd.DataFrame:
+    """A row a trial, by number: state, value, its epoch, epochs, seconds, the parameters, why it failed."""
+    return pd.DataFrame([_row(trials, trial) for trial in trials.all()])
+
+
+def _row(trials: Trials, trial: FrozenTrial) -> dict[str, Any]:
+    plan, done = trials.plan, epochs(trials.plan, trial.number)
+    best = value(plan, trial.number)
+    state = trial.user_attrs.get("outcome", "") if trial.state.is_finished() else "running"
+    return {
+        "number": trial.number,
+        "state": state,
+        plan.metric: best,
+        "epoch": next((r["epoch"] for r in done if r[plan.metric] == best), None),
+        "epochs": len(done),
+        "seconds": done[-1]["seconds"] if done else 0.0,
+        **trials.values(trial),
+        "processes": len(trial.user_attrs.get("taken", [])),
+        "why": trial.user_attrs.get("why"),
+        "run": str(plan.run_dir(trial.number)),
+    }
+
+
+def best(plan: Plan, rows: pd.DataFrame) -> "pd.Series[Any] | None":
+    """The row of the best complete trial, of equals the first; None without one."""
+    complete = rows[rows["state"] == "complete"]
+    if complete.empty:
+        return None
+    order = complete.sort_values(plan.metric, ascending=not plan.maximised, kind="stable")
+    return order.iloc[0]
+
+
+def trust(plan: Plan, rows: pd.DataFrame, found: "pd.Series[Any]", config: Config) -> dict[str, Any]:
+    """How far validation tells the best from the others: its interval, and the trials within it."""
+    images = len(prepare.load(config).rows("val"))
+    about: dict[str, Any] = {"val_images": images}
+    if plan.metric == "val_top1":
+        low, high = wilson(round(float(found[plan.metric]) * images), images)
+        ended = rows[rows["state"] == "complete"]
+        about |= {"low": low, "high": high, "within": int((ended[plan.metric] >= low).sum()) - 1}
+    return about
+
+
+def importance(trials: Trials) -> dict[str, float] | None:
+    """The share of the value's variance that each parameter explains (fANOVA, Hutter et al. 2014).
+
+    A forest of 64 trees is fitted to the complete trials, as Optuna does it. None when they are too few for it.
+    """
+    complete = [trial for trial in trials.all() if trial.state is TrialState.COMPLETE]
+    values = {trial.value for trial in complete}
+    if len(complete) < max(IMPORTANCE_NEEDS, 3 * len(trials.space)) or len(values) < 2:
+        return None
+    found = get_param_importances(trials.study, evaluator=FanovaImportanceEvaluator(seed=0))
+    return {key: float(share) for key, share in found.items()}
+
+
+def write_best(plan: Plan, found: "pd.Series[Any]", config: Config, note: str) -> Path:
+    """Write the best as a configuration file that trains it again; the path."""
+    path = plan.folder / "best.yaml"
+    common = plan.common
+    again = config_file.validate(
+        {
+            **config.model_dump(mode="json"),
+            "run": {"name": f"{plan.name}-best", "root": str(common.run.root)},
+            "report": common.report.model_dump(mode="json"),
+        },
+        str(path),
+        Config,
+    )
+    header = [
+        f"The best of {plan.path}: trial {found['number']}, {plan.sweep.metric.name} {found[plan.metric]:.6g}",
+        f"  python -m pipeline train --config {path}",
+        note,
+    ]
+    text = "".join(f"# {line}\n" for line in header) + config_file.dump_departures(again)
+    files.write_text(path, text)
+    assert config_file.load(path) == again, f"{path} is not the trial's configuration"
+    return path
+
+
+def counts(rows: pd.DataFrame) -> dict[str, int]:
+    """How many trials there are of each state."""
+    return dict(Counter(rows["state"]))
