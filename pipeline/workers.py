@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -98,19 +98,18 @@ class Worker(Generic[Job]):
 
 
 def each(
-    tasks: Iterable[Job], jobs: int, gpus: Sequence[str] = ()
+    coming: Callable[[], Job | None], jobs: int, gpus: Sequence[str] = ()
 ) -> Generator[tuple[Job, Outcome], None, None]:
-    """Do the tasks, `jobs` at once, and yield each as it ends; close it when not all of them are taken.
+    """Do tasks, `jobs` at once, and yield each as it ends; close it when not all of them are taken.
 
     Args:
-        tasks: asked for the next one when a worker is free, so that it may depend on what has ended.
+        coming: the next task, asked for when a worker is free; None: none now, maybe when another has ended.
         jobs: workers at once.
         gpus: given to the workers in turn; none: all see what this process sees.
 
     Raises:
         Stopped: a signal came; the runs that were under way have saved themselves.
     """
-    coming = iter(tasks)
     crew: list[Worker[Job]] = []
     with signals.deferred() as stop:
         try:
@@ -132,11 +131,13 @@ def each(
                 worker.end()
 
 
-def _hand_out(coming: Iterable[Job], crew: list[Worker[Job]], jobs: int, gpus: Sequence[str]) -> None:
+def _hand_out(
+    coming: Callable[[], Job | None], crew: list[Worker[Job]], jobs: int, gpus: Sequence[str]
+) -> None:
     """Give tasks to the workers that have none, and start workers for tasks while there are too few."""
     idle = [worker for worker in crew if not worker.task]
     while idle or len(crew) < jobs:
-        task = next(iter(coming), None)
+        task = coming()
         if task is None:
             return
         if not idle:

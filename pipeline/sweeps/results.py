@@ -9,22 +9,20 @@ import pandas as pd
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline import config_file, files
+from pipeline import config_file, files, records
 from pipeline.config import Config
 from pipeline.data import prepare
 from pipeline.intervals import wilson
 from pipeline.sweeps.plan import Plan
 from pipeline.sweeps.trials import Trials
-from pipeline.tracking import read_lines
 
 IMPORTANCE_NEEDS = 10  # complete trials, and three a parameter
-SHOWN = 20  # trials on the terminal
 
 
 def epochs(plan: Plan, number: int) -> list[dict[str, Any]]:
     """The records of a trial's epochs."""
-    records = [record for _, record in read_lines(plan.run_dir(number) / "log.jsonl")]
-    return [record for record in records if record["kind"] == "epoch"]
+    logged = records.read(plan.run_dir(number) / "log.jsonl")
+    return [record for record in logged if record["kind"] == "epoch"]
 
 
 def value(plan: Plan, number: int) -> float | None:
@@ -77,6 +75,23 @@ def trust(plan: Plan, rows: pd.DataFrame, found: "pd.Series[Any]", config: Confi
     return about
 
 
+def in_words(
+    plan: Plan, counts: dict[str, int], found: "pd.Series[Any]", trust: dict[str, Any]
+) -> tuple[str, str]:
+    """The best with its interval, and what it is not."""
+    words = f"best   trial {found['number']}: {plan.sweep.metric.name} {found[plan.metric]:.4f}"
+    if "low" in trust:
+        others = counts["complete"] - 1
+        words += (
+            f", 95 % interval {trust['low']:.3f} to {trust['high']:.3f} ({trust['val_images']} validation images); "
+            f"{trust['within']} of the {others} other complete trials lie within it: these images do not tell them apart"
+        )
+    return words, (
+        "note   the best of many looks at the same images is optimistic, and the test split was not read: for a "
+        "number, train best.yaml with several seeds and evaluate each once on test"
+    )
+
+
 def importance(trials: Trials) -> dict[str, float] | None:
     """The share of the value's variance that each parameter explains (fANOVA, Hutter et al. 2014).
 
@@ -84,10 +99,15 @@ def importance(trials: Trials) -> dict[str, float] | None:
     """
     complete = [trial for trial in trials.all() if trial.state is TrialState.COMPLETE]
     values = {trial.value for trial in complete}
-    if len(complete) < max(IMPORTANCE_NEEDS, 3 * len(trials.space)) or len(values) < 2:
+    if len(complete) < needed_for_importance(trials.plan) or len(values) < 2:
         return None
     found = get_param_importances(trials.study, evaluator=FanovaImportanceEvaluator(seed=0))
     return {key: float(share) for key, share in found.items()}
+
+
+def needed_for_importance(plan: Plan) -> int:
+    """Complete trials without which the forest says nothing."""
+    return max(IMPORTANCE_NEEDS, 3 * len(plan.searched))
 
 
 def write_best(plan: Plan, found: "pd.Series[Any]", config: Config, note: str) -> Path:

@@ -24,10 +24,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from pipeline import seeding
 from pipeline.sweeps.parameter import Value
 from pipeline.sweeps.plan import Plan
-from pipeline.tracking import read_lines
 
 JOURNAL, LOCKED, TAKING = "study.journal", "study.journal.lock", "take.lock"
-KILLED_AT_MOST = 3  # processes that one trial may cost without getting on
+KILLED_AT_MOST = 3  # processes in a row that a trial may cost without a new checkpoint
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
@@ -124,8 +123,8 @@ class Trials:
         """
         taking = Lock.wait(self.plan.folder / TAKING)
         try:
-            for trial in self.all():
-                if trial.state is TrialState.RUNNING and (claim := self._take_over(trial.number)):
+            for trial in self.running():
+                if claim := self._take_over(trial.number):
                     return claim
             number = len(self.all())
             if number >= most:
@@ -139,6 +138,23 @@ class Trials:
             return self._claim(number, held)
         finally:
             taking.close()
+
+    def ended(self) -> list[FrozenTrial]:
+        """Those of which it is known what came of them."""
+        return [trial for trial in self.all() if trial.state.is_finished()]
+
+    def running(self) -> list[FrozenTrial]:
+        """Those that are under way, here or elsewhere, or whose process died."""
+        return [trial for trial in self.all() if trial.state is TrialState.RUNNING]
+
+    def abandoned(self) -> bool:
+        """Whether the process of a trial that is under way has died."""
+        for trial in self.running():
+            held = Lock.free(self._lock_path(trial.number))
+            if held is not None:
+                held.close()
+                return True
+        return False
 
     def report(self, number: int, epoch: int, value: float) -> bool:
         """Tell the value after an epoch (from 1); whether the trial is to be ended."""
@@ -162,7 +178,7 @@ class Trials:
             self.study.tell(number, state=TrialState.PRUNED)
 
     def give_back(self, number: int) -> None:
-        """A trial that has saved itself because a signal came, to be gone on with: its process was not killed."""
+        """Leave a trial to whoever goes on with it; its process was not killed."""
         self._note(number, taken=self._trial(number).user_attrs["taken"][:-1])
 
     def _take_over(self, number: int) -> Claim | None:
@@ -174,18 +190,19 @@ class Trials:
         if trial.state is not TrialState.RUNNING:  # it has just been ended
             held.close()
             return None
-        steps = [one["step"] for one in trial.user_attrs.get("taken", [])]
-        step = self._step(number)
-        if len(steps) >= KILLED_AT_MOST and set(steps[-KILLED_AT_MOST:]) == {step}:
+        saved = [one["saved"] for one in trial.user_attrs.get("taken", [])]
+        if len(saved) >= KILLED_AT_MOST and set(saved[-KILLED_AT_MOST:]) == {self._saved(number)}:
             held.close()
-            why = f"{KILLED_AT_MOST} processes in a row were killed at step {step} of it; memory?"
+            why = (
+                f"{KILLED_AT_MOST} processes in a row were killed before it was saved again: memory, or time?"
+            )
             self.end(number, "failed", why=why)
             return None
         return self._claim(number, held)
 
     def _claim(self, number: int, held: Lock) -> Claim:
         trial = self._trial(number)
-        now = {"host": platform.node(), "pid": os.getpid(), "step": self._step(number)}
+        now = {"host": platform.node(), "pid": os.getpid(), "saved": self._saved(number)}
         self._note(number, taken=[*trial.user_attrs.get("taken", []), now])
         return Claim(number, self.values(trial), held)
 
@@ -213,10 +230,10 @@ class Trials:
     def _lock_path(self, number: int) -> Path:
         return self.plan.run_dir(number) / "lock"
 
-    def _step(self, number: int) -> int:
-        """The last step in a trial's log."""
-        lines = read_lines(self.plan.run_dir(number) / "log.jsonl")
-        return int(lines[-1][1]["step"]) if lines else 0
+    def _saved(self, number: int) -> float:
+        """When its last checkpoint was written, seconds since 1970; 0 without one."""
+        last = self.plan.run_dir(number) / "checkpoints/last.pt"
+        return last.stat().st_mtime if last.is_file() else 0.0
 
 
 def _pruner(plan: Plan, name: str | None) -> BasePruner:

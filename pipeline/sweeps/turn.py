@@ -40,7 +40,7 @@ class Turn:
                 workers.say_into(self.plan.run_dir(claim.number) / "output.log")
                 outcome, value, why = self._train(trials, claim, stop)
                 trials.end(claim.number, outcome, value, why)
-            except Stopped:
+            except BaseException:  # a kill leaves it as it is
                 trials.give_back(claim.number)
                 raise
             finally:
