@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from pipeline.report.curves import MARK, STYLE, TRAIN, VALIDATION, save
+from pipeline.sweeps import results
 from pipeline.sweeps.parameter import Parameter
 from pipeline.sweeps.plan import Plan
 
@@ -64,14 +65,13 @@ def parallel_coordinates(path: Path, plan: Plan, rows: pd.DataFrame) -> None:
     shown = rows[rows["state"].isin(["complete", "pruned"]) & rows[plan.metric].notna()]
     scales = [_Scale.of_parameter(name, p) for name, p in plan.searched.items()]
     scales.append(_Scale.of_value(plan, shown[plan.metric]))
-    complete = shown[shown["state"] == "complete"]
-    order = complete.sort_values(plan.metric, ascending=not plan.maximised, kind="stable")
-    best = order["number"].iloc[0] if len(order) else None
+    chosen = results.best(plan, shown)
+    best = chosen and chosen["number"]
     colour = Normalize(shown[plan.metric].min(), shown[plan.metric].max())
     with mpl.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(2 + 2.1 * len(scales), 4.4), layout="constrained")
         axes = figure.subplots()
-        for _, row in shown.sort_values(plan.metric, ascending=plan.maximised).iterrows():
+        for row in reversed(results.ranked(plan, shown)):
             heights = [scale.height(row[scale.column]) for scale in scales]
             is_best = row["number"] == best
             axes.plot(
@@ -97,7 +97,8 @@ def parallel_coordinates(path: Path, plan: Plan, rows: pd.DataFrame) -> None:
         )
         bar.outline.set_visible(False)
         figure.suptitle(
-            f"{plan.name}: {len(shown)} trials" + (", pruned dashed" if len(shown) > len(complete) else "")
+            f"{plan.name}: {len(shown)} trials"
+            + (", pruned dashed" if "pruned" in set(shown["state"]) else "")
         )
         save(figure, path)
 

@@ -34,7 +34,9 @@ def value(plan: Plan, number: int) -> float | None:
 
 def table(trials: Trials) -> pd.DataFrame:
     """A row a trial, by number: state, value, its epoch, epochs, seconds, the parameters, why it failed."""
-    return pd.DataFrame([_row(trials, trial) for trial in trials.all()])
+    # As objects: a column of 0 and 0.1 would become one of 0.0 and 0.1, which are other words on a command line.
+    rows = pd.DataFrame([_row(trials, trial) for trial in trials.all()], dtype=object)
+    return rows.astype({"number": int, trials.plan.metric: float, "epochs": int, "seconds": float})
 
 
 def _row(trials: Trials, trial: FrozenTrial) -> dict[str, Any]:
@@ -55,16 +57,18 @@ def _row(trials: Trials, trial: FrozenTrial) -> dict[str, Any]:
     }
 
 
-def best(plan: Plan, rows: pd.DataFrame) -> "pd.Series[Any] | None":
-    """The row of the best complete trial, of equals the first; None without one."""
-    complete = rows[rows["state"] == "complete"]
-    if complete.empty:
-        return None
-    order = complete.sort_values(plan.metric, ascending=not plan.maximised, kind="stable")
-    return order.iloc[0]
+def ranked(plan: Plan, rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows, the best first; those without a value at the end."""
+    order = rows.sort_values(plan.metric, ascending=not plan.maximised, kind="stable", na_position="last")
+    return [{str(name): value for name, value in row.items()} for row in order.to_dict("records")]
 
 
-def trust(plan: Plan, rows: pd.DataFrame, found: "pd.Series[Any]", config: Config) -> dict[str, Any]:
+def best(plan: Plan, rows: pd.DataFrame) -> dict[str, Any] | None:
+    """The best complete trial, of equals the first; None without one."""
+    return next((row for row in ranked(plan, rows) if row["state"] == "complete"), None)
+
+
+def trust(plan: Plan, rows: pd.DataFrame, found: dict[str, Any], config: Config) -> dict[str, Any]:
     """How far validation tells the best from the others: its interval, and the trials within it."""
     images = len(prepare.load(config).rows("val"))
     about: dict[str, Any] = {"val_images": images}
@@ -76,7 +80,7 @@ def trust(plan: Plan, rows: pd.DataFrame, found: "pd.Series[Any]", config: Confi
 
 
 def in_words(
-    plan: Plan, counts: dict[str, int], found: "pd.Series[Any]", trust: dict[str, Any]
+    plan: Plan, counts: dict[str, int], found: dict[str, Any], trust: dict[str, Any]
 ) -> tuple[str, str]:
     """The best with its interval, and what it is not."""
     words = f"best   trial {found['number']}: {plan.sweep.metric.name} {found[plan.metric]:.4f}"
@@ -110,7 +114,7 @@ def needed_for_importance(plan: Plan) -> int:
     return max(IMPORTANCE_NEEDS, 3 * len(plan.searched))
 
 
-def write_best(plan: Plan, found: "pd.Series[Any]", config: Config, note: str) -> Path:
+def write_best(plan: Plan, found: dict[str, Any], config: Config, note: str) -> Path:
     """Write the best as a configuration file that trains it again; the path."""
     path = plan.folder / "best.yaml"
     common = plan.common

@@ -159,8 +159,7 @@ def _show(trials: Trials) -> dict[str, Any]:
         raise DataError(
             f"{plan.path}: none of its trials was completed ({words}); {plan.folder}/trials.csv says why"
         )
-    number = int(best["number"])
-    config = plan.config(number, trials.values(trials.all()[number]))
+    config = plan.config(best["number"], {key: best[key] for key in plan.searched})
     trust = results.trust(plan, rows, best, config)
     note = results.in_words(plan, counts, best, trust)
     shares = results.importance(trials)
@@ -189,16 +188,14 @@ def _show(trials: Trials) -> dict[str, Any]:
         "importance": shares,
         "test_split": "not read",
     }
-    plain = json.loads(json.dumps(about, default=lambda value: value.item()))  # NumPy's numbers
-    files.write_json(plan.folder / "results.json", plain)
-    return dict(plain)
+    files.write_json(plan.folder / "results.json", about)
+    return about
 
 
 def _show_table(plan: Plan, rows: pd.DataFrame) -> None:
     """The trials, the best first."""
-    order = rows.sort_values(plan.metric, ascending=not plan.maximised, kind="stable", na_position="last")
     columns = ["number", "state", plan.metric, "epoch", "epochs", "seconds", *plan.searched]
-    shown = [[_cell(row[name]) for name in columns] for _, row in order.head(SHOWN).iterrows()]
+    shown = [[_cell(row[name]) for name in columns] for row in results.ranked(plan, rows)[:SHOWN]]
     terminal.show_table(f"{plan.name}: {len(rows)} trials", columns, shown)
 
 
