@@ -6,6 +6,7 @@ Every mistake is reported at once: its dotted key, the value, what is allowed, a
 import difflib
 import io
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,8 +34,16 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         _apply(tree, override)
     run = tree.setdefault("run", {})
     if isinstance(run, dict) and run.get("name") is None:
-        run["name"] = path.stem if path else "baseline"
+        run["name"] = _default_name(path)
     return validate(tree, str(path) if path else "the defaults", Config)
+
+
+def _default_name(path: Path | None) -> str:
+    """The file's name; with W&B's id of the run where W&B's agent runs the trials of a sweep."""
+    name = path.stem if path else "baseline"
+    # The agent fills in ${envvar:WANDB_RUN_ID} in a sweep's command before it sets that variable.
+    trial = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+    return f"{name}-{trial}" if trial else name
 
 
 def validate(tree: dict[str, Any], where: str, kind: type[Model]) -> Model:

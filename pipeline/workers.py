@@ -181,7 +181,7 @@ def _work(connection: "Connection[Outcome, Task]", gpu: str | None) -> None:
     os.environ.update(dict.fromkeys(THREADS, "1"))
     if gpu is not None:
         os.environ[DEVICES] = gpu
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in signals.SIGNALS:
         signal.signal(number, signals.raise_stopped)
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     try:

@@ -16,7 +16,7 @@ from pipeline.intervals import wilson
 from pipeline.sweeps.plan import Plan
 from pipeline.sweeps.trials import Trials
 
-IMPORTANCE_NEEDS = 10  # complete trials, and three a parameter
+IMPORTANCE_NEEDS = 10  # complete trials, and two a parameter
 
 
 def epochs(plan: Plan, number: int) -> list[dict[str, Any]]:
@@ -111,7 +111,7 @@ def importance(trials: Trials) -> dict[str, float] | None:
 
 def needed_for_importance(plan: Plan) -> int:
     """Complete trials without which the forest says nothing."""
-    return max(IMPORTANCE_NEEDS, 3 * len(plan.searched))
+    return max(IMPORTANCE_NEEDS, 2 * len(plan.searched))
 
 
 def write_best(plan: Plan, found: dict[str, Any], config: Config, note: str) -> Path:
@@ -129,13 +129,19 @@ def write_best(plan: Plan, found: dict[str, Any], config: Config, note: str) -> 
     )
     header = [
         f"The best of {plan.path}: trial {found['number']}, {plan.sweep.metric.name} {found[plan.metric]:.6g}",
-        f"  python -m pipeline train --config {path}",
+        f"  {_threads(plan, found['number'])}python -m pipeline train --config {path}",
         note,
     ]
     text = "".join(f"# {line}\n" for line in header) + config_file.dump_departures(again)
     files.write_text(path, text)
     assert config_file.load(path) == again, f"{path} is not the trial's configuration"
     return path
+
+
+def _threads(plan: Plan, number: int) -> str:
+    """On the CPU a trial has one thread; with more, the last digits of its sums are others."""
+    about = files.read_json(plan.run_dir(number) / "environment.json")
+    return "OMP_NUM_THREADS=1 " if about["cuda"] is None else ""
 
 
 def counts(rows: pd.DataFrame) -> dict[str, int]:

@@ -98,13 +98,12 @@ class Trials:
         journal.touch()
         backend = JournalFileBackend(str(journal), _JournalLock(journal))  # type: ignore[arg-type]
         self._storage = JournalStorage(backend)
-        self.study = optuna.create_study(
-            storage=self._storage,
-            study_name=plan.name,
-            direction="maximize" if plan.maximised else "minimize",
-            pruner=self._pruner,
-            load_if_exists=True,
-        )
+        if not self._storage.get_all_studies():
+            direction = "maximize" if plan.maximised else "minimize"
+            optuna.create_study(
+                storage=self._storage, study_name=plan.name, direction=direction, load_if_exists=True
+            )
+        self.study = optuna.load_study(study_name=plan.name, storage=self._storage, pruner=self._pruner)
         self._study_id = self._storage.get_study_id_from_name(plan.name)
         self.space = {key: parameter.drawn_from() for key, parameter in plan.searched.items()}
 
@@ -166,7 +165,7 @@ class Trials:
     def end(self, number: int, outcome: str, value: float | None = None, why: str | None = None) -> None:
         """Say what came of a trial: complete (with its value), pruned, diverged or failed (with why)."""
         trial = self._trial(number)
-        self._note(number, outcome=outcome, why=why)
+        self._note(number, outcome=outcome, **({"why": why} if why else {}))
         if outcome == "complete":
             self.study.tell(number, value)
         elif outcome == "failed":
