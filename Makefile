@@ -23,6 +23,7 @@ help: ## list the targets and their variables
 	@echo
 	@echo '  CONFIG=$(CONFIG)   the configuration of all but demo, smoke, test and check'
 	@echo '  ARGS="optim.lr=0.01 run.name=x"   overrides, as `make config` lists them'
+	@echo '  SWEEP=$(SWEEP) N=20   a sweep file or a folder of stages, and trials in all'
 	@echo '  GPUS=$(GPUS)   processes of train, eval and doctor on this machine, one a GPU'
 	@echo '  BENCH=$(BENCH)   all, loader, step, data, ddp or tracking'
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 
 from pipeline.report.curves import MARK, STYLE, TRAIN, VALIDATION, save
 from pipeline.sweeps import results
@@ -143,8 +143,10 @@ class _Scale:
         def height(value: Any) -> float:
             return (float(at(value)) - first) / (last - first)
 
-        values = np.geomspace(low, high, TICKS) if logarithmic else np.linspace(low, high, TICKS)
-        return cls(column, title, {f"{value:.3g}": height(value) for value in values}, height)
+        locator = LogLocator(numticks=TICKS) if logarithmic else MaxNLocator(TICKS)
+        within = [value for value in locator.tick_values(low, high) if low <= value <= high]
+        values = within if len(within) > 1 else [low, high]
+        return cls(column, title, {f"{value:.4g}": height(value) for value in values}, height)
 
     def draw(self, axes: Axes, place: int) -> None:
         """The axis itself, its ticks to the right of it."""

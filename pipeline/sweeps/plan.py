@@ -158,9 +158,10 @@ class Plan:
         Raises:
             ConfigError: the values do not fit together.
         """
-        own = (f"run.root={self.folder}", f"run.name={trial_name(number)}", "train.resume=auto", *NO_REPORT)
+        group = self.common.tracking.group or self.name
+        own = [f"run.root={self.folder}", f"run.name={trial_name(number)}", f"tracking.group={group}"]
         words = [f"{key}={value}" for key, value in values.items()]
-        return config_file.load(self.base.file, [*self.base.overrides, *words, *own])
+        return config_file.load(self.base.file, [*self.base.overrides, *words, *own, "train.resume=auto"])
 
     def grid(self) -> list[dict[str, Value]]:
         """All combinations, in the file's order."""
@@ -171,7 +172,7 @@ class Plan:
         """What must not change while a sweep goes on, as plain types."""
         common = self.common.model_dump(mode="json")
         sweep = {**self.sweep.model_dump(mode="json"), "run_cap": None}
-        return {"sweep": sweep, "pruner": pruner, "config": {**common, "run": None}}
+        return {"sweep": sweep, "pruner": pruner, "config": {**common, "run": None, "tracking": None}}
 
     def check(self) -> None:
         """Find every mistake that can be found before a trial.
@@ -254,7 +255,6 @@ class Plan:
 
 
 BEST = "best.yaml"
-NO_REPORT = ("report.write=false",)
 
 
 def trial_name(number: int) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def in_words(
     plan: Plan, counts: dict[str, int], found: dict[str, Any], trust: dict[str, Any]
 ) -> tuple[str, str]:
     """The best with its interval, and what it is not."""
-    words = f"best   trial {found['number']}: {plan.sweep.metric.name} {found[plan.metric]:.4f}"
+    words = f"trial {found['number']}: {plan.sweep.metric.name} {found[plan.metric]:.4f}"
     if "low" in trust:
         others = counts["complete"] - 1
         words += (
@@ -91,8 +92,8 @@ def in_words(
             f"{trust['within']} of the {others} other complete trials lie within it: these images do not tell them apart"
         )
     return words, (
-        "note   the best of many looks at the same images is optimistic, and the test split was not read: for a "
-        "number, train best.yaml with several seeds and evaluate each once on test"
+        "the best of many looks at the same images is optimistic, and the test split was not read: for a number, "
+        "train best.yaml with several seeds and evaluate each once on test"
     )
 
 
@@ -114,7 +115,7 @@ def needed_for_importance(plan: Plan) -> int:
     return max(IMPORTANCE_NEEDS, 2 * len(plan.searched))
 
 
-def write_best(plan: Plan, found: dict[str, Any], config: Config, note: str) -> Path:
+def write_best(plan: Plan, found: dict[str, Any], config: Config, note: Sequence[str]) -> Path:
     """Write the best as a configuration file that trains it again; the path."""
     path = plan.folder / "best.yaml"
     common = plan.common
@@ -122,15 +123,15 @@ def write_best(plan: Plan, found: dict[str, Any], config: Config, note: str) -> 
         {
             **config.model_dump(mode="json"),
             "run": {"name": f"{plan.name}-best", "root": str(common.run.root)},
-            "report": common.report.model_dump(mode="json"),
+            "tracking": common.tracking.model_dump(mode="json"),
         },
         str(path),
         Config,
     )
     header = [
-        f"The best of {plan.path}: trial {found['number']}, {plan.sweep.metric.name} {found[plan.metric]:.6g}",
+        f"The best of {plan.path}:",
+        *note,
         f"  {_threads(plan, found['number'])}python -m pipeline train --config {path}",
-        note,
     ]
     text = "".join(f"# {line}\n" for line in header) + config_file.dump_departures(again)
     files.write_text(path, text)

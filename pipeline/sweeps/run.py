@@ -95,6 +95,7 @@ def _define(plan: Plan, pruner: str | None) -> None:
             files.write_json(path, now)
             return
         before = files.read_json(path)
+    before["config"] = config_file.completed(before["config"])
     changed = [
         f"{key} {json.dumps(one)} -> {json.dumps(other)}"
         for key, one, other in config_file.differences(before, json.loads(json.dumps(now)))
@@ -165,15 +166,17 @@ def _show(trials: Trials) -> dict[str, Any]:
     shares = results.importance(trials)
     figures.history(plan.folder / "history.png", plan, rows)
     figures.parallel_coordinates(plan.folder / "parallel_coordinates.png", plan, rows)
+    pictures = ["history.png", "parallel_coordinates.png"]
     if shares is None:
         needed = results.needed_for_importance(plan)
         terminal.say(f"importance.png is not drawn: it needs {needed} complete trials of different value")
     else:
         figures.importance(plan.folder / "importance.png", plan, shares, counts["complete"])
-    path = results.write_best(plan, best, config, note[0])
-    for line in note:
-        terminal.say(line)
-    terminal.say(f"sweep  {path}, trials.csv, results.json, history.png, parallel_coordinates.png")
+        pictures.append("importance.png")
+    path = results.write_best(plan, best, config, note)
+    terminal.say(
+        f"best   {note[0]}\nnote   {note[1]}\nsweep  {path}, trials.csv, results.json, {', '.join(pictures)}"
+    )
     about = {
         "sweep": plan.name,
         "file": str(plan.path),

@@ -99,9 +99,11 @@ class Trials:
         backend = JournalFileBackend(str(journal), _JournalLock(journal))  # type: ignore[arg-type]
         self._storage = JournalStorage(backend)
         if not self._storage.get_all_studies():
-            direction = "maximize" if plan.maximised else "minimize"
             optuna.create_study(
-                storage=self._storage, study_name=plan.name, direction=direction, load_if_exists=True
+                storage=self._storage,
+                study_name=plan.name,
+                direction="maximize" if plan.maximised else "minimize",
+                load_if_exists=True,
             )
         self.study = optuna.load_study(study_name=plan.name, storage=self._storage, pruner=self._pruner)
         self._study_id = self._storage.get_study_id_from_name(plan.name)
