@@ -14,6 +14,7 @@ from pipeline.errors import CheckpointError, Stopped
 
 State = Literal["running", "finished", "stopped", "failed", "killed"]
 NAME, LOCK = "status.json", "status.lock"
+LOOK_S = 1.0  # whoever reads a status holds the lock for a moment
 OTHER_HOST_WAIT_S = 120.0  # a file server gives the lock of a machine that died free after its lease
 
 
@@ -100,7 +101,7 @@ def _change(run_dir: Path, state: State, why: str) -> None:
 def _take(run_dir: Path) -> locks.Lock:
     """Hold the run for this process, the one that may write to it."""
     path = run_dir / LOCK
-    if (lock := locks.Lock.free(path)) is not None:
+    if (lock := locks.Lock.wait(path, LOOK_S)) is not None:
         return lock
     owner = Status(**files.read_json(run_dir / NAME)) if (run_dir / NAME).is_file() else None
     who = f"process {owner.pid} on {owner.host}" if owner else "another process"
