@@ -243,9 +243,8 @@ def bench_tracking(words: list[str]) -> None:
         epoch_s = (ends[-1] - ends[0]) / (len(ends) - 1)
         opening_s, logging_s = zip(*(log_again(again, logged) for _ in range(ROUNDS)), strict=True)
         began = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "pipeline", "sync", "--offline", str(config.run_dir)], check=True
-        )
+        offline = [sys.executable, "-m", "pipeline", "sync", "--offline", str(config.run_dir)]
+        subprocess.run(offline, stdout=subprocess.DEVNULL, check=True)
         folder_s = time.perf_counter() - began
     shares = sorted(seconds / len(ends) / epoch_s for seconds in logging_s)
     print(
