@@ -4,6 +4,7 @@ flock(2) reaches the processes of one machine, its containers, and on NFS those 
 without locks gives them to everyone.
 """
 
+import contextlib
 import fcntl
 import math
 import time
@@ -28,6 +29,15 @@ class Lock:
             return cls(stream)
         stream.close()
         return None
+
+    @classmethod
+    def hold(cls, path: Path) -> "Lock":
+        """Hold a file once no other process does, however long that takes."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a", encoding="utf-8")
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        return cls(stream)
 
     @classmethod
     def wait(cls, path: Path, at_most_s: float = math.inf) -> "Lock | None":

@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.intervals import wilson
 from pipeline.sweeps import results, run, trials
 from pipeline.sweeps.plan import Plan
-from pipeline.sweeps.trials import JOURNAL, Lock, Trials
+from pipeline.sweeps.trials import JOURNAL, Trials
 from pipeline.sweeps.turn import Turn
 from pipeline.train import train
 from tests import tiny
@@ -359,13 +359,6 @@ def test_killed_and_stopped_a_sweep_goes_on_and_its_best_is_had_again(birds: Pat
 
 
 # Small parts
-
-
-def test_a_lock_is_one_processs_and_given_back(tmp_path: Path) -> None:
-    held = Lock.wait(tmp_path / "lock")
-    assert Lock.free(tmp_path / "lock") is None
-    held.close()
-    assert Lock.free(tmp_path / "lock") is not None
 
 
 def test_importance_finds_the_parameter_that_matters(tmp_path: Path) -> None:

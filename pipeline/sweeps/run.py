@@ -14,13 +14,15 @@ from pipeline import config_file, files, terminal, workers
 from pipeline.data import table
 from pipeline.data.prepare import prepare
 from pipeline.errors import ConfigError, DataError
+from pipeline.locks import Lock
 from pipeline.sweeps import figures, results
 from pipeline.sweeps.plan import Plan, plans
-from pipeline.sweeps.trials import Lock, Trials
+from pipeline.sweeps.trials import Trials
 from pipeline.sweeps.turn import PREPARING, Turn
 
 DEFINITION, DEFINING, SHOWING = "sweep.json", "sweep.lock", "results.lock"
-POLL_S = 5.0
+POLL_S = 1.0
+GRACE_S = 20.0
 SHOWN = 20  # trials on the terminal
 
 
@@ -72,14 +74,16 @@ def _one(
     _define(plan, pruner)
     trials = Trials(plan, pruner)
     if len(trials.ended()) < turn.most:
-        with contextlib.closing(Lock.wait(plan.folder / PREPARING)):
+        with contextlib.closing(Lock.hold(plan.folder / PREPARING)):
             prepare(plan.common)
         _work(trials, turn, jobs)
-    while wait and trials.running():
+    # A process that is being stopped gives its trial back when it has saved it.
+    until = math.inf if wait else time.monotonic() + GRACE_S
+    while trials.running() and time.monotonic() < until:
         time.sleep(POLL_S)
         if trials.abandoned():
             _work(trials, turn, jobs)
-    with contextlib.closing(Lock.wait(plan.folder / SHOWING)):
+    with contextlib.closing(Lock.hold(plan.folder / SHOWING)):
         return _show(trials)
 
 
@@ -90,7 +94,7 @@ def _define(plan: Plan, pruner: str | None) -> None:
         ConfigError: the file, the base configuration or the overrides have changed since it began.
     """
     now, path = plan.definition(pruner), plan.folder / DEFINITION
-    with contextlib.closing(Lock.wait(plan.folder / DEFINING)):
+    with contextlib.closing(Lock.hold(plan.folder / DEFINING)):
         if not path.is_file():
             files.write_json(path, now)
             return
@@ -154,6 +158,8 @@ def _show(trials: Trials) -> dict[str, Any]:
     table.write(rows, plan.folder / "trials.csv")
     _show_table(plan, rows)
     counts = results.counts(rows)
+    if under_way := counts.get("running"):
+        terminal.say(f"{under_way} trials are under way elsewhere; whoever ends last writes all of this again")
     best = results.best(plan, rows)
     if best is None:
         words = ", ".join(f"{count} {state}" for state, count in counts.items())

@@ -6,7 +6,6 @@ the mount option nolock, let one machine alone work on it). Every lock is `flock
 process dies, however it dies, so that a trial of a live process is never taken, and one of a dead process always is.
 """
 
-import fcntl
 import math
 import os
 import platform
@@ -21,43 +20,14 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from pipeline import seeding
+from pipeline import locks, seeding
+from pipeline.locks import Lock
 from pipeline.sweeps.parameter import Value
 from pipeline.sweeps.plan import Plan
 
 JOURNAL, LOCKED, TAKING = "study.journal", "study.journal.lock", "take.lock"
 KILLED_AT_MOST = 3  # processes in a row that a trial may cost without a new checkpoint
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-
-
-class Lock:
-    """A lock file that this process holds until it closes it, or dies."""
-
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._stream = path.open("a")
-
-    @classmethod
-    def wait(cls, path: Path) -> "Lock":
-        """Hold it once no other process does."""
-        one = cls(path)
-        fcntl.flock(one._stream, fcntl.LOCK_EX)
-        return one
-
-    @classmethod
-    def free(cls, path: Path) -> "Lock | None":
-        """Hold it, or None while another process does."""
-        one = cls(path)
-        try:
-            fcntl.flock(one._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            one.close()
-            return None
-        return one
-
-    def close(self) -> None:
-        """Give it back."""
-        self._stream.close()
 
 
 class _JournalLock:
@@ -68,7 +38,7 @@ class _JournalLock:
 
     def acquire(self) -> bool:
         """Hold the journal; half a line that a machine left as it died is taken off its end."""
-        self._held = Lock.wait(self._journal.with_name(LOCKED))
+        self._held = Lock.hold(self._journal.with_name(LOCKED))
         with self._journal.open("rb+") as stream:
             stream.truncate(stream.read().rfind(b"\n") + 1)
         return True
@@ -122,7 +92,7 @@ class Trials:
 
         Under a lock, so that all who work on the sweep together begin exactly `most` trials, each once.
         """
-        taking = Lock.wait(self.plan.folder / TAKING)
+        taking = Lock.hold(self.plan.folder / TAKING)
         try:
             for trial in self.running():
                 if claim := self._take_over(trial.number):
@@ -131,7 +101,7 @@ class Trials:
             if number >= most:
                 return None
             drawn = self._draw(number)
-            held = Lock.wait(self._lock_path(number))
+            held = Lock.hold(self._lock_path(number))
             # One line of the journal, so that no kill leaves a trial without its parameters.
             self.study.add_trial(
                 create_trial(state=TrialState.RUNNING, params=drawn, distributions=self.space)
@@ -150,12 +120,7 @@ class Trials:
 
     def abandoned(self) -> bool:
         """Whether the process of a trial that is under way has died."""
-        for trial in self.running():
-            held = Lock.free(self._lock_path(trial.number))
-            if held is not None:
-                held.close()
-                return True
-        return False
+        return any(not locks.held(self._lock_path(trial.number)) for trial in self.running())
 
     def report(self, number: int, epoch: int, value: float) -> bool:
         """Tell the value after an epoch (from 1); whether the trial is to be ended."""

@@ -8,9 +8,10 @@ from typing import Any
 from pipeline import signals, terminal, workers
 from pipeline.config import Config
 from pipeline.errors import ConfigError, Stopped, UserError
+from pipeline.locks import Lock
 from pipeline.sweeps import results
 from pipeline.sweeps.plan import Plan
-from pipeline.sweeps.trials import Claim, Lock, Trials
+from pipeline.sweeps.trials import Claim, Trials
 from pipeline.workers import Outcome
 
 PREPARING = "data.lock"
@@ -83,7 +84,7 @@ class Turn:
         """The data of a trial, by one process at a time."""
         from pipeline.data.prepare import prepare
 
-        preparing = Lock.wait(self.plan.folder / PREPARING)
+        preparing = Lock.hold(self.plan.folder / PREPARING)
         try:
             prepare(config)
         finally:
