@@ -98,6 +98,7 @@ def test_the_shipped_sweeps_are_checked_and_their_stages_begin_with_the_best_of_
             {"command": [*COMMAND[:5], "--config", "no.yaml", ARGUMENTS]},
             "no.yaml: no such configuration file",
         ),
+        ({"program": "train.py"}, "has to be a training that ends with the parameters"),
         ({"early_terminate": {"type": "hyperband"}}, "give one of min_iter, and max_iter with s"),
         ({"early_terminate": {"type": "median", "min_iter": 1}}, "allowed: hyperband"),
         ({"parameters": {"optim.lr": {"value": 0.1}}}, "there is nothing to search"),
@@ -149,6 +150,8 @@ def test_a_sweep_needs_validation_and_a_file_that_is_there(tmp_path: Path) -> No
         plans(write(tmp_path), ["data.val_fraction=0"])
     with pytest.raises(ConfigError, match="did you mean configs/sweeps/birds.yaml"):
         plans(Path("configs/sweeps/bird.yaml"), [])
+    with pytest.raises(ConfigError, match="optim.lr is searched; drop optim.lr=1"):
+        plans(write(tmp_path), ["optim.lr=1"])
     (tmp_path / "broken.yaml").write_text("a: [")
     with pytest.raises(ConfigError, match="not readable as YAML"):
         plans(tmp_path / "broken.yaml", [])

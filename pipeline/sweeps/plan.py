@@ -113,7 +113,7 @@ class Plan:
     @cached_property
     def base(self) -> Base:
         """Of the command, then of the command line; W&B's own tracking is for W&B's agent."""
-        file, overrides = _of_command(self.path, self.sweep.command)
+        file, overrides = _of_command(self.path, self.sweep)
         constants = [f"{key}={p.value}" for key, p in self.parameters.items() if p.kind == "constant"]
         return Base(file, (*overrides, *constants, "tracking.wandb=disabled", *self.more))
 
@@ -190,6 +190,11 @@ class Plan:
             if key.startswith(OWN_KEYS):
                 raise ConfigError(
                     f"{self.path}: parameters.{key}: every trial has its own, given by the sweep"
+                )
+        for word in self.more:
+            if (key := word.partition("=")[0]) in self.searched:
+                raise ConfigError(
+                    f"{self.path}: {key} is searched; drop {word}, or take {key} out of the parameters"
                 )
         if self.sweep.method == "grid":
             self._check_grid()
@@ -303,12 +308,13 @@ def _mapping(tree: Any, where: str) -> dict[str, Any]:
     return tree
 
 
-def _of_command(path: Path, command: Sequence[str]) -> tuple[Path | None, tuple[str, ...]]:
+def _of_command(path: Path, sweep: Sweep) -> Base:
     """The configuration file and the overrides in a sweep's command."""
-    words = list(command)
-    if "train" not in words or words[-1] != ARGUMENTS:
+    words = [sweep.program if word == "${program}" else word for word in sweep.command]
+    begin = words.index("train") if "train" in words else 0
+    if words[max(0, begin - 2) : begin] != ["-m", "pipeline"] or words[-1] != ARGUMENTS:
         raise ConfigError(f"{path}: command: has to be a training that ends with the parameters: {COMMAND}")
-    rest = words[words.index("train") + 1 : -1]
+    rest = words[begin + 1 : -1]
     file = None
     if "--config" in rest[:-1]:
         place = rest.index("--config")
@@ -318,4 +324,4 @@ def _of_command(path: Path, command: Sequence[str]) -> tuple[Path | None, tuple[
         raise ConfigError(
             f"{path}: command: {wrong[0]} is neither --config FILE nor an override section.key=value"
         )
-    return file, tuple(rest)
+    return Base(file, tuple(rest))

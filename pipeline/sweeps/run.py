@@ -159,7 +159,9 @@ def _show(trials: Trials) -> dict[str, Any]:
     _show_table(plan, rows)
     counts = results.counts(rows)
     if under_way := counts.get("running"):
-        terminal.say(f"{under_way} trials are under way elsewhere; whoever ends last writes all of this again")
+        terminal.say(
+            f"{under_way} trials are under way elsewhere; whoever ends last writes all of this again"
+        )
     best = results.best(plan, rows)
     if best is None:
         words = ", ".join(f"{count} {state}" for state, count in counts.items())
