@@ -361,6 +361,21 @@ def test_killed_and_stopped_a_sweep_goes_on_and_its_best_is_had_again(birds: Pat
 # Small parts
 
 
+@pytest.mark.parametrize(
+    ("name", "goal", "best"), [("val_top1", "maximize", 0.9), ("val_loss", "minimize", 0.5)]
+)
+def test_a_trials_value_is_its_best_over_the_epochs(
+    tmp_path: Path, name: str, goal: str, best: float
+) -> None:
+    plan = Plan(write(tmp_path, metric={"name": f"epoch/{name}", "goal": goal}))
+    assert results.value(plan, 0) is None
+    values = [(0.2, 1.5), (0.9, 0.6), (0.7, 0.5), (0.8, None)]
+    lines = [{"kind": "epoch", "step": 1, "val_top1": top1, "val_loss": loss} for top1, loss in values]
+    plan.run_dir(0).mkdir(parents=True)
+    (plan.run_dir(0) / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert results.value(plan, 0) == best
+
+
 def test_importance_finds_the_parameter_that_matters(tmp_path: Path) -> None:
     path = write(
         tmp_path,

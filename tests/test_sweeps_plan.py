@@ -188,7 +188,7 @@ def test_a_grid_is_all_combinations_in_the_files_order(tmp_path: Path) -> None:
     ("given", "drawn", "value"),
     [
         ({"distribution": "q_uniform", "min": 10, "max": 100, "q": 10}, 34.9, 30),
-        ({"distribution": "q_uniform", "min": 15, "max": 100, "q": 10}, 15.0, 20),  # 10 would be below min
+        ({"distribution": "q_uniform", "min": 12, "max": 100, "q": 10}, 12.5, 20),  # 10 would be below min
         ({"distribution": "q_uniform", "min": 0.1, "max": 0.9, "q": 0.1}, 0.31, 0.3),
         ({"distribution": "q_log_uniform_values", "min": 1, "max": 64, "q": 8}, 62.0, 64),
         ({"min": 0.0, "max": 1.0}, 0.1234, 0.1234),

@@ -1,6 +1,7 @@
 """What the trials of a sweep have come to: a table, the best as a configuration file, and how far to trust it."""
 
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from pipeline.intervals import wilson
 from pipeline.sweeps.plan import Plan
 from pipeline.sweeps.trials import Trials
 
+HEADER_WIDTH = 108
 IMPORTANCE_NEEDS = 10  # complete trials, and two a parameter
 
 
@@ -128,12 +130,10 @@ def write_best(plan: Plan, found: dict[str, Any], config: Config, note: Sequence
         str(path),
         Config,
     )
-    header = [
-        f"The best of {plan.path}:",
-        *note,
-        f"  {_threads(plan, found['number'])}python -m pipeline train --config {path}",
-    ]
-    text = "".join(f"# {line}\n" for line in header) + config_file.dump_departures(again)
+    wrapped = [line for one in note for line in textwrap.wrap(one[0].upper() + one[1:], HEADER_WIDTH)]
+    command = f"  {_threads(plan, found['number'])}python -m pipeline train --config {path}"
+    header = "".join(f"# {line}\n" for line in (f"The best of {plan.path}.", command, *wrapped))
+    text = header + config_file.dump_departures(again)
     files.write_text(path, text)
     assert config_file.load(path) == again, f"{path} is not the trial's configuration"
     return path
