@@ -179,7 +179,7 @@ class Trials:
         seed = seeding.seed_of("sweep", self.plan.common.seed, number) % 2**32
         sampler: BaseSampler = RandomSampler(seed)
         if self.plan.sweep.method == "bayes":
-            sampler = TPESampler(seed=seed, multivariate=True, constant_liar=True)
+            sampler = TPESampler(seed=seed)  # what is under way counts as bad: its constant_liar
         copy = optuna.create_study(direction=self.study.direction, sampler=sampler)
         copy.add_trials(self.all())
         return copy.ask(self.space).params
@@ -212,7 +212,9 @@ def _pruner(plan: Plan, name: str | None) -> BasePruner:
         return MedianPruner()
     if name == "hyperband":
         first, share = (rule.first_epoch, rule.eta) if rule else (1, 3)
-        return HyperbandPruner(first, plan.common.train.epochs, share)
+        return HyperbandPruner(
+            min_resource=first, max_resource=plan.common.train.epochs, reduction_factor=share
+        )
     if name is None and rule is not None:
-        return SuccessiveHalvingPruner(rule.first_epoch, rule.eta)
+        return SuccessiveHalvingPruner(min_resource=rule.first_epoch, reduction_factor=rule.eta)
     return NopPruner()
