@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline import config_file, files, records
@@ -104,6 +103,8 @@ def importance(trials: Trials) -> dict[str, float] | None:
 
     A forest of 64 trees is fitted to the complete trials, as Optuna does it. None when they are too few for it.
     """
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances  # scikit-learn: a second
+
     complete = [trial for trial in trials.all() if trial.state is TrialState.COMPLETE]
     values = {trial.value for trial in complete}
     if len(complete) < needed_for_importance(trials.plan) or len(values) < 2:
