@@ -22,6 +22,7 @@ from pipeline.sweeps.plan import Plan
 from pipeline.sweeps.trials import JOURNAL, Trials
 from pipeline.sweeps.turn import Turn
 from pipeline.train import train
+from pipeline.workers import Outcome
 from tests import tiny
 from tests.test_sweeps_plan import SWEEP, write
 
@@ -279,6 +280,50 @@ def test_a_sweep_without_a_complete_trial_says_so(birds: Path, tmp_path: Path) -
     assert not (tmp_path / "runs/sweeps/search/best.yaml").exists()
 
 
+def test_what_can_be_mended_leaves_the_trial_to_the_same_command(
+    birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, full = write(tmp_path, **GRID), DataError("the disk is full")
+
+    def each(coming: Any, jobs: int, gpus: Any) -> Any:
+        task = coming()
+        with pytest.raises(DataError):
+            task.do()
+        yield task, Outcome("failed", str(full))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(workers, "say_into", _nothing)
+        patched.setattr(workers, "each", each)
+        patched.setattr("pipeline.train.train", _raises(full))
+        with pytest.raises(
+            DataError, match="the disk is full; when that is mended, the same command goes on"
+        ):
+            run.sweep(path, None, 1, None, [])
+    trials_of = Trials(Plan(path), None)
+    assert trials_of.abandoned()
+    assert trials_of.all()[0].user_attrs["taken"] == []
+    claim = trials_of.take(3)
+    assert claim is not None and claim.number == 0
+
+
+def _raises(error: Exception) -> Any:
+    def train(*_: Any, **__: Any) -> None:
+        raise error
+
+    return train
+
+
+def test_a_bug_in_a_trial_is_a_bug_of_the_sweep(
+    birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def each(coming: Any, jobs: int, gpus: Any) -> Any:
+        yield coming(), Outcome("bug", "Traceback ...\nKeyError: 'a bug'")
+
+    monkeypatch.setattr(workers, "each", each)
+    with pytest.raises(RuntimeError, match="(?s)search, in another process.*KeyError"):
+        run.sweep(write(tmp_path, **GRID), None, 1, None, [])
+
+
 @pytest.mark.usefixtures("_one_process")
 def test_a_stage_begins_with_the_best_of_the_stage_before(
     birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -360,6 +405,24 @@ def test_killed_and_stopped_a_sweep_goes_on_and_its_best_is_had_again(birds: Pat
 
 
 # Small parts
+
+
+def test_workers_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Recorded:
+        def __init__(self, gpu: str | None) -> None:
+            self.gpu, self.task = gpu, None
+
+        def give(self, task: Any) -> None:
+            self.task = task
+
+    monkeypatch.setattr(workers, "Worker", Recorded)
+    for given, expected in ((["0", "GPU-5"], ["0", "GPU-5", "0"]), ([], [None] * 3)):
+        crew: list[Any] = []
+        workers._hand_out(lambda: "a task", crew, 3, given)  # type: ignore[arg-type,return-value]
+        assert [worker.gpu for worker in crew] == expected
+    for visible, expected in (("0, GPU-5", ["0", "GPU-5"]), ("", []), ("-1", [])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert workers.gpus() == expected
 
 
 @pytest.mark.parametrize(

@@ -248,6 +248,7 @@ def test_wandbs_agent_makes_of_the_file_a_command_that_trains_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wandb_agent = pytest.importorskip("wandb.wandb_agent")
+    reading = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
     path = write(
         tmp_path,
         parameters={
@@ -267,7 +268,7 @@ def test_wandbs_agent_makes_of_the_file_a_command_that_trains_the_same(
     started: list[dict[str, Any]] = []
     monkeypatch.setattr(wandb_agent, "AgentProcess", lambda **given: started.append(given) or _Process())
     agent = wandb_agent.Agent(api=None, queue=None)
-    agent._sweep_command = yaml.safe_load(path.read_text())["command"]
+    agent._sweep_command = reading.load_sweep_config(str(path))["command"]
     given = {key: {"value": value} for key, value in values.items()}
     for run_id in ("first", "second"):
         agent._command_run({"run_id": run_id, "program": "pipeline", "args": given})
