@@ -34,18 +34,13 @@ def objective(values: dict[str, Any]) -> float:
     return 1 - abs(math.log10(values["optim.lr"]) + 2) / 10 - 0.1 * values["optim.nesterov"]
 
 
-def study(path: Path, most: int, pruner: str | None = None, *, epochs: int = 3) -> Trials:
-    """Do trials without any training: each rises to its objective over the epochs."""
-    shared = Trials(Plan(path), pruner)
+def study(path: Path, most: int, pruner: str | None = None, name: str = "search") -> Trials:
+    """Do trials without any training: each rises to its objective in three epochs."""
+    shared = Trials(Plan(path, (f"run.name={name}",)), pruner)
     while claim := shared.take(most):
-        with_pruning = (
-            shared.report(claim.number, epoch, objective(claim.values) * epoch / epochs)
-            for epoch in range(1, epochs + 1)
-        )
-        if any(with_pruning):
-            shared.end(claim.number, "pruned")
-        else:
-            shared.end(claim.number, "complete", objective(claim.values))
+        value = objective(claim.values)
+        ended = any(shared.report(claim.number, epoch, value * epoch / 3) for epoch in (1, 2))
+        shared.end(claim.number, "pruned" if ended else "complete", None if ended else value)
         claim.lock.close()
     return shared
 
@@ -93,8 +88,8 @@ def test_commands_at_once_make_exactly_as_many_trials_as_were_asked_for(tmp_path
     assert shared.take(13) is not None
 
 
-def test_a_trial_of_a_live_process_is_left_alone_and_that_of_a_dead_one_is_taken_over(tmp_path: Path) -> None:
-    path = write(tmp_path)
+def _holder(path: Path) -> "subprocess.Popen[str]":
+    """A process that has taken the first trial of a sweep, and does nothing."""
     code = (
         "import sys, time; from pathlib import Path; from pipeline.sweeps.plan import Plan\n"
         "from pipeline.sweeps.trials import Trials\n"
@@ -103,6 +98,12 @@ def test_a_trial_of_a_live_process_is_left_alone_and_that_of_a_dead_one_is_taken
     holder = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     assert holder.stdout.readline() == "0\n"
+    return holder
+
+
+def test_a_trial_of_a_live_process_is_left_alone_and_that_of_a_dead_one_is_taken_over(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    holder = _holder(path)
     shared = Trials(Plan(path), None)
     values = shared.values(shared.all()[0])
     assert not shared.abandoned()
@@ -147,36 +148,20 @@ def test_half_a_line_at_the_journals_end_is_taken_off(tmp_path: Path) -> None:
 
 def test_pruning_ends_what_is_below_the_median_or_out_of_the_best_share(tmp_path: Path) -> None:
     path = write(tmp_path, early_terminate={"type": "hyperband", "min_iter": 1, "eta": 2})
-    states = {
-        name: [trial.user_attrs["outcome"] for trial in study_named(path, name, pruner).all()]
-        for name, pruner in (
-            ("file", None),
-            ("median", "median"),
-            ("none", "none"),
-            ("brackets", "hyperband"),
-        )
-    }
+    shared = {name: study(path, 16, name, f"with_{name}") for name in ("median", "hyperband", "none")}
+    shared["file"] = study(path, 16)
+    states = {name: [one.user_attrs["outcome"] for one in each.all()] for name, each in shared.items()}
     assert states["none"] == ["complete"] * 16
-    values = [objective(params) for params in drawn(study_named(path, "none", "none"))]
-    best, expected = [], []
-    for number, value in enumerate(values):  # Optuna's median: of the complete ones, once there are five
-        below = len(best) >= 5 and value < sorted(best)[len(best) // 2] and value < pd.Series(best).median()
-        expected.append("pruned" if below else "complete")
-        best += [] if below else [value]
-        assert number < 16
-    assert states["median"] == expected
-    assert {"pruned", "complete"} == set(states["file"]) == set(states["median"])
-    assert states["file"].count("complete") < 8  # at epochs 1 and 2, half go on at the most
-
-
-def study_named(path: Path, name: str, pruner: str | None) -> Trials:
-    shared = Trials(Plan(path, (f"run.name={name}",)), pruner)
-    while claim := shared.take(16):
-        value = objective(claim.values)
-        ended = any(shared.report(claim.number, epoch, value * epoch / 3) for epoch in (1, 2))
-        shared.end(claim.number, "pruned" if ended else "complete", None if ended else value)
-        claim.lock.close()
-    return shared
+    best: list[float] = []
+    for params, state in zip(drawn(shared["none"]), states["median"], strict=True):
+        value = objective(params)  # Optuna's median is of the complete trials, once there are five
+        assert state == ("pruned" if len(best) >= 5 and value < pd.Series(best).median() else "complete")
+        best += [value] if state == "complete" else []
+    assert "pruned" in states["median"]
+    assert "pruned" in states["hyperband"]
+    # Some of its brackets begin later.
+    assert states["hyperband"].count("complete") > states["file"].count("complete")
+    assert 1 <= states["file"].count("complete") < 8  # at epochs 1 and 2, about half go on
 
 
 # Trials that are trained, in this process
@@ -278,6 +263,28 @@ def test_a_sweep_without_a_complete_trial_says_so(birds: Path, tmp_path: Path) -
     with pytest.raises(DataError, match=r"none of its trials was completed \(2 diverged\)"):
         run.sweep(path, None, 1, None, [])
     assert not (tmp_path / "runs/sweeps/search/best.yaml").exists()
+
+
+@pytest.mark.usefixtures("_one_process")
+def test_a_command_without_work_takes_over_what_another_ones_process_leaves(
+    birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, run_cap=2)
+    run._define(Plan(path), None)
+    holder = _holder(path)
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(seconds)
+        holder.kill()
+        holder.wait()
+
+    monkeypatch.setattr(run.time, "sleep", sleep)
+    found = run.sweep(path, None, 1, None, [])
+    assert found["states"] == {"complete": 2}
+    assert waited == [run.POLL_S]
+    rows = pd.read_csv(tmp_path / "runs/sweeps/search/trials.csv")
+    assert rows["processes"].tolist() == [2, 1]
 
 
 def test_what_can_be_mended_leaves_the_trial_to_the_same_command(

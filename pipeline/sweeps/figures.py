@@ -1,5 +1,6 @@
 """The figures of a sweep: its trials in their order, all parameters side by side, and which of them matter."""
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from pipeline.sweeps import results
 from pipeline.sweeps.parameter import Parameter
 from pipeline.sweeps.plan import Plan
 
-COLOURS = mpl.colormaps["viridis"]
 TICKS = 5  # of an axis of numbers
+LABEL_WIDTH = 24  # characters
 
 
 def history(path: Path, plan: Plan, rows: pd.DataFrame) -> None:
@@ -67,6 +68,7 @@ def parallel_coordinates(path: Path, plan: Plan, rows: pd.DataFrame) -> None:
     scales.append(_Scale.of_value(plan, shown[plan.metric]))
     chosen = results.best(plan, shown)
     best = chosen and chosen["number"]
+    shades = mpl.colormaps["viridis" if plan.maximised else "viridis_r"]  # the better, the brighter
     colour = Normalize(shown[plan.metric].min(), shown[plan.metric].max())
     with mpl.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(2 + 2.1 * len(scales), 4.4), layout="constrained")
@@ -77,7 +79,7 @@ def parallel_coordinates(path: Path, plan: Plan, rows: pd.DataFrame) -> None:
             axes.plot(
                 range(len(scales)),
                 heights,
-                color=MARK if is_best else COLOURS(colour(row[plan.metric])),
+                color=MARK if is_best else shades(colour(row[plan.metric])),
                 linewidth=2.6 if is_best else 1.1,
                 linestyle="--" if row["state"] == "pruned" else "-",
                 alpha=1 if is_best else 0.8,
@@ -92,9 +94,7 @@ def parallel_coordinates(path: Path, plan: Plan, rows: pd.DataFrame) -> None:
         axes.spines[["left", "bottom"]].set_visible(False)
         if best is not None:
             axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0))
-        bar = figure.colorbar(
-            ScalarMappable(colour, COLOURS), ax=axes, pad=0.02, label=plan.sweep.metric.name
-        )
+        bar = figure.colorbar(ScalarMappable(colour, shades), ax=axes, pad=0.02, label=plan.sweep.metric.name)
         bar.outline.set_visible(False)
         figure.suptitle(
             f"{plan.name}: {len(shown)} trials"
@@ -143,7 +143,8 @@ class _Scale:
         def height(value: Any) -> float:
             return (float(at(value)) - first) / (last - first)
 
-        locator = LogLocator(numticks=TICKS) if logarithmic else MaxNLocator(TICKS)
+        whole = isinstance(low, int) and isinstance(high, int)
+        locator = LogLocator(numticks=TICKS) if logarithmic else MaxNLocator(TICKS, integer=whole)
         within = [value for value in locator.tick_values(low, high) if low <= value <= high]
         values = within if len(within) > 1 else [low, high]
         return cls(column, title, {f"{value:.4g}": height(value) for value in values}, height)
@@ -154,7 +155,7 @@ class _Scale:
         for label, height in self.ticks.items():
             axes.plot([place - 0.02, place + 0.02], [height, height], color="0.35", linewidth=1, zorder=1)
             axes.annotate(
-                label,
+                textwrap.fill(label, LABEL_WIDTH),
                 (place, height),
                 (5, 0),
                 textcoords="offset points",
