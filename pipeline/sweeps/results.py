@@ -44,12 +44,14 @@ def table(trials: Trials) -> pd.DataFrame:
 def _row(trials: Trials, trial: FrozenTrial) -> dict[str, Any]:
     plan, done = trials.plan, epochs(trials.plan, trial.number)
     best = value(plan, trial.number)
+    reached = [record for record in done if best is not None and record[plan.metric] == best]
+    at = records.best(reached) or next(iter(reached), None)  # of equals, that of best.pt
     state = trial.user_attrs.get("outcome", "") if trial.state.is_finished() else "running"
     return {
         "number": trial.number,
         "state": state,
         plan.metric: best,
-        "epoch": next((r["epoch"] for r in done if r[plan.metric] == best), None),
+        "epoch": at and at["epoch"],
         "epochs": len(done),
         "seconds": done[-1]["seconds"] if done else 0.0,
         **trials.values(trial),

@@ -40,7 +40,7 @@ def sweep(
 
     Raises:
         UserError: a file or a configuration is wrong, or a trial failed by what can be mended.
-        Stopped: a signal came, or workers were killed; the same command goes on.
+        Stopped: a signal came; the same command goes on.
     """
     for name, number in (("--trials", most), ("--jobs", jobs)):
         if number is not None and number < 1:
@@ -172,15 +172,7 @@ def _show(trials: Trials) -> dict[str, Any]:
     trust = results.trust(plan, rows, best, config)
     note = results.in_words(plan, counts, best, trust)
     shares = results.importance(trials)
-    figures.history(plan.folder / "history.png", plan, rows)
-    figures.parallel_coordinates(plan.folder / "parallel_coordinates.png", plan, rows)
-    pictures = ["history.png", "parallel_coordinates.png"]
-    if shares is None:
-        needed = results.needed_for_importance(plan)
-        terminal.say(f"importance.png is not drawn: it needs {needed} complete trials of different value")
-    else:
-        figures.importance(plan.folder / "importance.png", plan, shares, counts["complete"])
-        pictures.append("importance.png")
+    pictures = _draw(plan, rows, shares, counts["complete"])
     path = results.write_best(plan, best, config, note)
     terminal.say(
         f"best   {note[0]}\nnote   {note[1]}\nsweep  {path}, trials.csv, results.json, {', '.join(pictures)}"
@@ -201,6 +193,19 @@ def _show(trials: Trials) -> dict[str, Any]:
     }
     files.write_json(plan.folder / "results.json", about)
     return about
+
+
+def _draw(plan: Plan, rows: pd.DataFrame, shares: dict[str, float] | None, complete: int) -> list[str]:
+    """Draw the figures; their names."""
+    figures.history(plan.folder / "history.png", plan, rows)
+    figures.parallel_coordinates(plan.folder / "parallel_coordinates.png", plan, rows)
+    drawn = ["history.png", "parallel_coordinates.png"]
+    if shares is None:
+        needed = results.needed_for_importance(plan)
+        terminal.say(f"importance.png is not drawn: it needs {needed} complete trials of different value")
+        return drawn
+    figures.importance(plan.folder / "importance.png", plan, shares, complete)
+    return [*drawn, "importance.png"]
 
 
 def _show_table(plan: Plan, rows: pd.DataFrame) -> None:
