@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.config_outcome import EvalConfig, ReportConfig, TrackingConfig
 from pipeline.config_solver import (
     Cosine,
     Count,
@@ -181,6 +182,8 @@ class MixConfig(Section):
 
 class TrainConfig(Section):
     epochs: Count = 128
+    subset: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """learn from this share of each training class, for a small experiment; validation stays whole"""
     max_steps: Count | None = None
     """stop after this many steps, validate and save; the schedule still spans all epochs"""
     label_smoothing: Fraction = 0.1
@@ -266,48 +269,6 @@ class SummaryConfig(Section):
     """outputs of the network; null: the classes of data.source"""
 
 
-class EvalConfig(Section):
-    split: Literal["train", "val", "test"] = "test"
-    checkpoint: str = "best"
-    """best, last, or a checkpoint's PATH"""
-    batch_size: Count = 64
-    """images a step on one rank; no result depends on it"""
-    tta: Literal["none", "flip", "ten_crop"] = "none"
-    """views whose probabilities are averaged: centre crop; with its mirror image; centre and corners, mirrored too"""
-    peek_gap: bool = False
-    """also read test with the run's other checkpoints, to see what choosing on test would gain; not a result"""
-
-    @model_validator(mode="after")
-    def _peek_at_test(self) -> "EvalConfig":
-        if self.peek_gap and self.split != "test":
-            raise ValueError(f"peek_gap is about the test split; drop it or split={self.split}")
-        return self
-
-
-class ReportConfig(Section):
-    write: bool = True
-    """eval ends with report.html; the verb report writes it in any case"""
-    gallery: Annotated[int, Field(ge=0)] = 48
-    """wrong predictions shown with their heat maps, the worst first"""
-    pairs: Annotated[int, Field(ge=0)] = 12
-    """most confused pairs of classes that are shown side by side"""
-    explained: Count | None = 1000
-    """images, drawn at random, whose heat maps are held against boxes and parts; null: all"""
-    neighbours: Annotated[int, Field(ge=0)] = 2
-    """nearest training images beside each mistaken one; 0: none, and no pass over the training images"""
-    picture_px: Annotated[int, Field(ge=32, le=1024)] = 224
-    """longer side of a picture in report.html"""
-
-
-class TrackingConfig(Section):
-    wandb: Literal["disabled", "offline", "online"] = "disabled"
-    project: str = "plumage"
-    entity: str | None = None
-    """W&B user or team; null: the key's own"""
-    log_every_steps: Count = 10
-    """a line of log.jsonl every so many training steps"""
-
-
 class Config(Section):
     """A whole run."""
 
@@ -357,6 +318,7 @@ class Config(Section):
             "train.compile": self.train.compile,
             "optim.batch_size=auto": self.optim.batch_size == "auto",
             "snapmix": any(way.name == "snapmix" for way in self.train.mix),
+            "tracking.gradients_every_steps": self.tracking.gradients_every_steps is not None,
             "a phase until swats": any(isinstance(phase.until, SwatsRule) for phase in self.optim.phases),
         }
         if asked := [name for name, asks_for_it in asks.items() if asks_for_it]:

@@ -1,6 +1,6 @@
 """One pass over the data: learning, or looking."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +37,13 @@ class Learning:
 
 
 def learn(
-    state: TrainState, parallel: nn.Module, batch: Batch, images: int, rates: Rates, how: Learning
+    state: TrainState,
+    parallel: nn.Module,
+    batch: Batch,
+    images: int,
+    rates: Rates,
+    how: Learning,
+    inspect: Callable[[], None] | None = None,
 ) -> Tensor:
     """Take one optimizer step; return this rank's sums: float64 [3], loss, correct, and the gradient's norm.
 
@@ -48,6 +54,7 @@ def learn(
         parallel: `state.model`, wrapped to average gradients over ranks.
         batch: this rank's share.
         images: size of the batch over all ranks.
+        inspect: called while the parameters have the step's gradients, before clipping.
     """
     # Dropout and stochastic depth draw from a stream named by the step: nothing to save or restore.
     torch.manual_seed(seeding.seed_of("step", how.seed, state.step, how.ranks.rank))
@@ -61,6 +68,8 @@ def learn(
         with without_exchange(parallel, while_=number < len(passes)):
             sums[:2] += _backward(state, parallel, part, images, draws, how)
     state.scaler.unscale_(state.optimizer)
+    if inspect is not None:
+        inspect()
     norm = optim.clip(state.optimizer, how.clip_norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()

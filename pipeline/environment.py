@@ -22,6 +22,8 @@ PACKAGES = (
     "pandas",
     "pillow",
     "scikit-learn",
+    "tensorboard",
+    "optuna",
     "wandb",
 )
 

@@ -47,7 +47,8 @@ class Job:
         """
         self.config, self.ranks = config, ranks
         data = prepare.load(config)
-        self.train_rows, self.val_rows = (np.array(data.rows(split), np.int64) for split in ("train", "val"))
+        self.train_rows = training_rows(config, data)
+        self.val_rows = np.array(data.rows("val"), np.int64)
         if not len(self.train_rows):
             raise DataError("the sample table has no training image; check the data set's official split")
         self.ids = data.samples["id"].to_numpy("int64", copy=True)
@@ -179,6 +180,23 @@ def start(job: Job) -> Start:
     if lr is not None:  # with train.resume_force it may be another one
         fresh.state.phase.lr = lr
     return Start(fresh.state, content["weights"], content["precision"], content["batch_size"])
+
+
+def training_rows(config: Config, data: prepare.Prepared) -> npt.NDArray[np.int64]:
+    """The rows of the sample table that are learned from, rising: of split train, `train.subset` of each class.
+
+    A smaller share of the same seed is a part of a larger one. At least one image of each class stays.
+    """
+    rows = np.array(data.rows("train"), np.int64)
+    if config.train.subset == 1:
+        return rows
+    labels = data.samples["label"].to_numpy("int64")[rows]
+    kept = []
+    for label in np.unique(labels):
+        of_class = rows[labels == label]
+        order = seeding.generator("subset", config.seed, int(label)).permutation(len(of_class))
+        kept.append(of_class[order[: max(1, round(config.train.subset * len(of_class)))]])
+    return np.sort(np.concatenate(kept))
 
 
 def images_per_step(config: Config, epoch: int) -> int:

@@ -6,7 +6,7 @@ from pipeline import phases, terminal
 from pipeline.config import Config
 from pipeline.data import prepare
 from pipeline.errors import DataError
-from pipeline.job import calendar
+from pipeline.job import calendar, training_rows
 from pipeline.phases import PhaseState
 from pipeline.report import curves
 from pipeline.schedule import Calendar
@@ -37,7 +37,7 @@ def preview(config: Config) -> dict[str, Any]:
 
 def _calendar(config: Config) -> tuple[Calendar, bool]:
     try:
-        return calendar(config, len(prepare.load(config).rows("train"))), True
+        return calendar(config, len(training_rows(config, prepare.load(config)))), True
     except DataError:
         return Calendar((NOMINAL_STEPS,) * config.train.epochs), False
 

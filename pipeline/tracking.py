@@ -1,21 +1,19 @@
-"""Where numbers leave: JSON lines always, Weights & Biases if asked."""
+"""Where the records of a run go: into log.jsonl always, and from there to whatever was asked for."""
 
-import json
-import os
-import secrets
-import time
-from collections.abc import Mapping
+import csv
+import shutil
+from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TextIO
 
-from pipeline import files, terminal
+from pipeline import records
 from pipeline.config import Config
-
-Record = Mapping[str, Any]
+from pipeline.records import ALL, CLOCKS, FIELDS, Record
 
 
 class Tracker(Protocol):
-    """Takes records: plain scalars with at least `kind` ("step", "val", "phase" or "epoch") and `step`."""
+    """Takes records: see `records.FIELDS`."""
 
     def log(self, record: Record) -> None:
         """Take one record."""
@@ -34,104 +32,126 @@ class Nothing:
         """Nothing to close."""
 
 
-class JsonLines:
-    """Appends records to a file, one a line, each with `seconds` and `cpu_seconds` of the run so far.
+class Both:
+    """Hands each record to one tracker, then to another."""
 
-    The first is what the clock says, the second what this process computed; the time in which the run
-    was interrupted counts in neither.
-    On opening, a half line that a kill left at the end and the records of steps that will be done
-    again (beyond `step`) are taken out, so that an interrupted run has the log of one that was not.
-    """
-
-    def __init__(self, path: Path, step: int) -> None:
-        kept = [(line, record) for line, record in read_lines(path) if record["step"] <= step]
-        files.write_text(path, "".join(line for line, _ in kept))
-        self._stream = path.open("a", encoding="utf-8")
-        last = kept[-1][1] if kept else {}
-        self._clocks = [
-            (name, clock, last.get(name, 0.0) - clock())
-            for name, clock in (("seconds", time.monotonic), ("cpu_seconds", time.process_time))
-        ]
-
-    def log(self, record: Record) -> None:
-        """Append a record; it survives a kill of the process from here on."""
-        clocks = {name: round(before + clock(), 3) for name, clock, before in self._clocks}
-        self._stream.write(json.dumps({**record, **clocks}) + "\n")
-        self._stream.flush()
-
-    def close(self) -> None:
-        """Sync and close the file."""
-        os.fsync(self._stream.fileno())
-        self._stream.close()
-
-
-class Wandb:
-    """A run of Weights & Biases; its id stands in the run directory, so that a resumed run goes on."""
-
-    def __init__(self, config: Config) -> None:
-        import wandb
-
-        id_file = config.run_dir / "wandb_id"
-        run_id = id_file.read_text().strip() if id_file.is_file() else secrets.token_hex(4)
-        self._run = wandb.init(
-            mode=config.tracking.wandb,
-            project=config.tracking.project,
-            entity=config.tracking.entity,
-            name=config.run.name,
-            id=run_id,
-            resume="allow",
-            dir=config.run_dir,
-            config=config.model_dump(mode="json"),
-        )
-        files.write_text(id_file, run_id + "\n")
-
-    def log(self, record: Record) -> None:
-        """Send a record at its step."""
-        values = {f"{record['kind']}/{name}": v for name, v in record.items() if name not in ("kind", "step")}
-        self._run.log(values, step=record["step"])
-
-    def close(self) -> None:
-        """Finish the upload."""
-        self._run.finish()
-
-
-class Several:
-    """Hands each record to several trackers."""
-
-    def __init__(self, *trackers: Tracker) -> None:
-        self._trackers = trackers
+    def __init__(self, one: Tracker, other: Tracker) -> None:
+        self._one, self._other = one, other
 
     def log(self, record: Record) -> None:
         """Hand a record on."""
-        for tracker in self._trackers:
-            tracker.log(record)
+        self._one.log(record)
+        self._other.log(record)
 
     def close(self) -> None:
-        """Close all of them."""
+        """Close both."""
+        self._one.close()
+        self._other.close()
+
+
+class Logged:
+    """Writes each record to log.jsonl, and hands it, as it stands there, to several trackers."""
+
+    def __init__(self, log: records.Log, trackers: Iterable[Tracker]) -> None:
+        self._log, self._trackers = log, tuple(trackers)
+
+    def log(self, record: Record) -> None:
+        """Write a record and hand it on."""
+        written = self._log.append(record)
+        for tracker in self._trackers:
+            tracker.log(written)
+
+    def close(self) -> None:
+        """Close the log, then the trackers."""
+        self._log.close()
         for tracker in self._trackers:
             tracker.close()
 
 
+class TensorBoard:
+    """Event files with a scalar `KIND/FIELD` at its step, of every number that a record has."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter  # takes a second
+
+        self._writer = SummaryWriter(folder)
+
+    def log(self, record: Record) -> None:
+        """Write a record's numbers, and its histograms."""
+        step, when = record["step"], record.get("time")
+        for name in FIELDS[record["kind"]]:
+            value = record[name]
+            if isinstance(value, int | float):
+                self._writer.add_scalar(f"{record['kind']}/{name}", value, step, when, new_style=True)
+        for name, histogram in record.get("histograms", {}).items():
+            self._add_histogram(f"gradients/{name}", histogram["counts"], histogram["edges"], step, when)
+
+    def _add_histogram(
+        self, tag: str, counts: list[int], edges: list[float], step: int, when: float | None
+    ) -> None:
+        """Centres stand for the values of a bin in the sums: the values themselves are not in the log."""
+        centres = [(low + high) / 2 for low, high in pairwise(edges)]
+        self._writer.add_histogram_raw(
+            tag,
+            min=edges[0],
+            max=edges[-1],
+            num=sum(counts),
+            sum=sum(n * x for n, x in zip(counts, centres, strict=True)),
+            sum_squares=sum(n * x * x for n, x in zip(counts, centres, strict=True)),
+            bucket_limits=edges[1:],
+            bucket_counts=counts,
+            global_step=step,
+            walltime=when,
+        )
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
+
+
+class Csv:
+    """A table for each kind of record, KIND.csv, a row a record; histograms are left out."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self._folder = folder
+        self._tables: dict[str, TextIO] = {}
+
+    def log(self, record: Record) -> None:
+        """Append a row."""
+        kind = record["kind"]
+        columns = [name for name in (*ALL, *FIELDS[kind], *CLOCKS) if name not in ("kind", "histograms")]
+        if kind not in self._tables:
+            self._tables[kind] = (self._folder / f"{kind}.csv").open("w", encoding="utf-8", newline="")
+            csv.writer(self._tables[kind]).writerow(columns)
+        csv.writer(self._tables[kind]).writerow([record.get(name) for name in columns])
+        self._tables[kind].flush()
+
+    def close(self) -> None:
+        """Close the tables."""
+        for table in self._tables.values():
+            table.close()
+
+
 def tracker(config: Config, step: int) -> Tracker:
-    """The trackers that `config` asks for, going on from `step`.
+    """Where the records of a run go that goes on from `step`, as `config.tracking` has it.
 
-    When W&B cannot start (no key, no network), training goes on without it after one warning.
+    What is made from the log is made anew from its records so far: after a kill it holds what the log holds.
+
+    Raises:
+        DataError: the log is of a later version, or damaged.
     """
-    lines = JsonLines(config.run_dir / "log.jsonl", step)
-    if config.tracking.wandb == "disabled":
-        return lines
-    from wandb.errors import Error
-
-    try:
-        return Several(lines, Wandb(config))
-    except Error as error:
-        terminal.warn(f"W&B does not start ({error}); going on with {config.run_dir / 'log.jsonl'} alone")
-        return lines
-
-
-def read_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The whole lines of a log with their records; a half line at the end is left out."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [(line, json.loads(line)) for line in lines if line.endswith("\n")]
+    log = records.Log(config.run_dir / "log.jsonl", step)
+    made: list[Tracker] = []
+    for wanted, kind, name in (
+        (config.tracking.tensorboard, TensorBoard, "tensorboard"),
+        (config.tracking.csv, Csv, "csv"),
+    ):
+        folder = config.run_dir / name
+        if wanted:
+            shutil.rmtree(folder, ignore_errors=True)
+            made.append(kind(folder))
+    for record in log.before:
+        for one in made:
+            one.log(record)
+    return Logged(log, made)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,12 +12,14 @@ from pipeline import (
     distributed,
     engine,
     files,
+    gradients,
     job,
     memory,
     optim,
     phases,
     resume,
     signals,
+    status,
     terminal,
 )
 from pipeline.announce import announce
@@ -31,13 +34,16 @@ from pipeline.job import Job
 from pipeline.meter import Meter, NotFinite
 from pipeline.parallel import replicate
 from pipeline.report import curves
-from pipeline.tracking import Nothing, Tracker, tracker
+from pipeline.tracking import Both, Nothing, Tracker, tracker
 
 REDRAW_S = 60.0  # of curves.png, at the most
 
 
-def train(config: Config) -> dict[str, Any]:
+def train(config: Config, watch: Tracker = Nothing()) -> dict[str, Any]:  # noqa: B008  # it has no state
     """Train, or go on training; return where the best checkpoint is (on the first rank).
+
+    Args:
+        watch: is handed every record on the first rank; what it raises ends the run.
 
     Raises:
         UserError: data, weights or checkpoint are missing or do not fit, or the loss diverged.
@@ -47,9 +53,9 @@ def train(config: Config) -> dict[str, Any]:
     with joined as ranks, signals.deferred() as stop:
         run = Run(config, ranks, stop)
         try:
-            run.complete()
-        except NotFinite as found:
-            raise run.diverged(found) from found
+            with status.running(config.run_dir) if ranks.first else nullcontext():
+                run.open(watch)
+                run.complete()
         finally:
             run.close()
         return run.result() if ranks.first else {}
@@ -72,21 +78,31 @@ class Run:
         # Of an epoch that an earlier process learned, and that is only to be closed, the speed is not known.
         self.speed: dict[str, float | None] = {"images_per_s": None, "data_wait": None}
         self.saved_at = self.drawn_at = time.monotonic()
-        if ranks.first:
-            if resume.wanted_of(config) == "never":
-                resume.put_aside(config.run_dir)
+        if ranks.first and resume.wanted_of(config) == "never":
+            resume.put_aside(config.run_dir)
+
+    def open(self, watch: Tracker) -> None:
+        """Say what begins, and open the log, on the first rank."""
+        if self.ranks.first:
             if not self._finished():  # else leave its record alone: it may be of other code, another machine
                 announce(self.job, self.start, self.last_step)
-            self.track = tracker(config, self.state.step)
+            self.track = Both(tracker(self.config, self.state.step), watch)
 
     def complete(self) -> None:
-        """Learn and validate, epoch by epoch, until the last step."""
-        while True:
-            if self.state.totals.seen and self._epoch_is_over():
-                self._close_epoch()
-            if self._finished():
-                return
-            self._learn_epoch()
+        """Learn and validate, epoch by epoch, until the last step.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
+        try:
+            while True:
+                if self.state.totals.seen and self._epoch_is_over():
+                    self._close_epoch()
+                if self._finished():
+                    return
+                self._learn_epoch()
+        except NotFinite as found:
+            raise self._diverged(found) from found
 
     def close(self) -> None:
         """End the log, and draw it."""
@@ -136,7 +152,8 @@ class Run:
             for draws, batch in zip(batches, meter.waiting(served), strict=True):
                 self._enter_phase()
                 rates = phases.rates(self.config, state.phase, state.step, self.calendar)
-                of_batch = engine.learn(state, self.parallel, batch, len(draws), rates, self.how)
+                inspect = self._log_gradients if self._histograms_are_due() else None
+                of_batch = engine.learn(state, self.parallel, batch, len(draws), rates, self.how, inspect)
                 meter.add(state.step, draws, of_batch)
                 bar.advance(len(draws), **self._log_step(rates, meter))
                 if self._look_is_due():
@@ -191,6 +208,14 @@ class Run:
         last = meter.last()
         self.track.log({"kind": "step", "step": self.state.step, **rates._asdict(), **last})
         return {"loss": last["loss"], "lr": rates.lr}
+
+    def _histograms_are_due(self) -> bool:
+        every = self.config.tracking.gradients_every_steps
+        return self.ranks.first and every is not None and (self.state.step + 1) % every == 0
+
+    def _log_gradients(self) -> None:
+        found = gradients.histograms(self.state.model)
+        self.track.log({"kind": "gradients", "step": self.state.step + 1, "histograms": found})
 
     def _look_is_due(self) -> bool:
         every = self.config.train.eval_every_steps
@@ -313,7 +338,7 @@ class Run:
             f"{self.last_step}, saved in {self.config.checkpoints_dir / 'last.pt'}; the same command goes on"
         )
 
-    def diverged(self, found: NotFinite) -> UserError:
+    def _diverged(self, found: NotFinite) -> UserError:
         """Write down which images were in the batch; the sentence that ends the run."""
         path = self.config.run_dir / "diverged.json"
         images = self.job.ids[found.draws % len(self.job.labels)].tolist()

@@ -43,7 +43,7 @@ OVERRIDES = [
     "train.device=cpu",
     "tracking.log_every_steps=1",
 ]
-CLOCK = ("seconds", "cpu_seconds", "images_per_s", "data_wait", "memory_gib")
+CLOCK = ("time", "seconds", "cpu_seconds", "images_per_s", "data_wait", "memory_gib")
 DEADLINE_S = 120.0
 
 

@@ -11,8 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pipeline import cli, config_file, files
-from pipeline.config import Config
+from pipeline import cli, config_file, files, records
 from pipeline.errors import ConfigError
 from pipeline.studies import figures, plan, results, run
 from pipeline.studies.plan import Plan
@@ -286,7 +285,7 @@ def test_figures_in_tables(value: float, words: str) -> None:
 
 def test_the_lines_of_the_figures_are_means_over_the_seeds(done: Path) -> None:
     members = Plan(done / "which.yaml").members({"tuned": 0.02})[:2]
-    logs = [results.log(member.config.run_dir) for member in members]
+    logs = [results.log(member) for member in members]
     of_val = figures._validated(members, "val_loss")
     epochs = [[line for line in log if line["kind"] == "epoch"] for log in logs]
     assert of_val.index.tolist() == [5, 10, 15]
@@ -318,17 +317,13 @@ def test_the_other_figures_are_drawn_from_the_same_runs(done: Path, tmp_path: Pa
 
 
 def test_validation_chooses_as_the_run_does(done: Path) -> None:
-    config: Config = Plan(done / "which.yaml").members({"tuned": 0.02})[0].config
-    lines = results.log(config.run_dir)
-    content = tiny.records(config.run_dir / "log.jsonl")
-    assert len(lines) == len(content)
     tied = [
         {"kind": "epoch", "step": 1, "val_top1": 0.5, "val_loss": 1.0},
         {"kind": "val", "step": 2, "val_top1": 0.5, "val_loss": 0.9},
         {"kind": "epoch", "step": 3, "val_top1": 0.4, "val_loss": 0.1},
         {"kind": "step", "step": 4, "loss": 0.1},
     ]
-    assert results.best(tied)["step"] == 2
+    assert records.best(tied)["step"] == 2
 
 
 def test_a_study_needs_a_file_that_is_there() -> None:

@@ -278,18 +278,6 @@ def test_a_checkpoint_holds_no_code_and_a_pickle_with_code_is_refused(trained: P
     assert not Path("evil").exists()
 
 
-def test_wandb_offline_writes_a_run_and_keeps_its_id(birds: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "WANDB_SILENT": "true"}
-    for steps in (2, 4):
-        words = tiny.command("train", tmp_path, "tracking.wandb=offline", f"train.max_steps={steps}")
-        assert tiny.launch(words, env=environment).returncode == 0
-    run = tmp_path / "runs" / "tiny"
-    run_id = (run / "wandb_id").read_text().strip()
-    stored = sorted((run / "wandb").glob("offline-run-*"))
-    assert len(stored) == 2
-    assert all(folder.name.endswith(run_id) and list(folder.glob("*.wandb")) for folder in stored)
-
-
 def test_going_on_needs_no_pretrained_weights(birds: Path, tmp_path: Path) -> None:
     first = tmp_path / "first.pth"
     assert tiny.do("train", tmp_path, "train.max_steps=1", "run.name=source") == 0

@@ -1,7 +1,6 @@
 """A job small enough to run many times: drawn birds at 32 px, timm's smallest residual network."""
 
 import functools
-import json
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import torch
 from pipeline import config_file
 from pipeline.cli import run
 from pipeline.config import Config
+from pipeline.records import read
 
 SPECIES, IMAGES, TRAIN = 6, 10, 7
 
@@ -75,7 +75,6 @@ def same_weights(one: Path, other: Path) -> bool:
 
 
 def records(log: Path) -> list[dict[str, Any]]:
-    """A log without what depends on the clock."""
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    clock = ("seconds", "cpu_seconds", "images_per_s", "data_wait", "memory_gib")
-    return [{key: value for key, value in line.items() if key not in clock} for line in lines]
+    """A log without its header and what depends on the clock."""
+    clock = ("time", "seconds", "cpu_seconds", "images_per_s", "data_wait", "memory_gib")
+    return [{key: value for key, value in line.items() if key not in clock} for line in read(log)]

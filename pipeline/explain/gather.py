@@ -25,6 +25,7 @@ from pipeline.config import Config
 from pipeline.data import prepare, table
 from pipeline.distributed import Ranks
 from pipeline.explain import annotations, chosen, heatmaps, neighbours, pointing
+from pipeline.job import training_rows
 from pipeline.trained import Trained
 
 RECALL_AT = (1, 5)
@@ -188,7 +189,7 @@ def _features(evaluation: Evaluation, found: Explained) -> None:
 def _nearest(evaluation: Evaluation, source: _Source, found: Explained) -> None:
     """The training images nearest to each mistaken one that a page of a pair shows."""
     k = evaluation.config.report.neighbours
-    rows = np.array(evaluation.data.rows("train"), np.int64)
+    rows = training_rows(evaluation.config, evaluation.data)
     ids = chosen.of_pairs(evaluation.predicted, evaluation.pairs, evaluation.config.report.pairs)
     if k == 0 or not ids:
         return

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import files, tracking
+from pipeline import files, records
 from pipeline.data import prepare
 from pipeline.explain import annotations, chosen
 from pipeline.explain.gather import Evaluation, Explained
@@ -40,8 +40,8 @@ def interval(low: float, high: float, digits: int = 1) -> str:
 
 def training(evaluation: Evaluation) -> str:
     """The curves of training as SVG, empty when the run has no log of an epoch."""
-    records = [record for _, record in tracking.read_lines(evaluation.config.run_dir / "log.jsonl")]
-    return figures.curves(records, int(evaluation.about["epoch"]))
+    found = records.read(evaluation.config.run_dir / "log.jsonl")
+    return figures.curves(found, int(evaluation.about["epoch"]))
 
 
 def classes(evaluation: Evaluation, pictures: Pictures) -> list[Values]:

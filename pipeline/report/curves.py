@@ -9,10 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from pipeline import files
-from pipeline.tracking import read_lines
+from pipeline import files, records
+from pipeline.records import Record
 
-Record = Mapping[str, Any]
 TRAIN, VALIDATION, MARK = "#8a8f98", "#1f6feb", "#d1495b"
 FAR_APART = 5.0
 STYLE: Any = {
@@ -27,11 +26,11 @@ STYLE: Any = {
 
 def draw(run_dir: Path) -> None:
     """Draw `curves.png` from a run's `log.jsonl`; nothing before its first epoch is over."""
-    records = [record for _, record in read_lines(run_dir / "log.jsonl")]
-    epochs = [record for record in records if record["kind"] == "epoch"]
+    found = records.read(run_dir / "log.jsonl")
+    epochs = [record for record in found if record["kind"] == "epoch"]
     if not epochs:
         return
-    looks = sorted((r for r in records if r["kind"] in ("val", "epoch")), key=lambda record: record["step"])
+    looks = sorted((r for r in found if r["kind"] in ("val", "epoch")), key=lambda record: record["step"])
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 4), layout="constrained")
         losses, accuracies = figure.subplots(1, 2)
@@ -40,7 +39,7 @@ def draw(run_dir: Path) -> None:
         accuracies.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         _mark_best(accuracies, looks)
         for axes in (losses, accuracies):
-            mark_phases(axes, records, MARK)
+            mark_phases(axes, found, MARK)
             _mark_drops(axes, epochs)
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -126,7 +125,8 @@ def _show_steps(axes: Axes, steps_per_epoch: float) -> None:
 def _mark_best(axes: Axes, looks: Sequence[Record]) -> None:
     if looks[0]["val_top1"] is None:
         return
-    best = max(looks, key=lambda record: (record["val_top1"], -record["val_loss"]))
+    best = records.best(looks)
+    assert best is not None
     axes.plot(best["epoch"], best["val_top1"], "o", color=MARK, zorder=3)
     axes.annotate(
         f"{best['val_top1']:.1%}, "

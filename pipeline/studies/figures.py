@@ -111,7 +111,7 @@ def _spread(runs: Any) -> pd.DataFrame:
 
 def _column(member: Member, kind: str, name: str) -> "pd.Series[float]":
     """A value of the log's records of a kind, against the step."""
-    records = [record for record in results.log(member.config.run_dir) if record["kind"] == kind]
+    records = [record for record in results.log(member) if record["kind"] == kind]
     return pd.Series({record["step"]: record[name] for record in records}, dtype=float)
 
 
@@ -125,7 +125,7 @@ def _validated(members: Sequence[Member], name: str) -> pd.DataFrame:
     """A value of validation, within epochs and at their ends."""
 
     def one(member: Member) -> "pd.Series[float]":
-        records = [record for record in results.log(member.config.run_dir) if record.get(name) is not None]
+        records = [record for record in results.log(member) if record.get(name) is not None]
         return pd.Series({record["step"]: record[name] for record in records}, dtype=float)
 
     return _spread(map(one, members))
@@ -138,7 +138,7 @@ def _seconds(members: Sequence[Member]) -> "pd.Series[float]":
 
 def _epochs(member: Member) -> "pd.Series[float]":
     """Training error against the epoch."""
-    records = [record for record in results.log(member.config.run_dir) if record["kind"] == "epoch"]
+    records = [record for record in results.log(member) if record["kind"] == "epoch"]
     return pd.Series({record["epoch"]: 1 - record["train_top1"] for record in records}, dtype=float)
 
 

@@ -1,7 +1,6 @@
 """Runs become rows, rows become a table with means over the seeds and their intervals."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +8,9 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from pipeline import stored
+from pipeline import records, stored
 from pipeline.intervals import LEVEL
 from pipeline.studies.plan import Member
-from pipeline.tracking import read_lines
 
 # What is measured of a run, as columns of runs.csv:
 # test_top1: of the checkpoint that was the best on validation. val_top1, val_loss: its validation.
@@ -20,22 +18,17 @@ from pipeline.tracking import read_lines
 MEASURES = ("test_top1", "val_top1", "train_error")
 
 
-def log(run_dir: Path) -> list[dict[str, Any]]:
-    """The records of a run's log."""
-    return [record for _, record in read_lines(run_dir / "log.jsonl")]
-
-
-def best(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The record whose validation chose the run's best checkpoint: highest top-1; of equals, lowest loss."""
-    validated = [record for record in records if record.get("val_top1") is not None]
-    return max(validated, key=lambda record: (record["val_top1"], -record["val_loss"]))
+def log(member: Member) -> list[dict[str, Any]]:
+    """The records of a run."""
+    return records.read(member.config.run_dir / "log.jsonl")
 
 
 def row(member: Member) -> dict[str, Any]:
     """What a finished run has come to, as a row of runs.csv."""
     config = member.config
-    records = log(config.run_dir)
-    chosen, last = best(records), [record for record in records if record["kind"] == "epoch"][-1]
+    logged = log(member)
+    chosen, last = records.best(logged), [record for record in logged if record["kind"] == "epoch"][-1]
+    assert chosen is not None, "a study validates"
     tested = stored.read_metrics(stored.folder_of(config.run_dir, "test"))
     return {
         "condition": member.condition,

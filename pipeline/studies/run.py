@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline import files, terminal
+from pipeline import files, records, terminal
 from pipeline.data import table
 from pipeline.data.prepare import prepare
 from pipeline.errors import ConfigError, DataError
@@ -151,16 +151,16 @@ def _choose(tries: Sequence[Member]) -> tuple[dict[str, float], list[dict[str, A
     """
     rows: list[dict[str, Any]] = []
     for member in tries:
-        records = results.log(member.config.run_dir)
+        log = results.log(member)
         diverged = files.read_json(_stamp(member))["status"] == "diverged"
-        best = {} if diverged else results.best(records)
+        best = (None if diverged else records.best(log)) or {}
         rows.append(
             {
                 "arm": member.arm,
                 "lr": member.lr,
                 "val_top1": best.get("val_top1"),
                 "val_loss": best.get("val_loss"),
-                "cpu_seconds": records[-1]["cpu_seconds"] if records else 0.0,
+                "cpu_seconds": log[-1]["cpu_seconds"] if log else 0.0,
             }
         )
     chosen: dict[str, float] = {}

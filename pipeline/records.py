@@ -1,0 +1,153 @@
+"""log.jsonl, the one source of a training's numbers: a record a line, written as it happens.
+
+Everything else that shows them (W&B, TensorBoard, tables, curves) is made from these lines, then or later.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline import files
+from pipeline.errors import DataError
+
+Record = Mapping[str, Any]
+
+SCHEMA, VERSION = "plumage/log", 1
+HEADER = {"kind": "log", "step": 0, "schema": SCHEMA, "version": VERSION}
+CLOCKS = {
+    "time": "when it was written, seconds since 1970",
+    "seconds": "of the run so far by the clock; time in which it was interrupted does not count",
+    "cpu_seconds": "of the run so far that this process computed",
+}
+ALL = {"kind": "of the record", "step": "optimizer steps taken, from 1"}
+RATES = {"lr": "learning rate of the step", "momentum": "of SGD, or Adam's first beta"}
+NORM = "of the whole gradient, before clipping"
+# The fields of each kind beside those of ALL and CLOCKS. A value that is not finite, or not there, is null.
+FIELDS: dict[str, dict[str, str]] = {
+    "step": {**RATES, "loss": "mean over the images of the step, nats", "grad_norm": NORM},
+    "gradients": {
+        "histograms": "of each weight's gradient: name -> {counts: n integers, edges: n + 1 values}"
+    },
+    "val": {
+        "epoch": "epochs so far, a fraction",
+        "val_loss": "mean cross-entropy on validation, nats",
+        "val_top1": "top-1 accuracy on validation, 0..1",
+    },
+    "epoch": {
+        "epoch": "epochs completed",
+        "phase": "name of the optimizer",
+        "lr": "learning rate of the epoch's last step",
+        "momentum": "of the epoch's last step",
+        "train_loss": "mean over the epoch's images as they were learned, nats",
+        "train_top1": "of the same, 0..1",
+        "val_loss": "mean cross-entropy on validation, nats",
+        "val_top1": "top-1 accuracy on validation, 0..1",
+        "grad_norm": NORM + ", mean over the epoch's steps",
+        "images_per_s": "learned, over all ranks",
+        "data_wait": "share of the time in which a batch was waited for, 0..1",
+        "memory_gib": "peak of the process, or of the GPU",
+    },
+    "phase": {
+        "epoch": "epochs so far, a fraction",
+        "phase": "name of the optimizer that takes this step and those after it",
+        "lr": "its learning rate",
+    },
+}
+
+
+class Log:
+    """Appends records to a run's log, each with the clocks.
+
+    On opening, a half line that a kill left at the end and the records of steps that will be done again
+    (beyond `step`) are cut off, so that an interrupted run has the log of one that was not.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        """Open the log of a run that goes on from a step; a new one begins with the header.
+
+        Raises:
+            DataError: it is of a later version, or damaged.
+        """
+        kept = [(line, record) for line, record in _lines(path) if record["step"] <= step]
+        if not kept or kept[0][1]["kind"] != "log":  # a new log, or one from before there were headers
+            kept.insert(0, (json.dumps(HEADER) + "\n", HEADER))
+            files.write_text(path, "".join(line for line, _ in kept))
+        else:
+            os.truncate(path, sum(len(line.encode()) for line, _ in kept))
+        self.before = [record for _, record in kept[1:]]
+        self._stream = path.open("a", encoding="utf-8")
+        last = kept[-1][1]
+        self._clocks = [
+            (name, clock, last.get(name, 0.0) - clock())
+            for name, clock in (("seconds", time.monotonic), ("cpu_seconds", time.process_time))
+        ]
+
+    def append(self, record: Record) -> Record:
+        """Write a record; it survives a kill of the process from here on. Returns it as it was written."""
+        expected = FIELDS[record["kind"]].keys() | ALL.keys()
+        assert record.keys() == expected, f"fields {record.keys() ^ expected} of {record['kind']}"
+        clocks = {name: round(before + clock(), 3) for name, clock, before in self._clocks}
+        written = {**_finite(record), "time": round(time.time(), 3), **clocks}
+        self._stream.write(json.dumps(written, allow_nan=False) + "\n")
+        self._stream.flush()
+        return written
+
+    def close(self) -> None:
+        """Sync and close the file."""
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The records of a log in their order, without its header; none where there is no log.
+
+    A half line at the end is left out.
+
+    Raises:
+        DataError: the log is of a later version, or damaged.
+    """
+    return [record for _, record in _lines(path) if record["kind"] != "log"]
+
+
+def best(records: Sequence[Record]) -> Record | None:
+    """The record whose validation chose the run's best checkpoint: highest top-1; of equals, lowest loss.
+
+    None before anything is validated.
+    """
+    validated = [record for record in records if record.get("val_top1") is not None]
+    return max(validated, key=lambda record: (record["val_top1"], -record["val_loss"]), default=None)
+
+
+def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """The whole lines of a log with their records, header and all."""
+    if not path.is_file():
+        return []
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
+    records = [_record(path, number, line) for number, line in enumerate(lines, start=1)]
+    if records and records[0].get("version", VERSION) > VERSION:
+        raise DataError(
+            f"{path}: has version {records[0]['version']} of {SCHEMA} and this program knows {VERSION}; update plumage"
+        )
+    return list(zip(lines, records, strict=True))
+
+
+def _record(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+        if isinstance(record["kind"], str) and isinstance(record["step"], int):
+            return dict(record)
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise DataError(f"{path}, line {number}: no record of a log; take that line out, or restore the file")
+
+
+def _finite(record: Record) -> dict[str, Any]:
+    """JSON has no word for infinity: fp16's first steps have such a gradient."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in record.items()
+    }
