@@ -14,7 +14,6 @@ from pipeline.sync.rows import Row
 
 INIT_WAIT_S = 30.0
 STATES = {"finished": 0, "stopped": 1, "failed": 1, "killed": 1}  # exit codes; W&B's state follows from them
-BINS_AT_MOST = 512
 Run = Any  # wandb.Run; the module is imported only when something is sent
 
 
@@ -66,8 +65,8 @@ def begin(place: Place, folder: Path, *, offline: bool = False, watched: int | N
         x_stats_pid=watched or os.getpid(),
         x_stats_track_process_tree=True,
         x_update_finish_state=place.state() != "running" or watched is not None,
-        init_timeout=INIT_WAIT_S,
-        finish_timeout=tracking.upload_wait_s,
+        init_timeout=min(INIT_WAIT_S, max(tracking.upload_wait_s, 1.0)),
+        finish_timeout=max(tracking.upload_wait_s, 1.0),  # 0 would be for ever
         finish_timeout_raises=True,
         silent=True,
         reinit="create_new",

@@ -2,6 +2,7 @@
 
 import fcntl
 import secrets
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,10 +58,15 @@ class Place:
         found = self.status()
         return "stopped" if found is None else found.state
 
+    def diverged(self) -> bool:
+        """Whether the run failed because its loss was not finite."""
+        path, found = self.run_dir / "diverged.json", self.status()
+        failed = found is not None and found.state == "failed" and path.is_file()
+        return failed and found.why.startswith(f"step {files.read_json(path)['step']}: ")
+
     def over(self) -> bool:
-        """Whether nothing can be added to the last step: the run finished, or its loss diverged."""
-        diverged = self.state() == "failed" and (self.run_dir / "diverged.json").is_file()
-        return self.state() == "finished" or diverged
+        """Whether nothing will be added to the last step: the run finished, or its loss diverged."""
+        return self.state() == "finished" or self.diverged()
 
     def environment(self) -> dict[str, Any]:
         """The content of `environment.json`, empty when there is none."""
@@ -83,14 +89,26 @@ class Place:
         files.write_json(self.run_dir / "wandb.json", {**known, "alerts": [*known["alerts"], alert]})
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Hold the run for one sender; a `UserError` says that another process sends it."""
+    def alone(self, wait_s: float = 0) -> Iterator[None]:
+        """Hold the run for one sender, after at most `wait_s`; a `UserError` says that another process sends it."""
         self.folder.mkdir(exist_ok=True)
+        deadline = time.monotonic() + wait_s
         with (self.folder / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"{self.run_dir}: another process is sending this run to W&B; wait until it is done"
-                ) from None
+            while not _locked(lock.fileno()):
+                if time.monotonic() >= deadline:
+                    raise UserError(
+                        f"{self.run_dir}: another process is sending this run to W&B; wait until it is done"
+                    )
+                time.sleep(0.2)
             yield
+
+
+def _locked(descriptor: int) -> bool:
+    """Take the lock unless another process has it; the system drops it with the process."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True

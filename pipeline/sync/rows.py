@@ -1,11 +1,11 @@
 """Records of a log become rows of a W&B run: which of them may be sent, and under which keys."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Record = Mapping[str, Any]
-
+from pipeline import records
+from pipeline.records import Record
 
 @dataclass(frozen=True)
 class Row:
@@ -30,25 +30,22 @@ def rows(records: Iterable[Record], over: bool) -> list[Row]:
     return [Row(step, by_step[step]) for step in complete]
 
 
-def best(records: Sequence[Record]) -> dict[str, Any]:
-    """Epoch and step of the run's best look, with its validation values; of the last epoch without validation.
+def best(found: Sequence[Record]) -> dict[str, Any]:
+    """Epoch, step and validation of the run's best look, as `best/NAME`; of the last epoch where nothing is validated.
 
-    The rule of training: the highest top-1, of equals the lowest loss, of these the first. Empty before the
-    first look.
+    Empty before the first epoch is over.
     """
-    looks = [record for record in records if record["kind"] in ("val", "epoch")]
-    if not looks:
-        return {}
-    chosen = looks[-1]
-    if chosen["val_top1"] is not None:
-        chosen = max(looks, key=lambda look: (look["val_top1"], -look["val_loss"]))
+    epochs = [record for record in found if record["kind"] == "epoch"]
+    chosen = records.best(found) or (epochs[-1] if epochs else None)
     names = ("epoch", "step", "val_top1", "val_loss")
-    return {f"best/{name}": chosen[name] for name in names if chosen[name] is not None}
+    return {f"best/{name}": chosen[name] for name in names if chosen[name] is not None} if chosen else {}
 
 
 def _keyed(record: Record) -> dict[str, Any]:
+    """The values of a record; W&B's `_timestamp` is when it was written, whenever it is sent."""
+    written = {"_timestamp": record["time"]}
     if record["kind"] == "gradients":
-        return {f"gradients/{name}": histogram for name, histogram in record["histograms"].items()}
-    named = {f"{record['kind']}/{name}": value for name, value in record.items()}
-    skipped = {f"{record['kind']}/{name}" for name in ("kind", "step")}
-    return {key: value for key, value in named.items() if key not in skipped and value is not None}
+        return written | {f"gradients/{name}": values for name, values in record["histograms"].items()}
+    skipped = ("kind", "step", "time")
+    values = {name: value for name, value in record.items() if name not in skipped and value is not None}
+    return written | {f"{record['kind']}/{name}": value for name, value in values.items()}
