@@ -6,6 +6,7 @@ IMAGES ?=
 GPUS ?= 1
 BENCH ?= all
 NAME ?= all
+SORT ?= started
 PYTHON ?= python3
 
 BIN := .venv/bin
@@ -13,7 +14,7 @@ READY := .venv/ready
 LAUNCH := $(if $(filter-out 1,$(GPUS)),$(BIN)/python -m pipeline.launch --standalone --nproc-per-node $(GPUS),$(BIN)/python -m pipeline)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor data train eval predict report audit study schedule lr-find summary config demo smoke test kill-test check format bench clean
+.PHONY: help setup doctor data train eval predict report audit study runs schedule lr-find summary config demo smoke test kill-test check format bench clean
 
 help: ## list the targets and their variables
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -21,7 +22,7 @@ help: ## list the targets and their variables
 	@echo '  CONFIG=$(CONFIG)   the configuration of all but demo, smoke, test and check'
 	@echo '  ARGS="optim.lr=0.01 run.name=x"   overrides, as `make config` lists them'
 	@echo '  GPUS=$(GPUS)   processes of train, eval and doctor on this machine, one a GPU'
-	@echo '  BENCH=$(BENCH)   all, loader, step, data or ddp'
+	@echo '  BENCH=$(BENCH)   all, loader, step, data, ddp or tracking'
 
 setup: $(READY) ## make .venv with all that is needed; again only when pyproject.toml changes
 
@@ -50,6 +51,9 @@ audit: $(READY) ## likely label errors and near-duplicates, by a trained model's
 
 study: $(READY) ## the runs of configs/studies/NAME.yaml, its table and its figure (NAME=all: all of them)
 	$(BIN)/python -m pipeline study $(NAME) $(ARGS)
+
+runs: $(READY) ## all runs and what came of them (SORT=best; ARGS=--csv)
+	@$(BIN)/python -m pipeline runs --sort $(SORT) $(ARGS)
 
 schedule: $(READY) ## draw learning rate, momentum and optimizer, before anything is trained
 	$(BIN)/python -m pipeline schedule --config $(CONFIG) $(ARGS)

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from pipeline import __version__, config_file, signals, terminal
 from pipeline.config import Config
-from pipeline.errors import RankLost, Stopped, UserError
+from pipeline.errors import ConfigError, RankLost, Stopped, UserError
 
 EXAMPLES = """
     examples:
@@ -28,10 +28,11 @@ EXAMPLES = """
       python -m pipeline report --config configs/cub200_resnet50.yaml run.name=low_lr report.gallery=200
       python -m pipeline compare runs/baseline runs/low_lr runs/low_lr_seed1
       python -m pipeline study residual --jobs 2               # configs/studies/residual.yaml
+      python -m pipeline runs --sort best                      # all runs; also: runs diff A B, runs rm A
       python -m pipeline config --config configs/demo.yaml       # every key, with its meaning
       torchrun --nproc-per-node 4 -m pipeline train --config configs/cub200_resnet50.yaml
 
-    standard output: one line of JSON (of config: YAML). All else goes to standard error.
+    standard output: one line of JSON (of config: YAML; of runs: the list). All else goes to standard error.
     exit codes: 0 done; 1 a bug, with its traceback; 2 you can mend it, one sentence says how;
                 75 stopped by a signal, the same command goes on from there
 """
@@ -145,6 +146,22 @@ def study(arguments: argparse.Namespace) -> dict[str, Any]:
     return study(arguments.words[0], arguments.jobs, arguments.words[1:])
 
 
+def runs(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """List all runs below a folder; `diff RUN RUN` shows in what two differ, `rm RUN...` deletes after asking."""
+    from pipeline import runs
+
+    what, *rest = arguments.words or ["runs"]
+    paths = [Path(word) for word in rest]
+    if what == "diff" and len(paths) == 2:
+        return runs.difference(*paths)
+    if what == "rm" and paths:
+        return runs.remove(paths, arguments.yes)
+    if what in ("diff", "rm") or rest:
+        raise ConfigError("runs: give a folder, or diff RUN RUN, or rm RUN...")
+    runs.listing(Path(what), arguments.sort, arguments.csv)
+    return None
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; argparse answers `--help` and unknown verbs itself."""
     parser = argparse.ArgumentParser(
@@ -187,6 +204,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "study", study, "NAME", f"a file of configs/studies, a path, or all; then {key} of every run", "+"
     )
     studying.add_argument("--jobs", type=int, metavar="N", help="runs at once; without it, one a core")
+    listing = add("runs", runs, "FOLDER", "runs, or another folder of runs; or: diff RUN RUN; or: rm RUN...")
+    listing.add_argument("--sort", default="started", metavar="COLUMN", help="of a list: by what; started")
+    listing.add_argument(
+        "--csv", action="store_true", help="a list as CSV, a column for each key that differs"
+    )
+    listing.add_argument("--yes", action="store_true", help="of rm: do not ask")
     # argparse takes no words both before and behind an option
     arguments, more = parser.parse_known_args(argv)
     if wrong := [word for word in more if word.startswith("-")]:

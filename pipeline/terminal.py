@@ -51,7 +51,14 @@ def fail(text: str) -> None:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table in full; columns after the first are aligned to the right when they hold numbers.
+    """Print a table in full."""
+    _console.print(title, style="bold", markup=False)
+    for number, line in enumerate(table(columns, rows)):
+        _console.print(line, style=None if number else "bold", markup=False)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """The lines of a table; columns after the first are aligned to the right when they hold numbers.
 
     rich's own tables are cut to the width of the terminal, and to 80 columns in a log file.
     """
@@ -62,9 +69,7 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
         numeric = position > 0 and all(text[:1] in "0123456789-+." for text in column[1:])
         spaces = [" " * (width - cell_len(text)) for text in column]
         padded.append([s + t if numeric else t + s for s, t in zip(spaces, column, strict=True)])
-    _console.print(title, style="bold", markup=False)
-    for number, row in enumerate(zip(*padded, strict=True)):
-        _console.print("  ".join(row).rstrip(), style=None if number else "bold", markup=False)
+    return ["  ".join(row).rstrip() for row in zip(*padded, strict=True)]
 
 
 def _cell(value: object) -> str:

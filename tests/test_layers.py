@@ -56,6 +56,7 @@ LAYERS = [
     {
         "launch",
         "tracking",
+        "runs",
         "agreement",
         "models.batchnorm",
         "parallel",

@@ -111,6 +111,14 @@ def test_a_run_logs_what_the_schema_says(trained: Path) -> None:
         assert record.keys() == FIELDS[record["kind"]].keys() | records.ALL.keys() | records.CLOCKS.keys()
 
 
+def test_the_page_about_the_log_has_every_field_with_its_meaning() -> None:
+    page = (Path(__file__).parent.parent / "docs/log.md").read_text()
+    tables = [records.ALL | records.CLOCKS, *FIELDS.values()]
+    expected = [f"| `{name}` | {meaning} |" for fields in tables for name, meaning in fields.items()]
+    shown = page[page.index("## Every record") : page.index("## The same elsewhere")].splitlines()
+    assert [line for line in shown if line.startswith("| `")] == expected
+
+
 def test_of_equal_accuracy_the_lower_loss_is_the_best() -> None:
     tied = [
         {"kind": "epoch", "step": 1, "val_top1": 0.5, "val_loss": 1.0},
