@@ -66,13 +66,16 @@ class Child:
 
     def wait(self, seconds: float) -> None:
         """Wait for the end, at most so long; warn when the run is not sent then."""
+        verb = "sync --offline" if self._how == "--offline" else "sync"
+        again = f"nothing is lost, `python -m pipeline {verb} {self._run_dir}` completes it"
         try:
             code = self._wait(seconds)
         except subprocess.TimeoutExpired:
-            self._warn(f"not everything was sent in {seconds:g} s")
+            terminal.warn(f"W&B: not everything was sent in {seconds:g} s; {again}")
         else:
             if code:
-                self._warn(_last_error(self._log) or f"ended with code {code}, see {self._log}")
+                unknown = f"W&B: sending ended with code {code}, see {self._log}; {again}"
+                terminal.warn(_last_error(self._log) or unknown)
         finally:
             if not self.ended():
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -87,10 +90,6 @@ class Child:
         terminal.say(f"W&B    takes the rest of {self._run_dir}; at most {seconds:g} s")
         return self._process.wait(seconds - SAID_AFTER_S)
 
-    def _warn(self, why: str) -> None:
-        again = "sync --offline" if self._how == "--offline" else "sync"
-        terminal.warn(f"W&B has not got all: {why}; `python -m pipeline {again} {self._run_dir}` completes it")
-
 
 def _wait_s(config: Config) -> float:
     found = status.read(config.run_dir)
@@ -101,4 +100,4 @@ def _wait_s(config: Config) -> float:
 def _last_error(log: Path) -> str:
     """The sentence that the process ended with."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("error: ")]
-    return lines[-1].removeprefix("error: ").removeprefix("W&B: ") if lines else ""
+    return lines[-1].removeprefix("error: ") if lines else ""

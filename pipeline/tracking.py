@@ -9,6 +9,7 @@ from typing import Protocol, TextIO
 
 from pipeline import records
 from pipeline.config import Config
+from pipeline.follower import Follower, publish
 from pipeline.records import ALL, CLOCKS, FIELDS, Record
 
 
@@ -133,6 +134,20 @@ class Csv:
             table.close()
 
 
+class WrittenAtTheEnd:
+    """The tracker of `tracking.wandb: offline`: the W&B folder is written from the log when the run ends."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def log(self, _record: Record) -> None:
+        """The record is in the log already."""
+
+    def close(self) -> None:
+        """Write the folder."""
+        publish(self._config)
+
+
 def tracker(config: Config, step: int) -> Tracker:
     """Where the records of a run go that goes on from `step`, as `config.tracking` has it.
 
@@ -154,4 +169,8 @@ def tracker(config: Config, step: int) -> Tracker:
     for record in log.before:
         for one in made:
             one.log(record)
+    if config.tracking.wandb == "online":
+        made.append(Follower(config))
+    elif config.tracking.wandb == "offline":
+        made.append(WrittenAtTheEnd(config))
     return Logged(log, made)

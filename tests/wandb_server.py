@@ -1,8 +1,9 @@
 """A stand-in for the server of Weights & Biases: what the real `wandb` client asks for, on this machine.
 
-It keeps what a user of W&B would look at (runs with their history by line, summary, configuration and state; artifacts with
-versions that are unique by digest; alerts), over being stopped and started again on the same port. Written
-down from what wandb 0.31 sends; an operation that is not known is answered with an error and kept in `unknown`.
+It keeps what a user of W&B would look at (runs with their history by line, summary, configuration and state;
+artifacts with versions that are unique by digest; alerts), over being stopped and started again on the same port.
+Written down from what wandb 0.31 sends; an operation that is not known is answered with an error and kept in
+`unknown`.
 """
 
 import base64
@@ -140,22 +141,26 @@ class WandbServer:
         name = request.get("operationName") or re.findall(r"(?:query|mutation)\s+(\w+)", request["query"])[0]
         with self._lock:
             self.asked.append(name)
-            answer = getattr(self, f"_do_{name}", None)
+            answer = getattr(self, "_do_" + re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower(), None)
             if answer is None:
                 self.unknown.append(request["query"])
                 return {"errors": [{"message": f"the stand-in does not know {name}"}]}
-            return {"data": answer(request.get("variables") or {})}
+            try:
+                return {"data": answer(request.get("variables") or {})}
+            except (KeyError, TypeError, StopIteration) as error:
+                self.unknown.append(f"{request}: {error!r}")
+                return {"errors": [{"message": repr(error)}]}
 
-    def _do_Viewer(self, _: Values) -> Values:
+    def _do_viewer(self, _: Values) -> Values:
         teams = {"edges": [{"node": {"name": ENTITY}}]}
         flags = json.dumps({"code_saving_enabled": False})
         about = {"id": "u1", "entity": ENTITY, "username": ENTITY, "email": "b@example.org", "flags": flags}
         return {"viewer": {**about, "teams": teams}}
 
-    def _do_ServerFeaturesQuery(self, _: Values) -> Values:
+    def _do_server_features_query(self, _: Values) -> Values:
         return {"serverInfo": {"features": []}}
 
-    def _do_RunResumeStatus(self, given: Values) -> Values:
+    def _do_run_resume_status(self, given: Values) -> Values:
         run = self.runs.get(given["name"])
         project = {"id": "p", "name": given["project"], "entity": {"id": "e", "name": ENTITY}}
         if run is None:
@@ -178,7 +183,7 @@ class WandbServer:
         }
         return {"model": {**project, "bucket": bucket}}
 
-    def _do_UpsertBucket(self, given: Values) -> Values:
+    def _do_upsert_bucket(self, given: Values) -> Values:
         run_id = given.get("name") or given["id"]
         inserted = run_id not in self.runs
         run = self.runs.setdefault(run_id, WandbRun(run_id, given.get("project") or "uncategorized"))
@@ -199,27 +204,33 @@ class WandbServer:
         }
         return {"upsertBucket": {"bucket": bucket, "inserted": inserted}}
 
-    def _do_NotifyScriptableRunAlert(self, given: Values) -> Values:
+    def _do_notify_scriptable_run_alert(self, given: Values) -> Values:
         self.alerts.append(given)
         return {"notifyScriptableRunAlert": {"success": True}}
 
-    def _do_CreateRunFiles(self, given: Values) -> Values:
-        files = [{"name": name, "uploadUrl": self._upload(f"run/{given['run']}/{name}")} for name in given["files"]]
+    def _do_create_run_files(self, given: Values) -> Values:
+        files = [
+            {"name": name, "uploadUrl": self._upload(f"run/{given['run']}/{name}")} for name in given["files"]
+        ]
         return {"createRunFiles": {"runID": given["run"], "uploadHeaders": [], "files": files}}
 
-    def _do_MarkRunFilesUploaded(self, _: Values) -> Values:
+    def _do_mark_run_files_uploaded(self, _: Values) -> Values:
         return {"markRunFilesUploaded": {"success": True}}
 
     # Artifacts
 
-    def _do_ArtifactType(self, given: Values) -> Values:
+    def _do_artifact_type(self, given: Values) -> Values:
         """Of the newest version of a collection: `name` is COLLECTION:ALIAS."""
         known = [one.type for one in self.artifacts if one.name == given["name"].partition(":")[0]]
         return {"project": {"artifact": {"artifactType": {"name": known[-1]}} if known else None}}
 
-    def _do_CreateArtifact(self, given: Values) -> Values:
+    def _do_create_artifact(self, given: Values) -> Values:
         given = given["input"]
-        name = given["artifactCollectionName"] if "artifactCollectionName" in given else given["artifactCollectionNames"][0]
+        name = (
+            given["artifactCollectionName"]
+            if "artifactCollectionName" in given
+            else given["artifactCollectionNames"][0]
+        )
         known = [one for one in self.artifacts if one.name == name and one.state == "COMMITTED"]
         same = next((one for one in known if one.digest == given["digest"]), None)
         aliases = [alias["alias"] for alias in given.get("aliases") or []]
@@ -229,19 +240,31 @@ class WandbServer:
             same = Artifact(*made, metadata, aliases, given["runName"])
             self.artifacts.append(same)
         latest = {"latestArtifact": {"id": known[-1].id} if known else None}
-        return {"createArtifact": {"artifact": {"id": same.id, "state": same.state, "artifactSequence": latest}}}
+        return {
+            "createArtifact": {"artifact": {"id": same.id, "state": same.state, "artifactSequence": latest}}
+        }
 
-    def _do_CreateArtifactManifest(self, given: Values) -> Values:
+    def _do_create_artifact_manifest(self, given: Values) -> Values:
         where = f"manifest/{given['artifactID']}"
-        file = {"id": where, "uploadUrl": self._upload(where) if given["includeUpload"] else None, "uploadHeaders": []}
+        file = {
+            "id": where,
+            "uploadUrl": self._upload(where) if given["includeUpload"] else None,
+            "uploadHeaders": [],
+        }
         return {"createArtifactManifest": {"artifactManifest": {"id": given["artifactID"], "file": file}}}
 
-    def _do_UpdateArtifactManifest(self, given: Values) -> Values:
+    def _do_update_artifact_manifest(self, given: Values) -> Values:
         where = f"manifest/{given['artifactManifestID']}"
-        file = {"id": where, "uploadUrl": self._upload(where) if given["includeUpload"] else None, "uploadHeaders": []}
-        return {"updateArtifactManifest": {"artifactManifest": {"id": given["artifactManifestID"], "file": file}}}
+        file = {
+            "id": where,
+            "uploadUrl": self._upload(where) if given["includeUpload"] else None,
+            "uploadHeaders": [],
+        }
+        return {
+            "updateArtifactManifest": {"artifactManifest": {"id": given["artifactManifestID"], "file": file}}
+        }
 
-    def _do_CreateArtifactFiles(self, given: Values) -> Values:
+    def _do_create_artifact_files(self, given: Values) -> Values:
         nodes = []
         for file in given["input"]["artifactFiles"]:
             digest = base64.b64decode(file["md5"]).hex()
@@ -256,14 +279,16 @@ class WandbServer:
             )
         return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
 
-    def _do_CommitArtifact(self, given: Values) -> Values:
+    def _do_commit_artifact(self, given: Values) -> Values:
         artifact = self._artifact(given["artifactID"])
         artifact.manifest = json.loads(self.uploads[f"manifest/{artifact.id}"])
-        artifact.version = sum(one.name == artifact.name and one.state == "COMMITTED" for one in self.artifacts)
+        artifact.version = sum(
+            one.name == artifact.name and one.state == "COMMITTED" for one in self.artifacts
+        )
         artifact.state = "COMMITTED"
         return {"commitArtifact": {"artifact": {"id": artifact.id, "digest": artifact.digest}}}
 
-    def _do_ArtifactByID(self, given: Values) -> Values:
+    def _do_artifact_by_id(self, given: Values) -> Values:
         one = self._artifact(given["id"])
         project = {"id": "p", "internalId": "p", "name": "project", "entity": {"name": ENTITY}}
         collection = {"__typename": "ArtifactSequence", "name": one.name, "project": project}
@@ -295,10 +320,11 @@ class WandbServer:
         }
         return {"artifact": about}
 
-    def _do_UseArtifact(self, given: Values) -> Values:
-        artifact = self._artifact(given["input"]["artifactID"])
-        if given["input"]["runName"] not in artifact.used_by:
-            artifact.used_by.append(given["input"]["runName"])
+    def _do_use_artifact(self, given: Values) -> Values:
+        given = given.get("input", given)  # the client's core and its Python ask in two ways
+        artifact = self._artifact(given["artifactID"])
+        if given["runName"] not in artifact.used_by:
+            artifact.used_by.append(given["runName"])
         return {"useArtifact": {"artifact": {"id": artifact.id}}}
 
     def _artifact(self, id_: str) -> Artifact:
@@ -364,7 +390,9 @@ def _handler(server: WandbServer) -> type[BaseHTTPRequestHandler]:
             body = self._body()
             if server.failing or server.down():
                 return self._answer(500, {"errors": [{"message": "failing"}]})
-            if base64.b64encode(f"api:{KEY}".encode()).decode() not in (self.headers.get("Authorization") or ""):
+            if base64.b64encode(f"api:{KEY}".encode()).decode() not in (
+                self.headers.get("Authorization") or ""
+            ):
                 server.unauthorised += 1
                 return self._answer(401, {"errors": [{"message": "no such key"}]})
             sent = json.loads(body)

@@ -6,9 +6,8 @@ from typing import Any
 
 from pipeline import files
 from pipeline.data import prepare, table
-from pipeline.errors import UserError
-from pipeline.sync.client import Run, Unreachable
-from pipeline.sync.evaluation import Evaluation, Table
+from pipeline.sync.client import Run
+from pipeline.sync.evaluation import Evaluation
 from pipeline.sync.place import Place
 from pipeline.sync.rows import best
 
@@ -41,7 +40,9 @@ class Artifacts:
         about = {"samples": self._samples, "classes": int(samples["label"].nunique()), "images": counts}
         artifact = self._new(f"data-{config.data.source}", "dataset", about)
         _add(artifact, path, "samples.csv")
-        self._send(artifact, used=True)
+        # Run.use_artifact refuses to work offline; what it calls does not
+        self._run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
+        self._wait(artifact)
         return None
 
     def checkpoint(self) -> str | None:
@@ -56,11 +57,12 @@ class Artifacts:
         about = {"samples": self._samples, "sha256": self._sha256, **chosen}
         self._checkpoint = self._new(f"model-{self._run.id}", "model", about)
         _add(self._checkpoint, path, path.name)
-        self._send(self._checkpoint)
+        self._run.log_artifact(self._checkpoint)
+        self._wait(self._checkpoint)
         return None
 
-    def evaluation(self, found: Evaluation, tables: dict[str, Table]) -> None:
-        """Numbers, tables and page of one split, made with the checkpoint."""
+    def evaluation(self, found: Evaluation, tables: dict[str, Any]) -> None:
+        """Numbers, tables and page of one split, made with the checkpoint; the run's summary shows the tables."""
         digest = found.metrics.get("checkpoint_sha256")
         about = {"samples": self._samples, "checkpoint_sha256": digest, "split": found.split}
         artifact = self._new(f"evaluation-{self._run.id}-{found.split}", "evaluation", about)
@@ -70,32 +72,17 @@ class Artifacts:
             artifact.add(content, name)
         if self._checkpoint is not None and digest == self._sha256 and not self._offline:
             self._run.use_artifact(self._checkpoint)
-        self._send(artifact)
+        self._run.log_artifact(artifact)
+        self._run.summary.update({f"eval/{found.split}/{name}": table for name, table in tables.items()})
+        self._wait(artifact)
 
     def _new(self, name: str, kind: str, about: dict[str, Any]) -> Artifact:
         return importlib.import_module("wandb").Artifact(name, kind, metadata=about)
 
-    def _send(self, artifact: Artifact, used: bool = False) -> None:
-        """Log an artifact as an output of the run, or as an input, and wait until W&B has it.
-
-        `Run.use_artifact` refuses to work offline; what it calls does not.
-        """
-        if used:
-            self._run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
-        else:
-            self._run.log_artifact(artifact)
+    def _wait(self, artifact: Artifact) -> None:
+        """Wait until W&B has an artifact, so that the next one can be made from it."""
         if not self._offline:
-            errors = importlib.import_module("wandb.sdk.artifacts.exceptions")
-            name = artifact.name
-            try:
-                artifact.wait(int(max(self._place.config.tracking.upload_wait_s, 1)))
-            except errors.WaitTimeoutError as error:
-                raise Unreachable(
-                    f"W&B: has not taken {name} in {self._place.config.tracking.upload_wait_s:g} s "
-                    f"(tracking.upload_wait_s); nothing is lost, `python -m pipeline sync {self._place.run_dir}` goes on"
-                ) from error
-            except ValueError as error:
-                raise UserError(f"W&B: does not take {name} ({' '.join(str(error).split())})") from error
+            artifact.wait(int(max(self._place.config.tracking.upload_wait_s, 1)))
         self.sent.append(artifact.name)
 
 

@@ -118,7 +118,10 @@ def end(run: Run, place: Place, state: str) -> None:
 def sentences(place: Place) -> Iterator[None]:
     """What the client raises about its key, its server and time becomes one sentence."""
     wandb = _module()
-    again = f"nothing is lost, `python -m pipeline sync {place.run_dir}` goes on from here"
+    from wandb.sdk.artifacts.exceptions import WaitTimeoutError
+    from wandb.sdk.lib.service.service_connection import WandbApiFailedError
+
+    again = f"`python -m pipeline sync {place.run_dir}`"
     where = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     try:
         yield
@@ -126,20 +129,23 @@ def sentences(place: Place) -> Iterator[None]:
         if "key" not in str(error).lower():
             raise
         raise Refused(
-            "W&B: there is no API key; set WANDB_API_KEY to yours (https://wandb.ai/authorize), or track with "
-            "tracking.wandb=offline"
+            f"W&B: there is no API key; set WANDB_API_KEY (https://wandb.ai/authorize), then {again} sends the run"
         ) from error
-    except (wandb.errors.AuthenticationError, wandb.errors.CommError) as error:
+    except (wandb.errors.AuthenticationError, wandb.errors.CommError, WandbApiFailedError) as error:
         said = " ".join(str(error).split())[:300]
         if re.search(r"\b40[0134]\b", said) or isinstance(error, wandb.errors.AuthenticationError):
             raise Refused(
-                f"W&B: {where} refuses the run ({said}); check WANDB_API_KEY, tracking.entity and tracking.project"
+                f"W&B: {where} refuses the run ({said}); check WANDB_API_KEY, tracking.entity and tracking.project, "
+                f"then {again} sends it"
             ) from error
-        raise Unreachable(f"W&B: {where} does not answer ({said}); {again}") from error
-    except TimeoutError as error:
+        raise Unreachable(
+            f"W&B: {where} does not answer ({said}); nothing is lost, {again} sends the run later"
+        ) from error
+    except (TimeoutError, WaitTimeoutError) as error:
         waited = place.config.tracking.upload_wait_s
         raise Unreachable(
-            f"W&B: {where} has not taken everything in {waited:g} s (tracking.upload_wait_s); {again}"
+            f"W&B: {where} has not taken everything in {waited:g} s (tracking.upload_wait_s); nothing is lost, "
+            f"{again} sends the rest"
         ) from error
 
 

@@ -32,7 +32,9 @@ class Place:
             UserError: there is no such run, or it has no configuration or no log.
         """
         if not run_dir.is_dir():
-            raise DataError(f"{run_dir}: no such run directory; `python -m pipeline runs` lists those there are")
+            raise DataError(
+                f"{run_dir}: no such run directory; `python -m pipeline runs` lists those there are"
+            )
         for name in ("config.yaml", "log.jsonl"):
             if not (run_dir / name).is_file():
                 raise DataError(
@@ -61,8 +63,9 @@ class Place:
     def diverged(self) -> bool:
         """Whether the run failed because its loss was not finite."""
         path, found = self.run_dir / "diverged.json", self.status()
-        failed = found is not None and found.state == "failed" and path.is_file()
-        return failed and found.why.startswith(f"step {files.read_json(path)['step']}: ")
+        if found is None or found.state != "failed" or not path.is_file():
+            return False
+        return found.why.startswith(f"step {files.read_json(path)['step']}: ")
 
     def over(self) -> bool:
         """Whether nothing will be added to the last step: the run finished, or its loss diverged."""
@@ -74,7 +77,7 @@ class Place:
         return files.read_json(path) if path.is_file() else {}
 
     def identity(self) -> dict[str, Any]:
-        """Id, project and entity of the W&B run, and the alerts that were sent; drawn once, then kept in `wandb.json`."""
+        """Id, project and entity of the W&B run, and the alerts that were sent; drawn once, kept in `wandb.json`."""
         path = self.run_dir / "wandb.json"
         if not path.is_file():
             tracking = self.config.tracking

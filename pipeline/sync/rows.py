@@ -7,6 +7,7 @@ from typing import Any
 from pipeline import records
 from pipeline.records import Record
 
+
 @dataclass(frozen=True)
 class Row:
     """All values of one optimizer step: W&B's `_step`."""

@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.sync import client
 from pipeline.sync.artifacts import Artifacts
 from pipeline.sync.client import Refused, Run, Unreachable
-from pipeline.sync.evaluation import Tables, evaluations
+from pipeline.sync.evaluation import evaluations
 from pipeline.sync.place import Place
 from pipeline.sync.rows import best, rows
 
@@ -83,7 +83,9 @@ def follow(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         os._exit(UserError.exit_code)  # the client may wait for the server for hours
 
     threading.Thread(target=end_in_time, daemon=True).start()
-    lock = place.alone(wait_s=place.config.tracking.upload_wait_s + EXIT_S)  # an earlier attempt may still send
+    lock = place.alone(
+        wait_s=place.config.tracking.upload_wait_s + EXIT_S
+    )  # an earlier attempt may still send
     with lock, tempfile.TemporaryDirectory() as own, client.folders(Path(own)):
         run = _begin_patiently(place, Path(own), parent, training)
         there = sent = run.starting_step - 1
@@ -125,10 +127,13 @@ def _finish(place: Place, run: Run, there: int, sent: int, *, hurried: bool) -> 
     """
     state, found = place.state(), rows(place.records(), place.over())
     artifacts = Artifacts(place, run, offline=False)
+    left_out = ["evaluations and artifacts: the run goes on"]
     try:
         client.send(run, found, sent)
-        left_out = ["evaluations and artifacts: the run goes on"] if hurried else _publish(place, run, artifacts)
         alert = _alert(place, run, state)
+        if not hurried:
+            with client.sentences(place):
+                left_out = _publish(place, run, artifacts)
     finally:
         client.end(run, place, state)
     if alert:
@@ -178,14 +183,12 @@ def _publish(place: Place, run: Run, artifacts: Artifacts) -> list[str]:
     if patch.is_file():
         run.save(str(patch), base_path=str(place.run_dir), policy="now")
     left_out = [reason for reason in (artifacts.data(), artifacts.checkpoint()) if reason]
-    found = evaluations(place)
-    tables = Tables(place) if found else None
-    for evaluation in found:
-        assert tables is not None
-        shown = tables.of(evaluation)
+    for evaluation in evaluations(place):
+        from pipeline.sync.tables import tables  # imports torch
+
+        shown = tables(place, evaluation)
         artifacts.evaluation(evaluation, shown)
         run.summary.update(evaluation.summary())
-        run.summary.update({f"eval/{evaluation.split}/{name}": table for name, table in shown.items()})
     return left_out
 
 
@@ -197,7 +200,11 @@ def _alert(place: Place, run: Run, state: str) -> str | None:
     name = f"{state} in attempt {found.attempts}"
     if name in place.identity()["alerts"]:
         return None
-    ended = "its loss diverged" if place.diverged() else "it failed" if state == "failed" else "its process died"
-    text = found.why or f"Process {found.pid} on {found.host} is gone without a word: killed, or out of memory."
+    ended = (
+        "its loss diverged" if place.diverged() else "it failed" if state == "failed" else "its process died"
+    )
+    text = (
+        found.why or f"Process {found.pid} on {found.host} is gone without a word: killed, or out of memory."
+    )
     run.alert(f"{run.name}: {ended}"[:63], text, level="ERROR")
     return name
