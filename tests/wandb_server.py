@@ -83,6 +83,7 @@ class WandbServer:
     unknown: list[str] = field(default_factory=list)
     uploads: dict[str, bytes] = field(default_factory=dict)
     stored: dict[str, bytes] = field(default_factory=dict)
+    clients: dict[str, str] = field(default_factory=dict)
     unauthorised: int = 0
 
     def __post_init__(self) -> None:
@@ -239,6 +240,7 @@ class WandbServer:
             made = f"artifact-{next(self._count)}", given["artifactTypeName"], name, given["digest"]
             same = Artifact(*made, metadata, aliases, given["runName"])
             self.artifacts.append(same)
+        self.clients[given["clientID"]] = same.id
         latest = {"latestArtifact": {"id": known[-1].id} if known else None}
         return {
             "createArtifact": {"artifact": {"id": same.id, "state": same.state, "artifactSequence": latest}}
@@ -287,6 +289,9 @@ class WandbServer:
         )
         artifact.state = "COMMITTED"
         return {"commitArtifact": {"artifact": {"id": artifact.id, "digest": artifact.digest}}}
+
+    def _do_client_idmapping(self, given: Values) -> Values:
+        return {"clientIDMapping": {"serverID": self.clients[given["clientID"]]}}
 
     def _do_artifact_by_id(self, given: Values) -> Values:
         one = self._artifact(given["id"])
