@@ -181,7 +181,7 @@ def sync(arguments: argparse.Namespace) -> dict[str, Any]:
     if not runs:
         raise UserError("sync: no run is named; give run directories, such as runs/NAME")
     if arguments.follow:
-        return sending.follow(runs[0], overrides)
+        return sending.follow(runs[0], arguments.follow, overrides)
     return (sending.offline if arguments.offline else sending.sync)(runs, overrides)
 
 
@@ -237,9 +237,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     syncing.add_argument(
         "--offline", action="store_true", help="write RUN/wandb/offline-run-... for `wandb sync`"
     )
-    syncing.add_argument(
-        "--follow", action="store_true", help="send while training goes on; training calls this"
-    )
+    following = "send while that process, the parent, trains the run; training itself calls this"
+    syncing.add_argument("--follow", type=int, metavar="PID", help=following)
     # argparse takes no words both before and behind an option
     arguments, more = parser.parse_known_args(argv)
     if wrong := [word for word in more if word.startswith("-")]:

@@ -17,7 +17,7 @@ from pipeline.records import Record
 
 STOPPED_WAIT_S = 15.0  # a cluster that has sent a signal kills soon
 SAID_AFTER_S = 3.0
-How = Literal["--follow", "--offline", "--now"]
+How = Literal["follow", "offline", "now"]
 
 
 class Follower:
@@ -25,7 +25,7 @@ class Follower:
 
     def __init__(self, config: Config) -> None:
         self._config, self._warned = config, False
-        self._child = Child(config, "--follow")
+        self._child = Child(config, "follow")
 
     def log(self, _record: Record) -> None:
         """The record is in the log already; say so when nobody reads it any more."""
@@ -42,7 +42,7 @@ class Follower:
 def publish(config: Config) -> None:
     """Bring the W&B run, or its offline folder, up to what the run directory holds, as `tracking.wandb` has it."""
     if config.tracking.wandb != "disabled":
-        Child(config, "--now" if config.tracking.wandb == "online" else "--offline").wait(_wait_s(config))
+        Child(config, "now" if config.tracking.wandb == "online" else "offline").wait(_wait_s(config))
 
 
 class Child:
@@ -54,7 +54,8 @@ class Child:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         own = config.tracking.model_dump(mode="json").items()
         words = [str(config.run_dir), *(f"tracking.{key}={json.dumps(value)}" for key, value in own)]
-        command = [sys.executable, "-m", "pipeline", "sync", *([how] if how != "--now" else []), *words]
+        options = {"follow": ["--follow", str(os.getpid())], "offline": ["--offline"], "now": []}[how]
+        command = [sys.executable, "-m", "pipeline", "sync", *options, *words]
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -66,7 +67,7 @@ class Child:
 
     def wait(self, seconds: float) -> None:
         """Wait for the end, at most so long; warn when the run is not sent then."""
-        verb = "sync --offline" if self._how == "--offline" else "sync"
+        verb = "sync --offline" if self._how == "offline" else "sync"
         again = f"nothing is lost, `python -m pipeline {verb} {self._run_dir}` completes it"
         try:
             code = self._wait(seconds)

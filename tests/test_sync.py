@@ -84,13 +84,13 @@ def test_the_confusion_matrix_is_its_cells_that_are_not_0() -> None:
 
 def test_the_wandb_run_of_a_run_directory_is_drawn_once(tmp_path: Path) -> None:
     place, other = (Place(tmp_path, tiny.config(tmp_path, f"tracking.project={name}")) for name in "ab")
-    first = place.identity()
+    first = place.known()
     assert (first["project"], first["entity"], first["alerts"]) == ("a", None, [])
-    assert other.identity() == first
-    other.note_alert("failed in attempt 1")
-    assert place.identity() == {**first, "alerts": ["failed in attempt 1"]}
+    assert other.known() == first
+    other.note(alerts=["failed in attempt 1"])
+    assert place.known() == {**first, "alerts": ["failed in attempt 1"]}
     (tmp_path / "wandb.json").unlink()
-    assert other.identity()["id"] != first["id"]
+    assert other.known()["id"] != first["id"]
 
 
 def test_a_run_is_over_when_it_finished_or_diverged_and_not_when_it_only_failed(tmp_path: Path) -> None:

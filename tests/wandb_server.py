@@ -237,7 +237,8 @@ class WandbServer:
         aliases = [alias["alias"] for alias in given.get("aliases") or []]
         if same is None:
             metadata = json.loads(given.get("metadata") or "{}")
-            made = f"artifact-{next(self._count)}", given["artifactTypeName"], name, given["digest"]
+            number = base64.b64encode(f"Artifact:{next(self._count)}".encode()).decode()
+            made = number, given["artifactTypeName"], name, given["digest"]
             same = Artifact(*made, metadata, aliases, given["runName"])
             self.artifacts.append(same)
         self.clients[given["clientID"]] = same.id
@@ -292,6 +293,9 @@ class WandbServer:
 
     def _do_client_idmapping(self, given: Values) -> Values:
         return {"clientIDMapping": {"serverID": self.clients[given["clientID"]]}}
+
+    def _do_organization_core_weave_organization_id(self, _: Values) -> Values:
+        return {"entity": {"organization": {"coreWeaveOrganizationId": None}}}
 
     def _do_artifact_by_id(self, given: Values) -> Values:
         one = self._artifact(given["id"])

@@ -52,14 +52,14 @@ def begin(place: Place, folder: Path, *, offline: bool = False, watched: int | N
         Unreachable: W&B does not answer.
     """
     wandb = _module()
-    tracking, identity = place.config.tracking, place.identity()
+    tracking, known = place.config.tracking, place.known()
     settings = wandb.Settings(
         console="off",  # no output, code, git state, packages or machine of this process: the run's own are in config
         disable_git=True,
         disable_code=True,
         disable_job_creation=True,
         x_disable_meta=True,
-        x_disable_machine_info=True,
+        x_disable_machine_info=watched is None,  # it would switch off the use of the machine, too
         x_save_requirements=False,
         x_disable_stats=watched is None,
         x_stats_pid=watched or os.getpid(),
@@ -74,10 +74,10 @@ def begin(place: Place, folder: Path, *, offline: bool = False, watched: int | N
     with sentences(place):
         run = wandb.init(
             mode="offline" if offline else "online",
-            project=identity["project"],
-            entity=identity["entity"],
-            id=identity["id"],
-            resume=None if offline else "allow",
+            project=known["project"],
+            entity=known["entity"],
+            id=known["id"],
+            resume="allow",
             name=tracking.name or place.run_dir.name,
             group=tracking.group,
             tags=list(tracking.tags),
@@ -100,6 +100,17 @@ def send(run: Run, rows: Iterable[Row], after: int) -> int:
             run.log(values, step=row.step, commit=True)
             after = row.step
     return after
+
+
+def mark_synced(folder: Path) -> None:
+    """Say of an offline folder, as `wandb sync` does and reads it, that W&B has all of it: it would be sent twice."""
+    for path in folder.glob("*.wandb"):
+        path.with_name(path.name + ".synced").touch()
+
+
+def is_synced(folder: Path) -> bool:
+    """Whether `wandb sync` has sent an offline folder."""
+    return any(folder.glob("*.wandb.synced"))
 
 
 def end(run: Run, place: Place, state: str) -> None:
@@ -153,10 +164,11 @@ def _module() -> Any:
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:
-        import wandb
         import wandb.errors
+
+        import wandb
     except ImportError as error:
-        raise Refused(f"W&B: the package wandb cannot be imported ({error}); `pip install wandb`") from error
+        raise Refused(f"W&B: the package wandb cannot be imported ({error}); pip install wandb") from error
     logging.getLogger("wandb").setLevel(logging.ERROR)
     return wandb
 

@@ -76,20 +76,27 @@ class Place:
         path = self.run_dir / "environment.json"
         return files.read_json(path) if path.is_file() else {}
 
-    def identity(self) -> dict[str, Any]:
-        """Id, project and entity of the W&B run, and the alerts that were sent; drawn once, kept in `wandb.json`."""
+    def known(self) -> dict[str, Any]:
+        """What `wandb.json` keeps of the W&B run: made once, with an id of its own.
+
+        id, project, entity. alerts: those that were sent. sent: last step that W&B is known to have.
+        offline: last step of the offline folder.
+        """
         path = self.run_dir / "wandb.json"
         if not path.is_file():
             tracking = self.config.tracking
             drawn = {"id": secrets.token_hex(4), "project": tracking.project, "entity": tracking.entity}
-            files.write_json(path, {**drawn, "alerts": []})
+            files.write_json(path, {**drawn, "alerts": [], "sent": 0, "offline": 0})
         found: dict[str, Any] = files.read_json(path)
         return found
 
-    def note_alert(self, alert: str) -> None:
-        """Remember that an alert was sent."""
-        known = self.identity()
-        files.write_json(self.run_dir / "wandb.json", {**known, "alerts": [*known["alerts"], alert]})
+    def note(self, **changed: Any) -> None:
+        """Change values of `wandb.json`."""
+        files.write_json(self.run_dir / "wandb.json", {**self.known(), **changed})
+
+    def offline_folders(self) -> list[Path]:
+        """The W&B offline folders of the run: one, unless the writing of another was killed."""
+        return sorted(self.folder.glob("offline-run-*"))
 
     @contextmanager
     def alone(self, wait_s: float = 0) -> Iterator[None]:

@@ -17,13 +17,12 @@ from pipeline.sync.artifacts import Artifacts
 from pipeline.sync.client import Refused, Run, Unreachable
 from pipeline.sync.evaluation import evaluations
 from pipeline.sync.place import Place
-from pipeline.sync.rows import best, rows
+from pipeline.sync.rows import Row, best, rows
 
 POLL_S = 1.0
 READING_SHARE = 0.01  # of the time, at most, in which a follower reads the log again
 RETRY_S = 20.0
 EXIT_S = 10.0
-NICENESS = 10
 
 
 def sync(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -57,8 +56,11 @@ def offline(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) -> dict[str
     return {"runs": [_write(Place.of(run_dir, overrides)) for run_dir in run_dirs]}
 
 
-def follow(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def follow(run_dir: Path, trainer: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Send a run while the process that called this one trains it, and complete it when that ends.
+
+    Args:
+        trainer: id of that process.
 
     Signals are for the training; this process ends by itself, `tracking.upload_wait_s` after it at the latest.
 
@@ -67,14 +69,12 @@ def follow(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    os.nice(NICENESS)
-    parent = os.getppid()
     place = Place.of(run_dir, overrides)
 
     def training() -> bool:
         found = place.status()
-        ended = found is not None and found.pid == parent and found.state != "running"
-        return os.getppid() == parent and not ended
+        ended = found is not None and found.pid == trainer and found.state != "running"
+        return os.getppid() == trainer and not ended
 
     def end_in_time() -> None:
         while training():
@@ -87,7 +87,7 @@ def follow(run_dir: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         wait_s=place.config.tracking.upload_wait_s + EXIT_S
     )  # an earlier attempt may still send
     with lock, tempfile.TemporaryDirectory() as own, client.folders(Path(own)):
-        run = _begin_patiently(place, Path(own), parent, training)
+        run = _begin_patiently(place, Path(own), trainer, training)
         there = sent = run.starting_step - 1
         while training():
             began = time.monotonic()
@@ -136,8 +136,9 @@ def _finish(place: Place, run: Run, there: int, sent: int, *, hurried: bool) -> 
                 left_out = _publish(place, run, artifacts)
     finally:
         client.end(run, place, state)
-    if alert:
-        place.note_alert(alert)
+    place.note(alerts=[*place.known()["alerts"], *([alert] if alert else [])], sent=max(there, _last(found)))
+    for folder in place.offline_folders():
+        client.mark_synced(folder)
     return {
         "run": str(place.run_dir),
         "id": run.id,
@@ -151,29 +152,40 @@ def _finish(place: Place, run: Run, there: int, sent: int, *, hurried: bool) -> 
 
 
 def _write(place: Place) -> dict[str, Any]:
-    """Write the W&B offline directory of a run; earlier ones go once it is whole."""
+    """Write the W&B offline folder of a run, of the steps that W&B is not known to have; earlier ones go then.
+
+    `wandb sync` appends: what it has sent before, of an earlier folder, must not stand in this one.
+    """
     with place.alone():
-        before = [*place.folder.glob("offline-run-*"), *place.folder.glob("files-*")]
+        known, before = place.known(), place.offline_folders()
+        sent = max(known["sent"], known["offline"] if any(map(client.is_synced, before)) else 0)
+        older = [*before, *place.folder.glob("files-*")]
         own = place.folder / f"files-{time.time_ns()}"  # pictures of tables lie here until they are sent
         with client.folders(own):
             run = client.begin(place, place.run_dir, offline=True)
             artifacts = Artifacts(place, run, offline=True)
             state, found = place.state(), rows(place.records(), place.over())
-            client.send(run, found, 0)
+            client.send(run, found, sent)
             left_out = _publish(place, run, artifacts)
             folder = Path(run.dir).parent
             client.end(run, place, state)
-        for path in before:
+        for path in older:
             shutil.rmtree(path)
+        place.note(sent=sent, offline=max(sent, _last(found)))
     return {
         "run": str(place.run_dir),
         "id": run.id,
         "folder": str(folder),
         "state": state,
-        "rows": len(found),
+        "rows": sum(row.step > sent for row in found),
+        "rows_there": sum(row.step <= sent for row in found),
         "artifacts": artifacts.sent,
         "left_out": left_out,
     }
+
+
+def _last(found: Sequence[Row]) -> int:
+    return found[-1].step if found else 0
 
 
 def _publish(place: Place, run: Run, artifacts: Artifacts) -> list[str]:
@@ -198,7 +210,7 @@ def _alert(place: Place, run: Run, state: str) -> str | None:
     if found is None or state not in ("failed", "killed"):
         return None
     name = f"{state} in attempt {found.attempts}"
-    if name in place.identity()["alerts"]:
+    if name in place.known()["alerts"]:
         return None
     ended = (
         "its loss diverged" if place.diverged() else "it failed" if state == "failed" else "its process died"
