@@ -39,10 +39,25 @@ class Follower:
             self._child.wait(_wait_s(self._config))
 
 
+class WrittenAtTheEnd:
+    """The tracker of `tracking.wandb: offline`: the W&B folder is written from the log when the run ends."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def log(self, _record: Record) -> None:
+        """The record is in the log already."""
+
+    def close(self) -> None:
+        """Write the folder."""
+        Child(self._config, "offline").wait(_wait_s(self._config))
+
+
 def publish(config: Config) -> None:
     """Bring the W&B run, or its offline folder, up to what the run directory holds, as `tracking.wandb` has it."""
     if config.tracking.wandb != "disabled":
-        Child(config, "now" if config.tracking.wandb == "online" else "offline").wait(_wait_s(config))
+        how: How = "now" if config.tracking.wandb == "online" else "offline"
+        Child(config, how).wait(config.tracking.upload_wait_s)
 
 
 class Child:

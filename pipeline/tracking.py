@@ -9,7 +9,7 @@ from typing import Protocol, TextIO
 
 from pipeline import records
 from pipeline.config import Config
-from pipeline.follower import Follower, publish
+from pipeline.follower import Follower, WrittenAtTheEnd
 from pipeline.records import ALL, CLOCKS, FIELDS, Record
 
 
@@ -132,20 +132,6 @@ class Csv:
         """Close the tables."""
         for table in self._tables.values():
             table.close()
-
-
-class WrittenAtTheEnd:
-    """The tracker of `tracking.wandb: offline`: the W&B folder is written from the log when the run ends."""
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-
-    def log(self, _record: Record) -> None:
-        """The record is in the log already."""
-
-    def close(self) -> None:
-        """Write the folder."""
-        publish(self._config)
 
 
 def tracker(config: Config, step: int) -> Tracker:

@@ -1,12 +1,11 @@
 """Processes that train and die at a chosen record: forked from one that has imported torch already."""
 
-import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 
 from pipeline import config_file, signals
 from pipeline.cli import run
@@ -44,22 +43,11 @@ def train_until(
     return _join(_run_until, words, step, number, environment)
 
 
-def imports_of(words: Sequence[str], environment: Mapping[str, str] = {}) -> set[str]:
-    """The names of the modules that a command imports, in a process that has imported nothing before."""
-    code = (
-        "import atexit, json, sys\n"
-        "from pipeline.cli import main\n"
-        "atexit.register(lambda: print(json.dumps(list(sys.modules))))\n"
-        "main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return set(json.loads(done.stdout.splitlines()[-1]))
+def modules_of_training(words: Sequence[str], environment: Mapping[str, str] = {}) -> set[str]:
+    """The names of the modules that are imported when a training has ended well."""
+    ours, theirs = get_context("forkserver").Pipe(duplex=False)
+    assert _join(_report_modules, ["train", *words], environment, theirs) == 0
+    return set(ours.recv())
 
 
 def _join(target: object, *arguments: object) -> int:
@@ -75,6 +63,13 @@ def _join(target: object, *arguments: object) -> int:
 def _run(words: list[str], environment: Mapping[str, str]) -> None:
     os.environ.update(environment)
     os._exit(run(words))
+
+
+def _report_modules(words: list[str], environment: Mapping[str, str], pipe: Connection) -> None:
+    os.environ.update(environment)
+    code = run(words)
+    pipe.send(list(sys.modules))
+    os._exit(code)
 
 
 def _run_until(words: list[str], step: int, number: signal.Signals, environment: Mapping[str, str]) -> None:

@@ -1,5 +1,6 @@
 """The `wandb` client, told to send what it is given and nothing else; its errors become sentences."""
 
+import importlib
 import logging
 import os
 import re
@@ -51,7 +52,7 @@ def begin(place: Place, folder: Path, *, offline: bool = False, watched: int | N
         Refused: there is no key, or W&B does not accept it.
         Unreachable: W&B does not answer.
     """
-    wandb = _module()
+    wandb = _module(place)
     tracking, known = place.config.tracking, place.known()
     settings = wandb.Settings(
         console="off",  # no output, code, git state, packages or machine of this process: the run's own are in config
@@ -65,7 +66,7 @@ def begin(place: Place, folder: Path, *, offline: bool = False, watched: int | N
         x_stats_pid=watched or os.getpid(),
         x_stats_track_process_tree=True,
         x_update_finish_state=place.state() != "running" or watched is not None,
-        init_timeout=min(INIT_WAIT_S, max(tracking.upload_wait_s, 1.0)),
+        init_timeout=max(min(INIT_WAIT_S, tracking.upload_wait_s / 3), 1.0),  # a follower tries again
         finish_timeout=max(tracking.upload_wait_s, 1.0),  # 0 would be for ever
         finish_timeout_raises=True,
         silent=True,
@@ -128,7 +129,7 @@ def end(run: Run, place: Place, state: str) -> None:
 @contextmanager
 def sentences(place: Place) -> Iterator[None]:
     """What the client raises about its key, its server and time becomes one sentence."""
-    wandb = _module()
+    wandb = _module(place)
     from wandb.sdk.artifacts.exceptions import WaitTimeoutError
     from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
@@ -160,7 +161,7 @@ def sentences(place: Place) -> Iterator[None]:
         ) from error
 
 
-def _module() -> Any:
+def _module(place: Place) -> Any:
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:
@@ -168,12 +169,15 @@ def _module() -> Any:
 
         import wandb
     except ImportError as error:
-        raise Refused(f"W&B: the package wandb cannot be imported ({error}); pip install wandb") from error
+        raise Refused(
+            f"W&B: the package wandb cannot be imported ({error}); `pip install wandb`, then "
+            f"`python -m pipeline sync {place.run_dir}` sends the run"
+        ) from error
     logging.getLogger("wandb").setLevel(logging.ERROR)
     return wandb
 
 
 def _value(value: Any) -> Any:
     if isinstance(value, dict):
-        return _module().Histogram(np_histogram=(value["counts"], value["edges"]))
+        return importlib.import_module("wandb").Histogram(np_histogram=(value["counts"], value["edges"]))
     return value
