@@ -74,7 +74,11 @@ class Run:
     @property
     def departures(self) -> Settings:
         """Dotted keys of the configuration that are not the defaults, with their values."""
-        return dict(_departures(Config().model_dump(mode="json"), self.settings))
+        default = dict(_flat(Config().model_dump(mode="json")))
+        own = dict(_flat(self.settings)).items()
+        return {
+            key: value for key, value in own if not key.startswith(OF_A_NAME) and default.get(key) != value
+        }
 
 
 def find(folder: Path) -> list[Run]:
@@ -210,21 +214,16 @@ def _sorted(found: list[Run], sort: str) -> list[Run]:
 
 def _differing(settings: Sequence[Settings]) -> list[str]:
     """The keys in which configurations differ from one another."""
-    first, *others = settings
-    keys = {key for other in others for key, _, _ in config_file.differences(first, other)}
-    return sorted(key for key in keys if not key.startswith(OF_A_NAME))
-
-
-def _departures(default: Settings, own: Settings) -> Iterator[tuple[str, Any]]:
-    for key, _, value in config_file.differences(default, own):
-        if not key.startswith(OF_A_NAME):
-            yield key, value
+    flat = [dict(_flat(one)) for one in settings]
+    keys = sorted({key for one in flat for key in one if not key.startswith(OF_A_NAME)})
+    return [key for key in keys if any(one.get(key) != flat[0].get(key) for one in flat)]
 
 
 def _cells(run: Run) -> tuple[str, ...]:
     of_epochs = f"{run.epochs}/{run.settings['train']['epochs']}"
     seconds = str(timedelta(seconds=round(run.seconds)))
-    scores = [_score(run.best.get("val_top1")), str(run.best.get("epoch", "")), _score(run.test)]
+    at = f"{run.best['epoch']:.4g}" if run.best else ""
+    scores = [_score(run.best.get("val_top1")), at, _score(run.test)]
     return (run.name, run.state, of_epochs, *scores, seconds, run.started.replace("+00:00", "Z"))
 
 

@@ -1,9 +1,7 @@
 """Whether a run is running, and how it ended: status.json, and a lock that the system drops with the process."""
 
-import fcntl
 import os
 import platform
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -11,11 +9,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
 
-from pipeline import files, terminal
+from pipeline import files, locks, terminal
 from pipeline.errors import CheckpointError, Stopped
 
 State = Literal["running", "finished", "stopped", "failed", "killed"]
 NAME, LOCK = "status.json", "status.lock"
+LOOK_S = 1.0  # whoever reads a status holds the lock for a moment
 OTHER_HOST_WAIT_S = 120.0  # a file server gives the lock of a machine that died free after its lease
 
 
@@ -46,7 +45,11 @@ def read(run_dir: Path) -> Status | None:
     if not path.is_file():
         return None
     status = Status(**files.read_json(path))
-    return replace(status, state="killed") if status.state == "running" and not _held(run_dir) else status
+    return (
+        replace(status, state="killed")
+        if status.state == "running" and not locks.held(run_dir / LOCK)
+        else status
+    )
 
 
 @contextmanager
@@ -56,10 +59,8 @@ def running(run_dir: Path) -> Iterator[None]:
     Raises:
         CheckpointError: another process is training it.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    lock = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    lock = _take(run_dir)
     try:
-        _take(lock, run_dir)
         _begin(run_dir)
         try:
             yield
@@ -71,7 +72,7 @@ def running(run_dir: Path) -> Iterator[None]:
             raise
         _change(run_dir, "finished", "")
     finally:
-        os.close(lock)  # which drops the lock
+        lock.close()
 
 
 def _begin(run_dir: Path) -> None:
@@ -97,45 +98,20 @@ def _change(run_dir: Path, state: State, why: str) -> None:
     files.write_json(run_dir / NAME, asdict(replace(status, state=state, why=why, updated=_now())))
 
 
-def _take(lock: int, run_dir: Path) -> None:
-    """Lock the run for this process, the one that may write to it."""
+def _take(run_dir: Path) -> locks.Lock:
+    """Hold the run for this process, the one that may write to it."""
+    path = run_dir / LOCK
+    if (lock := locks.Lock.wait(path, LOOK_S)) is not None:
+        return lock
     owner = Status(**files.read_json(run_dir / NAME)) if (run_dir / NAME).is_file() else None
-    elsewhere = owner is not None and owner.host != platform.node()
-    deadline = time.monotonic() + (OTHER_HOST_WAIT_S if elsewhere else 0)
-    told = False
-    while not _locked(lock, fcntl.LOCK_EX):
-        who = f"process {owner.pid} on {owner.host}" if owner else "another process"
-        if time.monotonic() >= deadline:
-            raise CheckpointError(
-                f"{run_dir}: {who} is training this run; wait for its end, stop it, or take another run.name"
-            )
-        if not told:
-            terminal.say(f"wait   {who} holds {run_dir}; at most {OTHER_HOST_WAIT_S:.0f} s")
-            told = True
-        time.sleep(1)
-
-
-def _held(run_dir: Path) -> bool:
-    """Whether a living process holds the lock of a run."""
-    try:
-        lock = os.open(run_dir / LOCK, os.O_RDWR)
-    except OSError:  # gone, or not ours to open
-        return False
-    try:
-        return not _locked(lock, fcntl.LOCK_SH)
-    finally:
-        os.close(lock)
-
-
-def _locked(lock: int, kind: int) -> bool:
-    """Take a lock unless another process has it; a file system without locks gives it to everyone."""
-    try:
-        fcntl.flock(lock, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
+    who = f"process {owner.pid} on {owner.host}" if owner else "another process"
+    if owner is not None and owner.host != platform.node():
+        terminal.say(f"wait   {who} holds {run_dir}; at most {OTHER_HOST_WAIT_S:.0f} s")
+        if (lock := locks.Lock.wait(path, OTHER_HOST_WAIT_S)) is not None:
+            return lock
+    raise CheckpointError(
+        f"{run_dir}: {who} is training this run; wait for its end, stop it, or take another run.name"
+    )
 
 
 def _now() -> str:

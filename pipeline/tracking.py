@@ -121,7 +121,9 @@ class Csv:
     def log(self, record: Record) -> None:
         """Append a row."""
         kind = record["kind"]
-        columns = [name for name in (*ALL, *FIELDS[kind], *CLOCKS) if name not in ("kind", "histograms")]
+        if kind == "gradients":
+            return
+        columns = [name for name in (*ALL, *FIELDS[kind], *CLOCKS) if name != "kind"]
         if kind not in self._tables:
             self._tables[kind] = (self._folder / f"{kind}.csv").open("w", encoding="utf-8", newline="")
             csv.writer(self._tables[kind]).writerow(columns)

@@ -1,6 +1,6 @@
 """Speeds as ratios: both sides run in turn, in one go, on the same images.
 
-    python scripts/bench.py all|loader|step|data|ddp [--config FILE] [section.key=value ...]
+    python scripts/bench.py all|loader|step|data|ddp|tracking [--config FILE] [section.key=value ...]
 
 loader  our loader from the store against torchvision's ImageFolder, PIL, Resize, RandomCrop,
         ToTensor and Normalize, one process each
@@ -10,14 +10,18 @@ data    `make data` from the archive or folder to the table, against images x (d
         PIL on one core) / cores
 ddp     training steps on two ranks against one, one thread each, the same batch shared out; and the share of
         a step's time that goes into the exchange of gradients
+tracking  the records of a short run, every step's, once more into log.jsonl, TensorBoard and tables, against the
+        time of the run's epochs; and what its tracking costs once, with the folder for W&B
 
-Without a configuration the images are 200 drawn birds of 500 px; of ddp, random ones of 96 px for ResNet-10-T.
+Without a configuration the images are 200 drawn birds of 500 px; of ddp, random ones of 96 px for ResNet-10-T; of
+tracking, the drawn birds at 96 px for ResNet-10-T.
 """
 
 import argparse
 import dataclasses
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -25,6 +29,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +37,17 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from pipeline import config_file, distributed, engine, optim, phases, precision, terminal
+from pipeline import (
+    config_file,
+    distributed,
+    engine,
+    optim,
+    phases,
+    precision,
+    records,
+    terminal,
+    tracking,
+)
 from pipeline.checkpoint import TrainState
 from pipeline.config import Config
 from pipeline.data import loader, prepare
@@ -42,13 +57,17 @@ from pipeline.distributed import Ranks
 from pipeline.errors import UserError
 from pipeline.models.build import build, without_weights
 from pipeline.parallel import replicate
+from pipeline.train import train
 
 DRAWN = [
     "data.source=synthetic",
     "data.synthetic={species: 10, images_per_species: 20, train_per_species: 15, long_side_px: 500}",
 ]
 SMALL = ["model.name=resnet10t", "data.image_px=96", "train.precision=fp32"]
+RANDOM = ["model.pretrained=false", "optim.batch_size=8", "optim.lr=0.01"]
+BENCHES = ("loader", "step", "data", "ddp", "tracking")
 ROUNDS = 3
+EPOCHS_TRACKED = 4
 BATCH = 8
 BATCH_OF_RANKS, STEPS_OF_RANKS = 32, 4
 
@@ -207,6 +226,48 @@ def ranks_side(config: Config) -> None:
             print(json.dumps(dict(zip(("images_per_s", "without_exchange"), rates, strict=True))))
 
 
+def bench_tracking(words: list[str]) -> None:
+    """What a run's records cost while it learns is measured by logging them again: it is far less than that by
+    which two runs of a kind differ. W&B's folder is made by a process of its own when the run is over."""
+    wanted = ["tensorboard=true", "csv=true", "log_every_steps=1"]
+    tracked = [*words, *(f"tracking.{one}" for one in wanted), f"train.epochs={EPOCHS_TRACKED}"]
+    with tempfile.TemporaryDirectory() as folder:
+        config, again = (
+            config_file.load(None, [*tracked, f"run.root={folder}", f"run.name={name}"])
+            for name in ("run", "again")
+        )
+        prepare.prepare(config)
+        train(config)
+        logged = records.read(config.run_dir / "log.jsonl")
+        ends = [record["seconds"] for record in logged if record["kind"] == "epoch"]
+        epoch_s = (ends[-1] - ends[0]) / (len(ends) - 1)
+        opening_s, logging_s = zip(*(log_again(again, logged) for _ in range(ROUNDS)), strict=True)
+        began = time.perf_counter()
+        offline = [sys.executable, "-m", "pipeline", "sync", "--offline", str(config.run_dir)]
+        subprocess.run(offline, stdout=subprocess.DEVNULL, check=True)
+        folder_s = time.perf_counter() - began
+    shares = sorted(seconds / len(ends) / epoch_s for seconds in logging_s)
+    print(
+        f"tracking, {len(logged) // len(ends)} records an epoch: {statistics.median(shares):.2%} of an epoch of "
+        f"{epoch_s:.2f} s (lowest {shares[0]:.2%}, highest {shares[-1]:.2%} of {ROUNDS}); once a run: "
+        f"{statistics.median(opening_s):.2f} s to open, {folder_s:.1f} s for W&B's folder",
+        flush=True,
+    )
+
+
+def log_again(config: Config, logged: list[dict[str, Any]]) -> tuple[float, float]:
+    """Seconds to open a run's tracking, and to log its records and close it."""
+    shutil.rmtree(config.run_dir, ignore_errors=True)
+    bare = [{k: v for k, v in record.items() if k not in records.CLOCKS} for record in logged]
+    began = time.perf_counter()
+    track = tracking.tracker(config, 0)
+    opened = time.perf_counter()
+    for record in bare:
+        track.log(record)
+    track.close()
+    return opened - began, time.perf_counter() - opened
+
+
 def bench_data(config: Config) -> None:
     root = prepare.bring(config.data)
     paths = sorted(root.glob("images/*/*.jpg"))
@@ -233,7 +294,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("bench", choices=["all", "loader", "step", "data", "ddp"], nargs="?", default="all")
+    parser.add_argument("bench", choices=["all", *BENCHES], nargs="?", default="all")
     parser.add_argument("--config", type=Path, help="without it: drawn birds, the baseline recipe")
     parser.add_argument("--side", choices=["ours", "plain", "ranks"], help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*")
@@ -249,7 +310,7 @@ def main() -> None:
     if arguments.side:
         print(step_side(config, arguments.side == "ours"))
         return
-    if arguments.bench not in ("step", "ddp"):
+    if arguments.bench in ("all", "loader", "data"):
         prepare.prepare(config)
     if arguments.bench in ("all", "loader"):
         bench_loader(config)
@@ -257,6 +318,8 @@ def main() -> None:
         bench_step(words, config)
     if arguments.bench in ("all", "ddp"):
         bench_ddp(words, small)
+    if arguments.bench in ("all", "tracking"):
+        bench_tracking([*DRAWN, *SMALL, *RANDOM, *arguments.overrides])
     if arguments.bench in ("all", "data"):
         terminal.mute()
         bench_data(config)

@@ -10,6 +10,7 @@ LAYERS = [
     {
         "errors",
         "files",
+        "locks",
         "seeding",
         "signals",
         "terminal",
@@ -124,6 +125,7 @@ BESIDE = {
     ("records", "files"),
     ("records", "errors"),
     ("status", "files"),
+    ("status", "locks"),
     ("status", "terminal"),
     ("status", "errors"),
     ("signals", "errors"),

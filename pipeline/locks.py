@@ -1,0 +1,62 @@
+"""Files that one process holds at a time: the system takes a lock back when its process ends, however it ends.
+
+flock(2) reaches the processes of one machine, its containers, and on NFS those of other machines. A file system
+without locks gives them to everyone.
+"""
+
+import fcntl
+import math
+import time
+from pathlib import Path
+from typing import TextIO
+
+POLL_S = 0.2
+
+
+class Lock:
+    """A file that this process holds until it closes it, or ends."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    @classmethod
+    def free(cls, path: Path) -> "Lock | None":
+        """Hold a file, which is made if it is missing, or None while another process holds it."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a", encoding="utf-8")
+        if _taken(stream, fcntl.LOCK_EX):
+            return cls(stream)
+        stream.close()
+        return None
+
+    @classmethod
+    def wait(cls, path: Path, at_most_s: float = math.inf) -> "Lock | None":
+        """Hold a file as soon as no other process does; None when that takes too long."""
+        deadline = time.monotonic() + at_most_s
+        while (lock := cls.free(path)) is None and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        return lock
+
+    def close(self) -> None:
+        """Let go."""
+        self._stream.close()
+
+
+def held(path: Path) -> bool:
+    """Whether a living process holds a file."""
+    try:
+        stream = path.open(encoding="utf-8")
+    except OSError:  # gone, or not ours to open
+        return False
+    with stream:
+        return not _taken(stream, fcntl.LOCK_SH)
+
+
+def _taken(stream: TextIO, kind: int) -> bool:
+    try:
+        fcntl.flock(stream, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
