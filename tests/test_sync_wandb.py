@@ -20,7 +20,7 @@ from tests import processes, tiny
 from tests.wandb_server import KEY, WandbRun, WandbServer
 
 QUICK = {
-    "WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "0.1",
+    "WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "1",  # less is taken for the default of 15 s
     "WANDB__FILE_STREAM_RETRY_WAIT_MIN_SECONDS": "0.1",
     "WANDB__FILE_STREAM_RETRY_WAIT_MAX_SECONDS": "0.3",
     "WANDB__GRAPHQL_RETRY_WAIT_MIN_SECONDS": "0.1",
