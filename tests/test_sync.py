@@ -93,6 +93,19 @@ def test_the_wandb_run_of_a_run_directory_is_drawn_once(tmp_path: Path) -> None:
     assert other.known()["id"] != first["id"]
 
 
+def test_a_trial_of_wandbs_agent_is_the_run_that_the_agent_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(tmp_path, tiny.config(tmp_path))
+    monkeypatch.setenv("WANDB_RUN_ID", "r1")  # alone it says nothing: it may be in a shell for anything
+    assert place.known()["id"] != "r1"
+    (tmp_path / "wandb.json").unlink()
+    for name, value in (("SWEEP_ID", "s"), ("PROJECT", "birds"), ("ENTITY", "club")):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    known = place.known()
+    assert (known["id"], known["project"], known["entity"]) == ("r1", "birds", "club")
+
+
 def test_a_run_is_over_when_it_finished_or_diverged_and_not_when_it_only_failed(tmp_path: Path) -> None:
     place = Place(tmp_path, tiny.config(tmp_path))
     about = {"host": "h", "pid": 1, "attempts": 1, "started": "", "updated": ""}

@@ -1,6 +1,7 @@
 """A run directory as W&B is told of it: configuration, records, status, and the one W&B run that is its own."""
 
 import fcntl
+import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -84,11 +85,17 @@ class Place:
         """
         path = self.run_dir / "wandb.json"
         if not path.is_file():
-            tracking = self.config.tracking
-            drawn = {"id": secrets.token_hex(4), "project": tracking.project, "entity": tracking.entity}
-            files.write_json(path, {**drawn, "alerts": [], "sent": 0, "offline": 0})
+            files.write_json(path, {**self._drawn(), "alerts": [], "sent": 0, "offline": 0})
         found: dict[str, Any] = files.read_json(path)
         return found
+
+    def _drawn(self) -> dict[str, str | None]:
+        """A new id; in a trial of W&B's agent, the run that the agent has made for it."""
+        if os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"):
+            names = {"id": "WANDB_RUN_ID", "project": "WANDB_PROJECT", "entity": "WANDB_ENTITY"}
+            return {name: os.environ.get(variable) for name, variable in names.items()}
+        tracking = self.config.tracking
+        return {"id": secrets.token_hex(4), "project": tracking.project, "entity": tracking.entity}
 
     def note(self, **changed: Any) -> None:
         """Change values of `wandb.json`."""
