@@ -17,7 +17,7 @@ from pipeline import records, status
 from pipeline.records import Record
 from pipeline.train import train
 from tests import processes, tiny
-from tests.wandb_server import KEY, WandbRun, WandbServer
+from tests.wandb_server import ENTITY, KEY, WandbRun, WandbServer
 
 QUICK = {
     "WANDB__FILE_STREAM_TRANSMIT_INTERVAL": "1",  # less is taken for the default of 15 s
@@ -391,6 +391,22 @@ def test_a_loss_that_diverges_is_an_alert_and_a_failed_run(
     assert seen(run) == expected(world.run_dir)
     world.sync()
     assert len(world.server.alerts) == 1
+
+
+def test_a_trial_of_wandbs_agent_is_sent_as_a_run_of_its_sweep(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"SWEEP_ID": "s1", "RUN_ID": "r1", "PROJECT": "birds", "ENTITY": ENTITY}
+    overwrite(monkeypatch, world.environment | {f"WANDB_{name}": value for name, value in given.items()})
+    assert tiny.do("train", world.tmp, *ONLINE) == 0
+    run = world.server.only_run()
+    assert (run.id, run.project, run.about["sweep"], run.state) == ("r1", "birds", "s1", "finished")
+    looks = [r["val_top1"] for r in records.read(world.run_dir / "log.jsonl") if r["kind"] == "epoch"]
+    assert run.summary["epoch/val_top1"] == max(looks)
+    for name in given:
+        monkeypatch.delenv(f"WANDB_{name}")
+    assert world.sync()["rows_there"] == LAST
+    assert (list(world.server.runs), run.about["sweep"]) == (["r1"], "s1")
 
 
 def test_a_run_that_another_machine_trains_stays_a_running_one(world: World) -> None:

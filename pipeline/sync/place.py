@@ -80,8 +80,8 @@ class Place:
     def known(self) -> dict[str, Any]:
         """What `wandb.json` keeps of the W&B run: made once, with an id of its own.
 
-        id, project, entity. alerts: those that were sent. sent: last step that W&B is known to have.
-        offline: last step of the offline folder.
+        id, project, entity; sweep, of a trial of W&B's agent. alerts: those that were sent. sent: last step that
+        W&B is known to have. offline: last step of the offline folder.
         """
         path = self.run_dir / "wandb.json"
         if not path.is_file():
@@ -92,8 +92,9 @@ class Place:
     def _drawn(self) -> dict[str, str | None]:
         """A new id; in a trial of W&B's agent, the run that the agent has made for it."""
         if os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"):
-            names = {"id": "WANDB_RUN_ID", "project": "WANDB_PROJECT", "entity": "WANDB_ENTITY"}
-            return {name: os.environ.get(variable) for name, variable in names.items()}
+            names = ("RUN_ID", "PROJECT", "ENTITY", "SWEEP_ID")
+            run_id, project, entity, sweep = (os.environ.get(f"WANDB_{name}") for name in names)
+            return {"id": run_id, "project": project, "entity": entity, "sweep": sweep}
         tracking = self.config.tracking
         return {"id": secrets.token_hex(4), "project": tracking.project, "entity": tracking.entity}
 

@@ -1,6 +1,6 @@
 """Records of a log become rows of a W&B run: which of them may be sent, and under which keys."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,10 +36,23 @@ def best(found: Sequence[Record]) -> dict[str, Any]:
 
     Empty before the first epoch is over.
     """
-    epochs = [record for record in found if record["kind"] == "epoch"]
+    epochs = _epochs(found)
     chosen = records.best(found) or (epochs[-1] if epochs else None)
     names = ("epoch", "step", "val_top1", "val_loss")
     return {f"best/{name}": chosen[name] for name in names if chosen[name] is not None} if chosen else {}
+
+
+def extremes(found: Sequence[Record]) -> dict[str, float]:
+    """The highest `epoch/val_top1` and the lowest `epoch/val_loss`: by these W&B's sweeps are to compare runs."""
+    values = {
+        name: [r[name] for r in _epochs(found) if r[name] is not None] for name in ("val_top1", "val_loss")
+    }
+    choose: dict[str, Callable[[list[float]], float]] = {"val_top1": max, "val_loss": min}
+    return {f"epoch/{name}": choose[name](seen) for name, seen in values.items() if seen}
+
+
+def _epochs(found: Sequence[Record]) -> list[Record]:
+    return [record for record in found if record["kind"] == "epoch"]
 
 
 def _keyed(record: Record) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pipeline.sync.artifacts import Artifacts
 from pipeline.sync.client import Refused, Run, Unreachable
 from pipeline.sync.evaluation import evaluations
 from pipeline.sync.place import Place
-from pipeline.sync.rows import Row, best, rows
+from pipeline.sync.rows import Row, best, extremes, rows
 
 POLL_S = 1.0
 READING_SHARE = 0.01  # of the time, at most, in which a follower reads the log again
@@ -59,10 +59,10 @@ def offline(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) -> dict[str
 def follow(run_dir: Path, trainer: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Send a run while the process that called this one trains it, and complete it when that ends.
 
-    Args:
-        trainer: id of that process.
-
     Signals are for the training; this process ends by itself, `tracking.upload_wait_s` after it at the latest.
+
+    Args:
+        trainer: id of the process that called this one.
 
     Raises:
         UserError: there is no key, or W&B did not take everything in time.
@@ -83,10 +83,8 @@ def follow(run_dir: Path, trainer: int, overrides: Sequence[str] = ()) -> dict[s
         os._exit(UserError.exit_code)  # the client may wait for the server for hours
 
     threading.Thread(target=end_in_time, daemon=True).start()
-    lock = place.alone(
-        wait_s=place.config.tracking.upload_wait_s + EXIT_S
-    )  # an earlier attempt may still send
-    with lock, tempfile.TemporaryDirectory() as own, client.folders(Path(own)):
+    before_s = place.config.tracking.upload_wait_s + EXIT_S  # an earlier attempt may still send so long
+    with place.alone(before_s), tempfile.TemporaryDirectory() as own, client.folders(Path(own)):
         run = _begin_patiently(place, Path(own), trainer, training)
         there = sent = run.starting_step - 1
         while training():
@@ -190,7 +188,8 @@ def _last(found: Sequence[Row]) -> int:
 
 def _publish(place: Place, run: Run, artifacts: Artifacts) -> list[str]:
     """Summary, artifacts and the tables of the evaluations; what is left out, and why."""
-    run.summary.update(best(place.records()))
+    found = place.records()
+    run.summary.update({**best(found), **extremes(found)})
     patch = place.run_dir / "diff.patch"
     if patch.is_file():
         run.save(str(patch), base_path=str(place.run_dir), policy="now")
