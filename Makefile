@@ -16,7 +16,7 @@ READY := .venv/ready
 LAUNCH := $(if $(filter-out 1,$(GPUS)),$(BIN)/python -m pipeline.launch --standalone --nproc-per-node $(GPUS),$(BIN)/python -m pipeline)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor data train eval predict report audit study sweep runs schedule lr-find summary config demo smoke test kill-test check format bench clean
+.PHONY: help setup doctor data train eval predict report audit study sweep runs sync schedule lr-find summary config demo smoke test kill-test check format bench clean
 
 help: ## list the targets and their variables
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -60,6 +60,9 @@ sweep: $(READY) ## the trials of SWEEP (a file or a folder of stages), N in all;
 
 runs: $(READY) ## all runs and what came of them (SORT=best; ARGS=--csv)
 	@$(BIN)/python -m pipeline runs --sort $(SORT) $(ARGS)
+
+sync: $(READY) ## complete the W&B runs of run directories, RUN="runs/a runs/b" (ARGS=--offline: as folders for `wandb sync`)
+	$(BIN)/python -m pipeline sync $(RUN) $(ARGS)
 
 schedule: $(READY) ## draw learning rate, momentum and optimizer, before anything is trained
 	$(BIN)/python -m pipeline schedule --config $(CONFIG) $(ARGS)

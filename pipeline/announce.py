@@ -6,7 +6,7 @@ from pipeline.job import Job, Start
 
 
 def announce(job: Job, start: Start, last_step: int) -> None:
-    """Write `config.yaml` and `environment.json`, and say what begins."""
+    """Write `config.yaml`, `environment.json` and, of changed code, `diff.patch`; say what begins."""
     config, ranks, weights = job.config, job.ranks, start.weights
     files.write_text(config.run_dir / "config.yaml", config_file.dump(config))
     about = {
@@ -17,6 +17,11 @@ def announce(job: Job, start: Start, last_step: int) -> None:
         "ranks": ranks.world,
     }
     files.write_json(config.run_dir / "environment.json", about)
+    diff, patch = environment.diff(), config.run_dir / "diff.patch"
+    if diff is None:
+        patch.unlink(missing_ok=True)
+    else:
+        files.write_text(patch, diff)
     parameters = sum(parameter.numel() for parameter in start.state.model.parameters())
     terminal.say(
         f"run    {config.run_dir}, step {start.state.step} of {last_step}\n"

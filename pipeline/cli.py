@@ -27,6 +27,7 @@ EXAMPLES = """
       python -m pipeline audit --config configs/cub200_resnet50.yaml run.name=low_lr
       python -m pipeline report --config configs/cub200_resnet50.yaml run.name=low_lr report.gallery=200
       python -m pipeline compare runs/baseline runs/low_lr runs/low_lr_seed1
+      python -m pipeline sync runs/baseline runs/low_lr          # to Weights & Biases
       python -m pipeline study residual --jobs 2               # configs/studies/residual.yaml
       python -m pipeline sweep configs/sweeps/birds.yaml --trials 12 --jobs 2
       python -m pipeline runs --sort best                      # all runs; also: runs diff A B, runs rm A
@@ -61,7 +62,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     """Predict a split with a run's checkpoint and report accuracy per class; never trains."""
     from pipeline.evaluate import evaluate
 
-    return evaluate(config)
+    return _published(config, evaluate(config))
 
 
 def schedule(config: Config) -> dict[str, Any]:
@@ -96,7 +97,16 @@ def report(config: Config) -> dict[str, Any]:
     """Write report.html anew from stored predictions; reads no split again."""
     from pipeline.report.page import rebuild
 
-    return rebuild(config)
+    return _published(config, rebuild(config))
+
+
+def _published(config: Config, result: dict[str, Any]) -> dict[str, Any]:
+    """Bring W&B up to a result, on the first rank: the others have none."""
+    if result:
+        from pipeline.follower import publish
+
+        publish(config)
+    return result
 
 
 def config(config: Config) -> None:
@@ -171,6 +181,19 @@ def runs(arguments: argparse.Namespace) -> dict[str, Any] | None:
     return None
 
 
+def sync(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Complete the W&B run of each run directory from its log, however often it is called."""
+    from pipeline.sync import sending
+
+    overrides = [word for word in arguments.words if "=" in word and not Path(word).exists()]
+    runs = [Path(word) for word in arguments.words if word not in overrides]
+    if not runs:
+        raise UserError("sync: no run is named; give run directories, such as runs/NAME")
+    if arguments.follow:
+        return sending.follow(runs[0], arguments.follow, overrides)
+    return (sending.offline if arguments.offline else sending.sync)(runs, overrides)
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command line; argparse answers `--help` and unknown verbs itself."""
     parser = argparse.ArgumentParser(
@@ -230,6 +253,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--csv", action="store_true", help="a list as CSV, a column for each key that differs"
     )
     listing.add_argument("--yes", action="store_true", help="of rm: do not ask")
+    syncing = add("sync", sync, "RUN", f"a run directory, such as runs/NAME, and overrides {key}", "+")
+    syncing.add_argument(
+        "--offline", action="store_true", help="write RUN/wandb/offline-run-... for `wandb sync`"
+    )
+    following = "send while that process, the parent, trains the run; training itself calls this"
+    syncing.add_argument("--follow", type=int, metavar="PID", help=following)
     # argparse takes no words both before and behind an option
     arguments, more = parser.parse_known_args(argv)
     if wrong := [word for word in more if word.startswith("-")]:

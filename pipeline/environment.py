@@ -28,6 +28,9 @@ PACKAGES = (
 )
 
 
+DIFF_BYTES = 1 << 20
+
+
 def describe(device: torch.device) -> dict[str, Any]:
     """Machine, packages, git commit and command, as plain types."""
     on_gpu = device.type == "cuda"
@@ -48,6 +51,19 @@ def describe(device: torch.device) -> dict[str, Any]:
     }
 
 
+def diff() -> str | None:
+    """How the code differs from its commit, as `git diff` has it; None where it does not, or git does not say.
+
+    It is cut after `DIFF_BYTES`. Files that git does not know are not in it.
+    """
+    try:
+        text = _ask("diff", "HEAD")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    cut = text.encode()[:DIFF_BYTES].decode(errors="ignore")
+    return (cut if cut == text else f"{cut}\n[cut after {DIFF_BYTES} bytes]") + "\n" if text else None
+
+
 def _version(name: str) -> str | None:
     try:
         return metadata.version(name)
@@ -57,13 +73,13 @@ def _version(name: str) -> str | None:
 
 def _git() -> dict[str, Any] | None:
     """The commit of the code and whether files differ from it; None outside a git checkout."""
-    folder = Path(__file__).parent
-
-    def ask(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
     try:
-        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
+        return {"commit": _ask("rev-parse", "HEAD"), "dirty": bool(_ask("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _ask(*words: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *words]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True)
+    return done.stdout.strip()

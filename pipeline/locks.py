@@ -6,7 +6,6 @@ without locks gives them to everyone.
 
 import contextlib
 import fcntl
-import math
 import time
 from pathlib import Path
 from typing import TextIO
@@ -40,7 +39,7 @@ class Lock:
         return cls(stream)
 
     @classmethod
-    def wait(cls, path: Path, at_most_s: float = math.inf) -> "Lock | None":
+    def wait(cls, path: Path, at_most_s: float) -> "Lock | None":
         """Hold a file as soon as no other process does; None when that takes too long."""
         deadline = time.monotonic() + at_most_s
         while (lock := cls.free(path)) is None and time.monotonic() < deadline:

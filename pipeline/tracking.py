@@ -9,6 +9,7 @@ from typing import Protocol, TextIO
 
 from pipeline import records
 from pipeline.config import Config
+from pipeline.follower import Follower, WrittenAtTheEnd
 from pipeline.records import ALL, CLOCKS, FIELDS, Record
 
 
@@ -156,4 +157,8 @@ def tracker(config: Config, step: int) -> Tracker:
     for record in log.before:
         for one in made:
             one.log(record)
+    if config.tracking.wandb == "online":
+        made.append(Follower(config))
+    elif config.tracking.wandb == "offline":
+        made.append(WrittenAtTheEnd(config))
     return Logged(log, made)

