@@ -78,11 +78,6 @@ class Worker(Generic[Job]):
         """Whether it can take another task."""
         return self._process.is_alive()
 
-    @property
-    def pid(self) -> int | None:
-        """Of its process."""
-        return self._process.pid
-
     def stop(self) -> None:
         """Ask the task to save itself and to stop."""
         self._process.terminate()

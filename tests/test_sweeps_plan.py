@@ -83,7 +83,7 @@ def test_the_shipped_sweeps_are_checked_and_their_stages_begin_with_the_best_of_
         ({"metod": "grid"}, "search.yaml: metod: unknown key"),
         ({"method": "baies"}, "did you mean bayes?"),
         ({"metric": {"name": "epoch/val_top2", "goal": "maximize"}}, "did you mean epoch/val_top1?"),
-        ({"metric": {"name": "loss"}}, "is none of the records of an epoch"),
+        ({"metric": {"name": "loss"}}, "is none of the values of an epoch"),
         ({"metric": {"name": "test/top1", "goal": "maximize"}}, "the test split never chooses"),
         ({"metric": {"name": "epoch/val_top1"}}, "W&B's default is minimize"),
         (

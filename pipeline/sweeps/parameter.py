@@ -134,6 +134,12 @@ class Parameter(Section):
         return self.kind in ("categorical", "int_uniform")
 
     @property
+    def size(self) -> int:
+        """How many values a countable parameter has."""
+        low, high = (1, len(self.choices)) if self.kind == "categorical" else self.bounds
+        return int(high) - int(low) + 1
+
+    @property
     def listed(self) -> tuple[Value, ...]:
         """All values of a countable parameter."""
         if self.kind == "categorical":

@@ -23,6 +23,8 @@ from pipeline.config_solver import Count, Section
 from pipeline.errors import ConfigError
 from pipeline.sweeps.parameter import Parameter, Value
 
+FOLDER = Path("configs/sweeps")
+BEST = "best.yaml"
 ARGUMENTS = "${args_no_hyphens}"
 COMMAND = (
     'program: pipeline, command: ["${env}", "${interpreter}", -m, "${program}", train, --config, FILE, "'
@@ -224,7 +226,7 @@ class Plan:
             near = difflib.get_close_matches(self.sweep.metric.name, [f"epoch/{one}" for one in METRICS], n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {known}"
             raise ConfigError(
-                f"{where}.name: {self.sweep.metric.name} is none of the records of an epoch; {hint}"
+                f"{where}.name: {self.sweep.metric.name} is none of the values of an epoch; {hint}"
             )
         if self.sweep.metric.goal != METRICS[name]:
             raise ConfigError(
@@ -244,7 +246,7 @@ class Plan:
             raise ConfigError(
                 f"{self.path}: parameters.{endless[0]}: a grid needs values, or whole numbers from min to max"
             )
-        count = math.prod(len(p.listed) for p in self.searched.values())
+        count = math.prod(p.size for p in self.searched.values())
         if count > COMBINATIONS:
             raise ConfigError(f"{self.path}: the grid has {count:,} combinations; at most {COMBINATIONS:,}")
 
@@ -257,9 +259,6 @@ class Plan:
         for key, p in self.searched.items():
             for value in p.ends:
                 yield {**first, key: value}
-
-
-BEST = "best.yaml"
 
 
 def trial_name(number: int) -> str:
@@ -288,9 +287,6 @@ def plans(path: Path, more: Sequence[str]) -> list[Plan]:
         found.append(Plan(stage, tuple(more), found[-1] if found else None))
         found[-1].check()
     return found
-
-
-FOLDER = Path("configs/sweeps")
 
 
 def _read(path: Path) -> dict[str, Any]:

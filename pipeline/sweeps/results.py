@@ -14,7 +14,7 @@ from pipeline import config_file, files, records
 from pipeline.config import Config
 from pipeline.data import prepare
 from pipeline.intervals import wilson
-from pipeline.sweeps.plan import Plan
+from pipeline.sweeps.plan import BEST, Plan
 from pipeline.sweeps.trials import Trials
 
 HEADER_WIDTH = 108
@@ -122,7 +122,7 @@ def needed_for_importance(plan: Plan) -> int:
 
 def write_best(plan: Plan, found: dict[str, Any], config: Config, note: Sequence[str]) -> Path:
     """Write the best as a configuration file that trains it again; the path."""
-    path = plan.folder / "best.yaml"
+    path = plan.folder / BEST
     common = plan.common
     again = config_file.validate(
         {
