@@ -6,6 +6,8 @@ IMAGES ?=
 GPUS ?= 1
 BENCH ?= all
 NAME ?= all
+SWEEP ?= configs/sweeps/birds.yaml
+N ?=
 SORT ?= started
 PYTHON ?= python3
 
@@ -14,13 +16,14 @@ READY := .venv/ready
 LAUNCH := $(if $(filter-out 1,$(GPUS)),$(BIN)/python -m pipeline.launch --standalone --nproc-per-node $(GPUS),$(BIN)/python -m pipeline)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor data train eval predict report audit study runs sync schedule lr-find summary config demo smoke test kill-test check format bench clean
+.PHONY: help setup doctor data train eval predict report audit study sweep runs sync schedule lr-find summary config demo smoke test kill-test check format bench clean
 
 help: ## list the targets and their variables
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 	@echo
 	@echo '  CONFIG=$(CONFIG)   the configuration of all but demo, smoke, test and check'
 	@echo '  ARGS="optim.lr=0.01 run.name=x"   overrides, as `make config` lists them'
+	@echo '  SWEEP=$(SWEEP) N=20   a sweep file or a folder of stages, and trials in all'
 	@echo '  GPUS=$(GPUS)   processes of train, eval and doctor on this machine, one a GPU'
 	@echo '  BENCH=$(BENCH)   all, loader, step, data, ddp or tracking'
 
@@ -51,6 +54,9 @@ audit: $(READY) ## likely label errors and near-duplicates, by a trained model's
 
 study: $(READY) ## the runs of configs/studies/NAME.yaml, its table and its figure (NAME=all: all of them)
 	$(BIN)/python -m pipeline study $(NAME) $(ARGS)
+
+sweep: $(READY) ## the trials of SWEEP (a file or a folder of stages), N in all; a sweep that was killed goes on
+	$(BIN)/python -m pipeline sweep $(SWEEP) $(if $(N),--trials $(N)) $(ARGS)
 
 runs: $(READY) ## all runs and what came of them (SORT=best; ARGS=--csv)
 	@$(BIN)/python -m pipeline runs --sort $(SORT) $(ARGS)

@@ -29,6 +29,7 @@ EXAMPLES = """
       python -m pipeline compare runs/baseline runs/low_lr runs/low_lr_seed1
       python -m pipeline sync runs/baseline runs/low_lr          # to Weights & Biases
       python -m pipeline study residual --jobs 2               # configs/studies/residual.yaml
+      python -m pipeline sweep configs/sweeps/birds.yaml --trials 12 --jobs 2
       python -m pipeline runs --sort best                      # all runs; also: runs diff A B, runs rm A
       python -m pipeline config --config configs/demo.yaml       # every key, with its meaning
       torchrun --nproc-per-node 4 -m pipeline train --config configs/cub200_resnet50.yaml
@@ -156,6 +157,14 @@ def study(arguments: argparse.Namespace) -> dict[str, Any]:
     return study(arguments.words[0], arguments.jobs, arguments.words[1:])
 
 
+def sweep(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Do the trials of a sweep (W&B's own sweep files, configs/sweeps) without W&B; write their table and the best."""
+    from pipeline.sweeps.run import sweep
+
+    path, *more = arguments.words
+    return sweep(Path(path), arguments.trials, arguments.jobs, arguments.pruner, more)
+
+
 def runs(arguments: argparse.Namespace) -> dict[str, Any] | None:
     """List all runs below a folder; `diff RUN RUN` shows in what two differ, `rm RUN...` deletes after asking."""
     from pipeline import runs
@@ -227,6 +236,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "study", study, "NAME", f"a file of configs/studies, a path, or all; then {key} of every run", "+"
     )
     studying.add_argument("--jobs", type=int, metavar="N", help="runs at once; without it, one a core")
+    sweeping = add(
+        "sweep", sweep, "FILE", f"a sweep file, or a folder of stages; then {key} of every trial", "+"
+    )
+    every = "of the sweep in all, whoever does them; without it, run_cap, or the size of the grid"
+    sweeping.add_argument("--trials", type=int, metavar="N", help=every)
+    sweeping.add_argument(
+        "--jobs", type=int, metavar="N", help="trials at once; without it, one a GPU or core"
+    )
+    sweeping.add_argument(
+        "--pruner", choices=("median", "hyperband", "none"), help="without it, as early_terminate says"
+    )
     listing = add("runs", runs, "FOLDER", "runs, or another folder of runs; or: diff RUN RUN; or: rm RUN...")
     listing.add_argument("--sort", default="started", metavar="COLUMN", help="of a list: by what; started")
     listing.add_argument(

@@ -31,7 +31,7 @@ PlantedShare = Annotated[float, Field(ge=0, le=0.5)]
 
 class RunConfig(Section):
     name: Annotated[str, Field(pattern=r"^[\w][\w.+-]*$")] | None = None
-    """the run lives in ROOT/NAME; null: the name of the configuration file"""
+    """the run lives in ROOT/NAME; null: the name of the configuration file; under W&B's agent, with the run's id"""
     root: Path = Path("runs")
     """folder of all runs"""
 

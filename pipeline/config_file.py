@@ -6,6 +6,7 @@ Every mistake is reported at once: its dotted key, the value, what is allowed, a
 import difflib
 import io
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,8 +34,16 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         _apply(tree, override)
     run = tree.setdefault("run", {})
     if isinstance(run, dict) and run.get("name") is None:
-        run["name"] = path.stem if path else "baseline"
+        run["name"] = _default_name(path)
     return validate(tree, str(path) if path else "the defaults", Config)
+
+
+def _default_name(path: Path | None) -> str:
+    """The file's name; with W&B's id of the run where W&B's agent runs the trials of a sweep."""
+    name = path.stem if path else "baseline"
+    # The agent fills in ${envvar:WANDB_RUN_ID} in a sweep's command before it sets that variable.
+    trial = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+    return f"{name}-{trial}" if trial else name
 
 
 def validate(tree: dict[str, Any], where: str, kind: type[Model]) -> Model:
@@ -53,7 +62,32 @@ def validate(tree: dict[str, Any], where: str, kind: type[Model]) -> Model:
 
 def dump(config: Config, comments: bool = False) -> str:
     """The whole configuration as YAML; with `comments`, each key has its documentation beside it."""
-    tree = _commented(config) if comments else config.model_dump(mode="json")
+    return _yaml(_commented(config) if comments else config.model_dump(mode="json"))
+
+
+def dump_departures(config: Config) -> str:
+    """What departs from the defaults, as YAML: a file that `load` makes the same configuration of."""
+    tree = _departing(config.model_dump(mode="json"), Config().model_dump(mode="json"))
+    if "schedule" in tree:  # of which there are several, each with defaults of its own
+        schedule = config.schedule
+        own = _departing(schedule.model_dump(mode="json"), type(schedule)().model_dump(mode="json"))
+        tree["schedule"] = {"name": schedule.name, **own}
+    return _yaml(tree)
+
+
+def _departing(own: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    departing: dict[str, Any] = {}
+    for key, value in own.items():
+        usual = default.get(key)
+        if isinstance(value, dict) and isinstance(usual, dict) and usual:
+            if inner := _departing(value, usual):
+                departing[key] = inner
+        elif value != usual:
+            departing[key] = value
+    return departing
+
+
+def _yaml(tree: Any) -> str:
     yaml = YAML()
     yaml.width = 10_000
     yaml.representer.add_representer(

@@ -14,7 +14,14 @@ from pydantic_core import ErrorDetails
 
 from pipeline.config import Config
 
-WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+WORDS: dict[Any, str] = {
+    Any: "a value",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    Path: "a path",
+}
 
 
 class _Place(NamedTuple):

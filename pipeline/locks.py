@@ -4,8 +4,8 @@ flock(2) reaches the processes of one machine, its containers, and on NFS those 
 without locks gives them to everyone.
 """
 
+import contextlib
 import fcntl
-import math
 import time
 from pathlib import Path
 from typing import TextIO
@@ -30,7 +30,16 @@ class Lock:
         return None
 
     @classmethod
-    def wait(cls, path: Path, at_most_s: float = math.inf) -> "Lock | None":
+    def hold(cls, path: Path) -> "Lock":
+        """Hold a file once no other process does, however long that takes."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a", encoding="utf-8")
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        return cls(stream)
+
+    @classmethod
+    def wait(cls, path: Path, at_most_s: float) -> "Lock | None":
         """Hold a file as soon as no other process does; None when that takes too long."""
         deadline = time.monotonic() + at_most_s
         while (lock := cls.free(path)) is None and time.monotonic() < deadline:

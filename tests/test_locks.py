@@ -36,5 +36,5 @@ def test_whoever_waits_gets_it_when_the_other_ends(tmp_path: Path) -> None:
     ) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == b"up\n"
-        assert Lock.wait(tmp_path / "lock") is not None
+        assert Lock.wait(tmp_path / "lock", at_most_s=60) is not None
         assert child.wait() == 0

@@ -15,6 +15,7 @@ from tests import tiny
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts/slurm/train.sbatch"
+SWEEP = ROOT / "scripts/slurm/sweep.sbatch"
 FAKES = ROOT / "tests/fake_slurm"
 
 
@@ -30,8 +31,8 @@ def calls(tmp: Path) -> list[str]:
     return (tmp / "calls").read_text().splitlines() if (tmp / "calls").exists() else []
 
 
-def submit(words: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
-    command = ["bash", str(SCRIPT), *words]
+def submit(words: list[str], environment: dict[str, str], script: Path = SCRIPT) -> subprocess.Popen[str]:
+    command = ["bash", str(script), *words]
     return subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 
@@ -127,3 +128,29 @@ def test_preempted_and_queued_again_it_ends_as_if_nothing_had_been(birds: Path, 
     assert calls(tmp_path) == ["requeue 4711"]
     assert torch.load(last, weights_only=True)["step"] == 30
     assert tiny.same_weights(last, tmp_path / "runs/calm/checkpoints/last.pt")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "again"),
+    [
+        (None, 0, False),
+        (None, 2, False),
+        (None, 75, True),
+        (signal.SIGUSR1, 75, True),
+        (signal.SIGTERM, 75, False),  # cancelled
+    ],
+)
+def test_a_task_of_a_sweep_is_asked_to_save_and_queued_again(
+    tmp_path: Path, number: signal.Signals | None, code: int, again: bool
+) -> None:
+    body = f"trap 'exit {code}' TERM\ntouch {tmp_path}/ready\nwhile :; do sleep 0.1; done"
+    environment = job(tmp_path, PYTHON=launcher(tmp_path, body if number else f"exit {code}"))
+    words = ["configs/sweeps/birds.yaml", "--trials", "20", "optim.nesterov=false"]
+    task = submit(words, environment, SWEEP)
+    if number is not None:
+        wait_until((tmp_path / "ready").exists, task)
+        task.send_signal(number)
+    task.communicate(timeout=60)
+    assert task.returncode == code
+    assert calls(tmp_path) == ["requeue 4711"] * again
+    assert (tmp_path / "arguments").read_text().split() == ["-m", "pipeline", "sweep", *words]

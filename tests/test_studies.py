@@ -234,8 +234,8 @@ def test_a_bug_in_a_run_is_a_bug_of_the_study(
         run.study(str(write(tmp_path, tune_lr={})), 1, [])
 
 
-def _with_a_bug(tasks: list[Any], jobs: int) -> Any:
-    yield tasks[0], run.Outcome("bug", "Traceback ...\nKeyError: 'a bug'")
+def _with_a_bug(coming: Any, jobs: int) -> Any:
+    yield coming(), run.Outcome("bug", "Traceback ...\nKeyError: 'a bug'")
 
 
 # What is made of them

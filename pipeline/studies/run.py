@@ -1,7 +1,6 @@
 """The verb `study`: the runs of a study that are still to be done, then its table and its figure."""
 
 import contextlib
-import os
 import resource
 import time
 from collections.abc import Sequence
@@ -10,14 +9,15 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline import files, records, terminal
+from pipeline import files, records, terminal, workers
 from pipeline.data import table
 from pipeline.data.prepare import prepare
 from pipeline.errors import ConfigError, DataError
-from pipeline.studies import results, workers
+from pipeline.studies import results
 from pipeline.studies.plan import Member, Plan, find
 from pipeline.studies.show import SHOWN
-from pipeline.studies.workers import Outcome, Task
+from pipeline.studies.training import Training
+from pipeline.workers import Outcome
 
 
 def study(name: str, jobs: int | None, more: Sequence[str]) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def study(name: str, jobs: int | None, more: Sequence[str]) -> dict[str, Any]:
     """
     if jobs is not None and jobs < 1:
         raise ConfigError(f"--jobs {jobs}: has to be at least 1")
-    jobs = jobs or os.cpu_count() or 1
+    jobs = jobs or workers.cores()
     plans = [Plan(path, more) for path in find(name)]
     for plan in plans:  # every mistake comes out before anything is run
         plan.tries(), plan.members({})
@@ -97,18 +97,18 @@ def _run(label: str, members: Sequence[Member], jobs: int, *, test: bool) -> Non
     if not due:
         return
     _prepare(list(due.values()))
-    failed: list[tuple[Task, Outcome]] = []
-    tasks = [Task(member.config, test) for member in due.values()]
+    failed: list[tuple[Training, Outcome]] = []
+    tasks = iter([Training(member.config, test) for member in due.values()])
     done = len(members) - len(due)
     with (
         terminal.bar(label, len(members), "runs", done) as bar,
-        contextlib.closing(workers.each(tasks, jobs)) as ended,
+        contextlib.closing(workers.each(lambda: next(tasks, None), jobs)) as ended,
     ):
         for task, outcome in ended:
             member = due[task.config.run_dir]
             if outcome.status == "bug":
                 raise RuntimeError(f"{member.name}, in another process:\n{outcome.said}")
-            if outcome.status == "failed" or (outcome.status == "diverged" and test):
+            if outcome.status in ("failed", "lost") or (outcome.status == "diverged" and test):
                 failed.append((task, outcome))
             else:
                 stamp = {"settings": member.digest, "status": outcome.status}

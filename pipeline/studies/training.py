@@ -1,0 +1,42 @@
+"""A run of a study as a task of a worker: it is trained and, with `test`, evaluated once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import files, workers
+from pipeline.config import Config
+from pipeline.workers import Outcome
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run to be trained and, with `test`, evaluated."""
+
+    config: Config
+    test: bool
+
+    @property
+    def log(self) -> Path:
+        """What the run says."""
+        return self.config.run_dir / "output.log"
+
+    def do(self) -> Outcome:
+        """Train and evaluate in this process."""
+        workers.say_into(self.log)
+        from pipeline.train import train
+
+        train(self.config)
+        if self.test:
+            _evaluate_once(self.config)
+        return Outcome("done")
+
+
+def _evaluate_once(config: Config) -> None:
+    """Read the test split, unless this very checkpoint has been evaluated."""
+    from pipeline import stored
+    from pipeline.evaluate import evaluate
+
+    folder = stored.folder_of(config.run_dir, "test")
+    best = files.digest_of_file(config.checkpoints_dir / "best.pt")
+    if not (folder / "metrics.json").is_file() or stored.read_metrics(folder)["checkpoint_sha256"] != best:
+        evaluate(config)

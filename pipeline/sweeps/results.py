@@ -1,0 +1,153 @@
+"""What the trials of a sweep have come to: a table, the best as a configuration file, and how far to trust it."""
+
+import math
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from optuna.trial import FrozenTrial, TrialState
+
+from pipeline import config_file, files, records
+from pipeline.config import Config
+from pipeline.data import prepare
+from pipeline.intervals import wilson
+from pipeline.sweeps.plan import Plan
+from pipeline.sweeps.trials import Trials
+
+HEADER_WIDTH = 108
+IMPORTANCE_NEEDS = 10  # complete trials, and two a parameter
+
+
+def epochs(plan: Plan, number: int) -> list[dict[str, Any]]:
+    """The records of a trial's epochs."""
+    logged = records.read(plan.run_dir(number) / "log.jsonl")
+    return [record for record in logged if record["kind"] == "epoch"]
+
+
+def value(plan: Plan, number: int) -> float | None:
+    """A trial's value: its best over the epochs, as W&B's summary has it; None without a finite one."""
+    values = [record[plan.metric] for record in epochs(plan, number)]
+    finite = [one for one in values if one is not None and math.isfinite(one)]
+    return (max if plan.maximised else min)(finite, default=None)
+
+
+def table(trials: Trials) -> pd.DataFrame:
+    """A row a trial, by number: state, value, its epoch, epochs, seconds, the parameters, why it failed."""
+    # As objects: a column of 0 and 0.1 would become one of 0.0 and 0.1, which are other words on a command line.
+    rows = pd.DataFrame([_row(trials, trial) for trial in trials.all()], dtype=object)
+    return rows.astype({"number": int, trials.plan.metric: float, "epochs": int, "seconds": float})
+
+
+def _row(trials: Trials, trial: FrozenTrial) -> dict[str, Any]:
+    plan, done = trials.plan, epochs(trials.plan, trial.number)
+    best = value(plan, trial.number)
+    reached = [record for record in done if best is not None and record[plan.metric] == best]
+    at = records.best(reached) or next(iter(reached), None)  # of equals, that of best.pt
+    state = trial.user_attrs.get("outcome", "") if trial.state.is_finished() else "running"
+    return {
+        "number": trial.number,
+        "state": state,
+        plan.metric: best,
+        "epoch": at and at["epoch"],
+        "epochs": len(done),
+        "seconds": done[-1]["seconds"] if done else 0.0,
+        **trials.values(trial),
+        "processes": len(trial.user_attrs.get("taken", [])),
+        "why": trial.user_attrs.get("why"),
+        "run": str(plan.run_dir(trial.number)),
+    }
+
+
+def ranked(plan: Plan, rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows, the best first; those without a value at the end."""
+    order = rows.sort_values(plan.metric, ascending=not plan.maximised, kind="stable", na_position="last")
+    return [{str(name): value for name, value in row.items()} for row in order.to_dict("records")]
+
+
+def best(plan: Plan, rows: pd.DataFrame) -> dict[str, Any] | None:
+    """The best complete trial, of equals the first; None without one."""
+    return next((row for row in ranked(plan, rows) if row["state"] == "complete"), None)
+
+
+def trust(plan: Plan, rows: pd.DataFrame, found: dict[str, Any], config: Config) -> dict[str, Any]:
+    """How far validation tells the best from the others: its interval, and the trials within it."""
+    images = len(prepare.load(config).rows("val"))
+    about: dict[str, Any] = {"val_images": images}
+    if plan.metric == "val_top1":
+        low, high = wilson(round(float(found[plan.metric]) * images), images)
+        ended = rows[rows["state"] == "complete"]
+        about |= {"low": low, "high": high, "within": int((ended[plan.metric] >= low).sum()) - 1}
+    return about
+
+
+def in_words(
+    plan: Plan, counts: dict[str, int], found: dict[str, Any], trust: dict[str, Any]
+) -> tuple[str, str]:
+    """The best with its interval, and what it is not."""
+    words = f"trial {found['number']}: {plan.sweep.metric.name} {found[plan.metric]:.4f}"
+    if "low" in trust:
+        others = counts["complete"] - 1
+        words += (
+            f", 95 % interval {trust['low']:.3f} to {trust['high']:.3f} ({trust['val_images']} validation images); "
+            f"{trust['within']} of the {others} other complete trials lie within it: these images do not tell them apart"
+        )
+    return words, (
+        "the best of many looks at the same images is optimistic, and the test split was not read: for a number, "
+        "train best.yaml with several seeds and evaluate each once on test"
+    )
+
+
+def importance(trials: Trials) -> dict[str, float] | None:
+    """The share of the value's variance that each parameter explains (fANOVA, Hutter et al. 2014).
+
+    A forest of 64 trees is fitted to the complete trials, as Optuna does it. None when they are too few for it.
+    """
+    from optuna.importance import FanovaImportanceEvaluator, get_param_importances  # scikit-learn: a second
+
+    complete = [trial for trial in trials.all() if trial.state is TrialState.COMPLETE]
+    values = {trial.value for trial in complete}
+    if len(complete) < needed_for_importance(trials.plan) or len(values) < 2:
+        return None
+    found = get_param_importances(trials.study, evaluator=FanovaImportanceEvaluator(seed=0))
+    return {key: float(share) for key, share in found.items()}
+
+
+def needed_for_importance(plan: Plan) -> int:
+    """Complete trials without which the forest says nothing."""
+    return max(IMPORTANCE_NEEDS, 2 * len(plan.searched))
+
+
+def write_best(plan: Plan, found: dict[str, Any], config: Config, note: Sequence[str]) -> Path:
+    """Write the best as a configuration file that trains it again; the path."""
+    path = plan.folder / "best.yaml"
+    common = plan.common
+    again = config_file.validate(
+        {
+            **config.model_dump(mode="json"),
+            "run": {"name": f"{plan.name}-best", "root": str(common.run.root)},
+            "tracking": common.tracking.model_dump(mode="json"),
+        },
+        str(path),
+        Config,
+    )
+    wrapped = [line for one in note for line in textwrap.wrap(one[0].upper() + one[1:], HEADER_WIDTH)]
+    command = f"  {_threads(plan, found['number'])}python -m pipeline train --config {path}"
+    header = "".join(f"# {line}\n" for line in (f"The best of {plan.path}.", command, *wrapped))
+    text = header + config_file.dump_departures(again)
+    files.write_text(path, text)
+    assert config_file.load(path) == again, f"{path} is not the trial's configuration"
+    return path
+
+
+def _threads(plan: Plan, number: int) -> str:
+    """On the CPU a trial has one thread; with more, the last digits of its sums are others."""
+    about = files.read_json(plan.run_dir(number) / "environment.json")
+    return "OMP_NUM_THREADS=1 " if about["cuda"] is None else ""
+
+
+def counts(rows: pd.DataFrame) -> dict[str, int]:
+    """How many trials there are of each state."""
+    return dict(Counter(rows["state"]))
