@@ -9,6 +9,7 @@ import pytest
 
 from pipeline import environment
 from pipeline.cli import run
+from pipeline.errors import UserError
 from pipeline.sync.place import Place
 from pipeline.sync.rows import Row, best, extremes, rows
 from pipeline.sync.tables import cells
@@ -106,6 +107,16 @@ def test_a_trial_of_wandbs_agent_is_the_run_that_the_agent_made(
         monkeypatch.setenv(f"WANDB_{name}", value)
     known = place.known()
     assert {"id": "r1", "project": "birds", "entity": "club", "sweep": "s"}.items() <= known.items()
+
+
+def test_a_run_has_one_sender_at_a_time(tmp_path: Path) -> None:
+    place = Place(tmp_path, tiny.config(tmp_path))
+    with place.alone():
+        with pytest.raises(UserError, match="another process is sending this run to W&B"):
+            with place.alone():
+                pass
+    with place.alone():
+        pass
 
 
 def test_a_run_is_over_when_it_finished_or_diverged_and_not_when_it_only_failed(tmp_path: Path) -> None:

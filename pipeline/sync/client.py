@@ -165,8 +165,9 @@ def _module(place: Place) -> Any:
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:
-        import wandb
         import wandb.errors
+
+        import wandb
     except ImportError as error:
         raise Refused(
             f"W&B: the package wandb cannot be imported ({error}); `pip install wandb`, then "

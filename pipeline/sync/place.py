@@ -1,16 +1,14 @@
 """A run directory as W&B is told of it: configuration, records, status, and the one W&B run that is its own."""
 
-import fcntl
 import os
 import secrets
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import config_file, files, records, status
+from pipeline import config_file, files, locks, records, status
 from pipeline.config import Config
 from pipeline.errors import DataError, UserError
 
@@ -109,24 +107,12 @@ class Place:
     @contextmanager
     def alone(self, wait_s: float = 0) -> Iterator[None]:
         """Hold the run for one sender, after at most `wait_s`; a `UserError` says that another process sends it."""
-        self.folder.mkdir(exist_ok=True)
-        deadline = time.monotonic() + wait_s
-        with (self.folder / "lock").open("w") as lock:
-            while not _locked(lock.fileno()):
-                if time.monotonic() >= deadline:
-                    raise UserError(
-                        f"{self.run_dir}: another process is sending this run to W&B; wait until it is done"
-                    )
-                time.sleep(0.2)
+        lock = locks.Lock.wait(self.folder / "lock", wait_s)
+        if lock is None:
+            raise UserError(
+                f"{self.run_dir}: another process is sending this run to W&B; wait until it is done"
+            )
+        try:
             yield
-
-
-def _locked(descriptor: int) -> bool:
-    """Take the lock unless another process has it; the system drops it with the process."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        pass
-    return True
+        finally:
+            lock.close()
