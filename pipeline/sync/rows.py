@@ -57,7 +57,9 @@ def _epochs(found: Sequence[Record]) -> list[Record]:
 
 def _keyed(record: Record) -> dict[str, Any]:
     """The values of a record; W&B's `_timestamp` is when it was written, whenever it is sent."""
-    written = {"_timestamp": record["time"]}
+    written = (
+        {"_timestamp": record["time"]} if "time" in record else {}
+    )  # logs had none before they had a version
     if record["kind"] == "gradients":
         return written | {f"gradients/{name}": values for name, values in record["histograms"].items()}
     skipped = ("kind", "step", "time")
