@@ -55,9 +55,9 @@ class Place:
         return status.read(self.run_dir)
 
     def state(self) -> str:
-        """`running`, `finished`, `stopped`, `failed` or `killed`; of a run that says nothing, `stopped`."""
+        """`running`, `finished`, `stopped`, `failed` or `killed`; `finished` where an earlier version left no status."""
         found = self.status()
-        return "stopped" if found is None else found.state
+        return "finished" if found is None else found.state
 
     def diverged(self) -> bool:
         """Whether the run failed because its loss was not finite."""

@@ -57,9 +57,8 @@ def _epochs(found: Sequence[Record]) -> list[Record]:
 
 def _keyed(record: Record) -> dict[str, Any]:
     """The values of a record; W&B's `_timestamp` is when it was written, whenever it is sent."""
-    written = (
-        {"_timestamp": record["time"]} if "time" in record else {}
-    )  # logs had none before they had a version
+    # logs had no time before they had a version
+    written = {"_timestamp": record["time"]} if "time" in record else {}
     if record["kind"] == "gradients":
         return written | {f"gradients/{name}": values for name, values in record["histograms"].items()}
     skipped = ("kind", "step", "time")
