@@ -111,7 +111,7 @@ def _published(config: Config, result: dict[str, Any]) -> dict[str, Any]:
 
 def config(config: Config) -> None:
     """Print the full configuration: the file, the overrides, and a default for everything else."""
-    sys.stdout.write(config_file.dump(config, comments=True))
+    terminal.put_out(config_file.dump(config, comments=True).rstrip())
 
 
 OF_A_CONFIG: dict[str, Callable[[Config], dict[str, Any] | None]] = {

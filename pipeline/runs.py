@@ -1,6 +1,7 @@
 """All runs below a folder: what each is, how far it is, and what came of it. And two of them side by side."""
 
 import csv
+import io
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from pipeline import config_file, files, records, status, stored, terminal
 from pipeline.config import Config
@@ -119,11 +120,10 @@ def listing(folder: Path, sort: str, as_csv: bool) -> None:
     found = _sorted(find(folder), sort)
     keys = _differing([run.settings for run in found])
     if as_csv:
-        _write_csv(found, keys, sys.stdout)
+        terminal.put_out(_csv(found, keys))
         return
     shown = [(*_cells(run), _words(run, keys if len(found) > 1 else [*run.departures])) for run in found]
-    for line in terminal.table([*COLUMNS, "differs in"], shown):
-        print(line)
+    terminal.put_out("\n".join(terminal.table([*COLUMNS, "differs in"], shown)))
 
 
 def difference(one: Path, other: Path) -> dict[str, Any]:
@@ -247,14 +247,16 @@ def _environment(run: Path) -> Mapping[str, Any]:
     return {key: value for key, value in found.items() if key not in ("time", "command")}
 
 
-def _write_csv(found: Sequence[Run], keys: Sequence[str], stream: TextIO) -> None:
-    writer = csv.writer(stream)
+def _csv(found: Sequence[Run], keys: Sequence[str]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
     fixed = ("run", "state", "epochs", "best_val_top1", "best_epoch", "test_top1", "seconds", "started")
     writer.writerow([*fixed, *keys])
     for run in found:
         own = dict(_flat(run.settings))
         result = (run.epochs, run.best.get("val_top1"), run.best.get("epoch"), run.test, run.seconds)
         writer.writerow([run.path, run.state, *result, run.started, *(own.get(key) for key in keys)])
+    return stream.getvalue().rstrip()
 
 
 def _flat(tree: Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,10 +4,13 @@ All of it goes to standard error; standard output is for results. On a terminal 
 in place; anywhere else (a log file, CI, a cluster) it becomes a plain line every few seconds.
 """
 
+import os
+import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 from rich.cells import cell_len
@@ -48,6 +51,15 @@ def fail(text: str) -> None:
     """Print the sentence that says why the program ends, on whatever rank."""
     _console.quiet = False
     _console.print(f"error: {_signature[0]}{text}", style="bold red", markup=False)
+
+
+def put_out(text: str) -> None:
+    """Print a result to standard output; who reads it may have seen enough and close it, as `head` does."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        with Path(os.devnull).open("w") as nowhere:  # else Python complains once more as it ends
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

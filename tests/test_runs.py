@@ -2,6 +2,8 @@ import csv
 import io
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -123,6 +125,16 @@ def test_two_runs_differ_in_configuration_environment_and_result(
     assert found["result.state"] == ["finished", "stopped"]
     assert found["result.test_top1"] == [0.25, None]
     assert not {"config.run.name", "environment.time"} & found.keys()
+
+
+def test_who_reads_the_list_may_stop_early(runs: Path) -> None:
+    command = [sys.executable, "-m", "pipeline", "runs", str(runs)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.close()
+        assert child.stderr.read() == ""
+    assert child.returncode == 0
 
 
 class Terminal(io.StringIO):
