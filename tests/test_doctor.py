@@ -212,7 +212,7 @@ def test_a_changed_picture_in_the_store_is_a_no_go(
     ask: Callable[..., Findings], birds: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(birds, tmp_path / "data")
-    (pixels,) = tmp_path.glob("data/*/store*/pixels.bin")
+    (pixels,) = tmp_path.glob("data/*/store-squash40-packed/pixels.bin")
     changed = bytearray(pixels.read_bytes())
     changed[0] ^= 255
     pixels.write_bytes(changed)

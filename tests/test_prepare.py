@@ -65,6 +65,20 @@ def test_what_is_up_to_date_is_skipped_and_only_what_changed_is_made(archive: Pa
     assert not any(name.startswith("raw") for name in new)
 
 
+def test_stores_of_several_sizes_share_a_table_that_stays_as_it_is(archive: Path, tmp_path: Path) -> None:
+    assert run(words(archive, tmp_path)) == 0
+    before = files_below(tmp_path)
+    assert run(words(archive, tmp_path, "data.resize_px=48")) == 0
+    after = files_below(tmp_path)
+    assert before.items() <= after.items()
+    assert {Path(name).parts[1] for name in after.keys() - before.keys()} == {
+        "store-squash48-packed",
+        "store-squash48-packed.stamp.json",
+    }
+    assert run(words(archive, tmp_path)) == 0
+    assert files_below(tmp_path) == after
+
+
 def test_an_unpacked_folder_is_used_where_it_is(archive: Path, tmp_path: Path) -> None:
     assert run(words(archive.parent / "drawn", tmp_path)) == 0
     assert not list(tmp_path.rglob("images.txt"))

@@ -45,17 +45,17 @@ def prepare(config: Config) -> Prepared:
     folder, how = _folder(config.data), layout(config.data)
     root = bring(config.data)
     listed, digest = _listed(config.data, root)
-    inputs = {"texts": digest, "layout": how.name}
+    of_table, of_store = _inputs(digest, config)
     _stage(
         "store",
         folder / how.name,
-        inputs,
+        of_store,
         lambda output: store.build(listed, root / "images", output, how),
     )
     _stage(
         "splits",
         _samples_path(config),
-        inputs,
+        of_table,
         lambda output: _draw(listed, folder / how.name, config, output),
     )
     prepared = load(config)
@@ -92,8 +92,16 @@ def places(config: Config) -> tuple[Path, Path]:
 def outdated(config: Config, root: Path) -> list[str]:
     """The outputs among `places` that `make data` would make anew; root: the folder that `unpacked` finds."""
     texts = arrays.digest(root) if config.data.source in arrays.READERS else cub.text_digest(root)
-    inputs = {"texts": texts, "layout": layout(config.data).name}
-    return [output.name for output in places(config) if not _is_done(output, inputs)]
+    both = zip(places(config), _inputs(texts, config), strict=True)
+    return [output.name for output, inputs in both if not _is_done(output, inputs)]
+
+
+def _inputs(texts: str, config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the sample table and the store are made from; the same table serves stores of any size.
+
+    texts: digest of the source's own tables.
+    """
+    return {"texts": texts}, {"texts": texts, "layout": layout(config.data).name}
 
 
 def _md5(config: DataConfig) -> str:
