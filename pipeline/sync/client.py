@@ -165,9 +165,8 @@ def _module(place: Place) -> Any:
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:
-        import wandb.errors
-
         import wandb
+        import wandb.errors
     except ImportError as error:
         raise Refused(
             f"W&B: the package wandb cannot be imported ({error}); `pip install wandb`, then "
