@@ -60,6 +60,7 @@ class World:
         done = tiny.launch(
             [str(Path(sys.executable).with_name("wandb")), "sync", str(folder)],
             env={**os.environ, **self.environment},
+            cwd=self.tmp,  # it leaves a folder where it is called
         )
         assert done.returncode == 0, done.stderr
 
