@@ -1,9 +1,9 @@
 """Whether all ranks are about to do the same: they may be on machines with files of their own."""
 
 from pipeline import __version__, config_file
+from pipeline.common.errors import ConfigError, DataError
 from pipeline.config import Config
 from pipeline.distributed import Ranks
-from pipeline.errors import ConfigError, DataError
 
 OWN_KEYS = ("data.root", "data.archive", "data.workers", "model.weights", "run.root")
 """what a machine may have otherwise: where its files are, and how many processes it starts"""

@@ -1,6 +1,7 @@
 """What a run is: written down beside its results, and said when it starts."""
 
-from pipeline import config_file, environment, files, terminal
+from pipeline import config_file, environment
+from pipeline.common import console, files
 from pipeline.config import Config
 from pipeline.job import Job, Start
 
@@ -23,7 +24,7 @@ def announce(job: Job, start: Start, last_step: int) -> None:
     else:
         files.write_text(patch, diff)
     parameters = sum(parameter.numel() for parameter in start.state.model.parameters())
-    terminal.say(
+    console.say(
         f"run    {config.run_dir}, step {start.state.step} of {last_step}\n"
         f"model  {config.model.name}, {parameters / 1e6:.2f} M parameters, {len(job.classes)} classes; "
         f"weights: {weights['source']}, {weights['share']:.0%} of the body loaded ({weights['tensors']} tensors)\n"

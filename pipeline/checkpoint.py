@@ -14,9 +14,10 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 
-from pipeline import files, parallel
+from pipeline import parallel
+from pipeline.common import files
+from pipeline.common.errors import CheckpointError
 from pipeline.distributed import Ranks
-from pipeline.errors import CheckpointError
 from pipeline.models.build import Classifier
 from pipeline.models.weights import DAMAGE
 from pipeline.phases import PhaseState

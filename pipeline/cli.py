@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline import __version__, config_file, signals, terminal
+from pipeline import __version__, config_file
+from pipeline.common import console, signals
+from pipeline.common.errors import ConfigError, RankLost, Stopped, UserError
 from pipeline.config import Config
-from pipeline.errors import ConfigError, RankLost, Stopped, UserError
 
 EXAMPLES = """
     examples:
@@ -111,7 +112,7 @@ def _published(config: Config, result: dict[str, Any]) -> dict[str, Any]:
 
 def config(config: Config) -> None:
     """Print the full configuration: the file, the overrides, and a default for everything else."""
-    terminal.put_out(config_file.dump(config, comments=True).rstrip())
+    console.put_out(config_file.dump(config, comments=True).rstrip())
 
 
 OF_A_CONFIG: dict[str, Callable[[Config], dict[str, Any] | None]] = {
@@ -279,13 +280,13 @@ def run(argv: Sequence[str]) -> int:
         result: dict[str, Any] | None = arguments.do(given)
     except (UserError, RankLost) as error:
         if not error.said:
-            terminal.fail(str(error))
+            console.fail(str(error))
         return error.exit_code
     except Stopped as stopped:
-        terminal.say(str(stopped))
+        console.say(str(stopped))
         return stopped.exit_code
     except KeyboardInterrupt:
-        terminal.say("stopped by SIGINT; the same command goes on")
+        console.say("stopped by SIGINT; the same command goes on")
         return Stopped.exit_code
     if result:  # ranks other than the first have none
         print(json.dumps(result))

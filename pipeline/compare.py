@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline import config_file, files, paired, stored
-from pipeline.data import table
-from pipeline.errors import DataError
+from pipeline import config_file, paired, stored
+from pipeline.common import files, tables
+from pipeline.common.errors import DataError
 from pipeline.report import verdict
 
 # Keys of a configuration in which runs of one group may differ: none of them changes what is learned,
@@ -107,8 +107,8 @@ def compare(paths: Sequence[Path], split: str, out: Path | None) -> dict[str, An
     verdict.show(result, classes)
     if out is not None:
         changed = pd.concat([_changed(sides[0], other) for other in sides[1:]], ignore_index=True)
-        table.write(classes, out / "classes.csv")
-        table.write(changed, out / "changed.csv")
+        tables.write(classes, out / "classes.csv")
+        tables.write(changed, out / "changed.csv")
         files.write_json(out / "comparison.json", result)
     return result
 

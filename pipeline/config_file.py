@@ -16,9 +16,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
+from pipeline.common.errors import ConfigError
 from pipeline.config import Config
 from pipeline.config_words import sentence
-from pipeline.errors import ConfigError
 
 Model = TypeVar("Model", bound=BaseModel)
 

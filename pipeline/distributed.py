@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pipeline import memory, signals, terminal
-from pipeline.errors import ConfigError, RankLost, Stopped, UserError
+from pipeline.common import console, hardware, signals
+from pipeline.common.errors import ConfigError, RankLost, Stopped, UserError
 from pipeline.roll_call import RollCall, meet
 
 Value = TypeVar("Value")
@@ -126,7 +126,7 @@ def place(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
         here = torch.device("cuda", local)
         torch.cuda.set_device(here)
         return here
-    memory.keep_freed_memory()
+    hardware.keep_freed_memory()
     return torch.device("cpu")
 
 
@@ -156,9 +156,9 @@ def ranks(device: Literal["auto", "cpu", "cuda"], timeout_s: float = 600.0) -> I
         raise RankLost(f"rank {rank} waits in vain: {error}; the same command goes on", said=False) from error
     store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
     roll = RollCall(store, rank, world)
-    terminal.sign(roll.name(rank))
+    console.sign(roll.name(rank))
     if rank:
-        terminal.mute()
+        console.mute()
     try:
         control = _join(here, store, rank, world, timeout)
         yield Ranks(rank, world, local_world, here, roll, control)
@@ -186,7 +186,7 @@ def _tell(error: Exception, roll: RollCall) -> None:
         error.said = not roll.first_to_say(str(error))
     elif not isinstance(error, Stopped):
         roll.first_to_say(f"a bug, {type(error).__name__}: {error}")
-        terminal.fail(f"a bug, {type(error).__name__}: {error}; its traceback follows")
+        console.fail(f"a bug, {type(error).__name__}: {error}; its traceback follows")
 
 
 def _lost(roll: RollCall) -> RankLost:

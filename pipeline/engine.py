@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import optim, seeding
+from pipeline import optim
 from pipeline.checkpoint import TrainState
+from pipeline.common import seeding
+from pipeline.common.errors import DataError
 from pipeline.config import MixConfig
 from pipeline.data.loader import Batch
 from pipeline.distributed import Ranks
-from pipeline.errors import DataError
 from pipeline.mixing import mix
 from pipeline.models.batchnorm import running_statistics
 from pipeline.parallel import is_sharded, without_exchange

@@ -9,13 +9,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import log_softmax, logsumexp
 
-from pipeline import agreement, distributed, engine, features, files, metrics, stored, terminal, trained
+from pipeline import agreement, distributed, engine, features, metrics, stored, trained
+from pipeline.common import console, files
+from pipeline.common.errors import DataError
 from pipeline.config import Config
 from pipeline.data import loader, prepare, table
 from pipeline.data.transforms import CentreCrop
 from pipeline.data.views import views
 from pipeline.distributed import Ranks
-from pipeline.errors import DataError
 from pipeline.numbers import numbers
 from pipeline.report import page, screen
 from pipeline.trained import Trained
@@ -102,7 +103,7 @@ class Look:
         workers = loader.worker_count(config.data.workers, self.ranks)
         server = loader.Loader(images, workers, self.ranks.device)
         batches, images_a_round = loader.dealt(loader.in_order(rows, config.eval.batch_size), self.ranks)
-        with terminal.bar(label, len(rows)) as bar, features.penultimate(model.model) as inner:
+        with console.bar(label, len(rows)) as bar, features.penultimate(model.model) as inner:
             served = bar.count(server.serve(0, batches), images_a_round)
             return engine.look(model.model, served, rows, model.precision, self.ranks, inner)
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from pipeline import files, terminal
+from pipeline.common import console, files
 from pipeline.config import Config
 from pipeline.data import loader
 from pipeline.data.prepare import Prepared
@@ -60,7 +60,7 @@ def features(
     server = loader.Loader(images, loader.worker_count(config.data.workers, ranks), ranks.device)
     batches, images_a_round = loader.dealt(loader.in_order(rows, config.eval.batch_size), ranks)
     own_rows: list[Tensor] = []
-    with terminal.bar("features", len(rows)) as bar, penultimate(model) as seen:
+    with console.bar("features", len(rows)) as bar, penultimate(model) as seen:
         served = bar.count(server.serve(0, batches), images_a_round)
         for batch in served:
             if not len(batch.row):  # another rank's turn

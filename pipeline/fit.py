@@ -1,14 +1,12 @@
 """How many images fit into memory at once: measured, not guessed."""
 
-import os
-from pathlib import Path
-
 import torch
 
-from pipeline import memory, terminal
+from pipeline.common import console, hardware
+from pipeline.common.errors import ConfigError
+from pipeline.common.hardware import free_bytes
 from pipeline.config import Config
 from pipeline.distributed import Ranks
-from pipeline.errors import ConfigError
 from pipeline.models.build import Classifier
 from pipeline.precision import Precision, autocast
 
@@ -28,7 +26,7 @@ def batch_size(config: Config, model: Classifier, precision: Precision, ranks: R
     least: int = min(ranks.gather(fitting(wanted, model, config.data.image_px, precision, ranks)))
     images = in_equal_passes(config, least, ranks)
     passes = -(-config.optim.images_per_step // images)
-    terminal.say(f"batch  {images} images at once, {passes} a step: as many as fit")
+    console.say(f"batch  {images} images at once, {passes} a step: as many as fit")
     return images
 
 
@@ -82,19 +80,4 @@ def _peak(model: Classifier, images: int, image_px: int, precision: Precision, d
         loss = model(batch.contiguous(memory_format=torch.channels_last)).float().sum()
     loss.backward()
     model.zero_grad(set_to_none=True)
-    return memory.peak_bytes(device)
-
-
-def free_bytes(device: torch.device) -> int:
-    """Free memory of a GPU, or of this machine and its container."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        available = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
-        free = int(available.split()[1]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text) - int(used.read_text()))
-    return free
+    return hardware.peak_bytes(device)

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from pipeline import status, terminal
+from pipeline import status
+from pipeline.common import console
 from pipeline.config import Config
 from pipeline.records import Record
 
@@ -87,11 +88,11 @@ class Child:
         try:
             code = self._wait(seconds)
         except subprocess.TimeoutExpired:
-            terminal.warn(f"W&B: not everything was sent in {seconds:g} s; {again}")
+            console.warn(f"W&B: not everything was sent in {seconds:g} s; {again}")
         else:
             if code:
                 unknown = f"W&B: sending ended with code {code}, see {self._log}; {again}"
-                terminal.warn(_last_error(self._log) or unknown)
+                console.warn(_last_error(self._log) or unknown)
         finally:
             if not self.ended():
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -103,7 +104,7 @@ class Child:
         except subprocess.TimeoutExpired:
             if seconds <= SAID_AFTER_S:
                 raise
-        terminal.say(f"W&B    takes the rest of {self._run_dir}; at most {seconds:g} s")
+        console.say(f"W&B    takes the rest of {self._run_dir}; at most {seconds:g} s")
         return self._process.wait(seconds - SAID_AFTER_S)
 
 

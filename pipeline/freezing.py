@@ -3,8 +3,8 @@
 from torch import nn
 
 from pipeline import optim
+from pipeline.common.errors import ConfigError
 from pipeline.config import Config
-from pipeline.errors import ConfigError
 from pipeline.models.build import Classifier, freeze_batchnorm
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest
 
-from pipeline import seeding
+from pipeline.common import seeding
 
 LEVEL = 0.95
 RESAMPLES = 2_000

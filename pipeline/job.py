@@ -9,27 +9,16 @@ import numpy.typing as npt
 import torch
 from timm.utils.model_ema import ModelEmaV3
 
-from pipeline import (
-    agreement,
-    checkpoint,
-    engine,
-    fit,
-    optim,
-    parallel,
-    phases,
-    precision,
-    resume,
-    seeding,
-    swats,
-)
+from pipeline import agreement, checkpoint, engine, fit, optim, parallel, phases, precision, resume, swats
 from pipeline.checkpoint import TrainState
+from pipeline.common import seeding
+from pipeline.common.errors import ConfigError, DataError
 from pipeline.config import Config, TrainConfig
 from pipeline.config_solver import SwatsRule
 from pipeline.data import loader, prepare, table
 from pipeline.data.loader import Images, Loader
 from pipeline.data.transforms import Augmentation, CentreCrop
 from pipeline.distributed import Ranks
-from pipeline.errors import ConfigError, DataError
 from pipeline.models import batchnorm
 from pipeline.models.build import Classifier, build, without_weights
 from pipeline.phases import PhaseState

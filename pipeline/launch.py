@@ -24,8 +24,8 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 
-from pipeline import terminal
-from pipeline.errors import RankLost, Stopped
+from pipeline.common import console
+from pipeline.common.errors import RankLost, Stopped
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 SHUTDOWN_S = 300  # for the step in progress and the checkpoint
@@ -47,11 +47,11 @@ def launch(argv: Sequence[str]) -> int:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         return worst(codes)
     except SignalException as error:
-        terminal.say(f"stopped by {error.sigval.name}; the same command goes on")
+        console.say(f"stopped by {error.sigval.name}; the same command goes on")
         return Stopped.exit_code
     except (RendezvousError, dist.DistError) as error:
         where = args.rdzv_endpoint or "this machine"
-        terminal.fail(
+        console.fail(
             f"the rendezvous at {where} cannot be reached, or not all machines came ({error}); once they are "
             "there, the same command goes on"
         )
@@ -73,7 +73,7 @@ def _watch(endpoint: str) -> None:
         if _ranks_alive() or not had_ranks or _reaches(host, int(port)):
             reached = time.monotonic()
         elif time.monotonic() - reached > UNREACHABLE_S:
-            terminal.fail(f"the rendezvous at {endpoint} does not answer any more; the same command goes on")
+            console.fail(f"the rendezvous at {endpoint} does not answer any more; the same command goes on")
             os._exit(RankLost.exit_code)
 
 
@@ -106,7 +106,7 @@ def worst(codes: dict[int, int]) -> int:
     errors = [code for code in codes.values() if code > 0 and code != Stopped.exit_code]
     for rank, code in codes.items():
         if code < 0 and not errors:  # else it was the launcher that ended what was left
-            terminal.fail(f"rank {rank} was killed by signal {-code}; dmesg says whether memory ran out")
+            console.fail(f"rank {rank} was killed by signal {-code}; dmesg says whether memory ran out")
     killed = [128 - code for code in codes.values() if code < 0]
     return [*errors, *killed, Stopped.exit_code][0]
 

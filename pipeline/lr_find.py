@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline import distributed, engine, job, phases, terminal
+from pipeline import distributed, engine, job, phases
+from pipeline.common import console, tables
+from pipeline.common.errors import ConfigError
 from pipeline.config import Config
-from pipeline.data import loader, table
+from pipeline.data import loader
 from pipeline.data.loader import Batch
-from pipeline.errors import ConfigError
 from pipeline.freezing import Freezing
 from pipeline.job import Job
 from pipeline.parallel import replicate
@@ -47,7 +48,7 @@ def lr_find(config: Config) -> dict[str, Any]:
         lrs = np.geomspace(wanted.lowest, wanted.highest, wanted.steps)
         Freezing(config, state.model).set_for(0)
         tried: list[float] = []
-        with terminal.bar("lr-find", wanted.steps, "steps") as bar:
+        with console.bar("lr-find", wanted.steps, "steps") as bar:
             for lr, (images, batch) in zip(lrs, _batches(work, wanted.steps), strict=False):
                 sums = engine.learn(state, parallel, batch, images, phases.Rates(float(lr), momentum), how)
                 tried.append(float(ranks.sum(sums)[0]) / images)
@@ -86,14 +87,14 @@ def propose(lrs: npt.NDArray[np.float64], losses: npt.NDArray[np.float64]) -> tu
 def _write(config: Config, lrs: npt.NDArray[np.float64], tried: list[float]) -> dict[str, Any]:
     folder, losses = config.run_dir / "lr_find", smooth(np.array(tried))
     proposed, at_most = propose(lrs, losses)
-    table.write(pd.DataFrame({"lr": lrs, "loss": tried, "smoothed": losses}), folder / "lr_find.csv")
+    tables.write(pd.DataFrame({"lr": lrs, "loss": tried, "smoothed": losses}), folder / "lr_find.csv")
     curves.draw_range_test(folder / "lr_find.png", lrs.tolist(), losses.tolist(), proposed, at_most)
     if losses[0] - np.nanmin(losses) < LEAST_FALL * losses[0]:
         raise ConfigError(
             f"lr-find: no learning rate of {lrs[0]:.2g} .. {lrs[-1]:.2g} lowers the loss ({folder / 'lr_find.png'}); "
             "widen lr_find.lowest and lr_find.highest, or take more lr_find.steps"
         )
-    terminal.say(
+    console.say(
         f"lr-find  proposes optim.lr={proposed:.2g}, or up to {at_most:.2g}, for batches of "
         f"{config.optim.images_per_step}: {folder}"
     )

@@ -11,7 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline import calibration, confusion, files, intervals, metrics, stored
+from pipeline import calibration, confusion, intervals, metrics, stored
+from pipeline.common import files
+from pipeline.common import tables as tables_module
 from pipeline.data import table
 
 # What metrics.json holds that does not follow from the predictions: where they are from.
@@ -69,7 +71,7 @@ def numbers(
         "coverage": curve,
     }
     for name, content in tables.items():
-        table.write(content, folder / f"{name}.csv")
+        tables_module.write(content, folder / f"{name}.csv")
     files.write_json(folder / "metrics.json", found)
     return found, tables
 

@@ -9,8 +9,8 @@ from timm.optim._optim_factory import create_optimizer_v2
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from pipeline.common.errors import ConfigError
 from pipeline.config_solver import OptimConfig, Phase
-from pipeline.errors import ConfigError
 from pipeline.models.build import Classifier
 
 Optimizer = torch.optim.Optimizer

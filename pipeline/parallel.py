@@ -16,9 +16,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
 
+from pipeline.common.errors import ConfigError
 from pipeline.config import DistributedConfig
 from pipeline.distributed import Ranks
-from pipeline.errors import ConfigError
 from pipeline.models.build import Classifier
 
 Tree = TypeVar("Tree")

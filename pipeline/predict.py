@@ -8,11 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline import distributed, terminal, trained
+from pipeline import distributed, trained
+from pipeline.common import console
+from pipeline.common.errors import DataError
 from pipeline.config import Config
 from pipeline.data import prepare, store
 from pipeline.data.views import views
-from pipeline.errors import DataError
 from pipeline.precision import autocast
 from pipeline.trained import Trained
 
@@ -35,7 +36,7 @@ def predict(config: Config, images: Sequence[Path]) -> dict[str, Any]:
         for path, classes in zip(images, found, strict=True)
         for place, entry in enumerate(classes)
     ]
-    terminal.show_table(f"{model.path}, epoch {model.epoch}", ["picture", "class", "probability"], rows)
+    console.show_table(f"{model.path}, epoch {model.epoch}", ["picture", "class", "probability"], rows)
     return {
         "checkpoint": str(model.path),
         "checkpoint_sha256": model.sha256,

@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from pipeline import phases, terminal
+from pipeline import phases
+from pipeline.common import console
+from pipeline.common.errors import DataError
 from pipeline.config import Config
 from pipeline.data import prepare
-from pipeline.errors import DataError
 from pipeline.job import calendar, training_rows
 from pipeline.phases import PhaseState
 from pipeline.report import curves
@@ -28,10 +29,10 @@ def preview(config: Config) -> dict[str, Any]:
     for line in lines:
         _show(line)
     if not counted:
-        terminal.warn(
+        console.warn(
             f"the data are not prepared: drawn for {NOMINAL_STEPS} steps an epoch; run `make data` first"
         )
-    terminal.say(f"picture  {path}")
+    console.say(f"picture  {path}")
     return {"steps": dates.last_step if counted else None, "picture": str(path)}
 
 
@@ -80,4 +81,4 @@ def _show(line: dict[str, Any]) -> None:
         bar = "█" * round(BAR_CELLS * lr / highest)
         rows.append([f"{line['epoch'][place]:.2f}", f"{lr:.3g}", f"{line['momentum'][place]:.3f}", bar])
     title = line["name"] if line["known"] else f"{line['name']}, whenever its rule is met"
-    terminal.show_table(title, ["epoch", "learning rate", "momentum", ""], rows)
+    console.show_table(title, ["epoch", "learning rate", "momentum", ""], rows)

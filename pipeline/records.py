@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import files
-from pipeline.errors import DataError
+from pipeline.common import files
+from pipeline.common.errors import DataError
 
 Record = Mapping[str, Any]
 

@@ -4,9 +4,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipeline import checkpoint, config_file, terminal
+from pipeline import checkpoint, config_file
+from pipeline.common import console
+from pipeline.common.errors import CheckpointError
 from pipeline.config import Config
-from pipeline.errors import CheckpointError
 
 # What may differ between a checkpoint and the run that goes on from it: it changes no number.
 FREE_KEYS = (
@@ -88,7 +89,7 @@ def start_from(config: Config, classes: list[str], samples: str) -> tuple[Path, 
             f"same one, {force}another run.name, or train.resume=never, which puts the earlier run aside"
         )
     if changed:
-        terminal.warn(f"{path}: going on with another configuration ({', '.join(changed.values())})")
+        console.warn(f"{path}: going on with another configuration ({', '.join(changed.values())})")
     return path, content
 
 
@@ -109,4 +110,4 @@ def put_aside(run_dir: Path) -> None:
     while (aside := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
         number += 1
     run_dir.rename(aside)
-    terminal.say(f"put aside  {run_dir} is now {aside}")
+    console.say(f"put aside  {run_dir} is now {aside}")

@@ -11,9 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline import config_file, files, records, status, stored, terminal
+from pipeline import config_file, records, status, stored
+from pipeline.common import console, files
+from pipeline.common.errors import ConfigError, DataError
 from pipeline.config import Config
-from pipeline.errors import ConfigError, DataError
 
 Settings = dict[str, Any]
 SORTS = ("started", "run", "state", "epochs", "best", "test", "seconds")
@@ -120,10 +121,10 @@ def listing(folder: Path, sort: str, as_csv: bool) -> None:
     found = _sorted(find(folder), sort)
     keys = _differing([run.settings for run in found])
     if as_csv:
-        terminal.put_out(_csv(found, keys))
+        console.put_out(_csv(found, keys))
         return
     shown = [(*_cells(run), _words(run, keys if len(found) > 1 else [*run.departures])) for run in found]
-    terminal.put_out("\n".join(terminal.table([*COLUMNS, "differs in"], shown)))
+    console.put_out("\n".join(console.table([*COLUMNS, "differs in"], shown)))
 
 
 def difference(one: Path, other: Path) -> dict[str, Any]:
@@ -154,7 +155,7 @@ def difference(one: Path, other: Path) -> dict[str, Any]:
         if not key.startswith("config.run.")
     }
     rows = [(key, _word(a), _word(b)) for key, (a, b) in found.items()]
-    terminal.show_table(f"{one} and {other}", ["", str(one), str(other)], rows)
+    console.show_table(f"{one} and {other}", ["", str(one), str(other)], rows)
     return {"runs": [str(one), str(other)], "differences": found}
 
 
@@ -173,7 +174,7 @@ def remove(paths: Sequence[Path], sure: bool) -> dict[str, Any]:
             raise DataError(f"{run.path}: is running; stop it first")
     sizes = [sum(file.lstat().st_size for file in run.path.rglob("*") if file.is_file()) for run in runs]
     rows = [(*_cells(run), files.size_in_words(size)) for run, size in zip(runs, sizes, strict=True)]
-    terminal.show_table("to be deleted", [*COLUMNS, "size"], rows)
+    console.show_table("to be deleted", [*COLUMNS, "size"], rows)
     if not sure and not _agreed(len(runs), sum(sizes)):
         return {"removed": []}
     for run in runs:
@@ -184,7 +185,7 @@ def remove(paths: Sequence[Path], sure: bool) -> dict[str, Any]:
 def _agreed(count: int, size_bytes: int) -> bool:
     if not sys.stdin.isatty():
         raise DataError("runs rm: nobody is there to be asked; give --yes")
-    terminal.say(f"delete {count} run{'s' * (count > 1)}, {files.size_in_words(size_bytes)}? [y/N]")
+    console.say(f"delete {count} run{'s' * (count > 1)}, {files.size_in_words(size_bytes)}? [y/N]")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 

@@ -9,8 +9,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Literal
 
-from pipeline import files, locks, terminal
-from pipeline.errors import CheckpointError, Stopped
+from pipeline.common import console, files, locks
+from pipeline.common.errors import CheckpointError, Stopped
 
 State = Literal["running", "finished", "stopped", "failed", "killed"]
 NAME, LOCK = "status.json", "status.lock"
@@ -106,7 +106,7 @@ def _take(run_dir: Path) -> locks.Lock:
     owner = Status(**files.read_json(run_dir / NAME)) if (run_dir / NAME).is_file() else None
     who = f"process {owner.pid} on {owner.host}" if owner else "another process"
     if owner is not None and owner.host != platform.node():
-        terminal.say(f"wait   {who} holds {run_dir}; at most {OTHER_HOST_WAIT_S:.0f} s")
+        console.say(f"wait   {who} holds {run_dir}; at most {OTHER_HOST_WAIT_S:.0f} s")
         if (lock := locks.Lock.wait(path, OTHER_HOST_WAIT_S)) is not None:
             return lock
     raise CheckpointError(

@@ -16,9 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline import files
-from pipeline.data import table
-from pipeline.errors import DataError
+from pipeline.common import files, tables
+from pipeline.common.errors import DataError
 
 TYPES: dict[Hashable, Any] = {
     "id": "int64",
@@ -62,7 +61,7 @@ def write(
     folder: Path, predicted: pd.DataFrame, outputs: Outputs, validation: Validation | None = None
 ) -> None:
     """Write predictions and outputs; what an earlier evaluation left of validation goes away with it."""
-    table.write(predicted, folder / "predictions.csv")
+    tables.write(predicted, folder / "predictions.csv")
     _write_arrays(folder / "outputs.npz", vars(outputs))
     if validation is None:
         (folder / "validation.npz").unlink(missing_ok=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline import terminal
+from pipeline.common import console
 from pipeline.config import Config
 from pipeline.models.build import Classifier, build, without_weights
 
@@ -30,7 +30,7 @@ def summarise(config: Config) -> dict[str, Any]:
     layers, multiply_adds = measure(model.eval(), config.data.image_px, config.summary.depth)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     name, px = config.model.name, config.data.image_px
-    terminal.show_table(
+    console.show_table(
         f"{name}: an image of {px} px, {classes} classes",
         ["layer", "kind", "output", "parameters", "multiply-adds"],
         [
@@ -44,7 +44,7 @@ def summarise(config: Config) -> dict[str, Any]:
             for layer in layers
         ],
     )
-    terminal.say(
+    console.say(
         f"total  {parameters / 1e6:.3f} M parameters, {multiply_adds / 1e9:.3f} G multiply-adds an image"
     )
     return {

@@ -7,28 +7,15 @@ from typing import Any
 
 import torch
 
-from pipeline import (
-    checkpoint,
-    distributed,
-    engine,
-    files,
-    gradients,
-    job,
-    memory,
-    optim,
-    phases,
-    resume,
-    signals,
-    status,
-    terminal,
-)
+from pipeline import checkpoint, distributed, engine, gradients, job, optim, phases, resume, status
 from pipeline.announce import announce
 from pipeline.checkpoint import Best, Totals
+from pipeline.common import console, files, hardware, signals
+from pipeline.common.errors import Stopped, UserError
 from pipeline.config import Config
 from pipeline.data import loader
 from pipeline.data.loader import Batch
 from pipeline.distributed import Ranks
-from pipeline.errors import Stopped, UserError
 from pipeline.freezing import Freezing
 from pipeline.job import Job
 from pipeline.meter import Meter, NotFinite
@@ -116,7 +103,7 @@ class Run:
         assert best is not None, "the last step closes an epoch, and an epoch that is closed has a best"
         chosen_by = "last epoch" if best.top1 is None else "validation"
         path = self.config.checkpoints_dir / "best.pt"
-        terminal.say(f"done   best epoch {best.epoch} (by {chosen_by}): {path}")
+        console.say(f"done   best epoch {best.epoch} (by {chosen_by}): {path}")
         return {
             "run": str(self.config.run_dir),
             "best_epoch": best.epoch,
@@ -148,7 +135,7 @@ class Run:
         served = self.job.train_loader.serve(epoch, loader.share(batches, self.ranks))
         self._freeze(epoch)
         meter = Meter(state.totals, self.ranks)
-        with terminal.bar(f"epoch {epoch + 1}/{self.config.train.epochs}", sum(map(len, batches))) as bar:
+        with console.bar(f"epoch {epoch + 1}/{self.config.train.epochs}", sum(map(len, batches))) as bar:
             for draws, batch in zip(batches, meter.waiting(served), strict=True):
                 self._enter_phase()
                 rates = phases.rates(self.config, state.phase, state.step, self.calendar)
@@ -197,7 +184,7 @@ class Run:
                 "lr": state.phase.lr,
             }
         )
-        terminal.say(
+        console.say(
             f"phase  {phase.name} from step {state.step + 1} (epoch {epoch:.4g}), lr {state.phase.lr:.4g}"
         )
 
@@ -266,7 +253,7 @@ class Run:
         )
         figures = [f"{name} {record[name]:.4g}" for name in shown if record[name] is not None]
         epoch = f"epoch {now.epoch}/{self.config.train.epochs}"
-        terminal.say("  ".join([epoch, *figures, *["best so far"] * chosen]))
+        console.say("  ".join([epoch, *figures, *["best so far"] * chosen]))
 
     def _choose(self, now: Best) -> bool:
         """Whether a look is the best so far; if it is, it becomes the state's."""
@@ -289,7 +276,7 @@ class Run:
             "val_top1": now.top1,
             "grad_norm": totals.gradient_norm / totals.steps,
             **self.speed,
-            "memory_gib": memory.peak_bytes(self.ranks.device) / 2**30,
+            "memory_gib": hardware.peak_bytes(self.ranks.device) / 2**30,
         }
 
     def _validate(self) -> tuple[float, float]:

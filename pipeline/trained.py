@@ -7,11 +7,12 @@ from typing import Any
 import pandas as pd
 import torch
 
-from pipeline import checkpoint, config_file, files
+from pipeline import checkpoint, config_file
+from pipeline.common import files
+from pipeline.common.errors import CheckpointError
 from pipeline.config import Config
 from pipeline.data import table
 from pipeline.distributed import Ranks
-from pipeline.errors import CheckpointError
 from pipeline.models.build import Classifier, build, without_weights
 from pipeline.precision import Precision
 

@@ -15,13 +15,13 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from pipeline import signals, terminal
-from pipeline.errors import Stopped, UserError
+from pipeline.common import console, signals
+from pipeline.common.errors import Stopped, UserError
+from pipeline.common.hardware import DEVICES
 
 SPAWN = multiprocessing.get_context("spawn")  # a fork would inherit PyTorch's threads
 POLL_S = 0.2
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-DEVICES = "CUDA_VISIBLE_DEVICES"
 
 
 @dataclass(frozen=True)
@@ -142,21 +142,6 @@ def _hand_out(
         idle.pop().give(task)
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def gpus() -> list[str]:
-    """The GPUs that this process sees, as `CUDA_VISIBLE_DEVICES` names them; none on machines without."""
-    given = os.environ.get(DEVICES)
-    if given is not None:
-        return [name.strip() for name in given.split(",") if name.strip() not in ("", "-1")]
-    import torch
-
-    return [str(number) for number in range(torch.cuda.device_count())]
-
-
 def say_into(log: Path) -> None:
     """From here on, what this process says goes to the end of a file."""
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -202,10 +187,10 @@ def _do(task: Task) -> Outcome:
         torch.set_num_threads(1)
         return task.do()
     except UserError as error:
-        terminal.fail(str(error))
+        console.fail(str(error))
         return Outcome("diverged" if diverged(error) else "failed", str(error))
     except Stopped as stopped:
-        terminal.say(str(stopped))
+        console.say(str(stopped))
         raise
     except Exception:
         traceback.print_exc()

@@ -37,24 +37,15 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from pipeline import (
-    config_file,
-    distributed,
-    engine,
-    optim,
-    phases,
-    precision,
-    records,
-    terminal,
-    tracking,
-)
+from pipeline import config_file, distributed, engine, optim, phases, precision, records, tracking
 from pipeline.checkpoint import TrainState
+from pipeline.common import console
+from pipeline.common.errors import UserError
 from pipeline.config import Config
 from pipeline.data import loader, prepare
 from pipeline.data.loader import Batch
 from pipeline.data.transforms import Augmentation
 from pipeline.distributed import Ranks
-from pipeline.errors import UserError
 from pipeline.models.build import build, without_weights
 from pipeline.parallel import replicate
 from pipeline.train import train
@@ -129,7 +120,7 @@ def step_side(config: Config, ours: bool) -> float:
     chosen = precision.resolve(config.train.precision if ours else "fp32", device)
     state = fresh_state(config, device, chosen, torch.channels_last if ours else torch.contiguous_format)
     how = engine.Learning(0, 0.1, (), None, BATCH, chosen, ranks)
-    terminal.say(f"       {'ours' if ours else 'plain'}: {chosen} on {device.type}")
+    console.say(f"       {'ours' if ours else 'plain'}: {chosen} on {device.type}")
     take_steps(state, state.model, random_batch(config, BATCH), BATCH, how, 1)
     return images_per_s(
         2 * BATCH, lambda: take_steps(state, state.model, random_batch(config, BATCH), BATCH, how, 2)
@@ -321,7 +312,7 @@ def main() -> None:
     if arguments.bench in ("all", "tracking"):
         bench_tracking([*DRAWN, *SMALL, *RANDOM, *arguments.overrides])
     if arguments.bench in ("all", "data"):
-        terminal.mute()
+        console.mute()
         bench_data(config)
 
 
@@ -329,5 +320,5 @@ if __name__ == "__main__":
     try:
         main()
     except UserError as error:
-        terminal.fail(str(error))
+        console.fail(str(error))
         raise SystemExit(error.exit_code) from error

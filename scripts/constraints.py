@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from pipeline import files  # noqa: E402
+from pipeline.common import files  # noqa: E402
 
 OF_TORCH = re.compile(r"nvidia-|cuda-|triton")
 HEADER = "# Exact versions of a working installation, for the image; made by scripts/constraints.py.\n"

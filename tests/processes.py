@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 
-from pipeline import config_file, signals
+from pipeline import config_file
 from pipeline.cli import run
+from pipeline.common import signals
 from pipeline.records import Record
 
 WAIT_S = 120
@@ -73,7 +74,7 @@ def _report_modules(words: list[str], environment: Mapping[str, str], pipe: Conn
 
 
 def _run_until(words: list[str], step: int, number: signal.Signals, environment: Mapping[str, str]) -> None:
-    from pipeline.errors import Stopped
+    from pipeline.common.errors import Stopped
     from pipeline.train import train
 
     os.environ.update(environment)

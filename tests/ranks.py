@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from pipeline import terminal
+from pipeline.common import console
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
@@ -78,7 +78,7 @@ def _rank(
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
     said = io.StringIO()
-    terminal._console.file = said
+    console._console.file = said
     with redirect_stderr(said), redirect_stdout(io.StringIO()):
         try:
             value = function(*args)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 from torchvision.transforms.v2.functional import normalize, to_dtype
 
-from pipeline import files
+from pipeline.common import files
+from pipeline.common.errors import ConfigError, WeightsError
 from pipeline.config import ModelConfig
-from pipeline.errors import ConfigError, WeightsError
 from pipeline.models.build import Classifier, build, freeze_batchnorm
 
 TINY = "test_resnet"

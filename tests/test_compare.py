@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from statsmodels.stats.contingency_tables import mcnemar
 
-from pipeline import cli, files, metrics
+from pipeline import cli, metrics
+from pipeline.common import files, tables
+from pipeline.common.errors import UserError
 from pipeline.compare import compare
-from pipeline.data import table
-from pipeline.errors import UserError
 from pipeline.report import verdict
 
 NAMES = ["wren", "gull", "crow", "owl"]
@@ -42,8 +42,8 @@ def write_run(
     )
     predicted = metrics.predictions(samples, 2 * np.eye(4, dtype=np.float32)[guess], NAMES)
     folder = root / name / "eval/test"
-    table.write(predicted, folder / "predictions.csv")
-    table.write(metrics.per_class(predicted, NAMES), folder / "per_class.csv")
+    tables.write(predicted, folder / "predictions.csv")
+    tables.write(metrics.per_class(predicted, NAMES), folder / "per_class.csv")
     files.write_json(
         folder / "metrics.json", {"split": "test", "checkpoint": f"{name}/best.pt", "tta": "none", **about}
     )
@@ -136,7 +136,7 @@ def test_the_order_of_the_stored_rows_does_not_matter(tmp_path: Path, base: np.n
     paths = [write_run(tmp_path, "one", base), write_run(tmp_path, "two", flipped(base, 3, 8), lr=0.2)]
     before = compare(paths, "test", None)
     stored = paths[1] / "eval/test/predictions.csv"
-    table.write(pd.read_csv(stored).sample(frac=1, random_state=0), stored)
+    tables.write(pd.read_csv(stored).sample(frac=1, random_state=0), stored)
     assert compare(paths, "test", None) == before
 
 

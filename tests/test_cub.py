@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from pipeline.common import tables
+from pipeline.common.errors import DataError
 from pipeline.data import cub, table
-from pipeline.errors import DataError
 
 CLASSES = {3: "003.Sooty_Albatross", 5: "005.Crested_Auklet", 7: "007.Parakeet_Auklet"}  # 5 has no images
 ROWS = [(1, 7, 1), (2, 3, 0), (3, 3, 1), (4, 7, 0), (5, 7, 1), (6, 3, 1)]  # id, class, flag
@@ -75,7 +76,7 @@ def test_order_of_lines_line_ends_and_blank_lines_do_not_matter(root: Path) -> N
 
 def test_a_table_survives_being_written(root: Path, tmp_path: Path) -> None:
     samples = cub.read(root)
-    table.write(samples, tmp_path / "samples.csv")
+    tables.write(samples, tmp_path / "samples.csv")
     again = table.read(tmp_path / "samples.csv", table.SOURCE_COLUMNS)
     pd.testing.assert_frame_equal(again, samples, check_dtype=False)
 

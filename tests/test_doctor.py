@@ -15,7 +15,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from pipeline import cli, engine, fit, phases, seeding
+from pipeline import cli, engine, fit, phases
+from pipeline.common import seeding
 from pipeline.data import loader, prepare, transforms
 from pipeline.data.transforms import Augmentation
 from pipeline.distributed import Ranks

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.common.errors import DataError
 from pipeline.data import download
 from pipeline.data.download import Remote, fetch, verify_archive
-from pipeline.errors import DataError
 from tests.servers import Server, serving
 
 SIZE_BYTES = 3_000_000
@@ -72,7 +72,9 @@ def test_a_later_run_goes_on_with_the_missing_bytes_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
     monkeypatch.setattr(download, "ATTEMPTS", 1)
-    monkeypatch.setattr("pipeline.files.CHUNK_BYTES", SIZE_BYTES)  # so that no progress is enough for more
+    monkeypatch.setattr(
+        "pipeline.common.files.CHUNK_BYTES", SIZE_BYTES
+    )  # so that no progress is enough for more
     target, cut = tmp_path / "birds.tgz", int(SIZE_BYTES * share)
     with serving(Server(CONTENT, cuts=[cut])) as server:
         with pytest.raises(DataError, match=f"cut the connection at {cut:,} of 3,000,000 bytes"):
@@ -330,7 +332,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_asked(small_disk
 def test_a_disk_that_fills_up_is_named_and_the_part_stays_good(
     small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.files.require_free", lambda *_: None)
+    monkeypatch.setattr("pipeline.common.files.require_free", lambda *_: None)
     target = small_disk / "birds.tgz"
     with serving(Server(CONTENT)) as server:
         with pytest.raises(DataError, match=r"birds\.tgz\.part: the disk is full; free some space"):
@@ -361,7 +363,7 @@ def test_the_file_is_in_place_only_after_it_was_synced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target, synced = tmp_path / "birds.tgz", []
-    monkeypatch.setattr("pipeline.files.sync", lambda path: synced.append((path, target.exists())))
+    monkeypatch.setattr("pipeline.common.files.sync", lambda path: synced.append((path, target.exists())))
     with serving(Server(CONTENT)) as server:
         fetch(remote_of(server.url), target)
     assert synced == [(part_of(target), False), (tmp_path, True)]

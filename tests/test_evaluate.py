@@ -10,9 +10,9 @@ import torch
 from scipy.special import softmax
 
 from pipeline import engine
+from pipeline.common.errors import DataError
 from pipeline.data.loader import Batch
 from pipeline.distributed import Ranks
-from pipeline.errors import DataError
 from tests import tiny
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from pipeline import intervals
+from pipeline.common.errors import DataError
 from pipeline.config import DataConfig
 from pipeline.data import prepare, store
 from pipeline.data.transforms import CentreCrop
 from pipeline.distributed import Ranks
-from pipeline.errors import DataError
 from pipeline.explain import annotations, chosen, heatmaps, neighbours, pointing
 from pipeline.models.build import build
 from tests import tiny

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import files
-from pipeline.errors import DataError
+from pipeline.common import files
+from pipeline.common.errors import DataError
 
 
 def names(folder: Path) -> list[str]:

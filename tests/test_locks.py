@@ -3,10 +3,10 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline import locks
-from pipeline.locks import Lock
+from pipeline.common import locks
+from pipeline.common.locks import Lock
 
-HOLD = "import sys, time; from pathlib import Path; from pipeline.locks import Lock\n"
+HOLD = "import sys, time; from pathlib import Path; from pipeline.common.locks import Lock\n"
 HOLD += "lock = Lock.free(Path(sys.argv[1])); print('up', flush=True); time.sleep(float(sys.argv[2]))"
 
 

@@ -8,9 +8,9 @@ from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from torch import Tensor, nn
 
 from pipeline import optim
+from pipeline.common.errors import ConfigError
 from pipeline.config import ModelConfig
 from pipeline.config_solver import OptimConfig
-from pipeline.errors import ConfigError
 from pipeline.models.build import Classifier, build
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import records
-from pipeline.errors import DataError
+from pipeline.common.errors import DataError
 from pipeline.records import FIELDS, HEADER, Log
 
 STEP = {"lr": 0.1, "momentum": 0.9, "loss": 1.5, "grad_norm": 2.0}

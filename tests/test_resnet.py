@@ -11,9 +11,9 @@ import torchvision
 from torch import Tensor, nn
 
 from pipeline import optim
+from pipeline.common.errors import ConfigError, WeightsError
 from pipeline.config import ModelConfig
 from pipeline.config_solver import OptimConfig
-from pipeline.errors import ConfigError, WeightsError
 from pipeline.models import build as building
 from pipeline.models import parity, resnet
 from pipeline.models.build import Classifier, build

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config_file, files, records, status
+from pipeline import config_file, records, status
 from pipeline.cli import run
+from pipeline.common import files
 from tests import tiny
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pipeline import seeding
+from pipeline.common import seeding
 
 
 def test_a_name_has_the_same_seed_on_every_machine() -> None:

@@ -5,9 +5,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from pipeline.common.errors import DataError
 from pipeline.data import splits
 from pipeline.data.splits import Sizes
-from pipeline.errors import DataError
 
 
 def listed(*train: int, test: int = 11) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import status
-from pipeline.errors import CheckpointError, Stopped, UserError
+from pipeline.common.errors import CheckpointError, Stopped, UserError
 from tests import tiny
 
 

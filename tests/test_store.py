@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pipeline import files
+from pipeline.common import files
+from pipeline.common.errors import DataError
 from pipeline.data.store import Layout, Pixels, Store, build, decode, resized
-from pipeline.errors import DataError
 
 SQUASH, SHORT_SIDE = Layout("squash", 64, "packed"), Layout("short_side", 64, "packed")
 LAYOUTS = [SQUASH, SHORT_SIDE, Layout("squash", 64, "jpeg"), Layout("short_side", 64, "jpeg")]

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from pipeline import cli, numbers, stored
+from pipeline.common.errors import DataError
 from pipeline.data import table
-from pipeline.errors import DataError
 from tests import tiny
 
 Damage = Callable[[Path], None]

@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pipeline import cli, config_file, files, records
-from pipeline.errors import ConfigError
+from pipeline import cli, config_file, records
+from pipeline.common import files
+from pipeline.common.errors import ConfigError
 from pipeline.studies import figures, plan, results, run
 from pipeline.studies.plan import Plan
 from pipeline.train import train

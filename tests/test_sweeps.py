@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from pipeline import cli, config_file, records, status, workers
-from pipeline.errors import ConfigError, DataError
+from pipeline.common import hardware
+from pipeline.common.errors import ConfigError, DataError
 from pipeline.intervals import wilson
 from pipeline.sweeps import results, run, trials
 from pipeline.sweeps.plan import Plan
@@ -429,7 +430,7 @@ def test_workers_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [worker.gpu for worker in crew] == expected
     for visible, expected in (("0, GPU-5", ["0", "GPU-5"]), ("", []), ("-1", [])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        assert workers.gpus() == expected
+        assert hardware.gpus() == expected
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import cli, config_file, files
-from pipeline.errors import ConfigError
+from pipeline import cli, config_file
+from pipeline.common import files
+from pipeline.common.errors import ConfigError
 from pipeline.sweeps.parameter import Parameter
 from pipeline.sweeps.plan import ARGUMENTS, FOLDER, Plan, plans
 from tests import tiny

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import environment
 from pipeline.cli import run
-from pipeline.errors import UserError
+from pipeline.common.errors import UserError
 from pipeline.sync.place import Place
 from pipeline.sync.rows import Row, best, extremes, rows
 from pipeline.sync.tables import cells

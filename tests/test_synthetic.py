@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline import seeding
+from pipeline.common import seeding
+from pipeline.common.errors import DataError
 from pipeline.data import birds, synthetic
-from pipeline.errors import DataError
 
 SPECIES, IMAGES, TRAIN, SIDE_PX = 5, 4, 3, 96
 

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline.common import tables
+from pipeline.common.errors import DataError
 from pipeline.data import table
-from pipeline.errors import DataError
 
 
 def samples() -> pd.DataFrame:
@@ -34,7 +35,7 @@ def samples() -> pd.DataFrame:
 
 def test_a_table_read_back_is_the_table_written(tmp_path: Path) -> None:
     path = tmp_path / "new" / "samples.csv"
-    table.write(samples(), path)
+    tables.write(samples(), path)
     pd.testing.assert_frame_equal(table.read(path), samples(), check_exact=True)
 
 
@@ -66,7 +67,7 @@ def test_columns_are_asked_for_only_where_they_are_needed(tmp_path: Path) -> Non
     table.check(listed, "here")
     with pytest.raises(DataError, match="'split'"):
         table.check(listed, "here", table.COLUMNS)
-    table.write(listed, tmp_path / "samples.csv")
+    tables.write(listed, tmp_path / "samples.csv")
     with pytest.raises(DataError, match="'split'"):
         table.read(tmp_path / "samples.csv")
     assert len(table.read(tmp_path / "samples.csv", table.SOURCE_COLUMNS)) == 4
@@ -107,6 +108,6 @@ def test_the_digest_does_not_change_with_the_rest(column: str) -> None:
 
 
 def test_the_digest_survives_the_file(tmp_path: Path) -> None:
-    table.write(samples(), tmp_path / "samples.csv")
+    tables.write(samples(), tmp_path / "samples.csv")
     assert table.digest(table.read(tmp_path / "samples.csv")) == table.digest(samples())
     assert table.digest(samples().iloc[::-1]) != table.digest(samples())

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.common.errors import DataError
 from pipeline.data.unpack import unpack
-from pipeline.errors import DataError
 
 # 1024 and 0 bytes: sizes that end on a block of the archive
 CONTENTS = {

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
-from pipeline import terminal
 from pipeline.audit.labels import normalised
+from pipeline.common import console
 from pipeline.data.store import JPEG_QUALITY, Store
 
 HASH_SIDE = 16
@@ -32,7 +32,7 @@ Bits = npt.NDArray[np.bool_]
 def hashes(store: Store) -> Bits:
     """The perceptual hash of every picture of a store: bool [n, 256]."""
     found = np.empty((len(store), HASH_BITS), np.bool_)
-    with terminal.bar("hashes", len(store)) as bar:
+    with console.bar("hashes", len(store)) as bar:
         for row in range(len(store)):
             found[row] = imagehash.phash(Image.fromarray(store[row]), HASH_SIDE).hash.ravel()
             bar.advance()

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import agreement, distributed, features, files, stored, terminal, trained
+from pipeline import agreement, distributed, features, stored, trained
 from pipeline.audit import duplicates, labels
+from pipeline.common import console, files, tables
 from pipeline.config import Config
 from pipeline.data import prepare, table
 from pipeline.report import page
@@ -45,8 +46,8 @@ def audit(config: Config) -> dict[str, Any]:
         }
         folder = stored.folder_of(config.run_dir, config.eval.split) / "audit"
         with files.replacing_folder(folder) as part:
-            table.write(errors, part / "label_errors.csv")
-            table.write(doubles, part / "duplicates.csv")
+            tables.write(errors, part / "label_errors.csv")
+            tables.write(doubles, part / "duplicates.csv")
             duplicates.write_pictures(
                 doubles.head(PICTURES), data.samples["id"].tolist(), data.store, part / "pairs"
             )
@@ -54,7 +55,7 @@ def audit(config: Config) -> dict[str, Any]:
         if config.report.write and (folder.parent / "metrics.json").is_file():
             page.build(config, folder.parent)
         _show(errors, doubles, found)
-        terminal.say(f"audit  {folder}")
+        console.say(f"audit  {folder}")
         return found
 
 
@@ -101,7 +102,7 @@ def _counts(counted: "pd.Series[int]") -> dict[str, int]:
 
 def _show(errors: pd.DataFrame, doubles: pd.DataFrame, found: dict[str, Any]) -> None:
     if len(errors):
-        terminal.show_table(
+        console.show_table(
             "most doubtful labels",
             ["image", "split", "listed as", "neighbours say", "score"],
             errors.head(SHOWN)[["path", "split", "class_name", "suggested_name", "score"]].itertuples(
@@ -109,14 +110,14 @@ def _show(errors: pd.DataFrame, doubles: pd.DataFrame, found: dict[str, Any]) ->
             ),
         )
     if len(doubles):
-        terminal.show_table(
+        console.show_table(
             "most alike pairs",
             ["image a", "split a", "image b", "split b", "bits", "cosine"],
             doubles.head(SHOWN)[
                 ["path_a", "split_a", "path_b", "split_b", "hash_distance", "feature_similarity"]
             ].itertuples(index=False),
         )
-    terminal.say(
+    console.say(
         f"{found['images']:,} images: {found['label_errors']} likely label errors {found['label_errors_by_split']}, "
         f"{found['duplicates']} pairs of near-duplicates {found['duplicates_by_splits']}\n"
         f"  {found['leaked_test_images']} test images have a near-duplicate in train or validation"

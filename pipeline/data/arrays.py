@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline import files, seeding, terminal
+from pipeline.common import console, files, seeding, tables
+from pipeline.common.errors import DataError
 from pipeline.data import table
 from pipeline.data.store import Pixels
-from pipeline.errors import DataError
 
 LIST = "pictures.csv"
 DIGITS = [str(digit) for digit in range(10)]
@@ -81,14 +81,14 @@ def write(arrays: Arrays, folder: Path) -> None:
     paths = [f"{name}/{number:05}.png" for name, number in zip(names, numbers, strict=True)]
     for name in arrays.class_names:
         (folder / "images" / name).mkdir(parents=True)
-    with terminal.bar("write", len(paths)) as bar:
+    with console.bar("write", len(paths)) as bar:
         for path, picture in zip(paths, arrays.pictures, strict=True):
             bgr = picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
             (folder / "images" / path).write_bytes(cv2.imencode(".png", bgr)[1].tobytes())
             bar.advance()
     about = {"id": numbers, "path": paths, "label": arrays.label, "class_name": names}
     boxes = dict.fromkeys(["box_x", "box_y", "box_w", "box_h"], np.nan)
-    table.write(pd.DataFrame({**about, "official": arrays.official, **boxes}), folder / LIST)
+    tables.write(pd.DataFrame({**about, "official": arrays.official, **boxes}), folder / LIST)
 
 
 def read(root: Path) -> pd.DataFrame:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import seeding
+from pipeline.common import seeding
 from pipeline.data import drawing
 from pipeline.data.drawing import Canvas, Frame, Image, Points, leaves, smooth
 from pipeline.data.species import BILLS, COLOURS, Species, attributes, genus

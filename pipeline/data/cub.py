@@ -4,10 +4,10 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from pipeline import files
+from pipeline.common import files
+from pipeline.common.errors import DataError
 from pipeline.data.download import Remote
 from pipeline.data.table import SOURCE_COLUMNS
-from pipeline.errors import DataError
 
 ARCHIVE = Remote(
     urls=("https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",),

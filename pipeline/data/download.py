@@ -19,8 +19,8 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, build_opener
 
-from pipeline import files, terminal
-from pipeline.errors import DataError
+from pipeline.common import console, files
+from pipeline.common.errors import DataError
 
 TIMEOUT_SECONDS = 30.0  # to connect, and for each silence of the server after that
 ATTEMPTS = 4  # at one URL, in a row, without files.CHUNK_BYTES of progress
@@ -129,7 +129,7 @@ def _claimed(part: Path) -> Iterator[FileIO]:
                 f"{part}: another process is downloading it; wait until it ends, then run again"
             ) from error
         except OSError as error:
-            terminal.warn(
+            console.warn(
                 f"{part}: this disk has no locks ({error.strerror}); do not download it twice at once"
             )
         try:
@@ -160,7 +160,7 @@ def _fetch_from(url: str, remote: Remote, part: Path, stream: FileIO) -> None:
             furthest = max(furthest, _length(stream))
             if not failure.again or failed == ATTEMPTS:
                 raise
-            terminal.warn(f"{url} {failure}; trying again")
+            console.warn(f"{url} {failure}; trying again")
             time.sleep(BACKOFF_SECONDS * 2 ** max(failed - 1, 0))
 
 
@@ -174,7 +174,7 @@ def _receive(url: str, size_bytes: int, stream: FileIO) -> None:
         chunk = _read(reply.read, HEAD_BYTES)
         _refuse_other_content(reply, chunk, done, size_bytes)
         stream.truncate(done)
-        with terminal.bar("download", total=size_bytes, unit="bytes", done=done) as bar:
+        with console.bar("download", total=size_bytes, unit="bytes", done=done) as bar:
             while chunk:
                 done += len(chunk)
                 if done > size_bytes:

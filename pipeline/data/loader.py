@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pipeline import seeding
+from pipeline.common import seeding
 from pipeline.data.store import Store
 from pipeline.data.transforms import Augmentation, CentreCrop
 from pipeline.distributed import Ranks

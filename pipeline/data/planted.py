@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import seeding
+from pipeline.common import seeding
 
 CROP = 0.02  # of the original's sides, at most, from each of the four
 SCALES = 0.75, 1.0  # of what is left

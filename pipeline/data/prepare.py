@@ -16,10 +16,10 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline import files, terminal
+from pipeline.common import console, files, tables
+from pipeline.common.errors import DataError
 from pipeline.config import Config, DataConfig
 from pipeline.data import arrays, cub, download, splits, store, synthetic, table, unpack
-from pipeline.errors import DataError
 
 STAGES_VERSION = 1  # raise it when a stage's output changes for the same inputs
 
@@ -146,7 +146,7 @@ def _samples_path(config: Config) -> Path:
 def _stage(name: str, output: Path, inputs: Mapping[str, Any], run: Callable[[Path], object]) -> None:
     """Run a stage unless its output is there and was made from the same inputs."""
     if _is_done(output, inputs):
-        terminal.say(f"{name}  {output} is up to date")
+        console.say(f"{name}  {output} is up to date")
         return
     run(output)
     files.stamp(_stamp_of(output), {"version": STAGES_VERSION, **inputs})
@@ -244,7 +244,7 @@ def _draw(listed: pd.DataFrame, store_folder: Path, config: Config, output: Path
         seed=config.seed,
         sizes=splits.Sizes(data.train_images, data.val_images, data.test_images),
     )
-    table.write(samples[table.COLUMNS], output)
+    tables.write(samples[table.COLUMNS], output)
 
 
 def _show(prepared: Prepared, config: Config) -> None:
@@ -252,7 +252,7 @@ def _show(prepared: Prepared, config: Config) -> None:
     counts = samples["split"].value_counts()
     smallest = int(samples[["width", "height"]].min(axis=1).to_numpy().argmin())
     width, height = samples["width"].iloc[smallest], samples["height"].iloc[smallest]
-    terminal.show_table(
+    console.show_table(
         f"{config.data.source}: {_samples_path(config)}",
         ["images", "classes", *table.SPLITS, "greyscale", "smallest", "bytes"],
         [

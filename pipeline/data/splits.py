@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline import seeding
-from pipeline.errors import DataError
+from pipeline.common import seeding
+from pipeline.common.errors import DataError
 
 Ids = npt.NDArray[np.int64]
 

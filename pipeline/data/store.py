@@ -20,8 +20,8 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
-from pipeline import files, terminal
-from pipeline.errors import DataError
+from pipeline.common import console, files
+from pipeline.common.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
 Made = TypeVar("Made")
@@ -154,7 +154,7 @@ def build(table: pd.DataFrame, images: Path, folder: Path, layout: Layout) -> pd
     sizes = _sizes(paths, layout)
     per_pixel = 3.0 if layout.format == "packed" else JPEG_BYTES_PER_PIXEL
     needed_bytes = int(sum(w * h for w, h in sizes) * per_pixel)
-    terminal.say(f"store  {len(paths)} pictures will take {files.size_in_words(needed_bytes)} in {folder}")
+    console.say(f"store  {len(paths)} pictures will take {files.size_in_words(needed_bytes)} in {folder}")
     files.require_free(folder.parent, needed_bytes, "the store")
     try:
         with files.replacing_folder(folder) as part:
@@ -198,7 +198,7 @@ def _fill(
 
     with (
         path.open("wb") as stream,
-        terminal.bar("store", len(paths)) as bar,
+        console.bar("store", len(paths)) as bar,
         ThreadPoolExecutor(workers) as pool,
     ):
         for made in _in_order(pool, make, range(len(paths)), ahead=4 * workers):

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import cv2
 
-from pipeline import seeding, terminal
+from pipeline.common import console, seeding
+from pipeline.common.errors import DataError
 from pipeline.data import birds, planted
-from pipeline.errors import DataError
 
 GREY_SHARE = 1 / 150  # CUB has a few greyscale JPEGs; a reader has to cope with them
 JPEG_QUALITY = 93
@@ -56,7 +56,7 @@ def write(
     )
     rows: list[planted.Row] = []
     numbers = range(1, species + 1)
-    with terminal.bar("draw", total=total) as bar:
+    with console.bar("draw", total=total) as bar:
         if workers == 1:
             for found in map(draw, kinds, numbers):
                 rows += found

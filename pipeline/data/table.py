@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline import files
-from pipeline.errors import DataError
+from pipeline.common import files
+from pipeline.common.errors import DataError
 
 # id: the source's own number of the image, unique. path: relative to the folder of images.
 # label: 0 .. C-1. class_name: one per label. official: "train" or "test", as the source has it.
@@ -49,12 +49,6 @@ def class_names(table: pd.DataFrame) -> list[str]:
 def digest(table: pd.DataFrame) -> str:
     """A digest of what training and evaluation depend on: ids, paths, labels, names and splits."""
     return files.digest_of(table[["id", "path", "label", "class_name", "split"]].to_csv(index=False))
-
-
-def write(table: pd.DataFrame, path: Path) -> None:
-    """Write a table as CSV, whole or not at all."""
-    with files.replacing(path) as part:
-        table.to_csv(part, index=False)
 
 
 def read(path: Path, columns: Sequence[str] = COLUMNS) -> pd.DataFrame:

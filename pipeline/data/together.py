@@ -8,12 +8,13 @@ import shutil
 import time
 from pathlib import Path
 
-from pipeline import agreement, distributed, terminal
+from pipeline import agreement, distributed
+from pipeline.common import console
+from pipeline.common.errors import DataError, RankLost
 from pipeline.config import Config
 from pipeline.data import table
 from pipeline.data.prepare import load, prepare
 from pipeline.distributed import Ranks
-from pipeline.errors import DataError, RankLost
 from pipeline.roll_call import RollCall
 
 BUILT = "data"
@@ -56,7 +57,7 @@ def builders(folder: Path, ranks: Ranks) -> list[int]:
 
 def _wait_for(builder: int, roll: RollCall, timeout_minutes: float) -> None:
     if not roll.is_done(BUILT, builder):
-        terminal.say(f"waiting for {roll.name(builder)}, which builds the data on its own disk")
+        console.say(f"waiting for {roll.name(builder)}, which builds the data on its own disk")
     begun = looked = time.monotonic()
     while not roll.is_done(BUILT, builder):
         if (why := roll.why()) is not None:

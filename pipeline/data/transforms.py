@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 
-from pipeline import seeding
+from pipeline.common import seeding
 from pipeline.config import DataConfig
 from pipeline.data.store import Pixels
 

@@ -13,8 +13,8 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-from pipeline import files, terminal
-from pipeline.errors import DataError
+from pipeline.common import console, files
+from pipeline.common.errors import DataError
 
 BLOCK_BYTES = 512
 BUFFER_BYTES = 1 << 16
@@ -24,7 +24,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 class _Compressed:
     """The archive's bytes as they are on the disk; reading them moves the bar."""
 
-    def __init__(self, stream: IO[bytes], bar: terminal.Bar) -> None:
+    def __init__(self, stream: IO[bytes], bar: console.Bar) -> None:
         self.stream, self.bar = stream, bar
 
     def read(self, count: int = -1) -> bytes:
@@ -54,7 +54,7 @@ def unpack(archive: Path, folder: Path) -> None:
     size_bytes = archive.stat().st_size
     files.require_free(folder, size_bytes, f"unpacking {archive.name}")
     try:
-        with archive.open("rb") as stream, terminal.bar("unpack", total=size_bytes, unit="bytes") as bar:
+        with archive.open("rb") as stream, console.bar("unpack", total=size_bytes, unit="bytes") as bar:
             is_gzip = stream.read(len(GZIP_MAGIC)) == GZIP_MAGIC
             stream.seek(0)
             compressed = cast(IO[bytes], _Compressed(stream, bar))

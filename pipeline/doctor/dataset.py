@@ -9,13 +9,13 @@ import numpy.typing as npt
 import torch
 
 from pipeline import engine
+from pipeline.common.errors import DataError
 from pipeline.data import cub, loader, prepare, store, table
 from pipeline.data.loader import Batch, Images, Loader
 from pipeline.data.store import Pixels
 from pipeline.data.transforms import Augmentation
 from pipeline.doctor.finding import Finding, of_error
 from pipeline.doctor.subject import Subject, expected, stand_in
-from pipeline.errors import DataError
 from pipeline.job import Job
 
 DECODED = 8  # pictures that are decoded and resized once more

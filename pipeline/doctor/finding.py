@@ -4,8 +4,8 @@ import platform
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from pipeline.common.errors import UserError
 from pipeline.distributed import Ranks
-from pipeline.errors import UserError
 
 State = Literal["ok", "warning", "no-go", "not applicable"]
 SEVERITY: dict[State, int] = {"not applicable": 0, "ok": 1, "warning": 2, "no-go": 3}

@@ -12,13 +12,13 @@ from urllib.parse import urlparse
 import torch
 
 from pipeline import environment, optim
+from pipeline.common.files import size_in_words
 from pipeline.config import Config
 from pipeline.config_solver import Phase
 from pipeline.data import cub, prepare
 from pipeline.data.store import JPEG_BYTES_PER_PIXEL
 from pipeline.doctor.finding import Finding, unlike
 from pipeline.doctor.subject import SMALL, Subject, expected
-from pipeline.files import size_in_words
 from pipeline.precision import cpu_has_bf16
 
 SHARED_MEMORY = Path("/dev/shm")

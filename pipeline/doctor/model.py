@@ -2,10 +2,11 @@
 
 import torch
 
-from pipeline import checkpoint, optim, phases, preview, resume, seeding
+from pipeline import checkpoint, optim, phases, preview, resume
+from pipeline.common import seeding
+from pipeline.common.errors import UserError
 from pipeline.doctor.finding import Finding, of_error
 from pipeline.doctor.subject import Subject
-from pipeline.errors import UserError
 from pipeline.job import images_per_step
 from pipeline.models.build import build, without_weights
 from pipeline.phases import PhaseState

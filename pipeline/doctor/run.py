@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pipeline import distributed, precision, terminal
+from pipeline import distributed, precision
+from pipeline.common import console
+from pipeline.common.errors import UserError
 from pipeline.config import Config
 from pipeline.distributed import Ranks
 from pipeline.doctor import dataset, machine, model, steps
 from pipeline.doctor.finding import Finding, State, agreed, of_error
 from pipeline.doctor.subject import Subject
-from pipeline.errors import UserError
 
 STYLES: dict[State, str | None] = {
     "ok": None,
@@ -75,7 +76,7 @@ def doctor(config: Config, quick: bool = False) -> dict[str, Any]:
     if not ranks.first:
         return {}
     go = all(finding.state != "no-go" for finding in found.values())
-    terminal.say(_verdict(found), "bold")
+    console.say(_verdict(found), "bold")
     checks = [{"name": name, **vars(finding)} for name, finding in found.items()]
     return {"go": go, "ranks": ranks.world, "config": config.run.name, "checks": checks}
 
@@ -107,9 +108,9 @@ def _ask(check: Check, subject: Subject) -> Finding:
 
 
 def _say(name: str, finding: Finding) -> None:
-    terminal.say(f"{MARKS[finding.state]:7}  {name:{WIDTH}}  {finding.figures}", STYLES[finding.state])
+    console.say(f"{MARKS[finding.state]:7}  {name:{WIDTH}}  {finding.figures}", STYLES[finding.state])
     if finding.next:
-        terminal.say(f"{'':7}  {'':{WIDTH}}  -> {finding.next}", STYLES[finding.state])
+        console.say(f"{'':7}  {'':{WIDTH}}  -> {finding.next}", STYLES[finding.state])
 
 
 def _verdict(found: dict[str, Finding]) -> str:

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline import announce, engine, fit, memory, phases
+from pipeline import announce, engine, fit, phases
 from pipeline.checkpoint import TrainState
+from pipeline.common import hardware
+from pipeline.common.errors import ConfigError
+from pipeline.common.files import size_in_words
 from pipeline.data import loader
 from pipeline.data.loader import Batch
 from pipeline.doctor.finding import Finding, of_error
 from pipeline.doctor.subject import Subject
-from pipeline.errors import ConfigError
-from pipeline.files import size_in_words
 from pipeline.freezing import Freezing
 from pipeline.parallel import replicate
 
@@ -36,7 +37,7 @@ def room(subject: Subject) -> Finding:
     if subject.in_shards:
         subject.batch_size = config.optim.images_per_step if asked == "auto" else asked
         return Finding("not applicable", "in shards: no rank can try the whole model alone")
-    free = fit.free_bytes(ranks.device)
+    free = hardware.free_bytes(ranks.device)
     try:
         own = fit.fitting(wanted, subject.own.model, config.data.image_px, subject.precision, ranks)
     except torch.OutOfMemoryError:
@@ -76,7 +77,7 @@ def repeat(subject: Subject) -> Finding:
         return Finding("no-go", "the first step does not fit into memory", what_next)
     (loss, one, _), (again, other, subject.step_s) = taken
     same = loss == again and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    peak = memory.peak_bytes(ranks.device)
+    peak = hardware.peak_bytes(ranks.device)
     guess = math.log(len(subject.job.classes))
     figures = (
         f"loss {loss:.3f} (a guess among {len(subject.job.classes)} classes: {guess:.3f}); taken twice, it is "

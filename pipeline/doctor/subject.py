@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pipeline import engine, phases, seeding
+from pipeline import engine, phases
 from pipeline.checkpoint import TrainState
+from pipeline.common import seeding, tables
 from pipeline.config import Config, DistributedConfig
 from pipeline.data import cub, loader, prepare, splits, table
 from pipeline.data.prepare import Prepared
@@ -150,7 +151,7 @@ def stand_in(config: Config, folder: Path) -> Config:
         "store_height": height,
     }
     pd.DataFrame(index).to_csv(store_folder / "index.csv", index=False)
-    table.write(samples, samples_path)
+    tables.write(samples, samples_path)
     return config
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from pipeline.common.errors import DataError
 from pipeline.config import DataConfig
 from pipeline.data.store import Layout
-from pipeline.errors import DataError
 
 Floats = npt.NDArray[np.float64]
 

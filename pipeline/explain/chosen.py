@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from pipeline import seeding
+from pipeline.common import seeding
 
 MISTAKEN_SHOWN = 6  # of each direction of a pair
 TYPICAL_SHOWN = 4

@@ -20,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline import distributed, features, files, stored, trained
+from pipeline import distributed, features, stored, trained
+from pipeline.common import files, tables
 from pipeline.config import Config
-from pipeline.data import prepare, table
+from pipeline.data import prepare
 from pipeline.distributed import Ranks
 from pipeline.explain import annotations, chosen, heatmaps, neighbours, pointing
 from pipeline.job import training_rows
@@ -158,11 +159,11 @@ def _point(evaluation: Evaluation, drawn: list[int], found: Explained) -> None:
     found.drawn = len(each)
     found.pointing_game = pointing.summary(each)
     folder = evaluation.folder / "explain"
-    table.write(each, folder / "pointing.csv")
-    table.write(found.pointing_game, folder / "pointing_game.csv")
+    tables.write(each, folder / "pointing.csv")
+    tables.write(found.pointing_game, folder / "pointing_game.csv")
     if parts is not None:
         found.parts = pointing.on_parts(each, parts.names)
-        table.write(found.parts, folder / "parts.csv")
+        tables.write(found.parts, folder / "parts.csv")
 
 
 def _features(evaluation: Evaluation, found: Explained) -> None:
@@ -177,7 +178,7 @@ def _features(evaluation: Evaluation, found: Explained) -> None:
         xy = neighbours.embedding(evaluation.outputs.features, evaluation.config.seed)
         places = np.empty((0, 2), np.float32) if xy is None else xy
         ids = evaluation.predicted["id"].to_numpy()[: len(places)]
-        table.write(pd.DataFrame({"id": ids, "x": places[:, 0], "y": places[:, 1]}), embedding)
+        tables.write(pd.DataFrame({"id": ids, "x": places[:, 0], "y": places[:, 1]}), embedding)
         labels = evaluation.predicted["label"].to_numpy("int64")
         recalls = neighbours.recall(evaluation.outputs.features, labels, RECALL_AT) if len(labels) > 1 else {}
         files.write_json(retrieval, recalls)
@@ -216,7 +217,7 @@ def _nearest(evaluation: Evaluation, source: _Source, found: Explained) -> None:
         k = near.shape[1]
         about = {"id": np.repeat(ids, k), "rank": np.tile(np.arange(1, k + 1), len(ids))}
         other = {f"train_{name}": train[name].to_numpy() for name in ("id", "path", "class_name")}
-        table.write(pd.DataFrame({**about, **other, "similarity": similar.ravel()}), path)
+        tables.write(pd.DataFrame({**about, **other, "similarity": similar.ravel()}), path)
         files.stamp(_stamp(path), inputs)
     found.nearest = pd.read_csv(path, keep_default_na=False)
 

@@ -10,7 +10,7 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
-from pipeline import terminal
+from pipeline.common import console
 from pipeline.config import Config
 from pipeline.data import loader
 from pipeline.data.prepare import Prepared
@@ -75,7 +75,7 @@ def heatmaps(
     server = loader.Loader(images, loader.worker_count(config.data.workers, ranks), ranks.device)
     batches = loader.in_order(rows, BATCH)
     maps = []
-    with terminal.bar("heat maps", len(rows)) as bar:
+    with console.bar("heat maps", len(rows)) as bar:
         served = bar.count(server.serve(0, batches), map(len, batches))
         for batch, classes in zip(served, loader.in_order(predicted, BATCH), strict=True):
             found = cam(batch.to(ranks.device).image, [ClassifierOutputTarget(int(c)) for c in classes])

@@ -11,9 +11,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from pipeline import config_words, files, terminal
+from pipeline import config_words
+from pipeline.common import console, files
+from pipeline.common.errors import ConfigError, WeightsError
 from pipeline.config import ModelConfig
-from pipeline.errors import ConfigError, WeightsError
 from pipeline.models import resnet, weights
 from pipeline.models.heads import GeM, MidLevelHead, mid_level_head, pool_by_gem
 
@@ -250,7 +251,7 @@ def _load(backbone: Any, path: Path) -> dict[str, Any]:
         found = f"{path}: fits {len(fitting)} of the model's {len(body)} tensors by name and shape (not: {absent} ...)"
         if share < weights.LEAST_SHARE:
             raise WeightsError(f"{found}; bring the weights of this very model or set model.pretrained=false")
-        terminal.warn(f"{found}; the others start from random values")
+        console.warn(f"{found}; the others start from random values")
     backbone.load_state_dict(fitting, strict=False)
     digest = files.digest_of_file(path)
     return {"source": str(path), "sha256": digest, "tensors": len(fitting), "share": share}

@@ -6,7 +6,7 @@ import torch
 from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from torch import Tensor, nn
 
-from pipeline.errors import ConfigError
+from pipeline.common.errors import ConfigError
 
 P_AT_START, EPSILON = 3.0, 1e-6
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.errors import WeightsError
+from pipeline.common.errors import WeightsError
 
 LEAST_SHARE = 0.9  # of the tensors: with fewer, what is trained is not a pretrained network
 WRAPPERS = ("state_dict", "model", "model_state", "state_dict_ema")

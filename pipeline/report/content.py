@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import files, records
+from pipeline import records
+from pipeline.common import files
 from pipeline.data import prepare
 from pipeline.explain import annotations, chosen
 from pipeline.explain.gather import Evaluation, Explained

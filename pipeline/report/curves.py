@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from pipeline import files, records
+from pipeline import records
+from pipeline.common import files
 from pipeline.records import Record
 
 TRAIN, VALIDATION, MARK = "#8a8f98", "#1f6feb", "#d1495b"

@@ -7,7 +7,8 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from pipeline import files, numbers, stored, terminal
+from pipeline import numbers, stored
+from pipeline.common import console, files
 from pipeline.config import Config
 from pipeline.data import prepare, table
 from pipeline.explain import gather
@@ -53,7 +54,7 @@ def build(config: Config, folder: Path) -> Path:
     text = render(evaluation, gather.explain(evaluation))
     path = folder / "report.html"
     files.write_text(path, text)
-    terminal.say(f"report  {path}  {files.size_in_words(path.stat().st_size)}")
+    console.say(f"report  {path}  {files.size_in_words(path.stat().st_size)}")
     return path
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline import terminal
+from pipeline.common import console
 
 WORST = 10
 
@@ -15,7 +15,7 @@ def show(numbers: Mapping[str, Any], per_class: pd.DataFrame, pairs: pd.DataFram
     """Print the worst classes, the most confused pairs, the headline, and where the files are."""
     seen = per_class[per_class["n"] > 0]
     worst = seen.sort_values(["accuracy", "n"], ascending=[True, False]).head(WORST)
-    terminal.show_table(
+    console.show_table(
         "worst classes",
         ["class", "images", "correct", "accuracy", "95 % interval"],
         [
@@ -30,15 +30,15 @@ def show(numbers: Mapping[str, Any], per_class: pd.DataFrame, pairs: pd.DataFram
         ],
     )
     if len(pairs):
-        terminal.show_table(
+        console.show_table(
             "most confused pairs",
             ["class a", "class b", "images", "a as b", "b as a"],
             [list(row[1:]) for row in pairs.head(WORST).itertuples()],
         )
     for line in headline(numbers):
-        terminal.say(line)
+        console.say(line)
     report = folder / "report.html"
-    terminal.say(f"report  {report if report.is_file() else folder}")
+    console.say(f"report  {report if report.is_file() else folder}")
 
 
 def headline(numbers: Mapping[str, Any]) -> Iterator[str]:

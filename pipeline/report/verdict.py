@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline import terminal
+from pipeline.common import console
 
 ALPHA = 0.05
 SHOWN = 5
@@ -46,7 +46,7 @@ def words(found: Mapping[str, Any], images: int, *, seeds_only: bool = False) ->
 
 def show(result: Mapping[str, Any], classes: pd.DataFrame) -> None:
     """Print the groups, what separates them, and the classes that gain and lose most."""
-    terminal.show_table(
+    console.show_table(
         f"top-1 on {result['split']}, {result['n']:,} images",
         ["runs of one configuration", "runs", "mean", "sd"],
         [
@@ -59,19 +59,19 @@ def show(result: Mapping[str, Any], classes: pd.DataFrame) -> None:
         rows = rows[rows["difference"] != 0]
         ends = pd.concat([rows.head(SHOWN), rows.tail(SHOWN)]).drop_duplicates()
         if len(ends):
-            terminal.show_table(
+            console.show_table(
                 f"classes furthest apart: a {found['a']}, b {found['b']}",
                 ["class", "images", "accuracy a", "accuracy b", "b - a"],
                 ends[["class_name", "n", "accuracy_a", "accuracy_b", "difference"]].itertuples(index=False),
             )
-        terminal.say(
+        console.say(
             f"images better in b {found['images_better_in_b']}, in a {found['images_better_in_a']}; "
             f"classes better in b {found['classes_better_in_b']}, in a {found['classes_better_in_a']}; "
             f"{found['test']}: {_p(found['p_images'])}"
             + (f"; Welch over seeds: {_p(found['p_seeds'])}" if found["p_seeds"] is not None else "")
         )
     for found in result["comparisons"]:
-        terminal.say(found["verdict"])
+        console.say(found["verdict"])
 
 
 def _noise(blame: str, images: int) -> str:

@@ -18,7 +18,7 @@ from matplotlib.ticker import PercentFormatter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import seeding
+from pipeline.common import seeding
 from pipeline.report.curves import STYLE, save
 from pipeline.studies import results
 from pipeline.studies.plan import Member

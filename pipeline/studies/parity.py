@@ -12,7 +12,7 @@ import torchvision
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from pipeline import seeding
+from pipeline.common import seeding
 from pipeline.models import parity
 from pipeline.models.resnet import DESIGNS, ResNet
 from pipeline.report.curves import MARK, STYLE, save

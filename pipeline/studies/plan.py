@@ -14,10 +14,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline import config_file, files
+from pipeline import config_file
+from pipeline.common import files
+from pipeline.common.errors import ConfigError
 from pipeline.config import Config
 from pipeline.config_solver import Positive, Section
-from pipeline.errors import ConfigError
 
 FOLDER = Path("configs/studies")
 NAME = re.compile(r"[\w][\w.]*")  # of arms and conditions: parts of the runs' names

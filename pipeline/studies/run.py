@@ -9,10 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline import files, records, terminal, workers
-from pipeline.data import table
+from pipeline import records, workers
+from pipeline.common import console, files, hardware, tables
+from pipeline.common.errors import ConfigError, DataError
 from pipeline.data.prepare import prepare
-from pipeline.errors import ConfigError, DataError
 from pipeline.studies import results
 from pipeline.studies.plan import Member, Plan, find
 from pipeline.studies.show import SHOWN
@@ -34,7 +34,7 @@ def study(name: str, jobs: int | None, more: Sequence[str]) -> dict[str, Any]:
     """
     if jobs is not None and jobs < 1:
         raise ConfigError(f"--jobs {jobs}: has to be at least 1")
-    jobs = jobs or workers.cores()
+    jobs = jobs or hardware.cores()
     plans = [Plan(path, more) for path in find(name)]
     for plan in plans:  # every mistake comes out before anything is run
         plan.tries(), plan.members({})
@@ -54,11 +54,11 @@ def _one(plan: Plan, jobs: int) -> dict[str, Any]:
     apart = results.differences(runs)
     folder = plan.folder
     files.write_text(folder / "table.md", "\n".join(filter(None, map(results.markdown, (found, apart)))))
-    table.write(runs, folder / "runs.csv")
-    table.write(found, folder / "table.csv")
-    table.write(apart, folder / "differences.csv")
+    tables.write(runs, folder / "runs.csv")
+    tables.write(found, folder / "table.csv")
+    tables.write(apart, folder / "differences.csv")
     if tried:
-        table.write(pd.DataFrame(tried), folder / "tuned.csv")
+        tables.write(pd.DataFrame(tried), folder / "tuned.csv")
     SHOWN[plan.study.show](plan, members, runs)
     about = {
         "study": plan.name,
@@ -75,8 +75,8 @@ def _one(plan: Plan, jobs: int) -> dict[str, Any]:
         [entry["condition"], entry["arm"], entry["measure"], results.words(entry)]
         for entry in found.to_dict("records")
     ]
-    terminal.show_table(plan.study.title, ["condition", "arm", "measure", "mean ± sd (95 %)"], shown)
-    terminal.say(f"study  {folder / 'figure.png'}, table.md, table.csv, runs.csv")
+    console.show_table(plan.study.title, ["condition", "arm", "measure", "mean ± sd (95 %)"], shown)
+    console.say(f"study  {folder / 'figure.png'}, table.md, table.csv, runs.csv")
     return about
 
 
@@ -101,7 +101,7 @@ def _run(label: str, members: Sequence[Member], jobs: int, *, test: bool) -> Non
     tasks = iter([Training(member.config, test) for member in due.values()])
     done = len(members) - len(due)
     with (
-        terminal.bar(label, len(members), "runs", done) as bar,
+        console.bar(label, len(members), "runs", done) as bar,
         contextlib.closing(workers.each(lambda: next(tasks, None), jobs)) as ended,
     ):
         for task, outcome in ended:

@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pandas as pd
 
-from pipeline import files
-from pipeline.data import table
+from pipeline.common import files, tables
 from pipeline.studies import batch_norm, figures, parity, results
 from pipeline.studies.plan import Member, Plan
 
@@ -28,9 +27,9 @@ def _batch_norm(plan: Plan, members: Sequence[Member], runs: pd.DataFrame) -> No
     of_mode, of_claim = batch_norm.measure(members)
     measures = ["eval", *(f"train_{size}" for size in batch_norm.BATCHES)]
     found = results.table(of_mode, measures)
-    table.write(of_mode, plan.folder / "modes_runs.csv")
-    table.write(found, plan.folder / "modes.csv")
-    table.write(of_claim, plan.folder / "claims_runs.csv")
+    tables.write(of_mode, plan.folder / "modes_runs.csv")
+    tables.write(found, plan.folder / "modes.csv")
+    tables.write(of_claim, plan.folder / "claims_runs.csv")
     files.write_text(plan.folder / "modes.md", results.markdown(found))
     files.write_text(plan.folder / "claims.md", batch_norm.claims_table(of_claim))
     batch_norm.draw(plan.folder / "figure.png", plan.study.title, of_mode, runs)
@@ -39,8 +38,8 @@ def _batch_norm(plan: Plan, members: Sequence[Member], runs: pd.DataFrame) -> No
 def _parity(plan: Plan, members: Sequence[Member], _runs: pd.DataFrame) -> None:
     measured = parity.measure(members)
     found = results.table(measured, list(parity.MEASURES))
-    table.write(measured, plan.folder / "parity_runs.csv")
-    table.write(found, plan.folder / "parity.csv")
+    tables.write(measured, plan.folder / "parity_runs.csv")
+    tables.write(found, plan.folder / "parity.csv")
     files.write_text(plan.folder / "parity.md", results.markdown(found))
     parity.draw(plan.folder / "figure.png", plan.study.title, measured)
 

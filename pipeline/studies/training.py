@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import files, workers
+from pipeline import workers
+from pipeline.common import files
 from pipeline.config import Config
 from pipeline.workers import Outcome
 

@@ -18,9 +18,9 @@ import yaml
 from pydantic import Field
 
 from pipeline import config_file
+from pipeline.common.errors import ConfigError
 from pipeline.config import Config
 from pipeline.config_solver import Count, Section
-from pipeline.errors import ConfigError
 from pipeline.sweeps.parameter import Parameter, Value
 
 FOLDER = Path("configs/sweeps")

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline import config_file, files, records
+from pipeline import config_file, records
+from pipeline.common import files
 from pipeline.config import Config
 from pipeline.data import prepare
 from pipeline.intervals import wilson

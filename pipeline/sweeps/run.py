@@ -10,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline import config_file, files, terminal, workers
-from pipeline.data import table
+from pipeline import config_file, workers
+from pipeline.common import console, files, hardware, tables
+from pipeline.common.errors import ConfigError, DataError
+from pipeline.common.locks import Lock
 from pipeline.data.prepare import prepare
-from pipeline.errors import ConfigError, DataError
-from pipeline.locks import Lock
 from pipeline.sweeps import figures, results
 from pipeline.sweeps.plan import Plan, plans
 from pipeline.sweeps.trials import Trials
@@ -120,11 +120,11 @@ def _work(trials: Trials, turn: Turn, jobs: int | None) -> None:
         RuntimeError: a trial ended by a bug, whose traceback is in it.
     """
     plan = turn.plan
-    gpus = workers.gpus() if plan.common.train.device != "cpu" else []
+    gpus = hardware.gpus() if plan.common.train.device != "cpu" else []
     missing, left = turn.most - len(trials.ended()), True
-    jobs = min(jobs or len(gpus) or workers.cores(), missing)
+    jobs = min(jobs or len(gpus) or hardware.cores(), missing)
     with (
-        terminal.bar(plan.name, turn.most, "trials", turn.most - missing) as bar,
+        console.bar(plan.name, turn.most, "trials", turn.most - missing) as bar,
         contextlib.closing(workers.each(lambda: turn if left else None, jobs, gpus)) as ended,
     ):
         for _, outcome in ended:
@@ -133,7 +133,7 @@ def _work(trials: Trials, turn: Turn, jobs: int | None) -> None:
             if outcome.status == "failed":
                 raise DataError(f"{plan.path}: {outcome.said}; when that is mended, the same command goes on")
             if outcome.status == "lost":
-                terminal.warn(f"a worker is gone ({outcome.said}); another goes on with its trial")
+                console.warn(f"a worker is gone ({outcome.said}); another goes on with its trial")
             else:
                 _say(plan, outcome.result)
             left = outcome.status == "lost" or outcome.result is not None
@@ -145,7 +145,7 @@ def _say(plan: Plan, result: dict[str, Any] | None) -> None:
     if result is not None:
         value = "" if result["value"] is None else f"  {plan.sweep.metric.name} {result['value']:.4g}"
         why = f"  {result['why']}" if result["why"] else ""
-        terminal.say(f"trial {result['number']}  {result['outcome']}{value}{why}")
+        console.say(f"trial {result['number']}  {result['outcome']}{value}{why}")
 
 
 def _show(trials: Trials) -> dict[str, Any]:
@@ -155,13 +155,11 @@ def _show(trials: Trials) -> dict[str, Any]:
         DataError: no trial was completed.
     """
     plan, rows = trials.plan, results.table(trials)
-    table.write(rows, plan.folder / "trials.csv")
+    tables.write(rows, plan.folder / "trials.csv")
     _show_table(plan, rows)
     counts = results.counts(rows)
     if under_way := counts.get("running"):
-        terminal.say(
-            f"{under_way} trials are under way elsewhere; whoever ends last writes all of this again"
-        )
+        console.say(f"{under_way} trials are under way elsewhere; whoever ends last writes all of this again")
     best = results.best(plan, rows)
     if best is None:
         words = ", ".join(f"{count} {state}" for state, count in counts.items())
@@ -174,7 +172,7 @@ def _show(trials: Trials) -> dict[str, Any]:
     shares = results.importance(trials)
     pictures = _draw(plan, rows, shares, counts["complete"])
     path = results.write_best(plan, best, config, note)
-    terminal.say(
+    console.say(
         f"best   {note[0]}\nnote   {note[1]}\nsweep  {path}, trials.csv, results.json, {', '.join(pictures)}"
     )
     about = {
@@ -202,7 +200,7 @@ def _draw(plan: Plan, rows: pd.DataFrame, shares: dict[str, float] | None, compl
     drawn = ["history.png", "parallel_coordinates.png"]
     if shares is None:
         needed = results.needed_for_importance(plan)
-        terminal.say(f"importance.png is not drawn: it needs {needed} complete trials of different value")
+        console.say(f"importance.png is not drawn: it needs {needed} complete trials of different value")
         return drawn
     figures.importance(plan.folder / "importance.png", plan, shares, complete)
     return [*drawn, "importance.png"]
@@ -212,7 +210,7 @@ def _show_table(plan: Plan, rows: pd.DataFrame) -> None:
     """The trials, the best first."""
     columns = ["number", "state", plan.metric, "epoch", "epochs", "seconds", *plan.searched]
     shown = [[_cell(row[name]) for name in columns] for row in results.ranked(plan, rows)[:SHOWN]]
-    terminal.show_table(f"{plan.name}: {len(rows)} trials", columns, shown)
+    console.show_table(f"{plan.name}: {len(rows)} trials", columns, shown)
 
 
 def _cell(value: Any) -> str:

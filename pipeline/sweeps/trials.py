@@ -20,8 +20,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from pipeline import locks, seeding
-from pipeline.locks import Lock
+from pipeline.common import locks, seeding
+from pipeline.common.locks import Lock
 from pipeline.sweeps.parameter import Value
 from pipeline.sweeps.plan import Plan
 

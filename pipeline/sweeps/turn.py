@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import signals, terminal, workers
+from pipeline import workers
+from pipeline.common import console, signals
+from pipeline.common.errors import ConfigError, Stopped, UserError
+from pipeline.common.locks import Lock
 from pipeline.config import Config
-from pipeline.errors import ConfigError, Stopped, UserError
-from pipeline.locks import Lock
 from pipeline.sweeps import results
 from pipeline.sweeps.plan import Plan
 from pipeline.sweeps.trials import Claim, Trials
@@ -65,7 +66,7 @@ class Turn:
                 raise Stopped(f"stopped by {stop.name} before it began; the same command goes on")
             train(config, watch=Watch(trials, number, config))
         except Pruned as pruned:
-            terminal.say(str(pruned))
+            console.say(str(pruned))
             return "pruned", results.value(self.plan, number), None
         except ConfigError as error:
             return "failed", None, str(error)

@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from pipeline import files
+from pipeline.common import files
 from pipeline.data import prepare, table
 from pipeline.sync.client import Run
 from pipeline.sync.evaluation import Evaluation

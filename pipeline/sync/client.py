@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.common.errors import UserError
 from pipeline.sync.place import Place
 from pipeline.sync.rows import Row
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import config_file, files, locks, records, status
+from pipeline import config_file, records, status
+from pipeline.common import files, locks
+from pipeline.common.errors import DataError, UserError
 from pipeline.config import Config
-from pipeline.errors import DataError, UserError
 
 
 @dataclass(frozen=True)

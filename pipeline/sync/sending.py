@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline import terminal
-from pipeline.errors import UserError
+from pipeline.common import console
+from pipeline.common.errors import UserError
 from pipeline.sync import client
 from pipeline.sync.artifacts import Artifacts
 from pipeline.sync.client import Refused, Run, Unreachable
@@ -40,7 +40,7 @@ def sync(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) -> dict[str, A
         except UserError as error:
             if len(run_dirs) == 1:
                 raise
-            terminal.warn(str(error))
+            console.warn(str(error))
             failed.append(str(run_dir))
     if failed:
         raise UserError(f"not sent to W&B: {', '.join(failed)}; of the others {len(done)} were")

@@ -7,9 +7,10 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from pipeline import stored, terminal
+from pipeline import stored
+from pipeline.common import console
+from pipeline.common.errors import DataError
 from pipeline.data import prepare
-from pipeline.errors import DataError
 from pipeline.explain import chosen
 from pipeline.report.pictures import Pictures
 from pipeline.sync.evaluation import Evaluation
@@ -53,7 +54,7 @@ def _pictures(place: Place) -> Pictures | None:
     try:
         data = prepare.load(place.config)
     except DataError as error:
-        terminal.warn(f"the tables of W&B are without pictures: {error}")
+        console.warn(f"the tables of W&B are without pictures: {error}")
         return None
     return Pictures(place.config.data, data, place.config.report.picture_px)
 

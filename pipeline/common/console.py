@@ -17,7 +17,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from pipeline.files import size_in_words
+from pipeline.common.files import size_in_words
 
 Item = TypeVar("Item")
 PLAIN_LINE_SECONDS = 10.0

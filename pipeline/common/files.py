@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import DataError
+from pipeline.common.errors import DataError
 
 CHUNK_BYTES = 1 << 20
 
