@@ -1,12 +1,11 @@
 """Whether all ranks are about to do the same: they may be on machines with files of their own."""
 
-from pipeline import __version__, config_file
+from pipeline import __version__
 from pipeline.common.errors import ConfigError, DataError
-from pipeline.config import Config
+from pipeline.config import load
+from pipeline.config.key_effects import OWN_KEYS
+from pipeline.config.schema import Config
 from pipeline.distributed import Ranks
-
-OWN_KEYS = ("data.root", "data.archive", "data.workers", "model.weights", "run.root")
-"""what a machine may have otherwise: where its files are, and how many processes it starts"""
 
 
 def check(config: Config, samples: str, ranks: Ranks) -> None:
@@ -23,7 +22,7 @@ def check(config: Config, samples: str, ranks: Ranks) -> None:
     for rank, (settings, version, digest) in enumerate(others, start=1):
         changed = [
             f"{key} {here} -> {there}"
-            for key, here, there in config_file.differences(first[0], settings)
+            for key, here, there in load.differences(first[0], settings)
             if not key.startswith(OWN_KEYS)
         ]
         if changed or version != first[1]:

@@ -1,15 +1,16 @@
 """What a run is: written down beside its results, and said when it starts."""
 
-from pipeline import config_file, environment
+from pipeline import environment
 from pipeline.common import console, files
-from pipeline.config import Config
+from pipeline.config import load
+from pipeline.config.schema import Config
 from pipeline.job import Job, Start
 
 
 def announce(job: Job, start: Start, last_step: int) -> None:
     """Write `config.yaml`, `environment.json` and, of changed code, `diff.patch`; say what begins."""
     config, ranks, weights = job.config, job.ranks, start.weights
-    files.write_text(config.run_dir / "config.yaml", config_file.dump(config))
+    files.write_text(config.run_dir / "config.yaml", load.dump(config))
     about = {
         **environment.describe(ranks.device),
         "precision": start.precision,

@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline import __version__, config_file
+from pipeline import __version__
 from pipeline.common import console, signals
 from pipeline.common.errors import ConfigError, RankLost, Stopped, UserError
-from pipeline.config import Config
+from pipeline.config import load
+from pipeline.config.schema import Config
 
 EXAMPLES = """
     examples:
@@ -112,7 +113,7 @@ def _published(config: Config, result: dict[str, Any]) -> dict[str, Any]:
 
 def config(config: Config) -> None:
     """Print the full configuration: the file, the overrides, and a default for everything else."""
-    console.put_out(config_file.dump(config, comments=True).rstrip())
+    console.put_out(load.dump(config, comments=True).rstrip())
 
 
 OF_A_CONFIG: dict[str, Callable[[Config], dict[str, Any] | None]] = {
@@ -132,7 +133,7 @@ def doctor(arguments: argparse.Namespace) -> dict[str, Any]:
     """Check this machine before an expensive run, and prove what the run will do; trains nothing, keeps nothing."""
     from pipeline.doctor.run import doctor
 
-    return doctor(config_file.load(arguments.config, arguments.words), arguments.quick)
+    return doctor(load.load(arguments.config, arguments.words), arguments.quick)
 
 
 def predict(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -141,7 +142,7 @@ def predict(arguments: argparse.Namespace) -> dict[str, Any]:
 
     overrides = [word for word in arguments.words if "=" in word and not Path(word).exists()]
     images = [Path(word) for word in arguments.words if word not in overrides]
-    return predict(config_file.load(arguments.config, overrides), images)
+    return predict(load.load(arguments.config, overrides), images)
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -276,7 +277,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         given: Any = arguments
         if arguments.verb in OF_A_CONFIG:
-            given = config_file.load(arguments.config, arguments.words)
+            given = load.load(arguments.config, arguments.words)
         result: dict[str, Any] | None = arguments.do(given)
     except (UserError, RankLost) as error:
         if not error.said:

@@ -14,24 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline import config_file, paired, stored
+from pipeline import paired, stored
 from pipeline.common import files, tables
 from pipeline.common.errors import DataError
+from pipeline.config import load
+from pipeline.config.key_effects import FREE
 from pipeline.report import verdict
-
-# Keys of a configuration in which runs of one group may differ: none of them changes what is learned,
-# but for the seed.
-FREE = (
-    "seed",
-    "run",
-    "eval",
-    "report",
-    "tracking",
-    "data.root",
-    "data.archive",
-    "data.workers",
-    "train.device",
-)
 
 
 @dataclass(frozen=True)
@@ -118,7 +106,7 @@ def read(path: Path, split: str, name: str) -> Run:
     folder = stored.folder_of(path, split)
     names = stored.read_class_names(folder)
     predicted = stored.read_predictions(folder, names).sort_values("id", ignore_index=True)
-    settings = config_file.read_tree(path / "config.yaml")
+    settings = load.read_tree(path / "config.yaml")
     # The checkpoint and the views of an evaluation are part of what is compared.
     about = stored.read_metrics(folder)
     seen = [Path(about.get("checkpoint", "")).name, about.get("tta", "none")]

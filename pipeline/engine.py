@@ -13,7 +13,7 @@ from pipeline import optim
 from pipeline.checkpoint import TrainState
 from pipeline.common import seeding
 from pipeline.common.errors import DataError
-from pipeline.config import MixConfig
+from pipeline.config.training import MixConfig
 from pipeline.data.loader import Batch
 from pipeline.distributed import Ranks
 from pipeline.mixing import mix

@@ -12,7 +12,7 @@ from scipy.special import log_softmax, logsumexp
 from pipeline import agreement, distributed, engine, features, metrics, stored, trained
 from pipeline.common import console, files
 from pipeline.common.errors import DataError
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.data import loader, prepare, table
 from pipeline.data.transforms import CentreCrop
 from pipeline.data.views import views

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.common import console, files
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.data import loader
 from pipeline.data.prepare import Prepared
 from pipeline.data.transforms import CentreCrop

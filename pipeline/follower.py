@@ -13,7 +13,7 @@ from typing import Literal
 
 from pipeline import status
 from pipeline.common import console
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.records import Record
 
 STOPPED_WAIT_S = 15.0  # a cluster that has sent a signal kills soon

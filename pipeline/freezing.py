@@ -4,7 +4,7 @@ from torch import nn
 
 from pipeline import optim
 from pipeline.common.errors import ConfigError
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.models.build import Classifier, freeze_batchnorm
 
 

@@ -13,8 +13,9 @@ from pipeline import agreement, checkpoint, engine, fit, optim, parallel, phases
 from pipeline.checkpoint import TrainState
 from pipeline.common import seeding
 from pipeline.common.errors import ConfigError, DataError
-from pipeline.config import Config, TrainConfig
-from pipeline.config_solver import SwatsRule
+from pipeline.config.optim import SwatsRule
+from pipeline.config.schema import Config
+from pipeline.config.training import TrainConfig
 from pipeline.data import loader, prepare, table
 from pipeline.data.loader import Images, Loader
 from pipeline.data.transforms import Augmentation, CentreCrop

@@ -17,7 +17,7 @@ import pandas as pd
 from pipeline import distributed, engine, job, phases
 from pipeline.common import console, tables
 from pipeline.common.errors import ConfigError
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.data import loader
 from pipeline.data.loader import Batch
 from pipeline.freezing import Freezing

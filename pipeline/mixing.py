@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.config import MixConfig
+from pipeline.config.training import MixConfig
 from pipeline.data.loader import Batch
 from pipeline.models.build import Classifier, evaluating
 

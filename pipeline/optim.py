@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pipeline.common.errors import ConfigError
-from pipeline.config_solver import OptimConfig, Phase
+from pipeline.config.optim import OptimConfig, Phase
 from pipeline.models.build import Classifier
 
 Optimizer = torch.optim.Optimizer

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
 
 from pipeline.common.errors import ConfigError
-from pipeline.config import DistributedConfig
+from pipeline.config.training import DistributedConfig
 from pipeline.distributed import Ranks
 from pipeline.models.build import Classifier
 

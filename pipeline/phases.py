@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pipeline import swats
-from pipeline.config import Config
-from pipeline.config_solver import OptimConfig, Phase, PlateauRule, ReduceOnPlateau, SwatsRule
+from pipeline.config.optim import OptimConfig, Phase, PlateauRule, ReduceOnPlateau, SwatsRule
+from pipeline.config.schema import Config
 from pipeline.schedule import Calendar, PlateauState, lr_at, momentum_at
 from pipeline.swats import SwatsState
 

@@ -11,7 +11,7 @@ import torch
 from pipeline import distributed, trained
 from pipeline.common import console
 from pipeline.common.errors import DataError
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.data import prepare, store
 from pipeline.data.views import views
 from pipeline.precision import autocast

@@ -5,7 +5,7 @@ from typing import Any
 from pipeline import phases
 from pipeline.common import console
 from pipeline.common.errors import DataError
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.data import prepare
 from pipeline.job import calendar, training_rows
 from pipeline.phases import PhaseState

@@ -4,56 +4,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipeline import checkpoint, config_file
+from pipeline import checkpoint
 from pipeline.common import console
 from pipeline.common.errors import CheckpointError
-from pipeline.config import Config
-
-# What may differ between a checkpoint and the run that goes on from it: it changes no number.
-FREE_KEYS = (
-    "run.",
-    "eval.",
-    "lr_find.",
-    "report.",
-    "summary.",
-    "tracking.",
-    "distributed.bucket_mb",
-    "distributed.data_timeout_minutes",
-    "distributed.shard",
-    "distributed.static_graph",
-    "distributed.timeout_s",
-    "data.root",
-    "data.archive",
-    "data.workers",
-    "model.pretrained",
-    "model.weights",
-    "train.device",
-    "train.max_steps",
-    "train.resume",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-)
-# What train.resume_force lets differ besides: the state still fits, and what comes is another training.
-FORCED_KEYS = (
-    "data.color_jitter",
-    "data.crop",
-    "data.flip",
-    "data.auto_augment",
-    "data.random_erasing",
-    "distributed.compress",
-    "distributed.sync_batchnorm",
-    "model.freeze_batchnorm",
-    "optim.clip_norm",
-    "optim.lr",
-    "optim.momentum",
-    "optim.nesterov",
-    "optim.weight_decay",
-    "schedule.",
-    "train.early_stop_epochs",
-    "train.epochs",
-    "train.label_smoothing",
-    "train.mix",
-)
+from pipeline.config import load
+from pipeline.config.key_effects import FORCED_KEYS, FREE_KEYS
+from pipeline.config.schema import Config
 
 
 def start_from(config: Config, classes: list[str], samples: str) -> tuple[Path, dict[str, Any]] | None:
@@ -71,9 +27,7 @@ def start_from(config: Config, classes: list[str], samples: str) -> tuple[Path, 
     path = last if wanted == "auto" else Path(wanted)
     content = checkpoint.read(path)
     checkpoint.check_data(content, path, classes, samples)
-    differences = config_file.differences(
-        config_file.completed(content["config"]), config.model_dump(mode="json")
-    )
+    differences = load.differences(load.completed(content["config"]), config.model_dump(mode="json"))
     changed = {
         key: f"{key} {before} -> {now}" for key, before, now in differences if not key.startswith(FREE_KEYS)
     }

@@ -11,15 +11,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline import config_file, records, status, stored
+from pipeline import records, status, stored
 from pipeline.common import console, files
 from pipeline.common.errors import ConfigError, DataError
-from pipeline.config import Config
+from pipeline.config import load
+from pipeline.config.key_effects import OF_A_NAME
+from pipeline.config.schema import Config
 
 Settings = dict[str, Any]
 SORTS = ("started", "run", "state", "epochs", "best", "test", "seconds")
 COLUMNS = ("run", "state", "epochs", "best", "at", "test", "time", "started")
-OF_A_NAME = ("run.", "tracking.")  # what a run is called, and where its numbers go, makes no other training
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Run:
     @cached_property
     def settings(self) -> Settings:
         """Its configuration as plain types, with today's defaults for what there was not when it was made."""
-        return config_file.completed(config_file.read_tree(self.path / "config.yaml"))
+        return load.completed(load.read_tree(self.path / "config.yaml"))
 
     @cached_property
     def state(self) -> str:
@@ -150,9 +151,7 @@ def difference(one: Path, other: Path) -> dict[str, Any]:
         for run in runs
     ]
     found = {
-        key: (a, b)
-        for key, a, b in config_file.differences(sides[0], sides[1])
-        if not key.startswith("config.run.")
+        key: (a, b) for key, a, b in load.differences(sides[0], sides[1]) if not key.startswith("config.run.")
     }
     rows = [(key, _word(a), _word(b)) for key, (a, b) in found.items()]
     console.show_table(f"{one} and {other}", ["", str(one), str(other)], rows)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from pipeline.config_solver import (
+from pipeline.config.optim import (
     Constant,
     Cosine,
     Exponential,

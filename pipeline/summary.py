@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.common import console
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.models.build import Classifier, build, without_weights
 
 CLASSES = {"cub200": 200, "digits": 10, "mnist": 10, "cifar10": 10}

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from pipeline.config_solver import SwatsRule
+from pipeline.config.optim import SwatsRule
 from pipeline.optim import Optimizer
 
 BETA = 0.999  # of the running mean, for an optimizer that has none of its own

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol, TextIO
 
 from pipeline import records
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.follower import Follower, WrittenAtTheEnd
 from pipeline.records import ALL, CLOCKS, FIELDS, Record
 

@@ -12,7 +12,7 @@ from pipeline.announce import announce
 from pipeline.checkpoint import Best, Totals
 from pipeline.common import console, files, hardware, signals
 from pipeline.common.errors import Stopped, UserError
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.data import loader
 from pipeline.data.loader import Batch
 from pipeline.distributed import Ranks

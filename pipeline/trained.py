@@ -7,10 +7,11 @@ from typing import Any
 import pandas as pd
 import torch
 
-from pipeline import checkpoint, config_file
+from pipeline import checkpoint
 from pipeline.common import files
 from pipeline.common.errors import CheckpointError
-from pipeline.config import Config
+from pipeline.config import load as load_module
+from pipeline.config.schema import Config
 from pipeline.data import table
 from pipeline.distributed import Ranks
 from pipeline.models.build import Classifier, build, without_weights
@@ -76,7 +77,7 @@ def _model(config: Config, content: dict[str, Any], path: Path) -> Classifier:
     now = config.model.model_dump(mode="json", exclude=FREE_KEYS)
     now = {key: value for key, value in now.items() if key in before}
     before = {key: before[key] for key in now}
-    changed = [f"model.{key} {a} -> {b}" for key, a, b in config_file.differences(before, now)]
+    changed = [f"model.{key} {a} -> {b}" for key, a, b in load_module.differences(before, now)]
     if changed:
         raise CheckpointError(
             f"{path}: was trained with another model ({', '.join(changed)}); give the configuration it was trained with"

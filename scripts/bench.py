@@ -37,11 +37,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from pipeline import config_file, distributed, engine, optim, phases, precision, records, tracking
+from pipeline import distributed, engine, optim, phases, precision, records, tracking
 from pipeline.checkpoint import TrainState
 from pipeline.common import console
 from pipeline.common.errors import UserError
-from pipeline.config import Config
+from pipeline.config import load as load_module
+from pipeline.config.schema import Config
 from pipeline.data import loader, prepare
 from pipeline.data.loader import Batch
 from pipeline.data.transforms import Augmentation
@@ -224,7 +225,7 @@ def bench_tracking(words: list[str]) -> None:
     tracked = [*words, *(f"tracking.{one}" for one in wanted), f"train.epochs={EPOCHS_TRACKED}"]
     with tempfile.TemporaryDirectory() as folder:
         config, again = (
-            config_file.load(None, [*tracked, f"run.root={folder}", f"run.name={name}"])
+            load_module.load(None, [*tracked, f"run.root={folder}", f"run.name={name}"])
             for name in ("run", "again")
         )
         prepare.prepare(config)
@@ -291,8 +292,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_intermixed_args()
     overrides = [*([] if arguments.config else DRAWN), *arguments.overrides]
-    config = config_file.load(arguments.config, overrides)
-    small = config_file.load(arguments.config, [*([] if arguments.config else SMALL), *arguments.overrides])
+    config = load_module.load(arguments.config, overrides)
+    small = load_module.load(arguments.config, [*([] if arguments.config else SMALL), *arguments.overrides])
     words = [f"--config={arguments.config}"] if arguments.config else []
     words += arguments.overrides
     if arguments.side == "ranks":

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 
-from pipeline import config_file
 from pipeline.cli import run
 from pipeline.common import signals
+from pipeline.config import load
 from pipeline.records import Record
 
 WAIT_S = 120
@@ -81,7 +81,7 @@ def _run_until(words: list[str], step: int, number: signal.Signals, environment:
     for each in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(each, signals.raise_stopped)
     try:
-        train(config_file.load(None, words), Dying(step, number))
+        train(load.load(None, words), Dying(step, number))
     except Stopped as stopped:
         os._exit(stopped.exit_code)
     os._exit(0)

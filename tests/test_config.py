@@ -7,9 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.common.errors import ConfigError
-from pipeline.config import Config
-from pipeline.config_file import completed, differences, dump, load
-from pipeline.config_solver import Cosine, MultiStep
+from pipeline.config.load import completed, differences, dump, load
+from pipeline.config.optim import Cosine, MultiStep
+from pipeline.config.schema import Config
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 each_file = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from pipeline import engine, optim, phases
 from pipeline.checkpoint import TrainState
-from pipeline.config import MixConfig, ModelConfig
-from pipeline.config_solver import OptimConfig
+from pipeline.config.model import ModelConfig
+from pipeline.config.optim import OptimConfig
+from pipeline.config.training import MixConfig
 from pipeline.data.loader import Batch
 from pipeline.distributed import Ranks
 from pipeline.models.build import build, freeze_batchnorm

@@ -8,7 +8,7 @@ import torch
 
 from pipeline import intervals
 from pipeline.common.errors import DataError
-from pipeline.config import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.data import prepare, store
 from pipeline.data.transforms import CentreCrop
 from pipeline.distributed import Ranks

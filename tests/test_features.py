@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pipeline import checkpoint, features
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.data import prepare
 from pipeline.distributed import Ranks
 from pipeline.models.build import Classifier, build, without_weights

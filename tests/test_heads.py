@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pipeline.common.errors import ConfigError
-from pipeline.config import ModelConfig
+from pipeline.config.model import ModelConfig
 from pipeline.models.build import Classifier, build
 from pipeline.models.heads import GeM
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.config import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.data import loader, prepare
 from pipeline.data.loader import Batch, balanced_order, epoch_order, in_batches, share, worker_count
 from pipeline.data.transforms import Augmentation, CentreCrop

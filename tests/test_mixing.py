@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline import mixing
-from pipeline.config import MixConfig, ModelConfig
+from pipeline.config.model import ModelConfig
+from pipeline.config.training import MixConfig
 from pipeline.data.loader import Batch
 from pipeline.mixing import Mixed, mix, random_box, semantic_share
 from pipeline.models.build import Classifier, build

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from pipeline import optim
 from pipeline.common.errors import ConfigError
-from pipeline.config import ModelConfig
-from pipeline.config_solver import OptimConfig
+from pipeline.config.model import ModelConfig
+from pipeline.config.optim import OptimConfig
 from pipeline.models.build import Classifier, build
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import config_file, phases, swats
-from pipeline.config import Config
-from pipeline.config_solver import SwatsRule
+from pipeline import phases, swats
+from pipeline.config import load
+from pipeline.config.optim import SwatsRule
+from pipeline.config.schema import Config
 from pipeline.phases import PhaseState
 from pipeline.schedule import Calendar, PlateauState
 from pipeline.swats import SwatsState
@@ -19,7 +20,7 @@ CALENDAR = Calendar((10,) * 20)
 
 
 def config(*overrides: str) -> Config:
-    return config_file.load(None, ["train.epochs=20", *overrides])
+    return load.load(None, ["train.epochs=20", *overrides])
 
 
 def first_step_of_sgd(made: Config, losses: list[float]) -> int:

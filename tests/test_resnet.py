@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pipeline import optim
 from pipeline.common.errors import ConfigError, WeightsError
-from pipeline.config import ModelConfig
-from pipeline.config_solver import OptimConfig
+from pipeline.config.model import ModelConfig
+from pipeline.config.optim import OptimConfig
 from pipeline.models import build as building
 from pipeline.models import parity, resnet
 from pipeline.models.build import Classifier, build

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import config_file, records, status
+from pipeline import records, status
 from pipeline.cli import run
 from pipeline.common import files
+from pipeline.config import load
 from tests import tiny
 
 
@@ -24,7 +25,7 @@ def runs(trained: Path, tmp_path: Path) -> Path:
         settings = tiny.config(
             tmp_path, *words, f"run.name={Path(name).name}", f"tracking.group={Path(name).name}"
         )
-        files.write_text(folder / name / "config.yaml", config_file.dump(settings))
+        files.write_text(folder / name / "config.yaml", load.dump(settings))
     metrics = {"split": "test", "n": 18, "top1": 0.25, "top5": 0.9, "per_class_mean": 0.25}
     files.write_json(folder / "whole/eval/test/metrics.json", metrics)
     log = folder / "lower/log.jsonl"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
-from pipeline.config_solver import (
+from pipeline.config.optim import (
     Constant,
     Cosine,
     Exponential,

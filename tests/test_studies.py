@@ -11,9 +11,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pipeline import cli, config_file, records
+from pipeline import cli, records
 from pipeline.common import files
 from pipeline.common.errors import ConfigError
+from pipeline.config import load
 from pipeline.studies import figures, plan, results, run
 from pipeline.studies.plan import Plan
 from pipeline.train import train
@@ -140,7 +141,7 @@ def test_a_run_is_bit_for_bit_what_its_saved_configuration_gives_by_itself(
     done: Path, tmp_path: Path
 ) -> None:
     saved = study_of(done) / "tuned-seed1"
-    config = config_file.load(saved / "config.yaml", [f"run.root={tmp_path}"])
+    config = load.load(saved / "config.yaml", [f"run.root={tmp_path}"])
     assert ranks.run(train, 1, config)[0].value["step"] == 10  # with one thread, as a study's runs
     for name in ("best.pt", "last.pt"):
         assert tiny.same_weights(config.checkpoints_dir / name, saved / "checkpoints" / name)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import ModelConfig
+from pipeline.config.model import ModelConfig
 from pipeline.models.build import build
 from pipeline.models.resnet import ResNet
 from pipeline.studies import batch_norm, parity

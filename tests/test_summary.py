@@ -8,15 +8,15 @@ import torch
 import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline import config_file
 from pipeline.cli import run
+from pipeline.config import load
 from pipeline.summary import summarise
 
 PUBLISHED = {18: 1.8e9, 34: 3.6e9, 50: 3.8e9, 101: 7.6e9, 152: 11.3e9}
 
 
 def summary(*overrides: str) -> dict[str, Any]:
-    return summarise(config_file.load(None, ["data.image_px=224", "summary.classes=1000", *overrides]))
+    return summarise(load.load(None, ["data.image_px=224", "summary.classes=1000", *overrides]))
 
 
 def torchvisions(depth: int) -> tuple[int, int]:

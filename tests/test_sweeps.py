@@ -14,9 +14,10 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import cli, config_file, records, status, workers
+from pipeline import cli, records, status, workers
 from pipeline.common import hardware
 from pipeline.common.errors import ConfigError, DataError
+from pipeline.config import load
 from pipeline.intervals import wilson
 from pipeline.sweeps import results, run, trials
 from pipeline.sweeps.plan import Plan
@@ -348,7 +349,7 @@ def test_a_stage_begins_with_the_best_of_the_stage_before(
     found = run.sweep(stages, None, 1, None, ["train.epochs=1"])
     lr = found["stages"][0]["best"]["optim.lr"]
     for number in (0, 1):
-        config = config_file.load(tmp_path / f"runs/sweeps/s1/trial-00{number}/config.yaml")
+        config = load.load(tmp_path / f"runs/sweeps/s1/trial-00{number}/config.yaml")
         assert (config.optim.lr, config.optim.momentum) == (lr, (0.5, 0.8)[number])
 
 
@@ -401,7 +402,7 @@ def test_killed_and_stopped_a_sweep_goes_on_and_its_best_is_had_again(birds: Pat
 
     number, threads = found["best"]["number"], torch.get_num_threads()
     torch.set_num_threads(1)  # as in the sweep's processes
-    alone = train(config_file.load(folder / "best.yaml"))
+    alone = train(load.load(folder / "best.yaml"))
     torch.set_num_threads(threads)
     assert alone["best_val_top1"] == found["best"]["val_top1"] == rows["val_top1"].max()
     for name in ("best.pt", "last.pt"):

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import cli, config_file
+from pipeline import cli
 from pipeline.common import files
 from pipeline.common.errors import ConfigError
+from pipeline.config import load
 from pipeline.sweeps.parameter import Parameter
 from pipeline.sweeps.plan import ARGUMENTS, FOLDER, Plan, plans
 from tests import tiny
@@ -51,7 +52,7 @@ def write(folder: Path, **changes: Any) -> Path:
 
 
 def parameter(**given: Any) -> Parameter:
-    return config_file.validate(given, "here", Parameter)
+    return load.validate(given, "here", Parameter)
 
 
 # The shipped files
@@ -212,7 +213,7 @@ def test_log_uniform_has_the_logarithms_of_its_ends() -> None:
 def test_hyperbands_epochs_are_wandbs() -> None:
     def first(**given: Any) -> int:
         rule = {"early_terminate": {"type": "hyperband", **given}}
-        return config_file.validate({**SWEEP, **rule}, "here", _sweep()).early_terminate.first_epoch
+        return load.validate({**SWEEP, **rule}, "here", _sweep()).early_terminate.first_epoch
 
     assert first(min_iter=4) == 4
     assert first(max_iter=27, s=2, eta=3) == 3  # 27 / 3 and 27 / 9
@@ -279,7 +280,7 @@ def test_wandbs_agent_makes_of_the_file_a_command_that_trains_the_same(
     arguments = cli.parse(words[4:])
     for name in ("WANDB_RUN_ID", "WANDB_SWEEP_ID"):
         monkeypatch.setenv(name, started[1]["env"][name])
-    config = config_file.load(arguments.config, arguments.words)
+    config = load.load(arguments.config, arguments.words)
     assert config.run_dir == tmp_path / "runs/base-second"  # each trial has a folder of its own
     assert config.tracking.wandb == "online"
     choices = Plan(path).parameters["schedule"].choices
@@ -295,4 +296,4 @@ class _Process:
 def test_without_an_agent_a_run_is_named_after_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_RUN_ID", "mine")
     monkeypatch.delenv("WANDB_SWEEP_ID", raising=False)
-    assert config_file.load(Path("configs/demo.yaml")).run.name == "demo"
+    assert load.load(Path("configs/demo.yaml")).run.name == "demo"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.config import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.data.views import views
 
 PX = 4

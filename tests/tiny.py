@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from pipeline import config_file
 from pipeline.cli import run
-from pipeline.config import Config
+from pipeline.config import load
+from pipeline.config.schema import Config
 from pipeline.records import read
 
 SPECIES, IMAGES, TRAIN = 6, 10, 7
@@ -41,7 +41,7 @@ def overrides(tmp: Path, *more: str) -> list[str]:
 
 
 def config(tmp: Path, *more: str) -> Config:
-    return config_file.load(None, overrides(tmp, *more))
+    return load.load(None, overrides(tmp, *more))
 
 
 def do(verb: str, tmp: Path, *more: str) -> int:

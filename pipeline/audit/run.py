@@ -15,7 +15,7 @@ import pandas as pd
 from pipeline import agreement, distributed, features, stored, trained
 from pipeline.audit import duplicates, labels
 from pipeline.common import console, files, tables
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.data import prepare, table
 from pipeline.report import page
 

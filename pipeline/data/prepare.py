@@ -18,7 +18,8 @@ import pandas as pd
 
 from pipeline.common import console, files, tables
 from pipeline.common.errors import DataError
-from pipeline.config import Config, DataConfig
+from pipeline.config.data import DataConfig
+from pipeline.config.schema import Config
 from pipeline.data import arrays, cub, download, splits, store, synthetic, table, unpack
 
 STAGES_VERSION = 1  # raise it when a stage's output changes for the same inputs

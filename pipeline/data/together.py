@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline import agreement, distributed
 from pipeline.common import console
 from pipeline.common.errors import DataError, RankLost
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.data import table
 from pipeline.data.prepare import load, prepare
 from pipeline.distributed import Ranks

@@ -17,7 +17,7 @@ import torch
 from torchvision.transforms import v2
 
 from pipeline.common import seeding
-from pipeline.config import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.data.store import Pixels
 
 

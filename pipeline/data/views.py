@@ -4,7 +4,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.config import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.data.store import Pixels
 from pipeline.data.transforms import CentreCrop
 

@@ -13,8 +13,8 @@ import torch
 
 from pipeline import environment, optim
 from pipeline.common.files import size_in_words
-from pipeline.config import Config
-from pipeline.config_solver import Phase
+from pipeline.config.optim import Phase
+from pipeline.config.schema import Config
 from pipeline.data import cub, prepare
 from pipeline.data.store import JPEG_BYTES_PER_PIXEL
 from pipeline.doctor.finding import Finding, unlike

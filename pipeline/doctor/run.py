@@ -10,7 +10,7 @@ import torch
 from pipeline import distributed, precision
 from pipeline.common import console
 from pipeline.common.errors import UserError
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.distributed import Ranks
 from pipeline.doctor import dataset, machine, model, steps
 from pipeline.doctor.finding import Finding, State, agreed, of_error

@@ -17,7 +17,8 @@ import torch
 from pipeline import engine, phases
 from pipeline.checkpoint import TrainState
 from pipeline.common import seeding, tables
-from pipeline.config import Config, DistributedConfig
+from pipeline.config.schema import Config
+from pipeline.config.training import DistributedConfig
 from pipeline.data import cub, loader, prepare, splits, table
 from pipeline.data.prepare import Prepared
 from pipeline.data.store import JPEG_QUALITY

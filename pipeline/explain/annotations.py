@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipeline.common.errors import DataError
-from pipeline.config import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.data.store import Layout
 
 Floats = npt.NDArray[np.float64]

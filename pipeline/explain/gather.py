@@ -22,7 +22,7 @@ import pandas as pd
 
 from pipeline import distributed, features, stored, trained
 from pipeline.common import files, tables
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.data import prepare
 from pipeline.distributed import Ranks
 from pipeline.explain import annotations, chosen, heatmaps, neighbours, pointing

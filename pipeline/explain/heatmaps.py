@@ -11,7 +11,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
 from pipeline.common import console
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.data import loader
 from pipeline.data.prepare import Prepared
 from pipeline.data.transforms import CentreCrop

@@ -11,10 +11,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from pipeline import config_words
 from pipeline.common import console, files
 from pipeline.common.errors import ConfigError, WeightsError
-from pipeline.config import ModelConfig
+from pipeline.config import messages
+from pipeline.config.model import ModelConfig
 from pipeline.models import resnet, weights
 from pipeline.models.heads import GeM, MidLevelHead, mid_level_head, pool_by_gem
 
@@ -162,7 +162,7 @@ def _own(config: ModelConfig, classes: int) -> resnet.ResNet:
     try:
         design = resnet.Design.model_validate({**published.model_dump(), **config.options})
     except ValidationError as error:
-        found = [config_words.sentence(one, config.options, resnet.Design) for one in error.errors()]
+        found = [messages.sentence(one, config.options, resnet.Design) for one in error.errors()]
         raise ConfigError(f"model.options of {config.name}: {'; '.join(dict.fromkeys(found))}") from error
     made = resnet.ResNet(
         design,

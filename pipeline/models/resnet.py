@@ -14,7 +14,7 @@ from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.config_solver import Count, Section
+from pipeline.config.types import Count, Section
 
 
 class Design(Section):

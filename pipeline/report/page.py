@@ -9,7 +9,7 @@ import pandas as pd
 
 from pipeline import numbers, stored
 from pipeline.common import console, files
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.data import prepare, table
 from pipeline.explain import gather
 from pipeline.report import content

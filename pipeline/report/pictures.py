@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib import colormaps
 
-from pipeline.config import DataConfig
+from pipeline.config.data import DataConfig
 from pipeline.data.prepare import Prepared
 from pipeline.data.store import Pixels, resized
 from pipeline.data.transforms import CentreCrop

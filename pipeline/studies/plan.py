@@ -14,11 +14,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline import config_file
 from pipeline.common import files
 from pipeline.common.errors import ConfigError
-from pipeline.config import Config
-from pipeline.config_solver import Positive, Section
+from pipeline.config import load
+from pipeline.config.schema import Config
+from pipeline.config.types import Positive, Section
 
 FOLDER = Path("configs/studies")
 NAME = re.compile(r"[\w][\w.]*")  # of arms and conditions: parts of the runs' names
@@ -93,8 +93,8 @@ class Plan:
 
     def __init__(self, path: Path, more: Sequence[str] = ()) -> None:
         self.path, self.name, self.more = path, path.stem, more
-        self.study = config_file.validate(config_file.read_tree(path), str(path), Study)
-        self.root = config_file.load(self.study.base, more).run.root / "studies"
+        self.study = load.validate(load.read_tree(path), str(path), Study)
+        self.root = load.load(self.study.base, more).run.root / "studies"
         self.folder = self.root / self.name
 
     def tries(self) -> list[Member]:
@@ -130,11 +130,11 @@ class Plan:
             f"run.name={name}",
         ]
         try:
-            config = config_file.load(study.base, overrides)
+            config = load.load(study.base, overrides)
             if lr is not None:
                 phases = len(config.optim.phases)
                 key = f"optim.phases.{phases - 1}.lr" if phases else "optim.lr"
-                config = config_file.load(study.base, [*overrides, f"{key}={lr!r}"])
+                config = load.load(study.base, [*overrides, f"{key}={lr!r}"])
             return Member(arm, condition, seed, config, lr)
         except ConfigError as error:
             under = f", condition {condition}" if condition else ""

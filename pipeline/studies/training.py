@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline import workers
 from pipeline.common import files
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.workers import Outcome
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pipeline.config_solver import Positive, Section
+from pipeline.config.types import Positive, Section
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

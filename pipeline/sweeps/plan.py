@@ -17,10 +17,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 import yaml
 from pydantic import Field
 
-from pipeline import config_file
 from pipeline.common.errors import ConfigError
-from pipeline.config import Config
-from pipeline.config_solver import Count, Section
+from pipeline.config import load
+from pipeline.config.schema import Config
+from pipeline.config.types import Count, Section
 from pipeline.sweeps.parameter import Parameter, Value
 
 FOLDER = Path("configs/sweeps")
@@ -101,14 +101,14 @@ class Plan:
     @cached_property
     def sweep(self) -> Sweep:
         """The file's content."""
-        return config_file.validate(_read(self.path), str(self.path), Sweep)
+        return load.validate(_read(self.path), str(self.path), Sweep)
 
     @cached_property
     def parameters(self) -> dict[str, Parameter]:
         """By dotted key."""
         where = f"{self.path}: parameters"
         return {
-            key: config_file.validate(_mapping(given, f"{where}.{key}"), f"{where}.{key}", Parameter)
+            key: load.validate(_mapping(given, f"{where}.{key}"), f"{where}.{key}", Parameter)
             for key, given in self.sweep.parameters.items()
         }
 
@@ -128,7 +128,7 @@ class Plan:
     def common(self) -> Config:
         """What the trials have in common; `run` is as a single training would have it."""
         file, overrides = self.known_base()
-        return config_file.load(file, [f"run.name={self.path.stem}", *overrides])
+        return load.load(file, [f"run.name={self.path.stem}", *overrides])
 
     @property
     def name(self) -> str:
@@ -163,7 +163,7 @@ class Plan:
         group = self.common.tracking.group or self.name
         own = [f"run.root={self.folder}", f"run.name={trial_name(number)}", f"tracking.group={group}"]
         words = [f"{key}={value}" for key, value in values.items()]
-        return config_file.load(self.base.file, [*self.base.overrides, *words, *own, "train.resume=auto"])
+        return load.load(self.base.file, [*self.base.overrides, *words, *own, "train.resume=auto"])
 
     def grid(self) -> list[dict[str, Value]]:
         """All combinations, in the file's order."""
@@ -204,7 +204,7 @@ class Plan:
         for values in self._samples():
             words = [f"{key}={value}" for key, value in values.items()]
             try:
-                config_file.load(known.file, [*known.overrides, *words])
+                load.load(known.file, [*known.overrides, *words])
             except ConfigError as error:
                 raise ConfigError(f"{self.path}: a trial with {' '.join(words)}: {error}") from None
 

@@ -10,9 +10,10 @@ from typing import Any
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline import config_file, records
+from pipeline import records
 from pipeline.common import files
-from pipeline.config import Config
+from pipeline.config import load
+from pipeline.config.schema import Config
 from pipeline.data import prepare
 from pipeline.intervals import wilson
 from pipeline.sweeps.plan import BEST, Plan
@@ -125,7 +126,7 @@ def write_best(plan: Plan, found: dict[str, Any], config: Config, note: Sequence
     """Write the best as a configuration file that trains it again; the path."""
     path = plan.folder / BEST
     common = plan.common
-    again = config_file.validate(
+    again = load.validate(
         {
             **config.model_dump(mode="json"),
             "run": {"name": f"{plan.name}-best", "root": str(common.run.root)},
@@ -137,9 +138,9 @@ def write_best(plan: Plan, found: dict[str, Any], config: Config, note: Sequence
     wrapped = [line for one in note for line in textwrap.wrap(one[0].upper() + one[1:], HEADER_WIDTH)]
     command = f"  {_threads(plan, found['number'])}python -m pipeline train --config {path}"
     header = "".join(f"# {line}\n" for line in (f"The best of {plan.path}.", command, *wrapped))
-    text = header + config_file.dump_departures(again)
+    text = header + load.dump_departures(again)
     files.write_text(path, text)
-    assert config_file.load(path) == again, f"{path} is not the trial's configuration"
+    assert load.load(path) == again, f"{path} is not the trial's configuration"
     return path
 
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline import config_file, workers
+from pipeline import workers
 from pipeline.common import console, files, hardware, tables
 from pipeline.common.errors import ConfigError, DataError
 from pipeline.common.locks import Lock
+from pipeline.config import load
 from pipeline.data.prepare import prepare
 from pipeline.sweeps import figures, results
 from pipeline.sweeps.plan import Plan, plans
@@ -99,10 +100,10 @@ def _define(plan: Plan, pruner: str | None) -> None:
             files.write_json(path, now)
             return
         before = files.read_json(path)
-    before["config"] = config_file.completed(before["config"])
+    before["config"] = load.completed(before["config"])
     changed = [
         f"{key} {json.dumps(one)} -> {json.dumps(other)}"
-        for key, one, other in config_file.differences(before, json.loads(json.dumps(now)))
+        for key, one, other in load.differences(before, json.loads(json.dumps(now)))
     ]
     if changed:
         raise ConfigError(

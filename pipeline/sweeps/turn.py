@@ -9,7 +9,7 @@ from pipeline import workers
 from pipeline.common import console, signals
 from pipeline.common.errors import ConfigError, Stopped, UserError
 from pipeline.common.locks import Lock
-from pipeline.config import Config
+from pipeline.config.schema import Config
 from pipeline.sweeps import results
 from pipeline.sweeps.plan import Plan
 from pipeline.sweeps.trials import Claim, Trials

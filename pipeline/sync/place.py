@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import config_file, records, status
+from pipeline import records, status
 from pipeline.common import files, locks
 from pipeline.common.errors import DataError, UserError
-from pipeline.config import Config
+from pipeline.config import load
+from pipeline.config.schema import Config
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Place:
                 raise DataError(
                     f"{run_dir / name}: missing, so this is no run that has begun; give a folder such as runs/NAME"
                 )
-        return cls(run_dir, config_file.load(run_dir / "config.yaml", overrides))
+        return cls(run_dir, load.load(run_dir / "config.yaml", overrides))
 
     @property
     def folder(self) -> Path:

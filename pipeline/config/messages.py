@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from pipeline.config import Config
+from pipeline.config.schema import Config
 
 WORDS: dict[Any, str] = {
     Any: "a value",

@@ -2,27 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Scalar = bool | int | float | str
-
-
-class Section(BaseModel):
-    """A part of the configuration; the text below a field is its documentation."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        use_attribute_docstrings=True,
-    )
-
+from pipeline.config.types import Count, Fraction, NotNegative, Options, Positive, Section, Share
 
 # The schedule
 
@@ -166,7 +148,6 @@ Until = Annotated[
     | Annotated[SwatsRule, Tag("swats")],
     Discriminator(_rule_name),
 ]
-Options = dict[str, Scalar | tuple[int, ...] | tuple[float, ...]]
 
 
 class Phase(Section):

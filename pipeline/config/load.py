@@ -17,8 +17,8 @@ from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
 from pipeline.common.errors import ConfigError
-from pipeline.config import Config
-from pipeline.config_words import sentence
+from pipeline.config.messages import sentence
+from pipeline.config.schema import Config
 
 Model = TypeVar("Model", bound=BaseModel)
 

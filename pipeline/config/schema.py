@@ -1,0 +1,91 @@
+"""What a run is: typed, frozen, strict. The defaults are the baseline recipe.
+
+A configuration is a YAML file that holds only what departs from the defaults, plus dotted
+overrides (`optim.lr=0.01`). There are no includes, no interpolation and no registries. YAML is
+read as version 1.2, so that `1e-3` is a number and `no` is text.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from pipeline.config.data import DataConfig
+from pipeline.config.evaluation import EvalConfig, ReportConfig, SummaryConfig
+from pipeline.config.model import ModelConfig
+from pipeline.config.optim import Cosine, OptimConfig, PlateauRule, ReduceOnPlateau, ScheduleConfig, SwatsRule
+from pipeline.config.run import RunConfig, TrackingConfig
+from pipeline.config.training import DistributedConfig, LrFindConfig, TrainConfig
+from pipeline.config.types import Section
+
+
+class Config(Section):
+    """A whole run."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    """fixes validation split, order, augmentation and initial weights"""
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = Cosine()
+    train: TrainConfig = TrainConfig()
+    distributed: DistributedConfig = DistributedConfig()
+    lr_find: LrFindConfig = LrFindConfig()
+    summary: SummaryConfig = SummaryConfig()
+    eval: EvalConfig = EvalConfig()
+    report: ReportConfig = ReportConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Config":
+        schedules = [self.schedule, *(phase.schedule for phase in self.optim.phases)]
+        asks = {
+            "schedule.name=plateau": any(isinstance(one, ReduceOnPlateau) for one in schedules),
+            "a phase until a plateau": any(isinstance(p.until, PlateauRule) for p in self.optim.phases),
+            "train.early_stop_epochs": self.train.early_stop_epochs is not None,
+            "train.eval_every_steps": self.train.eval_every_steps is not None,
+        }
+        if wanting := [name for name, asked in asks.items() if asked and not self.validates]:
+            raise ValueError(f"{wanting[0]} looks at validation, and data.val_fraction is 0")
+        self._refuse_in_shards()
+        for phase in self.optim.phases:
+            if isinstance(phase.until, int) and phase.until >= self.train.epochs:
+                raise ValueError(
+                    f"optim.phases: {phase.name} until {phase.until} of {self.train.epochs} epochs"
+                )
+        if self.eval.tta == "ten_crop" and self.data.image_px > self.data.resize_px:
+            raise ValueError(
+                "eval.tta: ten_crop needs corners, and data.image_px is larger than data.resize_px"
+            )
+        return self
+
+    def _refuse_in_shards(self) -> None:
+        if self.distributed.shard == "none":
+            return
+        asks = {
+            "train.precision=fp16": self.train.precision == "fp16",
+            "train.compile": self.train.compile,
+            "optim.batch_size=auto": self.optim.batch_size == "auto",
+            "snapmix": any(way.name == "snapmix" for way in self.train.mix),
+            "tracking.gradients_every_steps": self.tracking.gradients_every_steps is not None,
+            "a phase until swats": any(isinstance(phase.until, SwatsRule) for phase in self.optim.phases),
+        }
+        if asked := [name for name, asks_for_it in asks.items() if asks_for_it]:
+            raise ValueError(f"distributed.shard=full goes without {asked[0]}; drop one of the two")
+
+    @property
+    def validates(self) -> bool:
+        """Whether part of train is held out for validation."""
+        data = self.data
+        return data.folds is not None or data.val_images is not None or data.val_fraction > 0
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the run lives."""
+        return self.run.root / (self.run.name or "baseline")
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        """Where its checkpoints live."""
+        return self.run_dir / "checkpoints"
