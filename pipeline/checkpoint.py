@@ -14,10 +14,10 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 
-from pipeline import parallel
 from pipeline.common import files
 from pipeline.common.errors import CheckpointError
-from pipeline.distributed import Ranks
+from pipeline.distributed import data_parallel
+from pipeline.distributed.process_group import Ranks
 from pipeline.models.build import Classifier
 from pipeline.models.weights import DAMAGE
 from pipeline.phases import PhaseState
@@ -93,7 +93,7 @@ def content_of(state: TrainState, epoch: int, about: dict[str, Any], ranks: Rank
         "best": None if state.best is None else vars(state.best),
         **about,
     }
-    return parallel.whole(content, keep=ranks.first)
+    return data_parallel.whole(content, keep=ranks.first)
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -136,7 +136,7 @@ def restore(state: TrainState, content: dict[str, Any], path: Path) -> None:
     ]
     parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     remembered = {
-        number: {name: parallel.like(value, parameters[number]) for name, value in of_parameter.items()}
+        number: {name: data_parallel.like(value, parameters[number]) for name, value in of_parameter.items()}
         for number, of_parameter in saved["state"].items()
     }
     state.optimizer.load_state_dict({"state": remembered, "param_groups": groups})
@@ -156,7 +156,8 @@ def _load_weights(
 ) -> None:
     own = model.state_dict()
     weights = {
-        name: parallel.like(weight, own[name]) if name in own else weight for name, weight in weights.items()
+        name: data_parallel.like(weight, own[name]) if name in own else weight
+        for name, weight in weights.items()
     }
     try:
         model.load_state_dict(weights)

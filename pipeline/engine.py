@@ -15,10 +15,10 @@ from pipeline.common import seeding
 from pipeline.common.errors import DataError
 from pipeline.config.training import MixConfig
 from pipeline.data.loader import Batch
-from pipeline.distributed import Ranks
+from pipeline.distributed.data_parallel import is_sharded, without_exchange
+from pipeline.distributed.process_group import Ranks
+from pipeline.distributed.sync_batchnorm import running_statistics
 from pipeline.mixing import mix
-from pipeline.models.batchnorm import running_statistics
-from pipeline.parallel import is_sharded, without_exchange
 from pipeline.phases import Rates
 from pipeline.precision import Precision, autocast
 

@@ -9,14 +9,15 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import log_softmax, logsumexp
 
-from pipeline import agreement, distributed, engine, features, metrics, stored, trained
+from pipeline import engine, features, metrics, stored, trained
 from pipeline.common import console, files
 from pipeline.common.errors import DataError
 from pipeline.config.schema import Config
 from pipeline.data import loader, prepare, table
 from pipeline.data.transforms import CentreCrop
 from pipeline.data.views import views
-from pipeline.distributed import Ranks
+from pipeline.distributed import consistency, process_group
+from pipeline.distributed.process_group import Ranks
 from pipeline.numbers import numbers
 from pipeline.report import page, screen
 from pipeline.trained import Trained
@@ -31,9 +32,9 @@ def evaluate(config: Config) -> dict[str, Any]:
         UserError: the checkpoint or the data are missing, or do not belong together, or the model's
             outputs are not finite.
     """
-    with distributed.ranks(config.train.device, config.distributed.timeout_s) as ranks:
+    with process_group.ranks(config.train.device, config.distributed.timeout_s) as ranks:
         data = prepare.load(config)
-        agreement.check(config, table.digest(data.samples), ranks)
+        consistency.check(config, table.digest(data.samples), ranks)
         model = trained.load(config, data.samples, trained.checkpoint_path(config), ranks)
         look = Look(config, data, ranks)
         looked = look.at(config.eval.split, model)

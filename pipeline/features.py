@@ -14,7 +14,7 @@ from pipeline.config.schema import Config
 from pipeline.data import loader
 from pipeline.data.prepare import Prepared
 from pipeline.data.transforms import CentreCrop
-from pipeline.distributed import Ranks
+from pipeline.distributed.process_group import Ranks
 from pipeline.models.build import Classifier
 from pipeline.precision import Precision, autocast
 

@@ -6,7 +6,7 @@ from pipeline.common import console, hardware
 from pipeline.common.errors import ConfigError
 from pipeline.common.hardware import free_bytes
 from pipeline.config.schema import Config
-from pipeline.distributed import Ranks
+from pipeline.distributed.process_group import Ranks
 from pipeline.models.build import Classifier
 from pipeline.precision import Precision, autocast
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from timm.utils.model_ema import ModelEmaV3
 
-from pipeline import agreement, checkpoint, engine, fit, optim, parallel, phases, precision, resume, swats
+from pipeline import checkpoint, engine, fit, optim, phases, precision, resume, swats
 from pipeline.checkpoint import TrainState
 from pipeline.common import seeding
 from pipeline.common.errors import ConfigError, DataError
@@ -19,8 +19,8 @@ from pipeline.config.training import TrainConfig
 from pipeline.data import loader, prepare, table
 from pipeline.data.loader import Images, Loader
 from pipeline.data.transforms import Augmentation, CentreCrop
-from pipeline.distributed import Ranks
-from pipeline.models import batchnorm
+from pipeline.distributed import consistency, data_parallel, sync_batchnorm
+from pipeline.distributed.process_group import Ranks
 from pipeline.models.build import Classifier, build, without_weights
 from pipeline.phases import PhaseState
 from pipeline.schedule import Calendar
@@ -44,7 +44,7 @@ class Job:
         self.ids = data.samples["id"].to_numpy("int64", copy=True)
         self.labels = data.samples["label"].to_numpy("int64", copy=True)
         self.classes, self.samples = table.class_names(data.samples), table.digest(data.samples)
-        agreement.check(config, self.samples, ranks)
+        consistency.check(config, self.samples, ranks)
         self.calendar = calendar(config, len(self.train_rows))
         self._check_ranks()
         self.train_loader = self._loader(data, Augmentation(config.data, config.seed))
@@ -81,7 +81,7 @@ class Job:
         content, weights = self.ranks.from_first((model.state_dict(), weights))
         model.load_state_dict(content)
         if config.distributed.sync_batchnorm and self.ranks.world > 1:
-            model = batchnorm.synchronise(model, device)
+            model = sync_batchnorm.synchronise(model, device)
         decay, in_shards = config.train.ema_decay, config.distributed.shard == "full"
         ema = (
             ModelEmaV3(model, decay, use_warmup=config.train.ema_warmup, foreach=not in_shards)
@@ -97,7 +97,7 @@ class Job:
     def _place(self, model: Classifier) -> None:
         """Move a model to this rank's device, all of it or its shard."""
         if self.config.distributed.shard == "full":
-            parallel.shard(model, self.ranks)  # which takes parameters in the default layout alone
+            data_parallel.shard(model, self.ranks)  # which takes parameters in the default layout alone
         elif self.config.train.channels_last:
             model.to(memory_format=torch.channels_last)
         model.to(self.ranks.device)

@@ -14,15 +14,16 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline import distributed, engine, job, phases
+from pipeline import engine, job, phases
 from pipeline.common import console, tables
 from pipeline.common.errors import ConfigError
 from pipeline.config.schema import Config
 from pipeline.data import loader
 from pipeline.data.loader import Batch
+from pipeline.distributed import process_group
+from pipeline.distributed.data_parallel import replicate
 from pipeline.freezing import Freezing
 from pipeline.job import Job
-from pipeline.parallel import replicate
 from pipeline.report import curves
 
 SMOOTHING = 0.9  # of the losses: an exponential mean, its start corrected for
@@ -37,7 +38,7 @@ def lr_find(config: Config) -> dict[str, Any]:
         UserError: the data are not prepared, model, weights or optimizer do not fit, or no rate of the range
             lowers the loss.
     """
-    with distributed.ranks(config.train.device, config.distributed.timeout_s) as ranks:
+    with process_group.ranks(config.train.device, config.distributed.timeout_s) as ranks:
         config = config.model_copy(update={"train": config.train.model_copy(update={"resume": "never"})})
         work = Job(config, ranks)
         begin = job.start(work)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.checkpoint import Totals
-from pipeline.distributed import Ranks
+from pipeline.distributed.process_group import Ranks
 
 Item = TypeVar("Item")
 

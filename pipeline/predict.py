@@ -8,12 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline import distributed, trained
+from pipeline import trained
 from pipeline.common import console
 from pipeline.common.errors import DataError
 from pipeline.config.schema import Config
 from pipeline.data import prepare, store
 from pipeline.data.views import views
+from pipeline.distributed import process_group
 from pipeline.precision import autocast
 from pipeline.trained import Trained
 
@@ -28,7 +29,7 @@ def predict(config: Config, images: Sequence[Path]) -> dict[str, Any]:
     """
     if not images:
         raise DataError("predict: no picture is given; name one or more files behind the configuration")
-    with distributed.ranks(config.train.device, config.distributed.timeout_s) as ranks:
+    with process_group.ranks(config.train.device, config.distributed.timeout_s) as ranks:
         model, names = trained.load_without_data(config, trained.checkpoint_path(config), ranks)
         found = [_most_likely(probabilities(config, model, path, ranks.device), names) for path in images]
     rows = [

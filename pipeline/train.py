@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pipeline import checkpoint, distributed, engine, gradients, job, optim, phases, resume, status
+from pipeline import checkpoint, engine, gradients, job, optim, phases, resume, status
 from pipeline.announce import announce
 from pipeline.checkpoint import Best, Totals
 from pipeline.common import console, files, hardware, signals
@@ -15,11 +15,12 @@ from pipeline.common.errors import Stopped, UserError
 from pipeline.config.schema import Config
 from pipeline.data import loader
 from pipeline.data.loader import Batch
-from pipeline.distributed import Ranks
+from pipeline.distributed import process_group
+from pipeline.distributed.data_parallel import replicate
+from pipeline.distributed.process_group import Ranks
 from pipeline.freezing import Freezing
 from pipeline.job import Job
 from pipeline.meter import Meter, NotFinite
-from pipeline.parallel import replicate
 from pipeline.report import curves
 from pipeline.tracking import Both, Nothing, Tracker, tracker
 
@@ -36,7 +37,7 @@ def train(config: Config, watch: Tracker = Nothing()) -> dict[str, Any]:  # noqa
         UserError: data, weights or checkpoint are missing or do not fit, or the loss diverged.
         Stopped: a signal came; `last.pt` holds everything to go on from.
     """
-    joined = distributed.ranks(config.train.device, config.distributed.timeout_s)
+    joined = process_group.ranks(config.train.device, config.distributed.timeout_s)
     with joined as ranks, signals.deferred() as stop:
         run = Run(config, ranks, stop)
         try:

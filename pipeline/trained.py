@@ -13,7 +13,7 @@ from pipeline.common.errors import CheckpointError
 from pipeline.config import load as load_module
 from pipeline.config.schema import Config
 from pipeline.data import table
-from pipeline.distributed import Ranks
+from pipeline.distributed.process_group import Ranks
 from pipeline.models.build import Classifier, build, without_weights
 from pipeline.precision import Precision
 

@@ -37,7 +37,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from pipeline import distributed, engine, optim, phases, precision, records, tracking
+from pipeline import engine, optim, phases, precision, records, tracking
 from pipeline.checkpoint import TrainState
 from pipeline.common import console
 from pipeline.common.errors import UserError
@@ -46,9 +46,10 @@ from pipeline.config.schema import Config
 from pipeline.data import loader, prepare
 from pipeline.data.loader import Batch
 from pipeline.data.transforms import Augmentation
-from pipeline.distributed import Ranks
+from pipeline.distributed import process_group
+from pipeline.distributed.data_parallel import replicate
+from pipeline.distributed.process_group import Ranks
 from pipeline.models.build import build, without_weights
-from pipeline.parallel import replicate
 from pipeline.train import train
 
 DRAWN = [
@@ -116,7 +117,7 @@ def bench_step(words: list[str], config: Config) -> None:
 
 def step_side(config: Config, ours: bool) -> float:
     """Images a second over two steps after one to warm up."""
-    device = distributed.place(config.train.device) if ours else torch.device("cpu")
+    device = process_group.place(config.train.device) if ours else torch.device("cpu")
     ranks = Ranks(0, 1, 1, device)
     chosen = precision.resolve(config.train.precision if ours else "fp32", device)
     state = fresh_state(config, device, chosen, torch.channels_last if ours else torch.contiguous_format)
@@ -193,7 +194,7 @@ def bench_ddp(words: list[str], config: Config) -> None:
 
 def ranks_side(config: Config) -> None:
     """Print images a second over all ranks: of steps, and of steps without any exchange."""
-    with distributed.ranks(config.train.device) as ranks:
+    with process_group.ranks(config.train.device) as ranks:
         chosen = precision.resolve(config.train.precision, ranks.device)
         own = BATCH_OF_RANKS // ranks.world
         batch, alone = random_batch(config, own), Ranks(0, 1, 1, ranks.device)

@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import checkpoint, cli, distributed, engine, resume
+from pipeline import checkpoint, cli, engine, resume
 from pipeline.data.loader import Batch
-from pipeline.roll_call import RollCall
+from pipeline.distributed import process_group
+from pipeline.distributed.heartbeat import RollCall
 from tests import ranks, tiny
 
 # Twenty steps and what goes across ranks in them: batch norm over all ranks, clipping, averaging, frozen stages
@@ -231,7 +232,7 @@ def trouble(tmp: Path, kind: str) -> int:
             if kind == "bug":
                 raise ValueError("out of range")
             if kind == "user":
-                raise distributed.UserError("data/x.jpg: cannot be read; run `make data`")
+                raise process_group.UserError("data/x.jpg: cannot be read; run `make data`")
         return before(state, *args)
 
     engine.learn = learn

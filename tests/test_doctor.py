@@ -19,7 +19,7 @@ from pipeline import cli, engine, fit, phases
 from pipeline.common import seeding
 from pipeline.data import loader, prepare, transforms
 from pipeline.data.transforms import Augmentation
-from pipeline.distributed import Ranks
+from pipeline.distributed.process_group import Ranks
 from pipeline.doctor import dataset, machine
 from pipeline.doctor.finding import Finding, agreed, unlike
 from pipeline.doctor.run import CHECKS

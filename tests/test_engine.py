@@ -14,7 +14,7 @@ from pipeline.config.model import ModelConfig
 from pipeline.config.optim import OptimConfig
 from pipeline.config.training import MixConfig
 from pipeline.data.loader import Batch
-from pipeline.distributed import Ranks
+from pipeline.distributed.process_group import Ranks
 from pipeline.models.build import build, freeze_batchnorm
 from pipeline.phases import Rates
 

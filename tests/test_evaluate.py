@@ -12,7 +12,7 @@ from scipy.special import softmax
 from pipeline import engine
 from pipeline.common.errors import DataError
 from pipeline.data.loader import Batch
-from pipeline.distributed import Ranks
+from pipeline.distributed.process_group import Ranks
 from tests import tiny
 
 

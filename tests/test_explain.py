@@ -11,7 +11,7 @@ from pipeline.common.errors import DataError
 from pipeline.config.data import DataConfig
 from pipeline.data import prepare, store
 from pipeline.data.transforms import CentreCrop
-from pipeline.distributed import Ranks
+from pipeline.distributed.process_group import Ranks
 from pipeline.explain import annotations, chosen, heatmaps, neighbours, pointing
 from pipeline.models.build import build
 from tests import tiny

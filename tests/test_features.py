@@ -9,7 +9,7 @@ from torch import nn
 from pipeline import checkpoint, features
 from pipeline.config.schema import Config
 from pipeline.data import prepare
-from pipeline.distributed import Ranks
+from pipeline.distributed.process_group import Ranks
 from pipeline.models.build import Classifier, build, without_weights
 from tests import tiny
 

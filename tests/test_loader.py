@@ -14,7 +14,7 @@ from pipeline.config.data import DataConfig
 from pipeline.data import loader, prepare
 from pipeline.data.loader import Batch, balanced_order, epoch_order, in_batches, share, worker_count
 from pipeline.data.transforms import Augmentation, CentreCrop
-from pipeline.distributed import Ranks
+from pipeline.distributed.process_group import Ranks
 from tests import tiny
 
 CPU = torch.device("cpu")

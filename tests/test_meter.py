@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.checkpoint import Totals
-from pipeline.distributed import Ranks
+from pipeline.distributed.process_group import Ranks
 from pipeline.meter import Meter, NotFinite
 
 ALONE = Ranks(0, 1, 1, torch.device("cpu"))

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import agreement, distributed, features, stored, trained
+from pipeline import features, stored, trained
 from pipeline.audit import duplicates, labels
 from pipeline.common import console, files, tables
 from pipeline.config.schema import Config
 from pipeline.data import prepare, table
+from pipeline.distributed import consistency, process_group
 from pipeline.report import page
 
 SHOWN = 10
@@ -29,9 +30,9 @@ def audit(config: Config) -> dict[str, Any]:
     Raises:
         UserError: the checkpoint or the data are missing, or do not belong together.
     """
-    with distributed.ranks(config.train.device, config.distributed.timeout_s) as ranks:
+    with process_group.ranks(config.train.device, config.distributed.timeout_s) as ranks:
         data = prepare.load(config)
-        agreement.check(config, table.digest(data.samples), ranks)
+        consistency.check(config, table.digest(data.samples), ranks)
         model = trained.load(config, data.samples, trained.checkpoint_path(config), ranks)
         known = _features(config, data, model, ranks)
         if not ranks.first:
@@ -60,7 +61,7 @@ def audit(config: Config) -> dict[str, Any]:
 
 
 def _features(
-    config: Config, data: prepare.Prepared, model: trained.Trained, ranks: distributed.Ranks
+    config: Config, data: prepare.Prepared, model: trained.Trained, ranks: process_group.Ranks
 ) -> features.Features:
     """The features of all images in the order of the sample table, float32 [n, D]; kept for the next time."""
     of_split = {

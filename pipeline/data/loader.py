@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pipeline.common import seeding
 from pipeline.data.store import Store
 from pipeline.data.transforms import Augmentation, CentreCrop
-from pipeline.distributed import Ranks
+from pipeline.distributed.process_group import Ranks
 
 Item = tuple[int, int]  # (epoch, draw)
 View = Augmentation | CentreCrop

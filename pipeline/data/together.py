@@ -8,14 +8,14 @@ import shutil
 import time
 from pathlib import Path
 
-from pipeline import agreement, distributed
 from pipeline.common import console
 from pipeline.common.errors import DataError, RankLost
 from pipeline.config.schema import Config
 from pipeline.data import table
 from pipeline.data.prepare import load, prepare
-from pipeline.distributed import Ranks
-from pipeline.roll_call import RollCall
+from pipeline.distributed import consistency, process_group
+from pipeline.distributed.heartbeat import RollCall
+from pipeline.distributed.process_group import Ranks
 
 BUILT = "data"
 POLL_S = 0.2
@@ -30,7 +30,7 @@ def prepare_together(config: Config) -> None:
             `distributed.data_timeout_minutes`.
         RankLost: a rank that builds died, or ended with an error.
     """
-    with distributed.ranks("cpu", config.distributed.timeout_s) as ranks:
+    with process_group.ranks("cpu", config.distributed.timeout_s) as ranks:
         assert ranks.roll is not None, "there are several ranks"
         builder_of = builders(config.data.root, ranks)
         if builder_of[ranks.rank] == ranks.rank:
@@ -38,7 +38,7 @@ def prepare_together(config: Config) -> None:
             ranks.roll.done(BUILT)
         for rank in sorted(set(builder_of)):
             _wait_for(rank, ranks.roll, config.distributed.data_timeout_minutes)
-        agreement.check(config, table.digest(load(config).samples), ranks)
+        consistency.check(config, table.digest(load(config).samples), ranks)
 
 
 def builders(folder: Path, ranks: Ranks) -> list[int]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pipeline.common.errors import UserError
-from pipeline.distributed import Ranks
+from pipeline.distributed.process_group import Ranks
 
 State = Literal["ok", "warning", "no-go", "not applicable"]
 SEVERITY: dict[State, int] = {"not applicable": 0, "ok": 1, "warning": 2, "no-go": 3}

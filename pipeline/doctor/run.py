@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pipeline import distributed, precision
+from pipeline import precision
 from pipeline.common import console
 from pipeline.common.errors import UserError
 from pipeline.config.schema import Config
-from pipeline.distributed import Ranks
+from pipeline.distributed import process_group
+from pipeline.distributed.process_group import Ranks
 from pipeline.doctor import dataset, machine, model, steps
 from pipeline.doctor.finding import Finding, State, agreed, of_error
 from pipeline.doctor.subject import Subject
@@ -69,7 +70,7 @@ def doctor(config: Config, quick: bool = False) -> dict[str, Any]:
     missing_gpu = config.train.device == "cuda" and not torch.cuda.is_available()
     device = "cpu" if missing_gpu else config.train.device
     with (
-        distributed.ranks(device, config.distributed.timeout_s) as ranks,
+        process_group.ranks(device, config.distributed.timeout_s) as ranks,
         tempfile.TemporaryDirectory() as scratch,
     ):
         found = _look(config, ranks, Path(scratch), quick)

@@ -17,10 +17,10 @@ from pipeline.common.errors import ConfigError
 from pipeline.common.files import size_in_words
 from pipeline.data import loader
 from pipeline.data.loader import Batch
+from pipeline.distributed.data_parallel import replicate
 from pipeline.doctor.finding import Finding, of_error
 from pipeline.doctor.subject import Subject
 from pipeline.freezing import Freezing
-from pipeline.parallel import replicate
 
 BUDGET_S = 10.0  # for each of: loader, step, step on all ranks
 STEPS_AT_MOST, STEPS_IN_SHARDS = 20, 3

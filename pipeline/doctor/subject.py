@@ -22,7 +22,7 @@ from pipeline.config.training import DistributedConfig
 from pipeline.data import cub, loader, prepare, splits, table
 from pipeline.data.prepare import Prepared
 from pipeline.data.store import JPEG_QUALITY
-from pipeline.distributed import Ranks
+from pipeline.distributed.process_group import Ranks
 from pipeline.job import Job, Start
 from pipeline.precision import Precision
 

@@ -20,11 +20,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline import distributed, features, stored, trained
+from pipeline import features, stored, trained
 from pipeline.common import files, tables
 from pipeline.config.schema import Config
 from pipeline.data import prepare
-from pipeline.distributed import Ranks
+from pipeline.distributed import process_group
+from pipeline.distributed.process_group import Ranks
 from pipeline.explain import annotations, chosen, heatmaps, neighbours, pointing
 from pipeline.job import training_rows
 from pipeline.trained import Trained
@@ -89,7 +90,7 @@ class _Source:
 
     def __init__(self, evaluation: Evaluation) -> None:
         self._evaluation = evaluation
-        self.ranks = Ranks(0, 1, 1, distributed.place(evaluation.config.train.device))  # this process alone
+        self.ranks = Ranks(0, 1, 1, process_group.place(evaluation.config.train.device))  # this process alone
 
     @cached_property
     def model(self) -> Trained | None:

@@ -7,7 +7,7 @@ from pipeline import trained
 from pipeline.data import prepare
 from pipeline.data.loader import Images
 from pipeline.data.transforms import CentreCrop
-from pipeline.distributed import Ranks
+from pipeline.distributed.process_group import Ranks
 from pipeline.models.build import Classifier
 from pipeline.studies.plan import Member
 

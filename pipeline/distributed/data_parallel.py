@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.training import DistributedConfig
-from pipeline.distributed import Ranks
+from pipeline.distributed.process_group import Ranks
 from pipeline.models.build import Classifier
 
 Tree = TypeVar("Tree")

@@ -5,7 +5,7 @@ from pipeline.common.errors import ConfigError, DataError
 from pipeline.config import load
 from pipeline.config.key_effects import OWN_KEYS
 from pipeline.config.schema import Config
-from pipeline.distributed import Ranks
+from pipeline.distributed.process_group import Ranks
 
 
 def check(config: Config, samples: str, ranks: Ranks) -> None:

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from pipeline.common import console, hardware, signals
 from pipeline.common.errors import ConfigError, RankLost, Stopped, UserError
-from pipeline.roll_call import RollCall, meet
+from pipeline.distributed.heartbeat import RollCall, meet
 
 Value = TypeVar("Value")
 
