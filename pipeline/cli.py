@@ -45,7 +45,7 @@ EXAMPLES = """
 def data(config: Config) -> dict[str, Any] | None:
     """Download or take the archive, unpack, check, store and split; what is up to date is skipped."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from pipeline.data.together import prepare_together as prepare
+        from pipeline.data.prepare_distributed import prepare_together as prepare
     else:
         from pipeline.data.prepare import prepare  # type: ignore[assignment]  # starts without torch
 

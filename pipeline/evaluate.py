@@ -13,9 +13,9 @@ from pipeline import engine, features, metrics, stored, trained
 from pipeline.common import console, files
 from pipeline.common.errors import DataError
 from pipeline.config.schema import Config
-from pipeline.data import loader, prepare, table
+from pipeline.data import loader, prepare, sample_table, sampling
 from pipeline.data.transforms import CentreCrop
-from pipeline.data.views import views
+from pipeline.data.tta import views
 from pipeline.distributed import consistency, process_group
 from pipeline.distributed.process_group import Ranks
 from pipeline.numbers import numbers
@@ -34,7 +34,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     """
     with process_group.ranks(config.train.device, config.distributed.timeout_s) as ranks:
         data = prepare.load(config)
-        consistency.check(config, table.digest(data.samples), ranks)
+        consistency.check(config, sample_table.digest(data.samples), ranks)
         model = trained.load(config, data.samples, trained.checkpoint_path(config), ranks)
         look = Look(config, data, ranks)
         looked = look.at(config.eval.split, model)
@@ -103,7 +103,7 @@ class Look:
         images = loader.Images(self.data.store, self.labels, view)
         workers = loader.worker_count(config.data.workers, self.ranks)
         server = loader.Loader(images, workers, self.ranks.device)
-        batches, images_a_round = loader.dealt(loader.in_order(rows, config.eval.batch_size), self.ranks)
+        batches, images_a_round = sampling.dealt(sampling.in_order(rows, config.eval.batch_size), self.ranks)
         with console.bar(label, len(rows)) as bar, features.penultimate(model.model) as inner:
             served = bar.count(server.serve(0, batches), images_a_round)
             return engine.look(model.model, served, rows, model.precision, self.ranks, inner)
@@ -156,7 +156,7 @@ def _report(
     samples = data.samples
     folder = stored.folder_of(config.run_dir, config.eval.split)
     rows = samples.iloc[looked.rows]
-    predicted = metrics.predictions(rows, looked.logits, table.class_names(samples))
+    predicted = metrics.predictions(rows, looked.logits, sample_table.class_names(samples))
     outputs = stored.Outputs(rows["id"].to_numpy("int64"), looked.logits, looked.features)
     validation = None
     if validated is not None:

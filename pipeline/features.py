@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.common import console, files
 from pipeline.config.schema import Config
-from pipeline.data import loader
+from pipeline.data import loader, sampling
 from pipeline.data.prepare import Prepared
 from pipeline.data.transforms import CentreCrop
 from pipeline.distributed.process_group import Ranks
@@ -58,7 +58,7 @@ def features(
     labels = data.samples["label"].to_numpy("int64", copy=True)
     images = loader.Images(data.store, labels, CentreCrop(config.data))
     server = loader.Loader(images, loader.worker_count(config.data.workers, ranks), ranks.device)
-    batches, images_a_round = loader.dealt(loader.in_order(rows, config.eval.batch_size), ranks)
+    batches, images_a_round = sampling.dealt(sampling.in_order(rows, config.eval.batch_size), ranks)
     own_rows: list[Tensor] = []
     with console.bar("features", len(rows)) as bar, penultimate(model) as seen:
         served = bar.count(server.serve(0, batches), images_a_round)

@@ -16,8 +16,9 @@ from pipeline.common.errors import ConfigError, DataError
 from pipeline.config.optim import SwatsRule
 from pipeline.config.schema import Config
 from pipeline.config.training import TrainConfig
-from pipeline.data import loader, prepare, table
+from pipeline.data import loader, prepare, sample_table, sampling
 from pipeline.data.loader import Images, Loader
+from pipeline.data.prepare import training_rows
 from pipeline.data.transforms import Augmentation, CentreCrop
 from pipeline.distributed import consistency, data_parallel, sync_batchnorm
 from pipeline.distributed.process_group import Ranks
@@ -43,7 +44,7 @@ class Job:
             raise DataError("the sample table has no training image; check the data set's official split")
         self.ids = data.samples["id"].to_numpy("int64", copy=True)
         self.labels = data.samples["label"].to_numpy("int64", copy=True)
-        self.classes, self.samples = table.class_names(data.samples), table.digest(data.samples)
+        self.classes, self.samples = sample_table.class_names(data.samples), sample_table.digest(data.samples)
         consistency.check(config, self.samples, ranks)
         self.calendar = calendar(config, len(self.train_rows))
         self._check_ranks()
@@ -55,10 +56,10 @@ class Job:
         """The draws of each batch of an epoch, over all ranks."""
         config = self.config
         if config.data.sampler == "class_balanced":
-            order = loader.balanced_order(self.train_rows, self.labels, config.seed, epoch)
+            order = sampling.balanced_order(self.train_rows, self.labels, config.seed, epoch)
         else:
-            order = loader.epoch_order(self.train_rows, config.seed, epoch)
-        return loader.in_batches(order, images_per_step(config, epoch))
+            order = sampling.epoch_order(self.train_rows, config.seed, epoch)
+        return sampling.in_batches(order, images_per_step(config, epoch))
 
     def _check_ranks(self) -> None:
         smallest = min(len(self.train_rows) // steps for steps in self.calendar.steps)
@@ -172,23 +173,6 @@ def start(job: Job) -> Start:
     return Start(fresh.state, content["weights"], content["precision"], content["batch_size"])
 
 
-def training_rows(config: Config, data: prepare.Prepared) -> npt.NDArray[np.int64]:
-    """The rows of the sample table that are learned from, rising: of split train, `train.subset` of each class.
-
-    A smaller share of the same seed is a part of a larger one. At least one image of each class stays.
-    """
-    rows = np.array(data.rows("train"), np.int64)
-    if config.train.subset == 1:
-        return rows
-    labels = data.samples["label"].to_numpy("int64")[rows]
-    kept = []
-    for label in np.unique(labels):
-        of_class = rows[labels == label]
-        order = seeding.generator("subset", config.seed, int(label)).permutation(len(of_class))
-        kept.append(of_class[order[: max(1, round(config.train.subset * len(of_class)))]])
-    return np.sort(np.concatenate(kept))
-
-
 def images_per_step(config: Config, epoch: int) -> int:
     """Images that a step of an epoch (from 0) learns from."""
     for stage in config.data.progressive:
@@ -200,7 +184,9 @@ def images_per_step(config: Config, epoch: int) -> int:
 def calendar(config: Config, images: int) -> Calendar:
     """The steps of each epoch over a number of training images."""
     epochs = range(config.train.epochs)
-    return Calendar(tuple(loader.steps_per_epoch(images, images_per_step(config, epoch)) for epoch in epochs))
+    return Calendar(
+        tuple(sampling.steps_per_epoch(images, images_per_step(config, epoch)) for epoch in epochs)
+    )
 
 
 def _choose_algorithms(config: TrainConfig) -> None:

@@ -18,7 +18,7 @@ from pipeline import engine, job, phases
 from pipeline.common import console, tables
 from pipeline.common.errors import ConfigError
 from pipeline.config.schema import Config
-from pipeline.data import loader
+from pipeline.data import sampling
 from pipeline.data.loader import Batch
 from pipeline.distributed import process_group
 from pipeline.distributed.data_parallel import replicate
@@ -65,7 +65,7 @@ def _batches(work: Job, steps: int) -> Iterator[tuple[int, Batch]]:
     epoch = 0
     while steps > 0:
         batches = work.batches(epoch)[:steps]
-        served = work.train_loader.serve(epoch, loader.share(batches, work.ranks))
+        served = work.train_loader.serve(epoch, sampling.share(batches, work.ranks))
         yield from zip(map(len, batches), served, strict=True)
         steps, epoch = steps - len(batches), epoch + 1
 

@@ -14,7 +14,7 @@ import pandas as pd
 from pipeline import calibration, confusion, intervals, metrics, stored
 from pipeline.common import files
 from pipeline.common import tables as tables_module
-from pipeline.data import table
+from pipeline.data import sample_table
 
 # What metrics.json holds that does not follow from the predictions: where they are from.
 ORIGIN = (
@@ -49,7 +49,7 @@ def numbers(
     if origin is None:
         before = stored.read_metrics(folder)
         origin = {key: before[key] for key in ORIGIN if key in before}
-    names = table.class_names(samples)
+    names = sample_table.class_names(samples)
     predicted = stored.read_predictions(folder, names)
     stored.check_against(predicted, samples[samples["split"] == origin["split"]], folder / "predictions.csv")
     outputs = stored.read_outputs(folder, predicted, len(names))

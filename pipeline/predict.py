@@ -12,8 +12,8 @@ from pipeline import trained
 from pipeline.common import console
 from pipeline.common.errors import DataError
 from pipeline.config.schema import Config
-from pipeline.data import prepare, store
-from pipeline.data.views import views
+from pipeline.data import image_store, prepare
+from pipeline.data.tta import views
 from pipeline.distributed import process_group
 from pipeline.precision import autocast
 from pipeline.trained import Trained
@@ -51,7 +51,7 @@ def probabilities(
     config: Config, model: Trained, path: Path, device: torch.device
 ) -> npt.NDArray[np.float64]:
     """The probability of each class, float64 [C]: through the store's resize and evaluation's crop, as in `eval`."""
-    picture = store.picture(path, prepare.layout(config.data))
+    picture = image_store.picture(path, prepare.layout(config.data))
     seen = np.stack([view(picture, 0, 0) for view in views(config.data, config.eval.tta)])
     image = torch.from_numpy(seen).to(device).permute(0, 3, 1, 2)
     with torch.inference_mode(), autocast(device, model.precision):

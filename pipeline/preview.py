@@ -7,7 +7,8 @@ from pipeline.common import console
 from pipeline.common.errors import DataError
 from pipeline.config.schema import Config
 from pipeline.data import prepare
-from pipeline.job import calendar, training_rows
+from pipeline.data.prepare import training_rows
+from pipeline.job import calendar
 from pipeline.phases import PhaseState
 from pipeline.report import curves
 from pipeline.schedule import Calendar

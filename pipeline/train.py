@@ -13,7 +13,7 @@ from pipeline.checkpoint import Best, Totals
 from pipeline.common import console, files, hardware, signals
 from pipeline.common.errors import Stopped, UserError
 from pipeline.config.schema import Config
-from pipeline.data import loader
+from pipeline.data import sampling
 from pipeline.data.loader import Batch
 from pipeline.distributed import process_group
 from pipeline.distributed.data_parallel import replicate
@@ -133,7 +133,7 @@ class Run:
         state, epoch = self.state, self.calendar.epoch(self.state.step)
         begun = state.step - self.calendar.starts[epoch]
         batches = self.job.batches(epoch)[begun : begun + self.last_step - state.step]
-        served = self.job.train_loader.serve(epoch, loader.share(batches, self.ranks))
+        served = self.job.train_loader.serve(epoch, sampling.share(batches, self.ranks))
         self._freeze(epoch)
         meter = Meter(state.totals, self.ranks)
         with console.bar(f"epoch {epoch + 1}/{self.config.train.epochs}", sum(map(len, batches))) as bar:
@@ -282,7 +282,7 @@ class Run:
 
     def _validate(self) -> tuple[float, float]:
         rows = self.job.val_rows
-        batches, _ = loader.dealt(loader.in_order(rows, self.config.eval.batch_size), self.ranks)
+        batches, _ = sampling.dealt(sampling.in_order(rows, self.config.eval.batch_size), self.ranks)
         served = self._until_stopped(self.job.val_loader.serve(0, batches))
         looked = engine.look(self.state.validated, served, rows, self.how.precision, self.ranks)
         return looked.scores(self.job.labels)

@@ -12,7 +12,7 @@ from pipeline.common import files
 from pipeline.common.errors import CheckpointError
 from pipeline.config import load as load_module
 from pipeline.config.schema import Config
-from pipeline.data import table
+from pipeline.data import sample_table
 from pipeline.distributed.process_group import Ranks
 from pipeline.models.build import Classifier, build, without_weights
 from pipeline.precision import Precision
@@ -47,7 +47,7 @@ def load(config: Config, samples: pd.DataFrame, path: Path, ranks: Ranks) -> Tra
             other data than it was trained on.
     """
     content, digest = _read(path, ranks)
-    checkpoint.check_data(content, path, table.class_names(samples), table.digest(samples))
+    checkpoint.check_data(content, path, sample_table.class_names(samples), sample_table.digest(samples))
     return _trained(config, content, path, digest, ranks)
 
 

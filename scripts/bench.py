@@ -43,7 +43,7 @@ from pipeline.common import console
 from pipeline.common.errors import UserError
 from pipeline.config import load as load_module
 from pipeline.config.schema import Config
-from pipeline.data import loader, prepare
+from pipeline.data import loader, prepare, sampling
 from pipeline.data.loader import Batch
 from pipeline.data.transforms import Augmentation
 from pipeline.distributed import process_group
@@ -95,7 +95,9 @@ def bench_loader(config: Config) -> None:
     usual = DataLoader(folder, batch_size=config.optim.images_per_step, shuffle=True)
 
     def ours() -> float:
-        batches = loader.in_batches(loader.epoch_order(rows, config.seed, 0), config.optim.images_per_step)
+        batches = sampling.in_batches(
+            sampling.epoch_order(rows, config.seed, 0), config.optim.images_per_step
+        )
         return images_per_s(len(rows), lambda: sum(len(batch.label) for batch in server.serve(0, batches)))
 
     ours()  # the store's pages come into memory; the files' pages did when they were decoded

@@ -10,7 +10,8 @@ from PIL import Image
 
 from pipeline.common import tables
 from pipeline.common.errors import DataError
-from pipeline.data import cub, table
+from pipeline.data import sample_table
+from pipeline.data.sources import cub200
 
 CLASSES = {3: "003.Sooty_Albatross", 5: "005.Crested_Auklet", 7: "007.Parakeet_Auklet"}  # 5 has no images
 ROWS = [(1, 7, 1), (2, 3, 0), (3, 3, 1), (4, 7, 0), (5, 7, 1), (6, 3, 1)]  # id, class, flag
@@ -43,19 +44,19 @@ def change(path: Path, edit: Callable[[list[str]], list[str]]) -> None:
 
 def problems_of(root: Path) -> str:
     with pytest.raises(DataError) as caught:
-        cub.read(root)
+        cub200.read(root)
     message = str(caught.value)
-    assert message.startswith(f"{root}: ") and message.endswith(cub.WHAT_NEXT)
+    assert message.startswith(f"{root}: ") and message.endswith(cub200.WHAT_NEXT)
     return message
 
 
 def test_read_gives_one_row_an_image(root: Path) -> None:
-    samples = cub.read(root)
-    table.check(samples, root)
-    assert samples.columns.tolist() == table.SOURCE_COLUMNS
+    samples = cub200.read(root)
+    sample_table.check(samples, root)
+    assert samples.columns.tolist() == sample_table.SOURCE_COLUMNS
     assert samples["id"].tolist() == [1, 2, 3, 4, 5, 6]
     assert samples["label"].tolist() == [1, 0, 0, 1, 1, 0]
-    assert table.class_names(samples) == [CLASSES[3], CLASSES[7]]
+    assert sample_table.class_names(samples) == [CLASSES[3], CLASSES[7]]
     assert samples["official"].tolist() == ["train", "test", "train", "test", "train", "train"]
     assert samples.loc[2, ["box_x", "box_y", "box_w", "box_h"]].tolist() == [3.0, 2.5, 30.0, 40.0]
     assert all((root / "images" / path).is_file() for path in samples["path"])
@@ -63,25 +64,25 @@ def test_read_gives_one_row_an_image(root: Path) -> None:
 
 def test_read_goes_by_the_text_files_and_not_by_what_lies_about(root: Path) -> None:
     (root / "images" / CLASSES[3] / "stray_rgb.jpg").write_bytes(b"")
-    assert len(cub.read(root)) == 6
+    assert len(cub200.read(root)) == 6
 
 
 def test_order_of_lines_line_ends_and_blank_lines_do_not_matter(root: Path) -> None:
-    expected = cub.read(root)
+    expected = cub200.read(root)
     for name in ("image_class_labels.txt", "classes.txt", "train_test_split.txt", "bounding_boxes.txt"):
         lines = (root / name).read_text().splitlines()
         (root / name).write_bytes(b"\xef\xbb\xbf" + ("\r\n".join(["", *reversed(lines)])).encode())
-    pd.testing.assert_frame_equal(cub.read(root), expected)
+    pd.testing.assert_frame_equal(cub200.read(root), expected)
 
 
 def test_a_table_survives_being_written(root: Path, tmp_path: Path) -> None:
-    samples = cub.read(root)
+    samples = cub200.read(root)
     tables.write(samples, tmp_path / "samples.csv")
-    again = table.read(tmp_path / "samples.csv", table.SOURCE_COLUMNS)
+    again = sample_table.read(tmp_path / "samples.csv", sample_table.SOURCE_COLUMNS)
     pd.testing.assert_frame_equal(again, samples, check_dtype=False)
 
 
-@pytest.mark.parametrize("name", cub.PER_IMAGE)
+@pytest.mark.parametrize("name", cub200.PER_IMAGE)
 def test_a_missing_row_is_named(root: Path, name: str) -> None:
     change(root / name, lambda lines: [*lines[:1], *lines[2:4], *lines[5:]])
     assert f"\n  {name}: no row for image ids 2, 5 (2 in all)\n" in problems_of(root)
@@ -92,25 +93,25 @@ def test_a_missing_class_is_named(root: Path) -> None:
     assert "\n  image_class_labels.txt: class ids 7 (1 in all) not in classes.txt\n" in problems_of(root)
 
 
-@pytest.mark.parametrize("name", cub.LINES)
+@pytest.mark.parametrize("name", cub200.LINES)
 def test_a_missing_or_empty_file_is_named_alone(root: Path, name: str) -> None:
     (root / name).write_text("\n")
     assert problems_of(root).splitlines()[1:-1] == [f"  {name}: empty"]
     (root / name).unlink()
     assert problems_of(root).splitlines()[1:-1] == [f"  {name}: missing"]
     with pytest.raises(DataError, match=f"{name} .*missing"):
-        cub.text_digest(root)
+        cub200.text_digest(root)
 
 
-@pytest.mark.parametrize("name", cub.LINES)
+@pytest.mark.parametrize("name", cub200.LINES)
 def test_a_malformed_line_is_named_with_its_number(root: Path, name: str) -> None:
     change(root / name, lambda lines: [*lines, "", "17"])
     number = len((root / name).read_text().splitlines())
-    form = cub.LINES[name][0]
+    form = cub200.LINES[name][0]
     assert f"\n  {name}: line {number} (17) (1 in all) not of the form `{form}`" in problems_of(root)
 
 
-@pytest.mark.parametrize("name", cub.LINES)
+@pytest.mark.parametrize("name", cub200.LINES)
 def test_a_doubled_id_is_named(root: Path, name: str) -> None:
     change(root / name, lambda lines: [*lines, lines[0]])
     first = 3 if name == "classes.txt" else 1
@@ -169,23 +170,23 @@ def test_many_values_are_counted_and_few_are_shown(root: Path) -> None:
 
 
 def test_find_root_looks_into_the_folder(root: Path, tmp_path: Path) -> None:
-    assert cub.find_root(root) == root
-    assert cub.find_root(tmp_path) == root
+    assert cub200.find_root(root) == root
+    assert cub200.find_root(tmp_path) == root
     renamed = root.rename(tmp_path / "birds")
-    assert cub.find_root(tmp_path) == renamed
+    assert cub200.find_root(tmp_path) == renamed
     for folder in (renamed / "images", tmp_path / "absent"):
         with pytest.raises(DataError, match=r"neither it nor a folder in it holds images\.txt"):
-            cub.find_root(folder)
+            cub200.find_root(folder)
 
 
 def test_the_digest_depends_on_each_text_file_and_on_nothing_else(root: Path) -> None:
-    digests = {cub.text_digest(root)}
+    digests = {cub200.text_digest(root)}
     (root / "attributes.txt").write_text("unused")
-    assert cub.text_digest(root) in digests
-    for name in cub.LINES:
+    assert cub200.text_digest(root) in digests
+    for name in cub200.LINES:
         change(root / name, lambda lines: lines[:-1])
-        digests.add(cub.text_digest(root))
-    assert len(digests) == 1 + len(cub.LINES)
+        digests.add(cub200.text_digest(root))
+    assert len(digests) == 1 + len(cub200.LINES)
 
 
 def official() -> pd.DataFrame:
@@ -201,14 +202,14 @@ def official() -> pd.DataFrame:
 
 
 def test_the_official_numbers_pass(tmp_path: Path) -> None:
-    cub.check_official(official(), tmp_path)
+    cub200.check_official(official(), tmp_path)
 
 
 def test_other_numbers_are_all_named(tmp_path: Path) -> None:
     samples = official()
     fewer = samples.drop(samples.index[:2]).iloc[:-1]  # two train images of 000, one test image of 199
     with pytest.raises(DataError) as caught:
-        cub.check_official(fewer, tmp_path)
+        cub200.check_official(fewer, tmp_path)
     assert str(caught.value) == (
         f"{tmp_path}: not the official CUB-200-2011: 5,992 train images where 5,994 are expected; "
         "000.Bird (1 in all) without 29 to 30 train images; 5,793 test images where 5,794 are expected; "
@@ -217,6 +218,6 @@ def test_other_numbers_are_all_named(tmp_path: Path) -> None:
     moved = samples.copy()
     moved.loc[moved["label"] == 0, "official"] = "train"  # a class without test images
     with pytest.raises(DataError, match=r"000\.Bird \(1 in all\) without 11 to 30 test images"):
-        cub.check_official(moved, tmp_path)
+        cub200.check_official(moved, tmp_path)
     with pytest.raises(DataError, match="199 classes where 200 are expected"):
-        cub.check_official(samples[samples["label"] != 7], tmp_path)
+        cub200.check_official(samples[samples["label"] != 7], tmp_path)

@@ -17,7 +17,7 @@ import torch
 
 from pipeline import cli, engine, fit, phases
 from pipeline.common import seeding
-from pipeline.data import loader, prepare, transforms
+from pipeline.data import prepare, sampling, transforms
 from pipeline.data.transforms import Augmentation
 from pipeline.distributed.process_group import Ranks
 from pipeline.doctor import dataset, machine
@@ -273,9 +273,9 @@ def test_an_image_on_two_ranks_is_a_no_go(
         return [np.append(batch, batch[:1]) for batch in batches]
 
     with monkeypatch.context() as patched:
-        patched.setattr(loader, "share", lambda batches, _: doubled(batches))
+        patched.setattr(sampling, "share", lambda batches, _: doubled(batches))
         assert states(ask("--quick", go=False), "no-go") == {"shares"}
-    monkeypatch.setattr(loader, "dealt", lambda batches, _: (doubled(batches), []))
+    monkeypatch.setattr(sampling, "dealt", lambda batches, _: (doubled(batches), []))
     assert states(ask("--quick", go=False), "no-go") == {"shares", "evaluation"}
 
 

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from pipeline.common.errors import DataError
-from pipeline.data import download
-from pipeline.data.download import Remote, fetch, verify_archive
+from pipeline.data.sources import download
+from pipeline.data.sources.download import Remote, fetch, verify_archive
 from tests.servers import Server, serving
 
 SIZE_BYTES = 3_000_000
@@ -90,7 +90,7 @@ def test_a_killed_download_leaves_a_beginning_and_the_next_goes_on(tmp_path: Pat
     target, cut = tmp_path / "birds.tgz", SIZE_BYTES // 2
     with stalling_after(CONTENT[:cut], SIZE_BYTES) as url:
         remote = remote_of(url)
-        code = f"from pipeline.data.download import *; fetch({remote!r}, Path({str(target)!r}))"
+        code = f"from pipeline.data.sources.download import *; fetch({remote!r}, Path({str(target)!r}))"
         child = subprocess.Popen([sys.executable, "-c", code])
         deadline = time.monotonic() + 30
         while not (part_of(target).exists() and part_of(target).stat().st_size >= cut):

@@ -12,7 +12,8 @@ import torch
 
 from pipeline.config.data import DataConfig
 from pipeline.data import loader, prepare
-from pipeline.data.loader import Batch, balanced_order, epoch_order, in_batches, share, worker_count
+from pipeline.data.loader import Batch, worker_count
+from pipeline.data.sampling import balanced_order, epoch_order, in_batches, share
 from pipeline.data.transforms import Augmentation, CentreCrop
 from pipeline.distributed.process_group import Ranks
 from tests import tiny

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.data import synthetic
+from pipeline.data.sources.drawn_birds import dataset
 from tests.test_synthetic import digests, rows
 
 SPECIES, IMAGES, SIDE_PX = 4, 10, 96
@@ -15,7 +15,7 @@ SPECIES, IMAGES, SIDE_PX = 4, 10, 96
 
 def drawn(folder: Path, **shares: float) -> Path:
     folder.mkdir()
-    synthetic.write(
+    dataset.write(
         folder,
         species=SPECIES,
         images_per_species=IMAGES,

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from pipeline.cli import run
-from pipeline.data import synthetic
+from pipeline.data.sources.drawn_birds import dataset
 from tests import tiny
 
 
@@ -17,7 +17,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("archive")
     drawn = folder / "drawn"
     drawn.mkdir()
-    synthetic.write(drawn, species=4, images_per_species=8, train_per_species=5, long_side_px=64, seed=0)
+    dataset.write(drawn, species=4, images_per_species=8, train_per_species=5, long_side_px=64, seed=0)
     with tarfile.open(folder / "birds.tgz", "w:gz") as tar:
         for path in sorted(drawn.iterdir()):
             tar.add(path, path.name)

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import cli, numbers, stored
 from pipeline.common.errors import DataError
-from pipeline.data import table
+from pipeline.data import sample_table
 from tests import tiny
 
 Damage = Callable[[Path], None]
@@ -135,7 +135,7 @@ def test_report_refuses(
 
 def test_numbers_refuse_a_foreign_image_and_another_label(runs: Path) -> None:
     folder = runs / "runs/tiny/eval/test"
-    samples = table.read(next(tiny.data_root().glob("synthetic-6x10-*/samples-val0.1-seed0.csv")))
+    samples = sample_table.read(next(tiny.data_root().glob("synthetic-6x10-*/samples-val0.1-seed0.csv")))
     own = samples["id"] == samples.loc[samples["split"] == "test", "id"].iloc[0]
     moved = samples.copy()
     moved.loc[own, ["label", "class_name"]] = (
@@ -149,7 +149,7 @@ def test_numbers_refuse_a_foreign_image_and_another_label(runs: Path) -> None:
 
 def test_the_numbers_follow_from_the_stored_files_alone(runs: Path) -> None:
     folder = runs / "runs/tiny/eval/test"
-    samples = table.read(next(tiny.data_root().glob("synthetic-6x10-*/samples-val0.1-seed0.csv")))
+    samples = sample_table.read(next(tiny.data_root().glob("synthetic-6x10-*/samples-val0.1-seed0.csv")))
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     kept = {"predictions.csv", "outputs.npz", "validation.npz", "metrics.json"}
     assert kept < before.keys()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline.data import prepare
-from pipeline.job import training_rows
+from pipeline.data.prepare import training_rows
 from tests import tiny
 
 

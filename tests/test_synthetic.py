@@ -10,14 +10,14 @@ import pytest
 
 from pipeline.common import seeding
 from pipeline.common.errors import DataError
-from pipeline.data import birds, synthetic
+from pipeline.data.sources.drawn_birds import bird, dataset
 
 SPECIES, IMAGES, TRAIN, SIDE_PX = 5, 4, 3, 96
 
 
 def written(folder: Path, seed: int = 3, workers: int | None = None) -> Path:
     folder.mkdir()
-    synthetic.write(
+    dataset.write(
         folder,
         species=SPECIES,
         images_per_species=IMAGES,
@@ -41,7 +41,7 @@ def rows(path: Path) -> list[list[str]]:
     return [line.split(" ") for line in path.read_text().splitlines()]
 
 
-def differing(one: birds.Species, other: birds.Species) -> list[str]:
+def differing(one: bird.Species, other: bird.Species) -> list[str]:
     return [name for name, value in one.traits.items() if other.traits[name] != value]
 
 
@@ -67,7 +67,7 @@ def test_another_seed_draws_other_pictures_of_other_species(folder: Path, tmp_pa
 
 
 def test_an_image_does_not_depend_on_how_many_there_are(folder: Path, tmp_path: Path) -> None:
-    synthetic.write(
+    dataset.write(
         tmp_path, species=2, images_per_species=2, train_per_species=1, long_side_px=SIDE_PX, seed=3
     )
     small, large = digests(tmp_path), digests(folder)
@@ -116,7 +116,7 @@ def test_attributes_are_percentages_and_match_the_species(folder: Path, root: Pa
     assert table.shape == (SPECIES, 312)
     assert set(np.unique(table)) == {0.0, 100.0}
     names = [name for _, name in rows(folder / "attributes.txt")]
-    for species, row in zip(birds.species_list(SPECIES, 3), table, strict=True):
+    for species, row in zip(bird.species_list(SPECIES, 3), table, strict=True):
         assert row[names.index(f"has_belly_color::{species.belly_color}")] == 100
         groups = {name.split("::")[0] for name, value in zip(names, row, strict=True) if value}
         assert len(groups) == 28, "a group without any attribute"
@@ -143,9 +143,9 @@ def test_sizes_boxes_and_parts_lie_in_the_picture(root: Path) -> None:
 
 
 def test_a_bird_shows_one_side_and_fills_its_box() -> None:
-    where = {name: place for place, name in enumerate(birds.PARTS)}
-    for number, species in enumerate(birds.species_list(12, 1)):
-        drawing = birds.draw(species, seeding.generator("test", number), 160)
+    where = {name: place for place, name in enumerate(bird.PARTS)}
+    for number, species in enumerate(bird.species_list(12, 1)):
+        drawing = bird.draw(species, seeding.generator("test", number), 160)
         w, h = drawing.box[2:]
         parts = {name: drawing.parts[place] for name, place in where.items()}
         assert not (parts["left eye"][2] and parts["right eye"][2])
@@ -160,20 +160,20 @@ def test_a_bird_shows_one_side_and_fills_its_box() -> None:
 
 
 def test_the_pictures_of_a_species_differ_in_more_than_noise() -> None:
-    species = birds.species_list(2, 0)[0]
-    drawings = [birds.draw(species, seeding.generator("test", number), 64) for number in range(20)]
+    species = bird.species_list(2, 0)[0]
+    drawings = [bird.draw(species, seeding.generator("test", number), 64) for number in range(20)]
     assert len({drawing.image.shape for drawing in drawings}) > 3
     assert len({drawing.box for drawing in drawings}) == 20
-    assert {drawing.parts[birds.PARTS.index("tail")][0] > 32 for drawing in drawings} == {True, False}
+    assert {drawing.parts[bird.PARTS.index("tail")][0] > 32 for drawing in drawings} == {True, False}
 
 
 def test_every_trait_is_visible() -> None:
     """The same pose in the same light: a trait of difference has to change the picture."""
-    for one, other in itertools.pairwise(birds.species_list(32, 5)):
+    for one, other in itertools.pairwise(bird.species_list(32, 5)):
         if len(differing(one, other)) != 1:
             continue
         for number in range(2):
-            images = [birds.draw(s, seeding.generator("test", number), 112).image for s in (one, other)]
+            images = [bird.draw(s, seeding.generator("test", number), 112).image for s in (one, other)]
             if images[0].shape == images[1].shape:
                 changed = (np.abs(images[0].astype(int) - images[1]).max(axis=2) > 24).sum()
                 assert changed >= 20, (one.name, other.name, differing(one, other))
@@ -181,7 +181,7 @@ def test_every_trait_is_visible() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
 def test_neighbours_differ_in_exactly_one_trait(seed: int) -> None:
-    species = birds.species_list(200, seed)
+    species = bird.species_list(200, seed)
     for first in range(0, 200, 4):
         genus = species[first : first + 4]
         around = [len(differing(genus[i], genus[(i + 1) % 4])) for i in range(4)]
@@ -190,16 +190,16 @@ def test_neighbours_differ_in_exactly_one_trait(seed: int) -> None:
 
 
 def test_two_hundred_species_have_names_and_traits_of_their_own() -> None:
-    species = birds.species_list(200, 0)
+    species = bird.species_list(200, 0)
     assert len({tuple(one.traits.values()) for one in species}) == 200
     assert len({one.name[4:] for one in species}) == 200
     assert [one.name[:4] for one in species] == [f"{number:03d}." for number in range(1, 201)]
     assert all(one.name[4:].replace("_", "").isalpha() for one in species)
-    assert birds.species_list(7, 0) == species[:7]
+    assert bird.species_list(7, 0) == species[:7]
 
 
 def test_no_genus_looks_like_another() -> None:
-    vectors = [tuple(one.traits.values()) for one in birds.species_list(200, 0)]
+    vectors = [tuple(one.traits.values()) for one in bird.species_list(200, 0)]
     for one, other in itertools.combinations(range(200), 2):
         if one // 4 != other // 4:
             assert sum(a != b for a, b in zip(vectors[one], vectors[other], strict=True)) >= 2
@@ -225,5 +225,5 @@ def test_bad_arguments_are_said_in_words(tmp_path: Path, change: dict[str, int],
         "seed": 0,
     }
     with pytest.raises(DataError, match=word):
-        synthetic.write(tmp_path, **(arguments | change))
+        dataset.write(tmp_path, **(arguments | change))
     assert not list(tmp_path.iterdir())

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.common import tables
 from pipeline.common.errors import DataError
-from pipeline.data import table
+from pipeline.data import sample_table
 
 
 def samples() -> pd.DataFrame:
@@ -36,16 +36,16 @@ def samples() -> pd.DataFrame:
 def test_a_table_read_back_is_the_table_written(tmp_path: Path) -> None:
     path = tmp_path / "new" / "samples.csv"
     tables.write(samples(), path)
-    pd.testing.assert_frame_equal(table.read(path), samples(), check_exact=True)
+    pd.testing.assert_frame_equal(sample_table.read(path), samples(), check_exact=True)
 
 
 def test_names_stand_in_the_order_of_the_labels() -> None:
-    assert table.class_names(samples()) == ["null", "NA", 'Heermann "Gull"']
+    assert sample_table.class_names(samples()) == ["null", "NA", 'Heermann "Gull"']
 
 
 def test_a_missing_table_names_the_command_that_makes_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"samples\.csv: missing; run `make data`$"):
-        table.read(tmp_path / "samples.csv")
+        sample_table.read(tmp_path / "samples.csv")
 
 
 @pytest.mark.parametrize("content", ["", 'id,path\n1,"a\n', "id,path\n1,2,3,4\n1,2\n\x00"])
@@ -53,34 +53,34 @@ def test_a_broken_table_is_one_sentence(tmp_path: Path, content: str) -> None:
     path = tmp_path / "samples.csv"
     path.write_text(content)
     with pytest.raises(DataError, match=r"samples\.csv: .*run `make data`"):
-        table.read(path)
+        sample_table.read(path)
 
 
 def test_missing_columns_are_all_named() -> None:
     with pytest.raises(DataError) as caught:
-        table.check(samples().drop(columns=["label", "box_w"]), "here")
+        sample_table.check(samples().drop(columns=["label", "box_w"]), "here")
     assert str(caught.value).startswith("here: the columns ['label', 'box_w'] are missing;")
 
 
 def test_columns_are_asked_for_only_where_they_are_needed(tmp_path: Path) -> None:
-    listed = samples()[table.SOURCE_COLUMNS]
-    table.check(listed, "here")
+    listed = samples()[sample_table.SOURCE_COLUMNS]
+    sample_table.check(listed, "here")
     with pytest.raises(DataError, match="'split'"):
-        table.check(listed, "here", table.COLUMNS)
+        sample_table.check(listed, "here", sample_table.COLUMNS)
     tables.write(listed, tmp_path / "samples.csv")
     with pytest.raises(DataError, match="'split'"):
-        table.read(tmp_path / "samples.csv")
-    assert len(table.read(tmp_path / "samples.csv", table.SOURCE_COLUMNS)) == 4
+        sample_table.read(tmp_path / "samples.csv")
+    assert len(sample_table.read(tmp_path / "samples.csv", sample_table.SOURCE_COLUMNS)) == 4
 
 
 def test_an_empty_table_is_refused() -> None:
     with pytest.raises(DataError, match="here: no image is listed"):
-        table.check(samples().iloc[:0], "here")
+        sample_table.check(samples().iloc[:0], "here")
 
 
 def test_an_id_that_stands_twice_is_named() -> None:
     with pytest.raises(DataError, match=r"here: the image ids \[7\] stand there twice"):
-        table.check(samples().assign(id=[7, 3, 7, 9]), "here")
+        sample_table.check(samples().assign(id=[7, 3, 7, 9]), "here")
 
 
 @pytest.mark.parametrize(
@@ -90,24 +90,24 @@ def test_an_id_that_stands_twice_is_named() -> None:
 )
 def test_labels_count_from_0_with_one_name_each(change: dict[str, list[int | str]]) -> None:
     with pytest.raises(DataError, match="here: labels have to run from 0 to C-1 with one class name each"):
-        table.check(samples().assign(**change), "here")
+        sample_table.check(samples().assign(**change), "here")
 
 
 @pytest.mark.parametrize("column", ["id", "path", "label", "class_name", "split"])
 def test_the_digest_changes_with_what_training_and_evaluation_depend_on(column: str) -> None:
     changed = samples()
     changed.loc[0, column] = {"id": 8, "label": 2}.get(column, "other")
-    assert table.digest(changed) != table.digest(samples())
+    assert sample_table.digest(changed) != sample_table.digest(samples())
 
 
 @pytest.mark.parametrize("column", ["box_x", "width", "file_bytes"])
 def test_the_digest_does_not_change_with_the_rest(column: str) -> None:
     changed = samples()
     changed.loc[0, column] = 17
-    assert table.digest(changed) == table.digest(samples())
+    assert sample_table.digest(changed) == sample_table.digest(samples())
 
 
 def test_the_digest_survives_the_file(tmp_path: Path) -> None:
     tables.write(samples(), tmp_path / "samples.csv")
-    assert table.digest(table.read(tmp_path / "samples.csv")) == table.digest(samples())
-    assert table.digest(samples().iloc[::-1]) != table.digest(samples())
+    assert sample_table.digest(sample_table.read(tmp_path / "samples.csv")) == sample_table.digest(samples())
+    assert sample_table.digest(samples().iloc[::-1]) != sample_table.digest(samples())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.common.errors import DataError
-from pipeline.data.unpack import unpack
+from pipeline.data.sources.extract import unpack
 
 # 1024 and 0 bytes: sizes that end on a block of the archive
 CONTENTS = {

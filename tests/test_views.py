@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.config.data import DataConfig
-from pipeline.data.views import views
+from pipeline.data.tta import views
 
 PX = 4
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipeline.audit.labels import normalised
 from pipeline.common import console
-from pipeline.data.store import JPEG_QUALITY, Store
+from pipeline.data.image_store import JPEG_QUALITY, Store
 
 HASH_SIDE = 16
 HASH_BITS = HASH_SIDE**2

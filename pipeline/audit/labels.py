@@ -14,7 +14,7 @@ import pandas as pd
 from cleanlab.filter import find_label_issues
 from cleanlab.rank import get_label_quality_scores
 
-from pipeline.data import table
+from pipeline.data import sample_table
 
 NEIGHBOURS = 20
 CHUNK = 512  # images at a time: their similarities to 11,788 others take 24 MB
@@ -34,7 +34,7 @@ def likely_errors(samples: pd.DataFrame, features: Features) -> pd.DataFrame:
         margin of the listed class: the lower, the more doubtful).
     """
     labels = samples["label"].to_numpy("int64")
-    names = np.asarray(table.class_names(samples), dtype=object)
+    names = np.asarray(sample_table.class_names(samples), dtype=object)
     votes = neighbour_votes(features, labels, len(names))
     doubtful = find_label_issues(labels, votes, filter_by="confident_learning", n_jobs=1)
     score = get_label_quality_scores(labels, votes, method="normalized_margin")

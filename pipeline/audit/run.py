@@ -16,7 +16,7 @@ from pipeline import features, stored, trained
 from pipeline.audit import duplicates, labels
 from pipeline.common import console, files, tables
 from pipeline.config.schema import Config
-from pipeline.data import prepare, table
+from pipeline.data import prepare, sample_table
 from pipeline.distributed import consistency, process_group
 from pipeline.report import page
 
@@ -32,7 +32,7 @@ def audit(config: Config) -> dict[str, Any]:
     """
     with process_group.ranks(config.train.device, config.distributed.timeout_s) as ranks:
         data = prepare.load(config)
-        consistency.check(config, table.digest(data.samples), ranks)
+        consistency.check(config, sample_table.digest(data.samples), ranks)
         model = trained.load(config, data.samples, trained.checkpoint_path(config), ranks)
         known = _features(config, data, model, ranks)
         if not ranks.first:
@@ -66,7 +66,7 @@ def _features(
     """The features of all images in the order of the sample table, float32 [n, D]; kept for the next time."""
     of_split = {
         split: features.cached(config, data, model.model, split, model.precision, ranks, model.sha256)
-        for split in table.SPLITS
+        for split in sample_table.SPLITS
         if data.rows(split)
     }
     rows = np.concatenate([data.rows(split) for split in of_split])
@@ -79,7 +79,7 @@ def summary(errors: pd.DataFrame, doubles: pd.DataFrame) -> dict[str, Any]:
     A test image is leaked when a near-duplicate of it is in train or in validation.
     """
     sides = [
-        tuple(sorted(pair, key=table.SPLITS.index))
+        tuple(sorted(pair, key=sample_table.SPLITS.index))
         for pair in zip(doubles["split_a"], doubles["split_b"], strict=True)
     ]
     where = pd.Series([a if a == b else f"{a}-{b}" for a, b in sides], dtype=object).value_counts()

@@ -14,13 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from pipeline.common import console, files, tables
+from pipeline.common import console, files, seeding, tables
 from pipeline.common.errors import DataError
 from pipeline.config.data import DataConfig
 from pipeline.config.schema import Config
-from pipeline.data import arrays, cub, download, splits, store, synthetic, table, unpack
+from pipeline.data import image_store, sample_table, splits
+from pipeline.data.sources import array_datasets, cub200, download, extract
+from pipeline.data.sources.drawn_birds import dataset
 
 STAGES_VERSION = 1  # raise it when a stage's output changes for the same inputs
 
@@ -30,7 +34,7 @@ class Prepared:
     """What training and evaluation read: the sample table, and the store with its rows in that order."""
 
     samples: pd.DataFrame
-    store: store.Store
+    store: image_store.Store
 
     def rows(self, split: str) -> list[int]:
         """The rows of a split, in the table's order."""
@@ -51,7 +55,7 @@ def prepare(config: Config) -> Prepared:
         "store",
         folder / how.name,
         of_store,
-        lambda output: store.build(listed, root / "images", output, how),
+        lambda output: image_store.build(listed, root / "images", output, how),
     )
     _stage(
         "splits",
@@ -71,18 +75,18 @@ def load(config: Config) -> Prepared:
         DataError: it did not run, or ran for another configuration.
     """
     samples_path, store_folder = places(config)
-    samples = table.read(samples_path)
-    return Prepared(samples, store.Store(store_folder, samples["id"].to_numpy("int64")))
+    samples = sample_table.read(samples_path)
+    return Prepared(samples, image_store.Store(store_folder, samples["id"].to_numpy("int64")))
 
 
 def _listed(config: DataConfig, root: Path) -> tuple[pd.DataFrame, str]:
     """The source's table, checked, and a digest of the files that it was read from."""
-    if config.source in arrays.READERS:
-        return arrays.read(root), arrays.digest(root)
-    listed = cub.read(root)
+    if config.source in array_datasets.READERS:
+        return array_datasets.read(root), array_datasets.digest(root)
+    listed = cub200.read(root)
     if is_official(config):
-        cub.check_official(listed, root)
-    return listed, cub.text_digest(root)
+        cub200.check_official(listed, root)
+    return listed, cub200.text_digest(root)
 
 
 def places(config: Config) -> tuple[Path, Path]:
@@ -92,7 +96,11 @@ def places(config: Config) -> tuple[Path, Path]:
 
 def outdated(config: Config, root: Path) -> list[str]:
     """The outputs among `places` that `make data` would make anew; root: the folder that `unpacked` finds."""
-    texts = arrays.digest(root) if config.data.source in arrays.READERS else cub.text_digest(root)
+    texts = (
+        array_datasets.digest(root)
+        if config.data.source in array_datasets.READERS
+        else cub200.text_digest(root)
+    )
     both = zip(places(config), _inputs(texts, config), strict=True)
     return [output.name for output, inputs in both if not _is_done(output, inputs)]
 
@@ -106,7 +114,7 @@ def _inputs(texts: str, config: Config) -> tuple[dict[str, Any], dict[str, Any]]
 
 
 def _md5(config: DataConfig) -> str:
-    return config.archive_md5 or cub.ARCHIVE.md5
+    return config.archive_md5 or cub200.ARCHIVE.md5
 
 
 def _folder(config: DataConfig) -> Path:
@@ -122,16 +130,16 @@ def _folder(config: DataConfig) -> Path:
         return config.root / f"synthetic-{size}-seed{drawn.seed}{planted}"
     if config.source == "digits":
         return config.root / "digits"
-    if config.archive is not None and (config.archive.is_dir() or config.source in arrays.READERS):
+    if config.archive is not None and (config.archive.is_dir() or config.source in array_datasets.READERS):
         return config.root / f"{config.source}-{files.digest_of(str(config.archive.resolve()))[:8]}"
-    if config.source in arrays.READERS:
+    if config.source in array_datasets.READERS:
         return config.root / config.source
-    return config.root / ("cub200" if _md5(config) == cub.ARCHIVE.md5 else f"cub200-{_md5(config)[:8]}")
+    return config.root / ("cub200" if _md5(config) == cub200.ARCHIVE.md5 else f"cub200-{_md5(config)[:8]}")
 
 
-def layout(config: DataConfig) -> store.Layout:
+def layout(config: DataConfig) -> image_store.Layout:
     """How the pictures of a configuration stand in its store."""
-    return store.Layout(config.resize, config.resize_px, config.store)
+    return image_store.Layout(config.resize, config.resize_px, config.store)
 
 
 def _samples_path(config: Config) -> Path:
@@ -163,54 +171,56 @@ def _stamp_of(output: Path) -> Path:
 
 def is_official(config: DataConfig) -> bool:
     """Whether the data are the published archive of CUB-200-2011, by its digest."""
-    return config.source == "cub200" and _md5(config) == cub.ARCHIVE.md5
+    return config.source == "cub200" and _md5(config) == cub200.ARCHIVE.md5
 
 
 def bring(config: DataConfig) -> Path:
     """The folder with the data set's text files and `images`: drawn, given, or unpacked, if it is not yet."""
     raw = _folder(config) / "raw"
-    if config.source in arrays.READERS:
+    if config.source in array_datasets.READERS:
         _stage("write", raw, {"source": config.source}, lambda output: _write_arrays(config, output))
         return raw
     if config.source == "synthetic":
         _stage("draw", raw, config.synthetic.model_dump(), lambda output: _draw_birds(config, output))
     elif config.archive is not None and config.archive.is_dir():
-        return cub.find_root(config.archive)
+        return cub200.find_root(config.archive)
     else:
         _stage("unpack", raw, {"md5": _md5(config)}, lambda output: _unpack(config, output))
-    return cub.find_root(raw)
+    return cub200.find_root(raw)
 
 
 def raw(config: DataConfig) -> Path | None:
     """What people marked: the folder that `bring` left, without bringing anything; None when there is none."""
-    if config.source in arrays.READERS:
+    if config.source in array_datasets.READERS:
         return None
     given = config.source == "cub200" and config.archive is not None and config.archive.is_dir()
     folder = config.archive if given and config.archive is not None else _folder(config) / "raw"
     try:
-        return cub.find_root(folder)
+        return cub200.find_root(folder)
     except DataError:
         return None
 
 
 def unpacked(config: DataConfig) -> Path | None:
     """The folder with `images` that `bring` left, without bringing anything; None when it is gone."""
-    if config.source in arrays.READERS:
+    if config.source in array_datasets.READERS:
         folder = _folder(config) / "raw"
-        return folder if (folder / arrays.LIST).is_file() else None
+        return folder if (folder / array_datasets.LIST).is_file() else None
     return raw(config)
 
 
 def _write_arrays(config: DataConfig, output: Path) -> None:
-    read = arrays.READERS[config.source](config.archive or config.root / "downloads", config.archive is None)
+    read = array_datasets.READERS[config.source](
+        config.archive or config.root / "downloads", config.archive is None
+    )
     with files.replacing_folder(output) as part:
-        arrays.write(read, part)
+        array_datasets.write(read, part)
 
 
 def _draw_birds(config: DataConfig, output: Path) -> None:
     drawn = config.synthetic
     with files.replacing_folder(output) as part:
-        synthetic.write(
+        dataset.write(
             part,
             species=drawn.species,
             images_per_species=drawn.images_per_species,
@@ -225,18 +235,18 @@ def _draw_birds(config: DataConfig, output: Path) -> None:
 def _unpack(config: DataConfig, output: Path) -> None:
     if config.archive is None:
         archive = config.root / "downloads" / "CUB_200_2011.tgz"
-        download.fetch(cub.ARCHIVE, archive)
+        download.fetch(cub200.ARCHIVE, archive)
     else:
         archive = config.archive
-        official = _md5(config) == cub.ARCHIVE.md5
-        download.verify_archive(archive, _md5(config), cub.ARCHIVE.size_bytes if official else None)
+        official = _md5(config) == cub200.ARCHIVE.md5
+        download.verify_archive(archive, _md5(config), cub200.ARCHIVE.size_bytes if official else None)
     with files.replacing_folder(output) as part:
-        unpack.unpack(archive, part)
+        extract.unpack(archive, part)
 
 
 def _draw(listed: pd.DataFrame, store_folder: Path, config: Config, output: Path) -> None:
     data = config.data
-    pictures = pd.read_csv(store_folder / "index.csv")[["id", *table.PICTURE_COLUMNS]]
+    pictures = pd.read_csv(store_folder / "index.csv")[["id", *sample_table.PICTURE_COLUMNS]]
     samples = splits.draw(
         listed.merge(pictures, on="id", validate="one_to_one"),
         val_fraction=data.val_fraction,
@@ -245,7 +255,7 @@ def _draw(listed: pd.DataFrame, store_folder: Path, config: Config, output: Path
         seed=config.seed,
         sizes=splits.Sizes(data.train_images, data.val_images, data.test_images),
     )
-    tables.write(samples[table.COLUMNS], output)
+    tables.write(samples[sample_table.COLUMNS], output)
 
 
 def _show(prepared: Prepared, config: Config) -> None:
@@ -255,15 +265,32 @@ def _show(prepared: Prepared, config: Config) -> None:
     width, height = samples["width"].iloc[smallest], samples["height"].iloc[smallest]
     console.show_table(
         f"{config.data.source}: {_samples_path(config)}",
-        ["images", "classes", *table.SPLITS, "greyscale", "smallest", "bytes"],
+        ["images", "classes", *sample_table.SPLITS, "greyscale", "smallest", "bytes"],
         [
             [
                 len(samples),
                 samples["label"].nunique(),
-                *(int(counts.get(split, 0)) for split in table.SPLITS),
+                *(int(counts.get(split, 0)) for split in sample_table.SPLITS),
                 int(samples["grey"].sum()),
                 f"{width}x{height}",
                 files.size_in_words(int(samples["file_bytes"].sum())),
             ]
         ],
     )
+
+
+def training_rows(config: Config, data: Prepared) -> npt.NDArray[np.int64]:
+    """The rows of the sample table that are learned from, rising: of split train, `train.subset` of each class.
+
+    A smaller share of the same seed is a part of a larger one. At least one image of each class stays.
+    """
+    rows = np.array(data.rows("train"), np.int64)
+    if config.train.subset == 1:
+        return rows
+    labels = data.samples["label"].to_numpy("int64")[rows]
+    kept = []
+    for label in np.unique(labels):
+        of_class = rows[labels == label]
+        order = seeding.generator("subset", config.seed, int(label)).permutation(len(of_class))
+        kept.append(of_class[order[: max(1, round(config.train.subset * len(of_class)))]])
+    return np.sort(np.concatenate(kept))

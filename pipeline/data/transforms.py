@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 from pipeline.common import seeding
 from pipeline.config.data import DataConfig
-from pipeline.data.store import Pixels
+from pipeline.data.image_store import Pixels
 
 
 class Augmentation:

@@ -10,9 +10,10 @@ import torch
 
 from pipeline import engine
 from pipeline.common.errors import DataError
-from pipeline.data import cub, loader, prepare, store, table
+from pipeline.data import image_store, prepare, sample_table, sampling
+from pipeline.data.image_store import Pixels
 from pipeline.data.loader import Batch, Images, Loader
-from pipeline.data.store import Pixels
+from pipeline.data.sources import cub200
 from pipeline.data.transforms import Augmentation
 from pipeline.doctor.finding import Finding, of_error
 from pipeline.doctor.subject import Subject, expected, stand_in
@@ -50,8 +51,8 @@ def agreement(subject: Subject) -> Finding:
 
 def _described(subject: Subject) -> Finding:
     samples, config = subject.data.samples, subject.config
-    digest = table.digest(samples)
-    counts = {split: int((samples["split"] == split).sum()) for split in table.SPLITS}
+    digest = sample_table.digest(samples)
+    counts = {split: int((samples["split"] == split).sum()) for split in sample_table.SPLITS}
     figures = (
         f"{len(samples):,} images of {samples['label'].nunique()} classes: "
         + ", ".join(f"{count:,} {split}" for split, count in counts.items())
@@ -77,7 +78,7 @@ def _described(subject: Subject) -> Finding:
         )
     whole = config.data.train_images is None and config.data.test_images is None
     if whole and prepare.is_official(config.data):
-        cub.check_official(samples, root)
+        cub200.check_official(samples, root)
         figures += "; as many as published"
     return Finding("ok", figures, numbers=numbers)
 
@@ -97,7 +98,7 @@ def pixels(subject: Subject) -> Finding:
             return Finding(
                 "warning", f"{path}: missing", "unpack the archive again, or take the store as it is"
             )
-        content, _ = store.make_entry(path, layout.size(sample["width"], sample["height"]), layout)
+        content, _ = image_store.make_entry(path, layout.size(sample["width"], sample["height"]), layout)
         if layout.format == "jpeg":
             content = np.asarray(cv2.imdecode(content, cv2.IMREAD_COLOR_RGB), np.uint8)
         if not np.array_equal(content, data.store[row]):
@@ -176,11 +177,11 @@ def shares(subject: Subject) -> Finding:
     everyone = [replace(subject.ranks, rank=rank) for rank in range(world)]
     batches, size = job.batches(0), subject.config.eval.batch_size
     wanted = {"train": np.concatenate(batches)}
-    on_ranks = {"train": [part for ranks in everyone for part in loader.share(batches, ranks)]}
+    on_ranks = {"train": [part for ranks in everyone for part in sampling.share(batches, ranks)]}
     for split in ("val", "test"):
         wanted[split] = np.array(subject.data.rows(split), np.int64)
-        looked_at = loader.in_order(wanted[split], size)
-        on_ranks[split] = [part for ranks in everyone for part in loader.dealt(looked_at, ranks)[0]]
+        looked_at = sampling.in_order(wanted[split], size)
+        on_ranks[split] = [part for ranks in everyone for part in sampling.dealt(looked_at, ranks)[0]]
     for split, parts in on_ranks.items():
         images = np.concatenate([np.empty(0, np.int64), *parts])
         if not np.array_equal(np.sort(images), np.sort(wanted[split])) or len(np.unique(images)) < len(
@@ -202,7 +203,7 @@ def evaluation(subject: Subject) -> Finding:
     job, ranks = subject.job, subject.ranks
     split, rows = ("val", job.val_rows) if len(job.val_rows) else ("train", job.train_rows)
     rows = rows[: LOOKED_AT * ranks.world + 1]  # uneven, so that a rank that pads would be seen
-    batches, _ = loader.dealt(loader.in_order(rows, 2), ranks)
+    batches, _ = sampling.dealt(sampling.in_order(rows, 2), ranks)
     served = job.val_loader.serve(0, batches)
     looked = engine.look(subject.state.validated, served, rows, subject.precision, ranks)
     figures = (

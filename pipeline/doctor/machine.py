@@ -15,8 +15,9 @@ from pipeline import environment, optim
 from pipeline.common.files import size_in_words
 from pipeline.config.optim import Phase
 from pipeline.config.schema import Config
-from pipeline.data import cub, prepare
-from pipeline.data.store import JPEG_BYTES_PER_PIXEL
+from pipeline.data import prepare
+from pipeline.data.image_store import JPEG_BYTES_PER_PIXEL
+from pipeline.data.sources import cub200
 from pipeline.doctor.finding import Finding, unlike
 from pipeline.doctor.subject import SMALL, Subject, expected
 from pipeline.precision import cpu_has_bf16
@@ -245,7 +246,7 @@ def _data_to_come(config: Config) -> int:
     if data.archive is not None:
         return store + (round(UNPACKED * data.archive.stat().st_size) if data.archive.is_file() else 0)
     there = sum(path.stat().st_size for path in (data.root / "downloads").glob("CUB_200_2011.tgz*"))
-    return store + round((1 + UNPACKED) * cub.ARCHIVE.size_bytes) - min(there, cub.ARCHIVE.size_bytes)
+    return store + round((1 + UNPACKED) * cub200.ARCHIVE.size_bytes) - min(there, cub200.ARCHIVE.size_bytes)
 
 
 def _existing(folder: Path) -> Path:

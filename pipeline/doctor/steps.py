@@ -15,7 +15,7 @@ from pipeline.checkpoint import TrainState
 from pipeline.common import hardware
 from pipeline.common.errors import ConfigError
 from pipeline.common.files import size_in_words
-from pipeline.data import loader
+from pipeline.data import sampling
 from pipeline.data.loader import Batch
 from pipeline.distributed.data_parallel import replicate
 from pipeline.doctor.finding import Finding, of_error
@@ -120,7 +120,7 @@ def _prepare(subject: Subject, state: TrainState) -> None:
 def _batches(subject: Subject) -> Iterator[Batch]:
     """This rank's share of the batches of the epoch with the largest images, from the run's own loader."""
     job, epoch = subject.job, subject.last_epoch
-    return job.train_loader.serve(epoch, loader.share(job.batches(epoch), subject.ranks))
+    return job.train_loader.serve(epoch, sampling.share(job.batches(epoch), subject.ranks))
 
 
 def _learn(

@@ -19,9 +19,10 @@ from pipeline.checkpoint import TrainState
 from pipeline.common import seeding, tables
 from pipeline.config.schema import Config
 from pipeline.config.training import DistributedConfig
-from pipeline.data import cub, loader, prepare, splits, table
+from pipeline.data import loader, prepare, sample_table, splits
+from pipeline.data.image_store import JPEG_QUALITY
 from pipeline.data.prepare import Prepared
-from pipeline.data.store import JPEG_QUALITY
+from pipeline.data.sources import cub200
 from pipeline.distributed.process_group import Ranks
 from pipeline.job import Job, Start
 from pipeline.precision import Precision
@@ -119,7 +120,7 @@ def expected(config: Config) -> tuple[int, int, int]:
         return drawn.species, train, drawn.species * drawn.images_per_species - train
     if config.data.source in SMALL:
         return SMALL[config.data.source]
-    return cub.CLASSES, cub.IMAGES["train"], cub.IMAGES["test"]
+    return cub200.CLASSES, cub200.IMAGES["train"], cub200.IMAGES["test"]
 
 
 def stand_in(config: Config, folder: Path) -> Config:
@@ -170,7 +171,7 @@ def _random_samples(config: Config) -> pd.DataFrame:
         }
     )
     samples[["box_x", "box_y", "box_w", "box_h"]] = np.nan
-    samples[table.PICTURE_COLUMNS] = [config.data.resize_px, config.data.resize_px, False, 0]
+    samples[sample_table.PICTURE_COLUMNS] = [config.data.resize_px, config.data.resize_px, False, 0]
     data = config.data
     return splits.draw(
         samples,
@@ -179,4 +180,4 @@ def _random_samples(config: Config) -> pd.DataFrame:
         fold=data.fold,
         seed=config.seed,
         sizes=splits.Sizes(data.train_images, data.val_images, data.test_images),
-    )[table.COLUMNS]
+    )[sample_table.COLUMNS]

@@ -24,10 +24,10 @@ from pipeline import features, stored, trained
 from pipeline.common import files, tables
 from pipeline.config.schema import Config
 from pipeline.data import prepare
+from pipeline.data.prepare import training_rows
 from pipeline.distributed import process_group
 from pipeline.distributed.process_group import Ranks
 from pipeline.explain import annotations, chosen, heatmaps, neighbours, pointing
-from pipeline.job import training_rows
 from pipeline.trained import Trained
 
 RECALL_AT = (1, 5)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.common import console
 from pipeline.config.schema import Config
-from pipeline.data import loader
+from pipeline.data import loader, sampling
 from pipeline.data.prepare import Prepared
 from pipeline.data.transforms import CentreCrop
 from pipeline.distributed.process_group import Ranks
@@ -73,11 +73,11 @@ def heatmaps(
     labels = data.samples["label"].to_numpy("int64", copy=True)
     images = loader.Images(data.store, labels, CentreCrop(config.data))
     server = loader.Loader(images, loader.worker_count(config.data.workers, ranks), ranks.device)
-    batches = loader.in_order(rows, BATCH)
+    batches = sampling.in_order(rows, BATCH)
     maps = []
     with console.bar("heat maps", len(rows)) as bar:
         served = bar.count(server.serve(0, batches), map(len, batches))
-        for batch, classes in zip(served, loader.in_order(predicted, BATCH), strict=True):
+        for batch, classes in zip(served, sampling.in_order(predicted, BATCH), strict=True):
             found = cam(batch.to(ranks.device).image, [ClassifierOutputTarget(int(c)) for c in classes])
             maps.append(found.astype(np.float16))
     cam.activations_and_grads.release()

@@ -10,7 +10,7 @@ import pandas as pd
 from pipeline import numbers, stored
 from pipeline.common import console, files
 from pipeline.config.schema import Config
-from pipeline.data import prepare, table
+from pipeline.data import prepare, sample_table
 from pipeline.explain import gather
 from pipeline.report import content
 from pipeline.report.pictures import Pictures
@@ -40,7 +40,7 @@ def build(config: Config, folder: Path) -> Path:
         UserError: predictions or data are missing, damaged, or do not belong together.
     """
     data = prepare.load(config)
-    names = table.class_names(data.samples)
+    names = sample_table.class_names(data.samples)
     predicted = stored.read_predictions(folder, names)
     evaluation = gather.Evaluation(
         config=config,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common import files
-from pipeline.data import prepare, table
+from pipeline.data import prepare, sample_table
 from pipeline.sync.client import Run
 from pipeline.sync.evaluation import Evaluation
 from pipeline.sync.place import Place
@@ -33,8 +33,8 @@ class Artifacts:
         path, _ = prepare.places(config)
         if not path.is_file():
             return f"data: {path} is not on this machine"
-        samples = table.read(path)
-        if table.digest(samples) != self._samples:
+        samples = sample_table.read(path)
+        if sample_table.digest(samples) != self._samples:
             return f"data: {path} is not the sample table of this run"
         counts = {str(split): int(count) for split, count in samples["split"].value_counts().items()}
         about = {"samples": self._samples, "classes": int(samples["label"].nunique()), "images": counts}
@@ -73,7 +73,9 @@ class Artifacts:
         if self._checkpoint is not None and digest == self._sha256 and not self._offline:
             self._run.use_artifact(self._checkpoint)
         self._run.log_artifact(artifact)
-        self._run.summary.update({f"eval/{found.split}/{name}": table for name, table in tables.items()})
+        self._run.summary.update(
+            {f"eval/{found.split}/{name}": sample_table for name, table in tables.items()}
+        )
         self._wait(artifact)
 
     def _new(self, name: str, kind: str, about: dict[str, Any]) -> Artifact:

@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.common import console
 from pipeline.common.errors import DataError, RankLost
 from pipeline.config.schema import Config
-from pipeline.data import table
+from pipeline.data import sample_table
 from pipeline.data.prepare import load, prepare
 from pipeline.distributed import consistency, process_group
 from pipeline.distributed.heartbeat import RollCall
@@ -38,7 +38,7 @@ def prepare_together(config: Config) -> None:
             ranks.roll.done(BUILT)
         for rank in sorted(set(builder_of)):
             _wait_for(rank, ranks.roll, config.distributed.data_timeout_minutes)
-        consistency.check(config, table.digest(load(config).samples), ranks)
+        consistency.check(config, sample_table.digest(load(config).samples), ranks)
 
 
 def builders(folder: Path, ranks: Ranks) -> list[int]:

@@ -15,7 +15,7 @@ import cv2
 
 from pipeline.common import console, seeding
 from pipeline.common.errors import DataError
-from pipeline.data import birds, planted
+from pipeline.data.sources.drawn_birds import bird, faults
 
 GREY_SHARE = 1 / 150  # CUB has a few greyscale JPEGs; a reader has to cope with them
 JPEG_QUALITY = 93
@@ -40,11 +40,11 @@ def write(
 
     The longer side of every picture is `long_side_px`. `workers` is the number of processes; None
     takes all cores for a large set and none besides this one for a small set. `flipped_labels` and
-    `duplicates` are shares (0..0.5) of the images that get a known fault (`pipeline.data.planted`). A
+    `duplicates` are shares (0..0.5) of the images that get a known fault (`pipeline.data.sources.drawn_birds.faults`). A
     `DataError` says which argument is out of range.
     """
     _check(species, images_per_species, train_per_species, long_side_px)
-    kinds = birds.species_list(species, seed)
+    kinds = bird.species_list(species, seed)
     total = species * images_per_species
     if workers is None:
         workers = _cores() if total > SMALL_SET else 1
@@ -54,7 +54,7 @@ def write(
     draw = partial(
         _draw_class, images=root / "images", count=images_per_species, long_side_px=long_side_px, seed=seed
     )
-    rows: list[planted.Row] = []
+    rows: list[faults.Row] = []
     numbers = range(1, species + 1)
     with console.bar("draw", total=total) as bar:
         if workers == 1:
@@ -67,9 +67,9 @@ def write(
                 for found in pool.map(draw, kinds, numbers):
                     rows += found
                     bar.advance(len(found))
-    rows = planted.duplicate(root, rows, species, duplicates, seed)
+    rows = faults.duplicate(root, rows, species, duplicates, seed)
     _write_lists(root, kinds, rows)
-    planted.flip_labels(root, species, flipped_labels, seed)
+    faults.flip_labels(root, species, flipped_labels, seed)
     _write_split(root, species, images_per_species, train_per_species, seed)
     _write_attributes(folder, kinds)
 
@@ -97,13 +97,13 @@ def _cores() -> int:
 
 
 def _draw_class(
-    kind: birds.Species, class_number: int, *, images: Path, count: int, long_side_px: int, seed: int
-) -> list[planted.Row]:
+    kind: bird.Species, class_number: int, *, images: Path, count: int, long_side_px: int, seed: int
+) -> list[faults.Row]:
     """Draw and write all images of one species; the path, box and parts of each."""
-    rows: list[planted.Row] = []
+    rows: list[faults.Row] = []
     for number in range(1, count + 1):
         rng = seeding.generator("bird", seed, class_number, number)
-        drawing = birds.draw(kind, rng, long_side_px)
+        drawing = bird.draw(kind, rng, long_side_px)
         grey = seeding.generator("grey bird", seed, class_number, number).random() < GREY_SHARE
         code = cv2.COLOR_RGB2GRAY if grey else cv2.COLOR_RGB2BGR
         picture = cv2.cvtColor(drawing.image, code)
@@ -116,7 +116,7 @@ def _draw_class(
     return rows
 
 
-def _write_lists(root: Path, kinds: Sequence[birds.Species], rows: Sequence[planted.Row]) -> None:
+def _write_lists(root: Path, kinds: Sequence[bird.Species], rows: Sequence[faults.Row]) -> None:
     """Write what is known of each image; ids run from 1 through the classes."""
     numbers = {kind.name: number for number, kind in enumerate(kinds, 1)}
     _lines(root / "images.txt", [path for path, _, _ in rows])
@@ -124,7 +124,7 @@ def _write_lists(root: Path, kinds: Sequence[birds.Species], rows: Sequence[plan
     _lines(root / "classes.txt", [kind.name for kind in kinds])
     _lines(root / "bounding_boxes.txt", [" ".join(f"{value:.1f}" for value in box) for _, box, _ in rows])
     (root / "parts").mkdir()
-    _lines(root / "parts" / "parts.txt", birds.PARTS)
+    _lines(root / "parts" / "parts.txt", bird.PARTS)
     with (root / "parts" / "part_locs.txt").open("w", encoding="ascii", newline="\n") as stream:
         for image, (_, _, parts) in enumerate(rows, 1):
             for part, (x, y, visible) in enumerate(parts, 1):
@@ -140,9 +140,9 @@ def _write_split(root: Path, species: int, images: int, train: int, seed: int) -
     _lines(root / "train_test_split.txt", flags)
 
 
-def _write_attributes(folder: Path, kinds: Sequence[birds.Species]) -> None:
+def _write_attributes(folder: Path, kinds: Sequence[bird.Species]) -> None:
     """Write the names of the attributes, and for each class in percent how far it has them."""
-    table = [birds.attributes(kind) for kind in kinds]
+    table = [bird.attributes(kind) for kind in kinds]
     _lines(folder / "attributes.txt", list(table[0]))
     (folder / "CUB_200_2011" / "attributes").mkdir()
     rows = [" ".join("100.0" if has else "0.0" for has in one.values()) + "\n" for one in table]

@@ -6,8 +6,8 @@ import pandas as pd
 
 from pipeline.common import files
 from pipeline.common.errors import DataError
-from pipeline.data.download import Remote
-from pipeline.data.table import SOURCE_COLUMNS
+from pipeline.data.sample_table import SOURCE_COLUMNS
+from pipeline.data.sources.download import Remote
 
 ARCHIVE = Remote(
     urls=("https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",),

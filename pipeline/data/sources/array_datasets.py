@@ -15,8 +15,8 @@ import pandas as pd
 
 from pipeline.common import console, files, seeding, tables
 from pipeline.common.errors import DataError
-from pipeline.data import table
-from pipeline.data.store import Pixels
+from pipeline.data import sample_table
+from pipeline.data.image_store import Pixels
 
 LIST = "pictures.csv"
 DIGITS = [str(digit) for digit in range(10)]
@@ -93,7 +93,7 @@ def write(arrays: Arrays, folder: Path) -> None:
 
 def read(root: Path) -> pd.DataFrame:
     """The sample table of a folder that `write` filled: columns `table.SOURCE_COLUMNS`."""
-    return table.read(root / LIST, table.SOURCE_COLUMNS)
+    return sample_table.read(root / LIST, sample_table.SOURCE_COLUMNS)
 
 
 def digest(root: Path) -> str:
