@@ -5,21 +5,19 @@ augmentation and dropout are functions of (seed, step), so no random state is in
 """
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor
 
 from pipeline.common import files
 from pipeline.common.errors import CheckpointError
 from pipeline.distributed import data_parallel
 from pipeline.distributed.process_group import Ranks
-from pipeline.models.build import Classifier
-from pipeline.models.weights import DAMAGE
+from pipeline.models.classifier import Classifier
+from pipeline.models.pretrained import DAMAGE, _load_weights
 from pipeline.phases import PhaseState
 
 FORMAT = 2
@@ -149,23 +147,6 @@ def restore(state: TrainState, content: dict[str, Any], path: Path) -> None:
 def load_model(model: Classifier, content: dict[str, Any], path: Path) -> None:
     """Load the weights that validation looked at, every one of them: the average, if there is one."""
     _load_weights(model, content["ema"] or content["model"], content, path)
-
-
-def _load_weights(
-    model: Classifier, weights: Mapping[str, Tensor], content: dict[str, Any], path: Path
-) -> None:
-    own = model.state_dict()
-    weights = {
-        name: data_parallel.like(weight, own[name]) if name in own else weight
-        for name, weight in weights.items()
-    }
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        name = content["config"]["model"]["name"]
-        raise CheckpointError(
-            f"{path}: holds the weights of another model ({name}); give the configuration it was trained with"
-        ) from error
 
 
 def keep_last(folder: Path, step: int, count: int) -> None:

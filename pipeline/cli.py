@@ -83,7 +83,7 @@ def lr_find(config: Config) -> dict[str, Any]:
 
 def summary(config: Config) -> dict[str, Any]:
     """Show a network's layers with output shapes, parameters and multiply-adds; needs no data and no weights."""
-    from pipeline.summary import summarise
+    from pipeline.models.summary import summarise
 
     return summarise(config)
 

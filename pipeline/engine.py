@@ -19,8 +19,8 @@ from pipeline.distributed.data_parallel import is_sharded, without_exchange
 from pipeline.distributed.process_group import Ranks
 from pipeline.distributed.sync_batchnorm import running_statistics
 from pipeline.mixing import mix
+from pipeline.models.precision import Precision, autocast
 from pipeline.phases import Rates
-from pipeline.precision import Precision, autocast
 
 
 @dataclass(frozen=True)

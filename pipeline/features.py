@@ -15,8 +15,8 @@ from pipeline.data import loader, sampling
 from pipeline.data.prepare import Prepared
 from pipeline.data.transforms import CentreCrop
 from pipeline.distributed.process_group import Ranks
-from pipeline.models.build import Classifier
-from pipeline.precision import Precision, autocast
+from pipeline.models.classifier import Classifier
+from pipeline.models.precision import Precision, autocast
 
 Features = npt.NDArray[np.float32]
 

@@ -7,8 +7,8 @@ from pipeline.common.errors import ConfigError
 from pipeline.common.hardware import free_bytes
 from pipeline.config.schema import Config
 from pipeline.distributed.process_group import Ranks
-from pipeline.models.build import Classifier
-from pipeline.precision import Precision, autocast
+from pipeline.models.classifier import Classifier
+from pipeline.models.precision import Precision, autocast
 
 USABLE = 0.85  # of the memory that is free: the optimizer and fragmentation need some
 GROWTH_BYTES = 64 << 20  # from one trial to the next: enough to tell what an image takes

@@ -5,7 +5,7 @@ from torch import nn
 from pipeline import optim
 from pipeline.common.errors import ConfigError
 from pipeline.config.schema import Config
-from pipeline.models.build import Classifier, freeze_batchnorm
+from pipeline.models.classifier import Classifier, freeze_batchnorm
 
 
 class Freezing:

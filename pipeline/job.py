@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from timm.utils.model_ema import ModelEmaV3
 
-from pipeline import checkpoint, engine, fit, optim, phases, precision, resume, swats
+from pipeline import checkpoint, engine, fit, optim, phases, resume, swats
 from pipeline.checkpoint import TrainState
 from pipeline.common import seeding
 from pipeline.common.errors import ConfigError, DataError
@@ -22,7 +22,9 @@ from pipeline.data.prepare import training_rows
 from pipeline.data.transforms import Augmentation, CentreCrop
 from pipeline.distributed import consistency, data_parallel, sync_batchnorm
 from pipeline.distributed.process_group import Ranks
-from pipeline.models.build import Classifier, build, without_weights
+from pipeline.models import precision as precision_module
+from pipeline.models.build import build, without_weights
+from pipeline.models.classifier import Classifier
 from pipeline.phases import PhaseState
 from pipeline.schedule import Calendar
 
@@ -69,7 +71,9 @@ class Job:
                 "take a larger batch or fewer ranks"
             )
 
-    def fresh(self, phase: PhaseState, in_precision: precision.Precision, *, pretrained: bool) -> "Fresh":
+    def fresh(
+        self, phase: PhaseState, in_precision: precision_module.Precision, *, pretrained: bool
+    ) -> "Fresh":
         """A state at the beginning of a phase, its weights new or pretrained: those of the first rank.
 
         Raises:
@@ -133,7 +137,7 @@ class Start:
     state: TrainState
     weights: dict[str, Any]
     """where the first weights came from"""
-    precision: precision.Precision
+    precision: precision_module.Precision
     batch_size: int
     """images computed at once, over all ranks"""
 
@@ -159,7 +163,7 @@ def start(job: Job) -> Start:
     config, ranks = job.config, job.ranks
     before = ranks.from_first(resume.start_from(config, job.classes, job.samples) if ranks.first else None)
     if before is None:
-        resolved = ranks.from_first(precision.resolve(config.train.precision, ranks.device))
+        resolved = ranks.from_first(precision_module.resolve(config.train.precision, ranks.device))
         fresh = job.fresh(phases.first(config.optim), resolved, pretrained=True)
         batch_size = fit.batch_size(config, fresh.state.model, resolved, ranks)
         return Start(fresh.state, fresh.weights, resolved, batch_size)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from pipeline.config.training import MixConfig
 from pipeline.data.loader import Batch
-from pipeline.models.build import Classifier, evaluating
+from pipeline.models.classifier import Classifier, evaluating
 
 Box = tuple[slice, slice]  # rows, columns
 

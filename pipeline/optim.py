@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.optim import OptimConfig, Phase
-from pipeline.models.build import Classifier
+from pipeline.models.classifier import Classifier
 
 Optimizer = torch.optim.Optimizer
 OWN: dict[str, Callable[..., Optimizer]] = {

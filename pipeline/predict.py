@@ -15,7 +15,7 @@ from pipeline.config.schema import Config
 from pipeline.data import image_store, prepare
 from pipeline.data.tta import views
 from pipeline.distributed import process_group
-from pipeline.precision import autocast
+from pipeline.models.precision import autocast
 from pipeline.trained import Trained
 
 TOP = 5

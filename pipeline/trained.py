@@ -14,8 +14,9 @@ from pipeline.config import load as load_module
 from pipeline.config.schema import Config
 from pipeline.data import sample_table
 from pipeline.distributed.process_group import Ranks
-from pipeline.models.build import Classifier, build, without_weights
-from pipeline.precision import Precision
+from pipeline.models.build import build, without_weights
+from pipeline.models.classifier import Classifier
+from pipeline.models.precision import Precision
 
 # Keys of `model` that may differ: they change how it was trained, not what it is.
 FREE_KEYS = {"pretrained", "weights", "freeze_batchnorm", "dropout", "stochastic_depth"}

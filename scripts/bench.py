@@ -37,7 +37,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from pipeline import engine, optim, phases, precision, records, tracking
+from pipeline import engine, optim, phases, records, tracking
 from pipeline.checkpoint import TrainState
 from pipeline.common import console
 from pipeline.common.errors import UserError
@@ -49,6 +49,7 @@ from pipeline.data.transforms import Augmentation
 from pipeline.distributed import process_group
 from pipeline.distributed.data_parallel import replicate
 from pipeline.distributed.process_group import Ranks
+from pipeline.models import precision
 from pipeline.models.build import build, without_weights
 from pipeline.train import train
 

@@ -17,7 +17,8 @@ from torchvision.transforms.v2.functional import normalize, to_dtype
 from pipeline.common import files
 from pipeline.common.errors import ConfigError, WeightsError
 from pipeline.config.model import ModelConfig
-from pipeline.models.build import Classifier, build, freeze_batchnorm
+from pipeline.models.build import build
+from pipeline.models.classifier import Classifier, freeze_batchnorm
 
 TINY = "test_resnet"
 State = dict[str, Tensor]

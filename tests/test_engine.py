@@ -15,7 +15,8 @@ from pipeline.config.optim import OptimConfig
 from pipeline.config.training import MixConfig
 from pipeline.data.loader import Batch
 from pipeline.distributed.process_group import Ranks
-from pipeline.models.build import build, freeze_batchnorm
+from pipeline.models.build import build
+from pipeline.models.classifier import freeze_batchnorm
 from pipeline.phases import Rates
 
 ALONE = Ranks(0, 1, 1, torch.device("cpu"))

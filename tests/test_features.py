@@ -10,7 +10,8 @@ from pipeline import checkpoint, features
 from pipeline.config.schema import Config
 from pipeline.data import prepare
 from pipeline.distributed.process_group import Ranks
-from pipeline.models.build import Classifier, build, without_weights
+from pipeline.models.build import build, without_weights
+from pipeline.models.classifier import Classifier
 from tests import tiny
 
 ALONE = Ranks(0, 1, 1, torch.device("cpu"))

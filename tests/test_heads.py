@@ -9,7 +9,8 @@ from torch import nn
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.model import ModelConfig
-from pipeline.models.build import Classifier, build
+from pipeline.models.build import build
+from pipeline.models.classifier import Classifier
 from pipeline.models.heads import GeM
 
 

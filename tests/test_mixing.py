@@ -13,7 +13,8 @@ from pipeline.config.model import ModelConfig
 from pipeline.config.training import MixConfig
 from pipeline.data.loader import Batch
 from pipeline.mixing import Mixed, mix, random_box, semantic_share
-from pipeline.models.build import Classifier, build
+from pipeline.models.build import build
+from pipeline.models.classifier import Classifier
 
 SIDE = 64
 

@@ -11,7 +11,8 @@ from pipeline import optim
 from pipeline.common.errors import ConfigError
 from pipeline.config.model import ModelConfig
 from pipeline.config.optim import OptimConfig
-from pipeline.models.build import Classifier, build
+from pipeline.models.build import build
+from pipeline.models.classifier import Classifier
 
 
 class Net(nn.Module):

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import precision
-from pipeline.precision import autocast, resolve
+from pipeline.models import precision
+from pipeline.models.precision import autocast, resolve
 from tests import tiny
 
 CPU = torch.device("cpu")

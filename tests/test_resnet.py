@@ -16,7 +16,8 @@ from pipeline.config.model import ModelConfig
 from pipeline.config.optim import OptimConfig
 from pipeline.models import build as building
 from pipeline.models import parity, resnet
-from pipeline.models.build import Classifier, build
+from pipeline.models.build import build
+from pipeline.models.classifier import Classifier
 from pipeline.models.resnet import DESIGNS, ResNet
 
 DEPTHS = (18, 34, 50, 101, 152)

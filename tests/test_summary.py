@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.cli import run
 from pipeline.config import load
-from pipeline.summary import summarise
+from pipeline.models.summary import summarise
 
 PUBLISHED = {18: 1.8e9, 34: 3.6e9, 50: 3.8e9, 101: 7.6e9, 152: 11.3e9}
 

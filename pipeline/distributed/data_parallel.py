@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from pipeline.common.errors import ConfigError
 from pipeline.config.training import DistributedConfig
 from pipeline.distributed.process_group import Ranks
-from pipeline.models.build import Classifier
+from pipeline.models.classifier import Classifier
 
 Tree = TypeVar("Tree")
 HOOKS = {"bf16": default_hooks.bf16_compress_hook, "fp16": default_hooks.fp16_compress_hook}

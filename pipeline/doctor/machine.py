@@ -20,7 +20,7 @@ from pipeline.data.image_store import JPEG_BYTES_PER_PIXEL
 from pipeline.data.sources import cub200
 from pipeline.doctor.finding import Finding, unlike
 from pipeline.doctor.subject import SMALL, Subject, expected
-from pipeline.precision import cpu_has_bf16
+from pipeline.models.precision import cpu_has_bf16
 
 SHARED_MEMORY = Path("/dev/shm")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")

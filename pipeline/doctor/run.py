@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pipeline import precision
 from pipeline.common import console
 from pipeline.common.errors import UserError
 from pipeline.config.schema import Config
@@ -16,6 +15,7 @@ from pipeline.distributed.process_group import Ranks
 from pipeline.doctor import dataset, machine, model, steps
 from pipeline.doctor.finding import Finding, State, agreed, of_error
 from pipeline.doctor.subject import Subject
+from pipeline.models import precision
 
 STYLES: dict[State, str | None] = {
     "ok": None,

@@ -25,7 +25,7 @@ from pipeline.data.prepare import Prepared
 from pipeline.data.sources import cub200
 from pipeline.distributed.process_group import Ranks
 from pipeline.job import Job, Start
-from pipeline.precision import Precision
+from pipeline.models.precision import Precision
 
 SMALL = {"digits": (10, 4_000, 1_000), "mnist": (10, 60_000, 10_000), "cifar10": (10, 50_000, 10_000)}
 PICTURES = 8  # different ones, of the stand-in

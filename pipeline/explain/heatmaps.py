@@ -16,7 +16,7 @@ from pipeline.data import loader, sampling
 from pipeline.data.prepare import Prepared
 from pipeline.data.transforms import CentreCrop
 from pipeline.distributed.process_group import Ranks
-from pipeline.models.build import Classifier
+from pipeline.models.classifier import Classifier
 
 Maps = npt.NDArray[np.float16]
 BATCH = 16

@@ -1,112 +1,19 @@
 """A backbone, of timm or our own, with its weights and a head for C classes, behind one forward for uint8 images."""
 
 import difflib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import timm
-import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
 
-from pipeline.common import console, files
 from pipeline.common.errors import ConfigError, WeightsError
 from pipeline.config import messages
 from pipeline.config.model import ModelConfig
-from pipeline.models import resnet, weights
-from pipeline.models.heads import GeM, MidLevelHead, mid_level_head, pool_by_gem
-
-Module = TypeVar("Module", bound=nn.Module)
-ABSENT_NAMED = 5
-
-
-class Classifier(nn.Module):
-    """Normalises inside, so that nothing float is copied and an exported model cannot be fed wrongly."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(
-        self,
-        backbone: nn.Module,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        mid_head: MidLevelHead | None = None,
-        *,
-        grey: bool = False,
-    ) -> None:
-        """mean, std: of the RGB values, range 0..1. grey: the backbone takes one channel, the mean of the three."""
-        super().__init__()
-        self.backbone = backbone
-        self.grey = grey
-        self.mid_head = mid_head
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """images uint8 [B, 3, H, W] -> logits, float32 (bfloat16 or float16 under autocast).
-
-        In evaluation [B, C], the mean over the heads; in training [heads, B, C], each with a loss of its own.
-        """
-        logits = self._heads(self.normalised(images))
-        return logits if self.training else logits.mean(0)
-
-    def normalised(self, images: Tensor) -> Tensor:
-        """What the backbone takes: uint8 [B, 3, H, W] -> float32 [B, 3, H, W], or [B, 1, H, W] where it is grey."""
-        normalised: Tensor = (images - self.mean) / self.std
-        return normalised.mean(1, keepdim=True) if self.grey else normalised
-
-    def _heads(self, images: Tensor) -> Tensor:
-        backbone: Any = self.backbone
-        if self.mid_head is None:
-            return torch.stack([backbone(images)])  # a copy: shards do not bear views
-        last, (mid, _) = backbone.forward_intermediates(images, indices=2)
-        return torch.stack([backbone.forward_head(last), self.mid_head(mid)])
-
-    @property
-    def head(self) -> nn.Module:
-        """The last layer of the backbone."""
-        return _head(self.backbone)
-
-    @property
-    def new_layers(self) -> list[nn.Module]:
-        """What is new for these classes: the heads, and a pooling that learns."""
-        pools = [module for module in self.backbone.modules() if isinstance(module, GeM)]
-        return [self.head, *pools, *([self.mid_head] if self.mid_head else [])]
-
-    def class_activation(self, images: Tensor, labels: Tensor) -> Tensor:
-        """How much each place of an image speaks for a class: [B, 3, H, W], int64 [B] -> float32 [B, h, w].
-
-        Class activation maps (Zhou et al. 2016, arXiv:1512.04150): the last feature map, weighted by the
-        classifier's row of the class.
-
-        Raises:
-            ConfigError: the backbone does not end in a feature map, pooled, and one linear layer.
-        """
-        backbone: Any = self.backbone
-        features = backbone.forward_features(self.normalised(images))
-        weight = getattr(self.head, "weight", None)
-        if weight is None or features.ndim != 4 or weight.shape[1] != features.shape[1]:
-            raise ConfigError(
-                f"class activation maps need a last feature map and one linear layer, and {type(backbone).__name__} "
-                "has no such end; take mixup or cutmix instead of snapmix"
-            )
-        return torch.einsum("bdhw,bd->bhw", features.float(), weight[labels].float())
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without gradients and in evaluation mode, in which nothing of the model changes; then as before."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+from pipeline.models import resnet
+from pipeline.models.classifier import Classifier
+from pipeline.models.heads import mid_level_head, pool_by_gem
+from pipeline.models.pretrained import _body, _load
 
 
 def build(config: ModelConfig, classes: int) -> tuple[Classifier, dict[str, Any]]:
@@ -141,17 +48,6 @@ def build(config: ModelConfig, classes: int) -> tuple[Classifier, dict[str, Any]
 def without_weights(config: ModelConfig) -> ModelConfig:
     """The same model from random weights: for a checkpoint that brings its own."""
     return config.model_copy(update={"pretrained": False, "weights": None})
-
-
-def freeze_batchnorm(model: Module) -> Module:
-    """Put batch norms into evaluation mode: pretrained statistics are used and not updated.
-
-    Call it after `model.train()`. The affine weights go on learning.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
-    return model
 
 
 def _own(config: ModelConfig, classes: int) -> resnet.ResNet:
@@ -221,37 +117,3 @@ def _options(config: ModelConfig) -> dict[str, Any]:
 
 def _hub(pretrained_cfg: Mapping[str, Any]) -> str:
     return str(pretrained_cfg.get("hf_hub_id") or pretrained_cfg.get("url"))
-
-
-def _head(backbone: Any) -> nn.Module:
-    """The classifier; distilled networks have two, side by side."""
-    head = backbone.get_classifier()
-    return head if isinstance(head, nn.Module) else nn.ModuleList(head)
-
-
-def _body(backbone: Any) -> dict[str, Tensor]:
-    """Parameters and running statistics without the head's; batch norm's step counter is no weight."""
-    head = {tensor.data_ptr() for tensor in _head(backbone).state_dict().values()}
-    return {
-        name: tensor
-        for name, tensor in backbone.state_dict().items()
-        if tensor.is_floating_point() and tensor.data_ptr() not in head
-    }
-
-
-def _load(backbone: Any, path: Path) -> dict[str, Any]:
-    """Load what fits by name and shape; few tensors loaded is an error."""
-    state, body = weights.read(path), _body(backbone)
-    fitting = {
-        name: state[name] for name, own in body.items() if name in state and state[name].shape == own.shape
-    }
-    share = len(fitting) / len(body)
-    if share < 1:
-        absent = ", ".join([name for name in body if name not in fitting][:ABSENT_NAMED])
-        found = f"{path}: fits {len(fitting)} of the model's {len(body)} tensors by name and shape (not: {absent} ...)"
-        if share < weights.LEAST_SHARE:
-            raise WeightsError(f"{found}; bring the weights of this very model or set model.pretrained=false")
-        console.warn(f"{found}; the others start from random values")
-    backbone.load_state_dict(fitting, strict=False)
-    digest = files.digest_of_file(path)
-    return {"source": str(path), "sha256": digest, "tensors": len(fitting), "share": share}

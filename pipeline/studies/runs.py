@@ -8,7 +8,7 @@ from pipeline.data import prepare
 from pipeline.data.loader import Images
 from pipeline.data.transforms import CentreCrop
 from pipeline.distributed.process_group import Ranks
-from pipeline.models.build import Classifier
+from pipeline.models.classifier import Classifier
 from pipeline.studies.plan import Member
 
 

@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.common import console
 from pipeline.config.schema import Config
-from pipeline.models.build import Classifier, build, without_weights
+from pipeline.models.build import build, without_weights
+from pipeline.models.classifier import Classifier
 
 CLASSES = {"cub200": 200, "digits": 10, "mnist": 10, "cifar10": 10}
 FLOPS_A_MULTIPLY_ADD = 2  # torch's counter has the multiplication and the addition as one each

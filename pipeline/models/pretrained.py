@@ -11,7 +11,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.common.errors import WeightsError
+from pipeline.common import console, files
+from pipeline.common.errors import CheckpointError, WeightsError
+from pipeline.distributed import data_parallel
+from pipeline.models import pretrained as pretrained_module
+from pipeline.models.classifier import Classifier, _head
 
 LEAST_SHARE = 0.9  # of the tensors: with fewer, what is trained is not a pretrained network
 WRAPPERS = ("state_dict", "model", "model_state", "state_dict_ema")
@@ -54,3 +58,51 @@ def read(path: Path) -> dict[str, Tensor]:
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None):
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
+
+
+ABSENT_NAMED = 5
+
+
+def _body(backbone: Any) -> dict[str, Tensor]:
+    """Parameters and running statistics without the head's; batch norm's step counter is no weight."""
+    head = {tensor.data_ptr() for tensor in _head(backbone).state_dict().values()}
+    return {
+        name: tensor
+        for name, tensor in backbone.state_dict().items()
+        if tensor.is_floating_point() and tensor.data_ptr() not in head
+    }
+
+
+def _load(backbone: Any, path: Path) -> dict[str, Any]:
+    """Load what fits by name and shape; few tensors loaded is an error."""
+    state, body = pretrained_module.read(path), _body(backbone)
+    fitting = {
+        name: state[name] for name, own in body.items() if name in state and state[name].shape == own.shape
+    }
+    share = len(fitting) / len(body)
+    if share < 1:
+        absent = ", ".join([name for name in body if name not in fitting][:ABSENT_NAMED])
+        found = f"{path}: fits {len(fitting)} of the model's {len(body)} tensors by name and shape (not: {absent} ...)"
+        if share < pretrained_module.LEAST_SHARE:
+            raise WeightsError(f"{found}; bring the weights of this very model or set model.pretrained=false")
+        console.warn(f"{found}; the others start from random values")
+    backbone.load_state_dict(fitting, strict=False)
+    digest = files.digest_of_file(path)
+    return {"source": str(path), "sha256": digest, "tensors": len(fitting), "share": share}
+
+
+def _load_weights(
+    model: Classifier, weights: Mapping[str, Tensor], content: dict[str, Any], path: Path
+) -> None:
+    own = model.state_dict()
+    weights = {
+        name: data_parallel.like(weight, own[name]) if name in own else weight
+        for name, weight in weights.items()
+    }
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        name = content["config"]["model"]["name"]
+        raise CheckpointError(
+            f"{path}: holds the weights of another model ({name}); give the configuration it was trained with"
+        ) from error
