@@ -1,10 +1,10 @@
 """What a run is: written down beside its results, and said when it starts."""
 
-from pipeline import environment
 from pipeline.common import console, files
 from pipeline.config import load
 from pipeline.config.schema import Config
 from pipeline.job import Job, Start
+from pipeline.runs import environment
 
 
 def announce(job: Job, start: Start, last_step: int) -> None:

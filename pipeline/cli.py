@@ -105,7 +105,7 @@ def report(config: Config) -> dict[str, Any]:
 def _published(config: Config, result: dict[str, Any]) -> dict[str, Any]:
     """Bring W&B up to a result, on the first rank: the others have none."""
     if result:
-        from pipeline.follower import publish
+        from pipeline.runs.wandb_process import publish
 
         publish(config)
     return result
@@ -169,17 +169,17 @@ def sweep(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def runs(arguments: argparse.Namespace) -> dict[str, Any] | None:
     """List all runs below a folder; `diff RUN RUN` shows in what two differ, `rm RUN...` deletes after asking."""
-    from pipeline import runs
+    from pipeline.runs import listing as listing_module
 
     what, *rest = arguments.words or ["runs"]
     paths = [Path(word) for word in rest]
     if what == "diff" and len(paths) == 2:
-        return runs.difference(*paths)
+        return listing_module.difference(*paths)
     if what == "rm" and paths:
-        return runs.remove(paths, arguments.yes)
+        return listing_module.remove(paths, arguments.yes)
     if what in ("diff", "rm") or rest:
         raise ConfigError("runs: give a folder, or diff RUN RUN, or rm RUN...")
-    runs.listing(Path(what), arguments.sort, arguments.csv)
+    listing_module.listing(Path(what), arguments.sort, arguments.csv)
     return None
 
 
@@ -189,11 +189,11 @@ def sync(arguments: argparse.Namespace) -> dict[str, Any]:
 
     overrides = [word for word in arguments.words if "=" in word and not Path(word).exists()]
     runs = [Path(word) for word in arguments.words if word not in overrides]
-    if not runs:
+    if not listing_module:
         raise UserError("sync: no run is named; give run directories, such as runs/NAME")
     if arguments.follow:
-        return sending.follow(runs[0], arguments.follow, overrides)
-    return (sending.offline if arguments.offline else sending.sync)(runs, overrides)
+        return sending.follow(listing_module[0], arguments.follow, overrides)
+    return (sending.offline if arguments.offline else sending.sync)(listing_module, overrides)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -249,7 +249,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     sweeping.add_argument(
         "--pruner", choices=("median", "hyperband", "none"), help="without it, as early_terminate says"
     )
-    listing = add("runs", runs, "FOLDER", "runs, or another folder of runs; or: diff RUN RUN; or: rm RUN...")
+    listing = add(
+        "runs", listing_module, "FOLDER", "runs, or another folder of runs; or: diff RUN RUN; or: rm RUN..."
+    )
     listing.add_argument("--sort", default="started", metavar="COLUMN", help="of a list: by what; started")
     listing.add_argument(
         "--csv", action="store_true", help="a list as CSV, a column for each key that differs"

@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline import paired, stored
+from pipeline import paired
 from pipeline.common import files, tables
 from pipeline.common.errors import DataError
 from pipeline.config import load
 from pipeline.config.key_effects import FREE
 from pipeline.report import verdict
+from pipeline.runs import predictions
 
 
 @dataclass(frozen=True)
@@ -103,12 +104,12 @@ def compare(paths: Sequence[Path], split: str, out: Path | None) -> dict[str, An
 
 def read(path: Path, split: str, name: str) -> Run:
     """The stored evaluation of a split in a run directory; a `UserError` names what is missing or damaged."""
-    folder = stored.folder_of(path, split)
-    names = stored.read_class_names(folder)
-    predicted = stored.read_predictions(folder, names).sort_values("id", ignore_index=True)
+    folder = predictions.folder_of(path, split)
+    names = predictions.read_class_names(folder)
+    predicted = predictions.read_predictions(folder, names).sort_values("id", ignore_index=True)
     settings = load.read_tree(path / "config.yaml")
     # The checkpoint and the views of an evaluation are part of what is compared.
-    about = stored.read_metrics(folder)
+    about = predictions.read_metrics(folder)
     seen = [Path(about.get("checkpoint", "")).name, about.get("tta", "none")]
     digest = files.digest_of([_without(settings, FREE), seen])
     return Run(name, predicted, names, settings.get("seed"), digest)
@@ -133,8 +134,8 @@ def _without(tree: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
 
 def _same(one: Run, path: Path, other: Run, path_other: Path, split: str) -> None:
     """Raise a `DataError` unless two runs predicted the same images of the same classes."""
-    where, where_other = (stored.folder_of(run, split) / "predictions.csv" for run in (path, path_other))
-    stored.same_images(one.predicted["id"], where, other.predicted["id"], where_other)
+    where, where_other = (predictions.folder_of(run, split) / "predictions.csv" for run in (path, path_other))
+    predictions.same_images(one.predicted["id"], where, other.predicted["id"], where_other)
     differing = (one.predicted["path"] != other.predicted["path"]) | (
         one.predicted["class_name"] != other.predicted["class_name"]
     )

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import log_softmax, logsumexp
 
-from pipeline import engine, features, metrics, stored, trained
+from pipeline import engine, features, metrics, trained
 from pipeline.common import console, files
 from pipeline.common.errors import DataError
 from pipeline.config.schema import Config
@@ -20,6 +20,7 @@ from pipeline.distributed import consistency, process_group
 from pipeline.distributed.process_group import Ranks
 from pipeline.numbers import numbers
 from pipeline.report import page, screen
+from pipeline.runs import predictions
 from pipeline.trained import Trained
 
 NOT_A_RESULT = "not a result: choosing a checkpoint by the test split would make its accuracy unfit to quote"
@@ -84,8 +85,8 @@ class Look:
         if split == "test" and self.ranks.first:
             count_reading(self.config.run_dir, model, looked.scores(self.labels)[0], purpose)
         ids = self.data.samples["id"].to_numpy()[rows]
-        outputs = stored.Outputs(ids, looked.logits, looked.features)
-        stored.check_outputs(outputs, model.path, self.data.samples["label"].nunique())
+        outputs = predictions.Outputs(ids, looked.logits, looked.features)
+        predictions.check_outputs(outputs, model.path, self.data.samples["label"].nunique())
         return looked
 
     def reads(self) -> dict[str, int]:
@@ -154,14 +155,16 @@ def _report(
     origin: dict[str, Any],
 ) -> dict[str, Any]:
     samples = data.samples
-    folder = stored.folder_of(config.run_dir, config.eval.split)
+    folder = predictions.folder_of(config.run_dir, config.eval.split)
     rows = samples.iloc[looked.rows]
     predicted = metrics.predictions(rows, looked.logits, sample_table.class_names(samples))
-    outputs = stored.Outputs(rows["id"].to_numpy("int64"), looked.logits, looked.features)
+    outputs = predictions.Outputs(rows["id"].to_numpy("int64"), looked.logits, looked.features)
     validation = None
     if validated is not None:
-        validation = stored.Validation(validated.logits, samples["label"].to_numpy("int64")[validated.rows])
-    stored.write(folder, predicted, outputs, validation)
+        validation = predictions.Validation(
+            validated.logits, samples["label"].to_numpy("int64")[validated.rows]
+        )
+    predictions.write(folder, predicted, outputs, validation)
     found, tables = numbers(folder, samples, origin)
     if config.report.write:
         page.build(config, folder)

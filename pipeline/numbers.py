@@ -11,10 +11,11 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline import calibration, confusion, intervals, metrics, stored
+from pipeline import calibration, confusion, intervals, metrics
 from pipeline.common import files
 from pipeline.common import tables as tables_module
 from pipeline.data import sample_table
+from pipeline.runs import predictions
 
 # What metrics.json holds that does not follow from the predictions: where they are from.
 ORIGIN = (
@@ -47,15 +48,17 @@ def numbers(
         DataError: stored files are missing, damaged, or do not fit each other or the sample table.
     """
     if origin is None:
-        before = stored.read_metrics(folder)
+        before = predictions.read_metrics(folder)
         origin = {key: before[key] for key in ORIGIN if key in before}
     names = sample_table.class_names(samples)
-    predicted = stored.read_predictions(folder, names)
-    stored.check_against(predicted, samples[samples["split"] == origin["split"]], folder / "predictions.csv")
-    outputs = stored.read_outputs(folder, predicted, len(names))
+    predicted = predictions.read_predictions(folder, names)
+    predictions.check_against(
+        predicted, samples[samples["split"] == origin["split"]], folder / "predictions.csv"
+    )
+    outputs = predictions.read_outputs(folder, predicted, len(names))
     train = samples.loc[samples["split"] == "train", "label"].value_counts()
     classes = metrics.per_class(predicted, names, train.reindex(range(len(names)), fill_value=0).tolist())
-    calibrated, bins, curve = _confidence(predicted, outputs, stored.read_validation(folder, len(names)))
+    calibrated, bins, curve = _confidence(predicted, outputs, predictions.read_validation(folder, len(names)))
     found = {
         **origin,
         **metrics.summary(predicted),
@@ -77,7 +80,7 @@ def numbers(
 
 
 def _confidence(
-    predicted: pd.DataFrame, outputs: stored.Outputs, validation: stored.Validation | None
+    predicted: pd.DataFrame, outputs: predictions.Outputs, validation: predictions.Validation | None
 ) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
     """Numbers of calibration and selective prediction; the tables of reliability and of coverage.
 
@@ -106,7 +109,7 @@ def _confidence(
 
 
 def _scaled(
-    outputs: stored.Outputs, labels: calibration.Labels, validation: stored.Validation
+    outputs: predictions.Outputs, labels: calibration.Labels, validation: predictions.Validation
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Numbers and bins of reliability after the temperature that fits the validation images best."""
     temperature = calibration.fit_temperature(validation.logits, validation.label)

@@ -4,12 +4,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from pipeline import checkpoint
 from pipeline.common import console
 from pipeline.common.errors import CheckpointError
 from pipeline.config import load
 from pipeline.config.key_effects import FORCED_KEYS, FREE_KEYS
 from pipeline.config.schema import Config
+from pipeline.runs import checkpoints
 
 
 def start_from(config: Config, classes: list[str], samples: str) -> tuple[Path, dict[str, Any]] | None:
@@ -25,8 +25,8 @@ def start_from(config: Config, classes: list[str], samples: str) -> tuple[Path, 
     if wanted == "never" or (wanted == "auto" and not last.is_file()):
         return None
     path = last if wanted == "auto" else Path(wanted)
-    content = checkpoint.read(path)
-    checkpoint.check_data(content, path, classes, samples)
+    content = checkpoints.read(path)
+    checkpoints.check_data(content, path, classes, samples)
     differences = load.differences(load.completed(content["config"]), config.model_dump(mode="json"))
     changed = {
         key: f"{key} {before} -> {now}" for key, before, now in differences if not key.startswith(FREE_KEYS)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pipeline import checkpoint, engine, gradients, job, optim, phases, resume, status
+from pipeline import checkpoint, engine, gradients, job, optim, phases, resume
 from pipeline.announce import announce
 from pipeline.checkpoint import Best, Totals
 from pipeline.common import console, files, hardware, signals
@@ -22,7 +22,8 @@ from pipeline.freezing import Freezing
 from pipeline.job import Job
 from pipeline.meter import Meter, NotFinite
 from pipeline.report import curves
-from pipeline.tracking import Both, Nothing, Tracker, tracker
+from pipeline.runs import checkpoints, status
+from pipeline.runs.trackers import Both, Nothing, Tracker, tracker
 
 REDRAW_S = 60.0  # of curves.png, at the most
 
@@ -314,9 +315,9 @@ class Run:
         content = checkpoint.content_of(self.state, self.calendar.epoch(self.state.step), about, self.ranks)
         if self.ranks.first:
             folder = self.config.checkpoints_dir
-            checkpoint.save(folder / name, content)
+            checkpoints.save(folder / name, content)
             if name == "last.pt":
-                checkpoint.keep_last(folder, self.state.step, self.config.train.keep_checkpoints)
+                checkpoints.keep_last(folder, self.state.step, self.config.train.keep_checkpoints)
         self.saved_at = time.monotonic()
         self.ranks.wait()
 

@@ -17,6 +17,7 @@ from pipeline.distributed.process_group import Ranks
 from pipeline.models.build import build, without_weights
 from pipeline.models.classifier import Classifier
 from pipeline.models.precision import Precision
+from pipeline.runs import checkpoints
 
 # Keys of `model` that may differ: they change how it was trained, not what it is.
 FREE_KEYS = {"pretrained", "weights", "freeze_batchnorm", "dropout", "stochastic_depth"}
@@ -48,7 +49,7 @@ def load(config: Config, samples: pd.DataFrame, path: Path, ranks: Ranks) -> Tra
             other data than it was trained on.
     """
     content, digest = _read(path, ranks)
-    checkpoint.check_data(content, path, sample_table.class_names(samples), sample_table.digest(samples))
+    checkpoints.check_data(content, path, sample_table.class_names(samples), sample_table.digest(samples))
     return _trained(config, content, path, digest, ranks)
 
 
@@ -64,7 +65,7 @@ def load_without_data(config: Config, path: Path, ranks: Ranks) -> tuple[Trained
 
 def _read(path: Path, ranks: Ranks) -> tuple[dict[str, Any], str]:
     """A checkpoint's content and SHA-256, as the first rank has them."""
-    return ranks.from_first((checkpoint.read(path), files.digest_of_file(path)) if ranks.first else ({}, ""))
+    return ranks.from_first((checkpoints.read(path), files.digest_of_file(path)) if ranks.first else ({}, ""))
 
 
 def _trained(config: Config, content: dict[str, Any], path: Path, digest: str, ranks: Ranks) -> Trained:

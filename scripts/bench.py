@@ -37,7 +37,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from pipeline import engine, optim, phases, records, tracking
+from pipeline import engine, optim, phases
 from pipeline.checkpoint import TrainState
 from pipeline.common import console
 from pipeline.common.errors import UserError
@@ -51,6 +51,7 @@ from pipeline.distributed.data_parallel import replicate
 from pipeline.distributed.process_group import Ranks
 from pipeline.models import precision
 from pipeline.models.build import build, without_weights
+from pipeline.runs import log, trackers
 from pipeline.train import train
 
 DRAWN = [
@@ -234,7 +235,7 @@ def bench_tracking(words: list[str]) -> None:
         )
         prepare.prepare(config)
         train(config)
-        logged = records.read(config.run_dir / "log.jsonl")
+        logged = log.read(config.run_dir / "log.jsonl")
         ends = [record["seconds"] for record in logged if record["kind"] == "epoch"]
         epoch_s = (ends[-1] - ends[0]) / (len(ends) - 1)
         opening_s, logging_s = zip(*(log_again(again, logged) for _ in range(ROUNDS)), strict=True)
@@ -254,9 +255,9 @@ def bench_tracking(words: list[str]) -> None:
 def log_again(config: Config, logged: list[dict[str, Any]]) -> tuple[float, float]:
     """Seconds to open a run's tracking, and to log its records and close it."""
     shutil.rmtree(config.run_dir, ignore_errors=True)
-    bare = [{k: v for k, v in record.items() if k not in records.CLOCKS} for record in logged]
+    bare = [{k: v for k, v in record.items() if k not in log.CLOCKS} for record in logged]
     began = time.perf_counter()
-    track = tracking.tracker(config, 0)
+    track = trackers.tracker(config, 0)
     opened = time.perf_counter()
     for record in bare:
         track.log(record)

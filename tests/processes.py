@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from pipeline.cli import run
 from pipeline.common import signals
 from pipeline.config import load
-from pipeline.records import Record
+from pipeline.runs.log import Record
 
 WAIT_S = 120
 

@@ -12,10 +12,11 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import checkpoint, cli, engine, resume
+from pipeline import cli, engine, resume
 from pipeline.data.loader import Batch
 from pipeline.distributed import process_group
 from pipeline.distributed.heartbeat import RollCall
+from pipeline.runs import checkpoints
 from tests import ranks, tiny
 
 # Twenty steps and what goes across ranks in them: batch norm over all ranks, clipping, averaging, frozen stages
@@ -106,7 +107,7 @@ def statistics(tmp: Path) -> list[list[float]]:
 def test_running_statistics_are_the_mean_over_ranks_on_all_of_them(birds: Path, tmp_path: Path) -> None:
     one, other = (rank.value for rank in ranks.run(statistics, 2, tmp_path))
     assert one == other
-    content = checkpoint.read(tmp_path / "runs/tiny/checkpoints/last.pt")
+    content = checkpoints.read(tmp_path / "runs/tiny/checkpoints/last.pt")
     saved = [
         value.tolist()
         for part in ("model", "ema")
@@ -181,7 +182,7 @@ def test_a_checkpoint_that_only_the_first_machine_has_is_everyones(birds: Path, 
     assert [rank.value for rank in second] == [0, 0], second[0].said
     last = "runs/tiny/checkpoints/last.pt"
     assert tiny.weights(tmp_path / "0" / last).keys() == tiny.weights(tmp_path / "whole" / last).keys()
-    assert checkpoint.read(tmp_path / "0" / last)["step"] == 10
+    assert checkpoints.read(tmp_path / "0" / last)["step"] == 10
 
 
 def test_a_job_that_a_launcher_starts_again_goes_on_whatever_it_was_told_first(
@@ -203,7 +204,7 @@ def test_a_run_in_shards_leaves_a_checkpoint_like_any_other(birds: Path, tmp_pat
         )
         assert [rank.value for rank in ended] == [0] * world, ended[0].said
     shards, whole = (
-        checkpoint.read(tmp_path / f"runs/{name}/checkpoints/last.pt") for name in ("shards", "whole")
+        checkpoints.read(tmp_path / f"runs/{name}/checkpoints/last.pt") for name in ("shards", "whole")
     )
     for part in ("model", "ema"):
         assert shards[part].keys() == whole[part].keys()

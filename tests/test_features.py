@@ -12,6 +12,7 @@ from pipeline.data import prepare
 from pipeline.distributed.process_group import Ranks
 from pipeline.models.build import build, without_weights
 from pipeline.models.classifier import Classifier
+from pipeline.runs import checkpoints
 from tests import tiny
 
 ALONE = Ranks(0, 1, 1, torch.device("cpu"))
@@ -24,7 +25,7 @@ def job(trained: Path, tmp_path: Path) -> tuple[Config, prepare.Prepared, Classi
     data = prepare.load(config)
     model, _ = build(without_weights(config.model), tiny.SPECIES)
     path = config.checkpoints_dir / "best.pt"
-    checkpoint.load_model(model, checkpoint.read(path), path)
+    checkpoint.load_model(model, checkpoints.read(path), path)
     return config, data, model
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import records, status
 from pipeline.cli import run
 from pipeline.common import files
 from pipeline.config import load
+from pipeline.runs import log as log_module
+from pipeline.runs import status
 from tests import tiny
 
 
@@ -29,7 +30,7 @@ def runs(trained: Path, tmp_path: Path) -> Path:
     metrics = {"split": "test", "n": 18, "top1": 0.25, "top5": 0.9, "per_class_mean": 0.25}
     files.write_json(folder / "whole/eval/test/metrics.json", metrics)
     log = folder / "lower/log.jsonl"
-    epochs = [record for record in records.read(log) if record["kind"] == "epoch"]
+    epochs = [record for record in log_module.read(log) if record["kind"] == "epoch"]
     files.write_text(log, json.dumps({**epochs[0], "val_top1": 0.5, "seconds": 3723.4}) + "\n")
     now = status.read(folder / "lower")
     assert now is not None
@@ -89,7 +90,7 @@ def test_csv_has_a_column_for_each_key_that_differs(runs: Path, capsys: pytest.C
         ("0.02", "4"),
         ("0.02", "0"),
     ]
-    best = records.best(records.read(runs / "whole/log.jsonl"))
+    best = log_module.best(log_module.read(runs / "whole/log.jsonl"))
     assert best is not None
     assert (
         whole.items()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import status
 from pipeline.common.errors import CheckpointError, Stopped, UserError
+from pipeline.runs import status
 from tests import tiny
 
 

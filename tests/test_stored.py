@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import cli, numbers, stored
+from pipeline import cli, numbers
 from pipeline.common.errors import DataError
 from pipeline.data import sample_table
+from pipeline.runs import predictions
 from tests import tiny
 
 Damage = Callable[[Path], None]
@@ -162,17 +163,17 @@ def test_the_numbers_follow_from_the_stored_files_alone(runs: Path) -> None:
 
 def test_outputs_are_written_and_read_back(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    outputs = stored.Outputs(
+    outputs = predictions.Outputs(
         np.array([4, 2, 9]),
         random.normal(size=(3, 2)).astype(np.float32),
         random.normal(size=(3, 5)).astype(np.float32),
     )
     predicted = pd.DataFrame({"id": outputs.id, "predicted": outputs.logits.argmax(axis=1)})
-    validation = stored.Validation(outputs.logits[:2], np.array([0, 1]))
-    stored.write(tmp_path, predicted, outputs, validation)
-    back = stored.read_outputs(tmp_path, predicted, 2)
+    validation = predictions.Validation(outputs.logits[:2], np.array([0, 1]))
+    predictions.write(tmp_path, predicted, outputs, validation)
+    back = predictions.read_outputs(tmp_path, predicted, 2)
     assert all(np.array_equal(getattr(back, name), value) for name, value in vars(outputs).items())
-    again = stored.read_validation(tmp_path, 2)
+    again = predictions.read_validation(tmp_path, 2)
     assert again is not None and np.array_equal(again.logits, validation.logits)
-    stored.write(tmp_path, predicted, outputs)
-    assert stored.read_validation(tmp_path, 2) is None
+    predictions.write(tmp_path, predicted, outputs)
+    assert predictions.read_validation(tmp_path, 2) is None

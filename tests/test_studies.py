@@ -11,10 +11,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pipeline import cli, records
+from pipeline import cli
 from pipeline.common import files
 from pipeline.common.errors import ConfigError
 from pipeline.config import load
+from pipeline.runs import log as log_module
 from pipeline.studies import figures, plan, results, run
 from pipeline.studies.plan import Plan
 from pipeline.train import train
@@ -325,7 +326,7 @@ def test_validation_chooses_as_the_run_does(done: Path) -> None:
         {"kind": "epoch", "step": 3, "val_top1": 0.4, "val_loss": 0.1},
         {"kind": "step", "step": 4, "loss": 0.1},
     ]
-    assert records.best(tied)["step"] == 2
+    assert log_module.best(tied)["step"] == 2
 
 
 def test_a_study_needs_a_file_that_is_there() -> None:

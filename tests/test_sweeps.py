@@ -14,11 +14,13 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import cli, records, status, workers
+from pipeline import cli, workers
 from pipeline.common import hardware
 from pipeline.common.errors import ConfigError, DataError
 from pipeline.config import load
 from pipeline.intervals import wilson
+from pipeline.runs import log as log_module
+from pipeline.runs import status
 from pipeline.sweeps import results, run, trials
 from pipeline.sweeps.plan import Plan
 from pipeline.sweeps.trials import JOURNAL, Trials
@@ -199,7 +201,7 @@ def test_a_grid_with_a_rate_that_diverges(
     assert rows["optim.lr"].tolist() == [0.02, 1e30, 0.001]
     assert "training has diverged" in rows["why"][1]
     for number in (0, 2):
-        epochs = [r for r in records.read(folder / f"trial-00{number}/log.jsonl") if r["kind"] == "epoch"]
+        epochs = [r for r in log_module.read(folder / f"trial-00{number}/log.jsonl") if r["kind"] == "epoch"]
         assert rows["val_top1"][number] == max(record["val_top1"] for record in epochs)
         assert rows["epochs"][number] == 2
     best = max((0, 2), key=lambda number: (rows["val_top1"][number], -number))
@@ -396,7 +398,7 @@ def test_killed_and_stopped_a_sweep_goes_on_and_its_best_is_had_again(birds: Pat
     assert all(not start.startswith("0 ") for start in starts[1:])  # from its checkpoint
     for number in range(3):
         steps = [
-            r["step"] for r in records.read(folder / f"trial-00{number}/log.jsonl") if r["kind"] == "epoch"
+            r["step"] for r in log_module.read(folder / f"trial-00{number}/log.jsonl") if r["kind"] == "epoch"
         ]
         assert steps == list(range(5, 61, 5))  # each once, in order
 

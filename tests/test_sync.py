@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pipeline import environment
 from pipeline.cli import run
 from pipeline.common.errors import UserError
+from pipeline.runs import environment
 from pipeline.sync.place import Place
 from pipeline.sync.rows import Row, best, extremes, rows
 from pipeline.sync.tables import cells

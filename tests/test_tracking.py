@@ -8,8 +8,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline import gradients, records
-from pipeline.records import Record
+from pipeline import gradients
+from pipeline.runs import log as log_module
+from pipeline.runs.log import Record
 from pipeline.train import train
 from tests import tiny
 from tests.test_train import interrupt, log_reaches
@@ -33,7 +34,7 @@ def scalars(found: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
     """What a person would want to see of a log: the numbers of each kind and field, with their steps."""
     series: dict[str, list[tuple[int, float]]] = {}
     for record in found:
-        for name in records.FIELDS[record["kind"]]:
+        for name in log_module.FIELDS[record["kind"]]:
             if isinstance(record[name], int | float):
                 series.setdefault(f"{record['kind']}/{name}", []).append((record["step"], record[name]))
     return series
@@ -42,7 +43,7 @@ def scalars(found: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
 def test_tensorboard_holds_the_numbers_of_the_log(run: Path) -> None:
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0})
     events.Reload()
-    expected = scalars(records.read(run / "log.jsonl"))
+    expected = scalars(log_module.read(run / "log.jsonl"))
     assert "step/loss" in expected
     shown = {
         tag: [(event.step, float(event.tensor_proto.float_val[0])) for event in events.Tensors(tag)]
@@ -56,7 +57,7 @@ def test_tensorboard_holds_the_numbers_of_the_log(run: Path) -> None:
 
 def test_tensorboard_holds_the_histograms_of_the_log(run: Path) -> None:
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"histograms": 0}).Reload()
-    found = [record for record in records.read(run / "log.jsonl") if record["kind"] == "gradients"]
+    found = [record for record in log_module.read(run / "log.jsonl") if record["kind"] == "gradients"]
     assert [record["step"] for record in found] == [4, 8, 12]
     for name in found[0]["histograms"]:
         shown = [
@@ -67,7 +68,7 @@ def test_tensorboard_holds_the_histograms_of_the_log(run: Path) -> None:
 
 def test_tables_hold_the_numbers_of_the_log(run: Path) -> None:
     for kind in ("step", "epoch"):
-        expected = [record for record in records.read(run / "log.jsonl") if record["kind"] == kind]
+        expected = [record for record in log_module.read(run / "log.jsonl") if record["kind"] == kind]
         with (run / f"csv/{kind}.csv").open(newline="") as stream:
             rows = list(csv.DictReader(stream))
         assert rows == [
@@ -102,9 +103,9 @@ def test_whoever_watches_sees_every_record_and_may_end_the_run(birds: Path, tmp_
         train(tiny.config(tmp_path, "tracking.log_every_steps=2"), watch)
     *seen, last = watch.seen
     assert last == {"kind": "closed"}
-    written = records.read(tmp_path / "runs/tiny/log.jsonl")
+    written = log_module.read(tmp_path / "runs/tiny/log.jsonl")
     assert [{**record} for record in seen] == [
-        {name: value for name, value in record.items() if name not in records.CLOCKS} for record in written
+        {name: value for name, value in record.items() if name not in log_module.CLOCKS} for record in written
     ]
 
 

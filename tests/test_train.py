@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipeline import checkpoint
+from pipeline.runs import checkpoints as checkpoints_module
 from pipeline.train import Run
 from tests import tiny
 
@@ -272,9 +273,9 @@ def test_a_checkpoint_holds_no_code_and_a_pickle_with_code_is_refused(trained: P
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.system, ("touch evil",)
 
-    torch.save({"format": checkpoint.FORMAT, "model": Evil()}, tmp_path / "evil.pt")
+    torch.save({"format": checkpoints_module.FORMAT, "model": Evil()}, tmp_path / "evil.pt")
     with pytest.raises(checkpoint.CheckpointError, match="damaged, or no checkpoint"):
-        checkpoint.read(tmp_path / "evil.pt")
+        checkpoints_module.read(tmp_path / "evil.pt")
     assert not Path("evil").exists()
 
 

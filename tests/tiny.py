@@ -12,7 +12,7 @@ import torch
 from pipeline.cli import run
 from pipeline.config import load
 from pipeline.config.schema import Config
-from pipeline.records import read
+from pipeline.runs.log import read
 
 SPECIES, IMAGES, TRAIN = 6, 10, 7
 

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import features, stored, trained
+from pipeline import features, trained
 from pipeline.audit import duplicates, labels
 from pipeline.common import console, files, tables
 from pipeline.config.schema import Config
 from pipeline.data import prepare, sample_table
 from pipeline.distributed import consistency, process_group
 from pipeline.report import page
+from pipeline.runs import predictions
 
 SHOWN = 10
 PICTURES = 500  # pairs of which a picture is written, the most alike ones
@@ -45,7 +46,7 @@ def audit(config: Config) -> dict[str, Any]:
             "checkpoint_sha256": model.sha256,
             **summary(errors, doubles),
         }
-        folder = stored.folder_of(config.run_dir, config.eval.split) / "audit"
+        folder = predictions.folder_of(config.run_dir, config.eval.split) / "audit"
         with files.replacing_folder(folder) as part:
             tables.write(errors, part / "label_errors.csv")
             tables.write(doubles, part / "duplicates.csv")

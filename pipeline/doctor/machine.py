@@ -11,7 +11,7 @@ from urllib.parse import urlparse
 
 import torch
 
-from pipeline import environment, optim
+from pipeline import optim
 from pipeline.common.files import size_in_words
 from pipeline.config.optim import Phase
 from pipeline.config.schema import Config
@@ -21,6 +21,7 @@ from pipeline.data.sources import cub200
 from pipeline.doctor.finding import Finding, unlike
 from pipeline.doctor.subject import SMALL, Subject, expected
 from pipeline.models.precision import cpu_has_bf16
+from pipeline.runs import environment
 
 SHARED_MEMORY = Path("/dev/shm")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")

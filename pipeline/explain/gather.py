@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline import features, stored, trained
+from pipeline import features, trained
 from pipeline.common import files, tables
 from pipeline.config.schema import Config
 from pipeline.data import prepare
@@ -28,6 +28,7 @@ from pipeline.data.prepare import training_rows
 from pipeline.distributed import process_group
 from pipeline.distributed.process_group import Ranks
 from pipeline.explain import annotations, chosen, heatmaps, neighbours, pointing
+from pipeline.runs import predictions
 from pipeline.trained import Trained
 
 RECALL_AT = (1, 5)
@@ -57,7 +58,7 @@ class Evaluation:
     about: Mapping[str, Any]
     predicted: pd.DataFrame
     pairs: pd.DataFrame
-    outputs: stored.Outputs
+    outputs: predictions.Outputs
 
     @cached_property
     def rows(self) -> pd.Series:

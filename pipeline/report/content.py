@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import records
 from pipeline.common import files
 from pipeline.data import prepare
 from pipeline.explain import annotations, chosen
 from pipeline.explain.gather import Evaluation, Explained
 from pipeline.report import figures
 from pipeline.report.pictures import Pictures
+from pipeline.runs import log
 
 CLASS_PX = 72
 ATTRIBUTES_SHOWN = 8
@@ -41,7 +41,7 @@ def interval(low: float, high: float, digits: int = 1) -> str:
 
 def training(evaluation: Evaluation) -> str:
     """The curves of training as SVG, empty when the run has no log of an epoch."""
-    found = records.read(evaluation.config.run_dir / "log.jsonl")
+    found = log.read(evaluation.config.run_dir / "log.jsonl")
     return figures.curves(found, int(evaluation.about["epoch"]))
 
 

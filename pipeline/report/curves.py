@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from pipeline import records
 from pipeline.common import files
-from pipeline.records import Record
+from pipeline.runs import log
+from pipeline.runs.log import Record
 
 TRAIN, VALIDATION, MARK = "#8a8f98", "#1f6feb", "#d1495b"
 FAR_APART = 5.0
@@ -27,7 +27,7 @@ STYLE: Any = {
 
 def draw(run_dir: Path) -> None:
     """Draw `curves.png` from a run's `log.jsonl`; nothing before its first epoch is over."""
-    found = records.read(run_dir / "log.jsonl")
+    found = log.read(run_dir / "log.jsonl")
     epochs = [record for record in found if record["kind"] == "epoch"]
     if not epochs:
         return
@@ -126,7 +126,7 @@ def _show_steps(axes: Axes, steps_per_epoch: float) -> None:
 def _mark_best(axes: Axes, looks: Sequence[Record]) -> None:
     if looks[0]["val_top1"] is None:
         return
-    best = records.best(looks)
+    best = log.best(looks)
     assert best is not None
     axes.plot(best["epoch"], best["val_top1"], "o", color=MARK, zorder=3)
     axes.annotate(
@@ -142,7 +142,7 @@ def _mark_best(axes: Axes, looks: Sequence[Record]) -> None:
 
 def mark_phases(axes: Axes, records: Sequence[Record], colour: str) -> None:
     """A line where an optimizer takes over, its name at the top; nothing where there is one alone."""
-    for switch in (record for record in records if record["kind"] == "phase"):
+    for switch in (record for record in log if record["kind"] == "phase"):
         axes.axvline(switch["epoch"], color=colour, linestyle="--", linewidth=1)
         axes.annotate(
             f"{switch['phase']} from here",

@@ -7,13 +7,14 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from pipeline import numbers, stored
+from pipeline import numbers
 from pipeline.common import console, files
 from pipeline.config.schema import Config
 from pipeline.data import prepare, sample_table
 from pipeline.explain import gather
 from pipeline.report import content
 from pipeline.report.pictures import Pictures
+from pipeline.runs import predictions
 
 
 def rebuild(config: Config) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def rebuild(config: Config) -> dict[str, Any]:
     Raises:
         UserError: predictions or data are missing, damaged, or do not belong together.
     """
-    folder = stored.folder_of(config.run_dir, config.eval.split)
+    folder = predictions.folder_of(config.run_dir, config.eval.split)
     numbers.numbers(folder, prepare.load(config).samples)
     path = build(config, folder)
     return {"report": str(path), "size_bytes": path.stat().st_size}
@@ -41,15 +42,15 @@ def build(config: Config, folder: Path) -> Path:
     """
     data = prepare.load(config)
     names = sample_table.class_names(data.samples)
-    predicted = stored.read_predictions(folder, names)
+    predicted = predictions.read_predictions(folder, names)
     evaluation = gather.Evaluation(
         config=config,
         data=data,
         folder=folder,
-        about=stored.read_metrics(folder),
+        about=predictions.read_metrics(folder),
         predicted=predicted,
         pairs=pd.read_csv(folder / "confused_pairs.csv", keep_default_na=False),
-        outputs=stored.read_outputs(folder, predicted, len(names)),
+        outputs=predictions.read_outputs(folder, predicted, len(names)),
     )
     text = render(evaluation, gather.explain(evaluation))
     path = folder / "report.html"

@@ -8,8 +8,9 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from pipeline import records, stored
 from pipeline.intervals import LEVEL
+from pipeline.runs import log as log_module
+from pipeline.runs import predictions
 from pipeline.studies.plan import Member
 
 # What is measured of a run, as columns of runs.csv:
@@ -20,16 +21,16 @@ MEASURES = ("test_top1", "val_top1", "train_error")
 
 def log(member: Member) -> list[dict[str, Any]]:
     """The records of a run."""
-    return records.read(member.config.run_dir / "log.jsonl")
+    return log_module.read(member.config.run_dir / "log.jsonl")
 
 
 def row(member: Member) -> dict[str, Any]:
     """What a finished run has come to, as a row of runs.csv."""
     config = member.config
     logged = log(member)
-    chosen, last = records.best(logged), [record for record in logged if record["kind"] == "epoch"][-1]
+    chosen, last = log_module.best(logged), [record for record in logged if record["kind"] == "epoch"][-1]
     assert chosen is not None, "a study validates"
-    tested = stored.read_metrics(stored.folder_of(config.run_dir, "test"))
+    tested = predictions.read_metrics(predictions.folder_of(config.run_dir, "test"))
     return {
         "condition": member.condition,
         "arm": member.arm,

@@ -9,10 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline import records, workers
+from pipeline import workers
 from pipeline.common import console, files, hardware, tables
 from pipeline.common.errors import ConfigError, DataError
 from pipeline.data.prepare import prepare
+from pipeline.runs import log as log_module
 from pipeline.studies import results
 from pipeline.studies.plan import Member, Plan, find
 from pipeline.studies.show import SHOWN
@@ -153,7 +154,7 @@ def _choose(tries: Sequence[Member]) -> tuple[dict[str, float], list[dict[str, A
     for member in tries:
         log = results.log(member)
         diverged = files.read_json(_stamp(member))["status"] == "diverged"
-        best = (None if diverged else records.best(log)) or {}
+        best = (None if diverged else log_module.best(log)) or {}
         rows.append(
             {
                 "arm": member.arm,

@@ -34,10 +34,13 @@ class Training:
 
 def _evaluate_once(config: Config) -> None:
     """Read the test split, unless this very checkpoint has been evaluated."""
-    from pipeline import stored
     from pipeline.evaluate import evaluate
+    from pipeline.runs import predictions
 
-    folder = stored.folder_of(config.run_dir, "test")
+    folder = predictions.folder_of(config.run_dir, "test")
     best = files.digest_of_file(config.checkpoints_dir / "best.pt")
-    if not (folder / "metrics.json").is_file() or stored.read_metrics(folder)["checkpoint_sha256"] != best:
+    if (
+        not (folder / "metrics.json").is_file()
+        or predictions.read_metrics(folder)["checkpoint_sha256"] != best
+    ):
         evaluate(config)

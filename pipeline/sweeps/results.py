@@ -10,12 +10,12 @@ from typing import Any
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from pipeline import records
 from pipeline.common import files
 from pipeline.config import load
 from pipeline.config.schema import Config
 from pipeline.data import prepare
 from pipeline.intervals import wilson
+from pipeline.runs import log
 from pipeline.sweeps.plan import BEST, Plan
 from pipeline.sweeps.trials import Trials
 
@@ -25,7 +25,7 @@ IMPORTANCE_NEEDS = 10  # complete trials, and two a parameter
 
 def epochs(plan: Plan, number: int) -> list[dict[str, Any]]:
     """The records of a trial's epochs."""
-    logged = records.read(plan.run_dir(number) / "log.jsonl")
+    logged = log.read(plan.run_dir(number) / "log.jsonl")
     return [record for record in logged if record["kind"] == "epoch"]
 
 
@@ -47,7 +47,7 @@ def _row(trials: Trials, trial: FrozenTrial) -> dict[str, Any]:
     plan, done = trials.plan, epochs(trials.plan, trial.number)
     best = value(plan, trial.number)
     reached = [record for record in done if best is not None and record[plan.metric] == best]
-    at = records.best(reached) or next(iter(reached), None)  # of equals, that of best.pt
+    at = log.best(reached) or next(iter(reached), None)  # of equals, that of best.pt
     state = trial.user_attrs.get("outcome", "") if trial.state.is_finished() else "running"
     return {
         "number": trial.number,

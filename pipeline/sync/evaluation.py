@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import stored
+from pipeline.runs import predictions
 from pipeline.sync.place import Place
 
 FILES = (
@@ -45,4 +45,4 @@ def evaluations(place: Place) -> list[Evaluation]:
         DataError: one of them is damaged.
     """
     folders = sorted(path.parent for path in place.run_dir.glob("eval/*/metrics.json"))
-    return [Evaluation(folder.name, folder, stored.read_metrics(folder)) for folder in folders]
+    return [Evaluation(folder.name, folder, predictions.read_metrics(folder)) for folder in folders]

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import records, status
 from pipeline.common import files, locks
 from pipeline.common.errors import DataError, UserError
 from pipeline.config import load
 from pipeline.config.schema import Config
+from pipeline.runs import log
+from pipeline.runs import status as status_module
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,11 @@ class Place:
 
     def records(self) -> list[dict[str, Any]]:
         """The whole lines of the log."""
-        return records.read(self.run_dir / "log.jsonl")
+        return log.read(self.run_dir / "log.jsonl")
 
-    def status(self) -> status.Status | None:
+    def status(self) -> status_module.Status | None:
         """How the run stands."""
-        return status.read(self.run_dir)
+        return status_module.read(self.run_dir)
 
     def state(self) -> str:
         """`running`, `finished`, `stopped`, `failed` or `killed`; `finished` where an earlier version left no status."""

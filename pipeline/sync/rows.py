@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import records
-from pipeline.records import Record
+from pipeline.runs import log
+from pipeline.runs.log import Record
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ def rows(records: Iterable[Record], over: bool) -> list[Row]:
     Values that are null are left out; a histogram of gradients stays a mapping of `counts` and `edges`.
     """
     by_step: dict[int, dict[str, Any]] = {}
-    for record in records:
+    for record in log:
         by_step.setdefault(record["step"], {}).update(_keyed(record))
     complete = sorted(by_step) if over else sorted(by_step)[:-1]
     return [Row(step, by_step[step]) for step in complete]
@@ -37,7 +37,7 @@ def best(found: Sequence[Record]) -> dict[str, Any]:
     Empty before the first epoch is over.
     """
     epochs = _epochs(found)
-    chosen = records.best(found) or (epochs[-1] if epochs else None)
+    chosen = log.best(found) or (epochs[-1] if epochs else None)
     names = ("epoch", "step", "val_top1", "val_loss")
     return {f"best/{name}": chosen[name] for name in names if chosen[name] is not None} if chosen else {}
 

@@ -7,12 +7,12 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from pipeline import stored
 from pipeline.common import console
 from pipeline.common.errors import DataError
 from pipeline.data import prepare
 from pipeline.explain import chosen
 from pipeline.report.pictures import Pictures
+from pipeline.runs import predictions
 from pipeline.sync.evaluation import Evaluation
 from pipeline.sync.place import Place
 
@@ -27,7 +27,7 @@ def tables(place: Place, evaluation: Evaluation) -> dict[str, Table]:
     """
     folder = evaluation.folder
     classes = pd.read_csv(folder / "per_class.csv", keep_default_na=False, na_values=[""])
-    predicted = stored.read_predictions(folder, stored.read_class_names(folder))
+    predicted = predictions.read_predictions(folder, predictions.read_class_names(folder))
     surest = [chosen.typical(predicted, str(name), 1)["id"].tolist() for name in classes["class_name"]]
     worst = chosen.worst(predicted, place.config.report.gallery)
     pictures = _pictures(place)

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from pipeline import status
 from pipeline.common import console
 from pipeline.config.schema import Config
-from pipeline.records import Record
+from pipeline.runs import status
+from pipeline.runs.log import Record
 
 STOPPED_WAIT_S = 15.0  # a cluster that has sent a signal kills soon
 SAID_AFTER_S = 3.0

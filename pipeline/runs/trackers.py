@@ -7,10 +7,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Protocol, TextIO
 
-from pipeline import records
 from pipeline.config.schema import Config
-from pipeline.follower import Follower, WrittenAtTheEnd
-from pipeline.records import ALL, CLOCKS, FIELDS, Record
+from pipeline.runs import log as log_module
+from pipeline.runs.log import ALL, CLOCKS, FIELDS, Record
+from pipeline.runs.wandb_process import Follower, WrittenAtTheEnd
 
 
 class Tracker(Protocol):
@@ -53,7 +53,7 @@ class Both:
 class Logged:
     """Writes each record to log.jsonl, and hands it, as it stands there, to several trackers."""
 
-    def __init__(self, log: records.Log, trackers: Iterable[Tracker]) -> None:
+    def __init__(self, log: log_module.Log, trackers: Iterable[Tracker]) -> None:
         self._log, self._trackers = log, tuple(trackers)
 
     def log(self, record: Record) -> None:
@@ -144,7 +144,7 @@ def tracker(config: Config, step: int) -> Tracker:
     Raises:
         DataError: the log is of a later version, or damaged.
     """
-    log = records.Log(config.run_dir / "log.jsonl", step)
+    log = log_module.Log(config.run_dir / "log.jsonl", step)
     made: list[Tracker] = []
     for wanted, kind, name in (
         (config.tracking.tensorboard, TensorBoard, "tensorboard"),

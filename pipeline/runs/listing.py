@@ -11,12 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline import records, status, stored
 from pipeline.common import console, files
 from pipeline.common.errors import ConfigError, DataError
 from pipeline.config import load
 from pipeline.config.key_effects import OF_A_NAME
 from pipeline.config.schema import Config
+from pipeline.runs import log as log_module
+from pipeline.runs import predictions, status
 
 Settings = dict[str, Any]
 SORTS = ("started", "run", "state", "epochs", "best", "test", "seconds")
@@ -51,7 +52,7 @@ class Run:
     @cached_property
     def log(self) -> list[dict[str, Any]]:
         """Its records."""
-        return records.read(self.path / "log.jsonl")
+        return log_module.read(self.path / "log.jsonl")
 
     @property
     def epochs(self) -> int:
@@ -59,9 +60,9 @@ class Run:
         return max((record["epoch"] for record in self.log if record["kind"] == "epoch"), default=0)
 
     @property
-    def best(self) -> records.Record:
+    def best(self) -> log_module.Record:
         """The record whose validation chose best.pt; empty without one."""
-        return records.best(self.log) or {}
+        return log_module.best(self.log) or {}
 
     @property
     def seconds(self) -> float:
@@ -71,8 +72,10 @@ class Run:
     @cached_property
     def test(self) -> float | None:
         """Top-1 on the test split (0..1), if it was read."""
-        folder = stored.folder_of(self.path, "test")
-        return float(stored.read_metrics(folder)["top1"]) if (folder / "metrics.json").is_file() else None
+        folder = predictions.folder_of(self.path, "test")
+        return (
+            float(predictions.read_metrics(folder)["top1"]) if (folder / "metrics.json").is_file() else None
+        )
 
     @property
     def departures(self) -> Settings:
