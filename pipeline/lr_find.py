@@ -24,7 +24,7 @@ from pipeline.distributed import process_group
 from pipeline.distributed.data_parallel import replicate
 from pipeline.freezing import Freezing
 from pipeline.job import Job
-from pipeline.report import curves
+from pipeline.plots import training_curves
 
 SMOOTHING = 0.9  # of the losses: an exponential mean, its start corrected for
 DIVERGED = 3.0  # times the lowest smoothed loss
@@ -89,7 +89,7 @@ def _write(config: Config, lrs: npt.NDArray[np.float64], tried: list[float]) -> 
     folder, losses = config.run_dir / "lr_find", smooth(np.array(tried))
     proposed, at_most = propose(lrs, losses)
     tables.write(pd.DataFrame({"lr": lrs, "loss": tried, "smoothed": losses}), folder / "lr_find.csv")
-    curves.draw_range_test(folder / "lr_find.png", lrs.tolist(), losses.tolist(), proposed, at_most)
+    training_curves.draw_range_test(folder / "lr_find.png", lrs.tolist(), losses.tolist(), proposed, at_most)
     if losses[0] - np.nanmin(losses) < LEAST_FALL * losses[0]:
         raise ConfigError(
             f"lr-find: no learning rate of {lrs[0]:.2g} .. {lrs[-1]:.2g} lowers the loss ({folder / 'lr_find.png'}); "

@@ -10,7 +10,7 @@ from pipeline.data import prepare
 from pipeline.data.prepare import training_rows
 from pipeline.job import calendar
 from pipeline.phases import PhaseState
-from pipeline.report import curves
+from pipeline.plots import training_curves
 from pipeline.schedule import Calendar
 
 ROWS, BAR_CELLS = 16, 30
@@ -26,7 +26,7 @@ def preview(config: Config) -> dict[str, Any]:
     dates, counted = _calendar(config)
     lines = [_line(config, state, known, dates) for state, known in states(config, dates)]
     path = config.run_dir / "schedule.png"
-    curves.draw_rates(path, f"{config.run.name}: {config.train.epochs} epochs", lines)
+    training_curves.draw_rates(path, f"{config.run.name}: {config.train.epochs} epochs", lines)
     for line in lines:
         _show(line)
     if not counted:

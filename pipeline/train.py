@@ -21,7 +21,7 @@ from pipeline.distributed.process_group import Ranks
 from pipeline.freezing import Freezing
 from pipeline.job import Job
 from pipeline.meter import Meter, NotFinite
-from pipeline.report import curves
+from pipeline.plots import training_curves
 from pipeline.runs import checkpoints, status
 from pipeline.runs.trackers import Both, Nothing, Tracker, tracker
 
@@ -97,7 +97,7 @@ class Run:
         """End the log, and draw it."""
         self.track.close()
         if self.ranks.first:
-            curves.draw(self.config.run_dir)
+            training_curves.draw(self.config.run_dir)
 
     def result(self) -> dict[str, Any]:
         """Where the run and its best epoch are, in plain types."""
@@ -242,7 +242,7 @@ class Run:
         self._save("last.pt")
         if self.ranks.first and time.monotonic() - self.drawn_at >= REDRAW_S:
             self.drawn_at = time.monotonic()
-            curves.draw(self.config.run_dir)
+            training_curves.draw(self.config.run_dir)
         shown = (
             "lr",
             "train_loss",

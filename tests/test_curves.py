@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from pipeline.report import curves
+from pipeline.plots import style, training_curves
 
 
 def epochs(lrs: list[float]) -> list[dict[str, Any]]:
@@ -16,7 +16,7 @@ def epochs(lrs: list[float]) -> list[dict[str, Any]]:
 
 def marked(lrs: list[float]) -> list[float]:
     axes = Figure().subplots()
-    curves._mark_drops(axes, epochs(lrs))
+    training_curves._mark_drops(axes, epochs(lrs))
     return [float(line.get_xdata()[0]) for line in axes.lines]  # type: ignore[index, arg-type]
 
 
@@ -38,8 +38,8 @@ def test_validation_within_epochs_is_drawn_at_its_place_with_the_steps_above(tmp
     )
     drawn: list[Figure] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(curves, "save", lambda figure, _: drawn.append(figure))
-        curves.draw(tmp_path)
+        patch.setattr(style, "save", lambda figure, _: drawn.append(figure))
+        training_curves.draw(tmp_path)
     losses, accuracies = drawn[0].axes
     train, validation = losses.lines
     assert list(train.get_xdata()) == [1, 2]
@@ -64,6 +64,6 @@ def epoch(number: int) -> dict[str, Any]:
 def test_each_switch_has_a_line_with_the_name_of_what_begins() -> None:
     axes = Figure().subplots()
     switch = {"kind": "phase", "epoch": 4.0, "phase": "sgd"}
-    curves.mark_phases(axes, [{"kind": "epoch", "epoch": 4}, switch], "red")
+    training_curves.mark_phases(axes, [{"kind": "epoch", "epoch": 4}, switch], "red")
     assert [line.get_xdata()[0] for line in axes.lines] == [4.0]  # type: ignore[index]
     assert [text.get_text() for text in axes.texts] == ["sgd from here"]

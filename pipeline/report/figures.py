@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.report.curves import mark_phases
+from pipeline.plots.training_curves import mark_phases
 
 # Colours that stand for the page's own: each is found in the SVG and becomes a CSS variable.
 INK, SOFT, RULE, ACCENT = "#010101", "#020202", "#030303", "#040404"

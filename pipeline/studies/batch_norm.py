@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.common import seeding
-from pipeline.report.curves import STYLE, save
+from pipeline.plots.style import STYLE, save
 from pipeline.studies import results
 from pipeline.studies.plan import Member
 from pipeline.studies.runs import images, network

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from pipeline.report.curves import STYLE, save
+from pipeline.plots.style import STYLE, save
 from pipeline.studies import results
 from pipeline.studies.plan import Member
 

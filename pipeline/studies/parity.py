@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pipeline.common import seeding
 from pipeline.models import parity
 from pipeline.models.resnet import DESIGNS, ResNet
-from pipeline.report.curves import MARK, STYLE, save
+from pipeline.plots.style import MARK, STYLE, save
 from pipeline.studies.plan import Member
 from pipeline.studies.runs import images, network
 

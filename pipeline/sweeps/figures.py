@@ -14,7 +14,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 
-from pipeline.report.curves import MARK, STYLE, TRAIN, VALIDATION, save
+from pipeline.plots.style import MARK, STYLE, TRAIN, VALIDATION, save
 from pipeline.sweeps import results
 from pipeline.sweeps.parameter import Parameter
 from pipeline.sweeps.plan import Plan

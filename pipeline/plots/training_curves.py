@@ -9,20 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from pipeline.common import files
+from pipeline.plots.style import MARK, STYLE, TRAIN, VALIDATION, save
 from pipeline.runs import log
 from pipeline.runs.log import Record
 
-TRAIN, VALIDATION, MARK = "#8a8f98", "#1f6feb", "#d1495b"
 FAR_APART = 5.0
-STYLE: Any = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-}
 
 
 def draw(run_dir: Path) -> None:
@@ -96,12 +87,6 @@ def draw_range_test(
         axes.set_ylabel("smoothed training loss (nats)")
         axes.legend()
         save(figure, path)
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
-    with files.replacing(path) as part:
-        figure.savefig(part, format="png", dpi=150)
 
 
 def _curves(axes: Axes, epochs: Sequence[Record], looks: Sequence[Record], name: str, label: str) -> None:
