@@ -111,8 +111,3 @@ def restore(state: TrainState, content: dict[str, Any], path: Path) -> None:
     state.step = content["step"]
     state.totals = Totals(**content["totals"])
     state.best = content["best"] and Best(**content["best"])
-
-
-def load_model(model: Classifier, content: dict[str, Any], path: Path) -> None:
-    """Load the weights that validation looked at, every one of them: the average, if there is one."""
-    _load_weights(model, content["ema"] or content["model"], content, path)

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import log_softmax, logsumexp
 
-from pipeline import engine, features, metrics, trained
+from pipeline import metrics
 from pipeline.common import console, files
 from pipeline.common.errors import DataError
 from pipeline.config.schema import Config
@@ -18,10 +17,12 @@ from pipeline.data.transforms import CentreCrop
 from pipeline.data.tta import views
 from pipeline.distributed import consistency, process_group
 from pipeline.distributed.process_group import Ranks
+from pipeline.inference import features, load_model, predict
+from pipeline.inference.load_model import Trained
+from pipeline.inference.predict import _mean
 from pipeline.numbers import numbers
 from pipeline.report import page, screen
 from pipeline.runs import predictions
-from pipeline.trained import Trained
 
 NOT_A_RESULT = "not a result: choosing a checkpoint by the test split would make its accuracy unfit to quote"
 
@@ -36,7 +37,7 @@ def evaluate(config: Config) -> dict[str, Any]:
     with process_group.ranks(config.train.device, config.distributed.timeout_s) as ranks:
         data = prepare.load(config)
         consistency.check(config, sample_table.digest(data.samples), ranks)
-        model = trained.load(config, data.samples, trained.checkpoint_path(config), ranks)
+        model = load_model.load(config, data.samples, load_model.checkpoint_path(config), ranks)
         look = Look(config, data, ranks)
         looked = look.at(config.eval.split, model)
         of_val = config.eval.split != "val" and data.rows("val")
@@ -66,7 +67,7 @@ class Look:
         self.config, self.data, self.ranks = config, data, ranks
         self.labels = data.samples["label"].to_numpy("int64", copy=True)
 
-    def at(self, split: str, model: Trained, purpose: str = "eval") -> engine.Looked:
+    def at(self, split: str, model: Trained, purpose: str = "eval") -> predict.Looked:
         """The model's outputs for each image of a split, the mean over the views of `eval.tta`.
 
         Probabilities are averaged, as Krizhevsky et al. (2012) do: a view of which the model is sure
@@ -98,7 +99,7 @@ class Look:
 
     def _one(
         self, view: CentreCrop, rows: npt.NDArray[np.int64], model: Trained, label: str
-    ) -> engine.Looked:
+    ) -> predict.Looked:
         """The outputs for one view of each row."""
         config = self.config
         images = loader.Images(self.data.store, self.labels, view)
@@ -107,7 +108,7 @@ class Look:
         batches, images_a_round = sampling.dealt(sampling.in_order(rows, config.eval.batch_size), self.ranks)
         with console.bar(label, len(rows)) as bar, features.penultimate(model.model) as inner:
             served = bar.count(server.serve(0, batches), images_a_round)
-            return engine.look(model.model, served, rows, model.precision, self.ranks, inner)
+            return predict.look(model.model, served, rows, model.precision, self.ranks, inner)
 
 
 def count_reading(run_dir: Path, model: Trained, top1: float, purpose: str) -> None:
@@ -122,15 +123,7 @@ def count_reading(run_dir: Path, model: Trained, top1: float, purpose: str) -> N
     files.write_text(path, f"{before}{json.dumps(line)}\n")
 
 
-def _mean(looks: list[engine.Looked]) -> engine.Looked:
-    """The outputs over several views: logarithm of the mean probability, mean of the features."""
-    log_probability = [log_softmax(look.logits.astype(np.float64), axis=1) for look in looks]
-    mean = logsumexp(log_probability, axis=0) - np.log(len(looks))
-    features_mean = np.mean([look.features for look in looks], axis=0)
-    return engine.Looked(looks[0].rows, mean.astype(np.float32), features_mean.astype(np.float32))
-
-
-def _peek_gap(look: Look, chosen: Trained, looked: engine.Looked) -> dict[str, Any]:
+def _peek_gap(look: Look, chosen: Trained, looked: predict.Looked) -> dict[str, Any]:
     """What choosing on test would have gained: best-on-test minus chosen, over the run's checkpoints.
 
     Those are the files in its folder of checkpoints, one for each training step; each is a reading.
@@ -138,7 +131,7 @@ def _peek_gap(look: Look, chosen: Trained, looked: engine.Looked) -> dict[str, A
     top1 = {chosen.path.name: looked.scores(look.labels)[0]}
     steps = {chosen.step}
     for path in look.ranks.from_first(sorted(look.config.checkpoints_dir.glob("*.pt"))):
-        other = trained.load(look.config, look.data.samples, path, look.ranks)
+        other = load_model.load(look.config, look.data.samples, path, look.ranks)
         if other.step not in steps:
             steps.add(other.step)
             top1[path.name] = look.at("test", other, "peek gap").scores(look.labels)[0]
@@ -150,8 +143,8 @@ def _peek_gap(look: Look, chosen: Trained, looked: engine.Looked) -> dict[str, A
 def _report(
     config: Config,
     data: prepare.Prepared,
-    looked: engine.Looked,
-    validated: engine.Looked | None,
+    looked: predict.Looked,
+    validated: predict.Looked | None,
     origin: dict[str, Any],
 ) -> dict[str, Any]:
     samples = data.samples

@@ -8,15 +8,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline import trained
 from pipeline.common import console
 from pipeline.common.errors import DataError
 from pipeline.config.schema import Config
 from pipeline.data import image_store, prepare
 from pipeline.data.tta import views
 from pipeline.distributed import process_group
+from pipeline.inference import load_model
+from pipeline.inference.load_model import Trained
 from pipeline.models.precision import autocast
-from pipeline.trained import Trained
 
 TOP = 5
 
@@ -30,7 +30,7 @@ def predict(config: Config, images: Sequence[Path]) -> dict[str, Any]:
     if not images:
         raise DataError("predict: no picture is given; name one or more files behind the configuration")
     with process_group.ranks(config.train.device, config.distributed.timeout_s) as ranks:
-        model, names = trained.load_without_data(config, trained.checkpoint_path(config), ranks)
+        model, names = load_model.load_without_data(config, load_model.checkpoint_path(config), ranks)
         found = [_most_likely(probabilities(config, model, path, ranks.device), names) for path in images]
     rows = [
         [path if place == 0 else "", entry["class"], entry["probability"]]

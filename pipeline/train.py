@@ -19,6 +19,7 @@ from pipeline.distributed import process_group
 from pipeline.distributed.data_parallel import replicate
 from pipeline.distributed.process_group import Ranks
 from pipeline.freezing import Freezing
+from pipeline.inference import predict
 from pipeline.job import Job
 from pipeline.meter import Meter, NotFinite
 from pipeline.plots import training_curves
@@ -285,7 +286,7 @@ class Run:
         rows = self.job.val_rows
         batches, _ = sampling.dealt(sampling.in_order(rows, self.config.eval.batch_size), self.ranks)
         served = self._until_stopped(self.job.val_loader.serve(0, batches))
-        looked = engine.look(self.state.validated, served, rows, self.how.precision, self.ranks)
+        looked = predict.look(self.state.validated, served, rows, self.how.precision, self.ranks)
         return looked.scores(self.job.labels)
 
     def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import checkpoint, features
 from pipeline.config.schema import Config
 from pipeline.data import prepare
 from pipeline.distributed.process_group import Ranks
+from pipeline.inference import features, load_model
 from pipeline.models.build import build, without_weights
 from pipeline.models.classifier import Classifier
 from pipeline.runs import checkpoints
@@ -25,7 +25,7 @@ def job(trained: Path, tmp_path: Path) -> tuple[Config, prepare.Prepared, Classi
     data = prepare.load(config)
     model, _ = build(without_weights(config.model), tiny.SPECIES)
     path = config.checkpoints_dir / "best.pt"
-    checkpoint.load_model(model, checkpoints.read(path), path)
+    load_model.load_model(model, checkpoints.read(path), path)
     return config, data, model
 
 

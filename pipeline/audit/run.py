@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline import features, trained
 from pipeline.audit import duplicates, labels
 from pipeline.common import console, files, tables
 from pipeline.config.schema import Config
 from pipeline.data import prepare, sample_table
 from pipeline.distributed import consistency, process_group
+from pipeline.inference import features, load_model
 from pipeline.report import page
 from pipeline.runs import predictions
 
@@ -34,7 +34,7 @@ def audit(config: Config) -> dict[str, Any]:
     with process_group.ranks(config.train.device, config.distributed.timeout_s) as ranks:
         data = prepare.load(config)
         consistency.check(config, sample_table.digest(data.samples), ranks)
-        model = trained.load(config, data.samples, trained.checkpoint_path(config), ranks)
+        model = load_model.load(config, data.samples, load_model.checkpoint_path(config), ranks)
         known = _features(config, data, model, ranks)
         if not ranks.first:
             return {}
@@ -62,7 +62,7 @@ def audit(config: Config) -> dict[str, Any]:
 
 
 def _features(
-    config: Config, data: prepare.Prepared, model: trained.Trained, ranks: process_group.Ranks
+    config: Config, data: prepare.Prepared, model: load_model.Trained, ranks: process_group.Ranks
 ) -> features.Features:
     """The features of all images in the order of the sample table, float32 [n, D]; kept for the next time."""
     of_split = {

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline import engine
 from pipeline.common.errors import DataError
 from pipeline.data import image_store, prepare, sample_table, sampling
 from pipeline.data.image_store import Pixels
@@ -17,6 +16,7 @@ from pipeline.data.sources import cub200
 from pipeline.data.transforms import Augmentation
 from pipeline.doctor.finding import Finding, of_error
 from pipeline.doctor.subject import Subject, expected, stand_in
+from pipeline.inference import predict
 from pipeline.job import Job
 
 DECODED = 8  # pictures that are decoded and resized once more
@@ -205,7 +205,7 @@ def evaluation(subject: Subject) -> Finding:
     rows = rows[: LOOKED_AT * ranks.world + 1]  # uneven, so that a rank that pads would be seen
     batches, _ = sampling.dealt(sampling.in_order(rows, 2), ranks)
     served = job.val_loader.serve(0, batches)
-    looked = engine.look(subject.state.validated, served, rows, subject.precision, ranks)
+    looked = predict.look(subject.state.validated, served, rows, subject.precision, ranks)
     figures = (
         f"{len(rows)} {split} images predicted on {ranks.world} rank{'s' * (ranks.world > 1)}, each once"
     )

@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline import features, trained
 from pipeline.common import files, tables
 from pipeline.config.schema import Config
 from pipeline.data import prepare
@@ -28,8 +27,9 @@ from pipeline.data.prepare import training_rows
 from pipeline.distributed import process_group
 from pipeline.distributed.process_group import Ranks
 from pipeline.explain import annotations, chosen, heatmaps, neighbours, pointing
+from pipeline.inference import features, load_model
+from pipeline.inference.load_model import Trained
 from pipeline.runs import predictions
-from pipeline.trained import Trained
 
 RECALL_AT = (1, 5)
 
@@ -100,7 +100,7 @@ class _Source:
         for path in (self._evaluation.config.checkpoints_dir / recorded.name, recorded):
             if path.is_file() and files.digest_of_file(path) == self._evaluation.about["checkpoint_sha256"]:
                 samples = self._evaluation.data.samples
-                return trained.load(self._evaluation.config, samples, path, self.ranks)
+                return load_model.load(self._evaluation.config, samples, path, self.ranks)
         return None
 
     @property

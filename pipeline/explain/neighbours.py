@@ -8,7 +8,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 
-from pipeline.features import Features
+from pipeline.inference.features import Features
 
 Ints = npt.NDArray[np.int64]
 PCA_AXES = 50  # as van der Maaten & Hinton (2008) prepare their features

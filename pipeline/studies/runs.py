@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from pipeline import trained
 from pipeline.data import prepare
 from pipeline.data.loader import Images
 from pipeline.data.transforms import CentreCrop
 from pipeline.distributed.process_group import Ranks
+from pipeline.inference import load_model
 from pipeline.models.classifier import Classifier
 from pipeline.studies.plan import Member
 
@@ -24,5 +24,5 @@ def images(member: Member) -> tuple[Tensor, Tensor]:
 def network(member: Member) -> Classifier:
     """The run's best network on the CPU, in evaluation mode."""
     samples = prepare.load(member.config).samples
-    path = trained.checkpoint_path(member.config)
-    return trained.load(member.config, samples, path, Ranks(0, 1, 1, torch.device("cpu"))).model
+    path = load_model.checkpoint_path(member.config)
+    return load_model.load(member.config, samples, path, Ranks(0, 1, 1, torch.device("cpu"))).model

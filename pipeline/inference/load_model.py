@@ -7,7 +7,6 @@ from typing import Any
 import pandas as pd
 import torch
 
-from pipeline import checkpoint
 from pipeline.common import files
 from pipeline.common.errors import CheckpointError
 from pipeline.config import load as load_module
@@ -17,6 +16,7 @@ from pipeline.distributed.process_group import Ranks
 from pipeline.models.build import build, without_weights
 from pipeline.models.classifier import Classifier
 from pipeline.models.precision import Precision
+from pipeline.models.pretrained import _load_weights
 from pipeline.runs import checkpoints
 
 # Keys of `model` that may differ: they change how it was trained, not what it is.
@@ -85,7 +85,12 @@ def _model(config: Config, content: dict[str, Any], path: Path) -> Classifier:
             f"{path}: was trained with another model ({', '.join(changed)}); give the configuration it was trained with"
         )
     model, _ = build(without_weights(config.model), len(content["classes"]))
-    checkpoint.load_model(model, content, path)
+    load_model(model, content, path)
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     placed: Classifier = model.to(memory_format=layout)
     return placed
+
+
+def load_model(model: Classifier, content: dict[str, Any], path: Path) -> None:
+    """Load the weights that validation looked at, every one of them: the average, if there is one."""
+    _load_weights(model, content["ema"] or content["model"], content, path)
