@@ -55,7 +55,7 @@ def data(config: Config) -> dict[str, Any] | None:
 
 def train(config: Config) -> dict[str, Any]:
     """Train, or go on training where the run was interrupted."""
-    from pipeline.train import train
+    from pipeline.training.trainer import train
 
     return train(config)
 
@@ -69,14 +69,14 @@ def evaluate(config: Config) -> dict[str, Any]:
 
 def schedule(config: Config) -> dict[str, Any]:
     """Draw learning rate, momentum and optimizer over the run, before anything is trained."""
-    from pipeline.preview import preview
+    from pipeline.training.schedule_preview import preview
 
     return preview(config)
 
 
 def lr_find(config: Config) -> dict[str, Any]:
     """Propose a learning rate: a short training in which it grows (the range test)."""
-    from pipeline.lr_find import lr_find
+    from pipeline.training.lr_finder import lr_find
 
     return lr_find(config)
 

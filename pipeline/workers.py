@@ -151,7 +151,7 @@ def say_into(log: Path) -> None:
 
 def diverged(error: UserError) -> bool:
     """Whether a training ended because its loss was not a number."""
-    from pipeline.meter import NotFinite
+    from pipeline.training.epoch_meter import NotFinite
 
     return isinstance(error.__cause__, NotFinite)
 

@@ -37,8 +37,6 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from pipeline import engine, optim, phases
-from pipeline.checkpoint import TrainState
 from pipeline.common import console
 from pipeline.common.errors import UserError
 from pipeline.config import load as load_module
@@ -52,7 +50,9 @@ from pipeline.distributed.process_group import Ranks
 from pipeline.models import precision
 from pipeline.models.build import build, without_weights
 from pipeline.runs import log, trackers
-from pipeline.train import train
+from pipeline.training import optimizer, phases, step
+from pipeline.training.state import TrainState
+from pipeline.training.trainer import train
 
 DRAWN = [
     "data.source=synthetic",
@@ -125,7 +125,7 @@ def step_side(config: Config, ours: bool) -> float:
     ranks = Ranks(0, 1, 1, device)
     chosen = precision.resolve(config.train.precision if ours else "fp32", device)
     state = fresh_state(config, device, chosen, torch.channels_last if ours else torch.contiguous_format)
-    how = engine.Learning(0, 0.1, (), None, BATCH, chosen, ranks)
+    how = step.Learning(0, 0.1, (), None, BATCH, chosen, ranks)
     console.say(f"       {'ours' if ours else 'plain'}: {chosen} on {device.type}")
     take_steps(state, state.model, random_batch(config, BATCH), BATCH, how, 1)
     return images_per_s(
@@ -138,10 +138,10 @@ def fresh_state(
 ) -> TrainState:
     model, _ = build(without_weights(config.model), 200)
     model = model.to(device, memory_format=layout)
-    groups = optim.parameter_groups(model, config.optim, weight_decay=config.optim.weight_decay)
+    groups = optimizer.parameter_groups(model, config.optim, weight_decay=config.optim.weight_decay)
     phase, begin = config.optim.resolved_phases[0], phases.first(config.optim)
     scaler = torch.amp.GradScaler(device.type, enabled=chosen == "fp16")
-    return TrainState(model, optim.make(groups, phase, lr=begin.lr), scaler, None, begin)
+    return TrainState(model, optimizer.make(groups, phase, lr=begin.lr), scaler, None, begin)
 
 
 def random_batch(config: Config, images: int) -> Batch:
@@ -155,11 +155,11 @@ def take_steps(
     parallel: torch.nn.Module,
     batch: Batch,
     images: int,
-    how: engine.Learning,
+    how: step.Learning,
     count: int,
 ) -> None:
     for _ in range(count):
-        float(engine.learn(state, parallel, batch, images, phases.Rates(1e-3, 0.9), how)[0])
+        float(step.learn(state, parallel, batch, images, phases.Rates(1e-3, 0.9), how)[0])
 
 
 def bench_ddp(words: list[str], config: Config) -> None:
@@ -204,7 +204,7 @@ def ranks_side(config: Config) -> None:
         batch, alone = random_batch(config, own), Ranks(0, 1, 1, ranks.device)
         with_, without = (fresh_state(config, ranks.device, chosen, torch.channels_last) for _ in range(2))
         parallel = replicate(with_.model, config.distributed, ranks)
-        how = engine.Learning(0, 0.1, (), None, own, chosen, ranks)
+        how = step.Learning(0, 0.1, (), None, own, chosen, ranks)
 
         def rate(exchange: bool, steps: int = STEPS_OF_RANKS) -> float:
             ranks.wait()

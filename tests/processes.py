@@ -53,7 +53,7 @@ def modules_of_training(words: Sequence[str], environment: Mapping[str, str] = {
 
 def _join(target: object, *arguments: object) -> int:
     context = get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.train"])
+    context.set_forkserver_preload(["pipeline.training.trainer"])
     process = context.Process(target=target, args=arguments)
     process.start()
     process.join(WAIT_S)
@@ -75,7 +75,7 @@ def _report_modules(words: list[str], environment: Mapping[str, str], pipe: Conn
 
 def _run_until(words: list[str], step: int, number: signal.Signals, environment: Mapping[str, str]) -> None:
     from pipeline.common.errors import Stopped
-    from pipeline.train import train
+    from pipeline.training.trainer import train
 
     os.environ.update(environment)
     for each in (signal.SIGTERM, signal.SIGUSR1):

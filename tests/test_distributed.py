@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import cli, engine, resume
+from pipeline import cli
 from pipeline.data.loader import Batch
 from pipeline.distributed import process_group
 from pipeline.distributed.heartbeat import RollCall
 from pipeline.runs import checkpoints
+from pipeline.training import resume, step
 from tests import ranks, tiny
 
 # Twenty steps and what goes across ranks in them: batch norm over all ranks, clipping, averaging, frozen stages
@@ -90,13 +91,13 @@ def test_compressed_gradients_are_those_of_bfloat16(alone: Path, tmp_path: Path)
 def statistics(tmp: Path) -> list[list[float]]:
     """On each rank: the running statistics after a training."""
     kept: list[Any] = []
-    before = engine.learn
+    before = step.learn
 
     def learn(state: Any, *args: Any) -> Any:
         kept[:] = [state]
         return before(state, *args)
 
-    engine.learn = learn
+    step.learn = learn
     assert verb("train", tmp, "train.epochs=1", "train.ema_decay=0.5") == 0
     models = kept[0].model, kept[0].ema.module
     return [
@@ -142,7 +143,7 @@ def test_evaluation_gives_the_same_bits_on_any_number_of_ranks(
 def learn_until(tmp: Path, stop_after: int | None, *more: str) -> tuple[int, list[int]]:
     """On each rank: train until a signal comes to the last rank alone; exit code, and the rows learned from."""
     rows: list[int] = []
-    before = engine.learn
+    before = step.learn
 
     def learn(state: Any, parallel: Any, batch: Batch, *args: Any) -> Any:
         rows.extend(batch.row.tolist())
@@ -151,7 +152,7 @@ def learn_until(tmp: Path, stop_after: int | None, *more: str) -> tuple[int, lis
             os.kill(os.getpid(), signal.SIGTERM)
         return done
 
-    engine.learn = learn
+    step.learn = learn
     return verb("train", tmp, *more), rows
 
 
@@ -220,7 +221,7 @@ def test_a_run_in_shards_leaves_a_checkpoint_like_any_other(birds: Path, tmp_pat
 
 def trouble(tmp: Path, kind: str) -> int:
     """On each rank: a training in which something happens to rank 1 after two steps."""
-    before = engine.learn
+    before = step.learn
 
     def learn(state: Any, *args: Any) -> Any:
         if state.step == 2 and os.environ["RANK"] == "1":
@@ -236,7 +237,7 @@ def trouble(tmp: Path, kind: str) -> int:
                 raise process_group.UserError("data/x.jpg: cannot be read; run `make data`")
         return before(state, *args)
 
-    engine.learn = learn
+    step.learn = learn
     return verb("train", tmp, "distributed.timeout_s=6")
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from pipeline import cli, engine, fit, phases
+from pipeline import cli
 from pipeline.common import seeding
 from pipeline.data import prepare, sampling, transforms
 from pipeline.data.transforms import Augmentation
@@ -25,8 +25,9 @@ from pipeline.doctor.finding import Finding, agreed, unlike
 from pipeline.doctor.run import CHECKS
 from pipeline.doctor.steps import throughput
 from pipeline.doctor.subject import Subject
-from pipeline.job import Job
 from pipeline.models.build import build
+from pipeline.training import auto_batch_size, phases, step
+from pipeline.training.setup import Job
 from tests import ranks, tiny
 
 Findings = dict[str, dict[str, Any]]
@@ -305,7 +306,7 @@ def test_a_run_that_goes_on_or_may_not(ask: Callable[..., Findings], trained: Pa
 def test_a_batch_that_does_not_fit_is_a_no_go_that_says_what_does(
     ask: Callable[..., Findings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit, "fitting", lambda *_: 3)
+    monkeypatch.setattr(auto_batch_size, "fitting", lambda *_: 3)
     findings = ask(go=False)
     assert findings["memory"]["state"] == "no-go"
     assert "optim.batch_size=3 optim.effective_batch_size=8" in findings["memory"]["next"]
@@ -317,7 +318,7 @@ def test_a_batch_that_does_not_fit_is_a_no_go_that_says_what_does(
 def test_a_step_that_is_not_repeatable_is_a_no_go(
     ask: Callable[..., Findings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine.torch, "manual_seed", lambda _: None)
+    monkeypatch.setattr(step.torch, "manual_seed", lambda _: None)
     assert ask("model.dropout=0.5", go=False)["first step"]["state"] == "no-go"
 
 

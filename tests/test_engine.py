@@ -8,8 +8,6 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch.nn import functional as F
 
-from pipeline import engine, optim, phases
-from pipeline.checkpoint import TrainState
 from pipeline.config.model import ModelConfig
 from pipeline.config.optim import OptimConfig
 from pipeline.config.training import MixConfig
@@ -17,7 +15,10 @@ from pipeline.data.loader import Batch
 from pipeline.distributed.process_group import Ranks
 from pipeline.models.build import build
 from pipeline.models.classifier import freeze_batchnorm
-from pipeline.phases import Rates
+from pipeline.training import optimizer as optimizer_module
+from pipeline.training import phases, step
+from pipeline.training.phases import Rates
+from pipeline.training.state import TrainState
 
 ALONE = Ranks(0, 1, 1, torch.device("cpu"))
 RATES = Rates(0.1, 0.9)
@@ -27,15 +28,15 @@ def state_of(ema_decay: float = 0.0, **options: Any) -> TrainState:
     torch.manual_seed(0)
     model = build(ModelConfig(name="test_resnet", pretrained=False, **options), 4)[0]
     config = OptimConfig()
-    groups = optim.parameter_groups(model, config, weight_decay=0.0)
-    optimizer = optim.make(groups, config.resolved_phases[0], lr=0.1)
+    groups = optimizer_module.parameter_groups(model, config, weight_decay=0.0)
+    optimizer = optimizer_module.make(groups, config.resolved_phases[0], lr=0.1)
     ema = ModelEmaV3(model, ema_decay) if ema_decay else None
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     freeze_batchnorm(model.train())
     return TrainState(model, optimizer, scaler, ema, phases.first(config))
 
 
-def how(**changes: Any) -> engine.Learning:
+def how(**changes: Any) -> step.Learning:
     usual: dict[str, Any] = {
         "seed": 0,
         "label_smoothing": 0.1,
@@ -45,7 +46,7 @@ def how(**changes: Any) -> engine.Learning:
         "precision": "fp32",
         "ranks": ALONE,
     }
-    return engine.Learning(**{**usual, **changes})
+    return step.Learning(**{**usual, **changes})
 
 
 def batch(images: int = 7) -> Batch:
@@ -64,7 +65,7 @@ def test_a_step_learns_from_the_mean_loss_and_counts_images() -> None:
     loss = F.cross_entropy(logits, batch().label, label_smoothing=0.1)
     gradients = torch.autograd.grad(loss, list(state.model.parameters()))
     before = weights(state)
-    sums = engine.learn(state, state.model, batch(), 7, RATES, how())
+    sums = step.learn(state, state.model, batch(), 7, RATES, how())
     gradient = torch.cat([gradient.flatten() for gradient in gradients])
     # Nesterov's first step: gradient + momentum x gradient.
     torch.testing.assert_close(weights(state), before - 0.1 * 1.9 * gradient, rtol=1e-4, atol=1e-6)
@@ -77,8 +78,8 @@ def test_a_step_learns_from_the_mean_loss_and_counts_images() -> None:
 def test_accumulated_gradients_are_those_of_the_large_batch(images_per_pass: int) -> None:
     one, several = state_of(), state_of()
     for _ in range(3):
-        expected = engine.learn(one, one.model, batch(), 7, RATES, how())
-        found = engine.learn(several, several.model, batch(), 7, RATES, how(images_per_pass=images_per_pass))
+        expected = step.learn(one, one.model, batch(), 7, RATES, how())
+        found = step.learn(several, several.model, batch(), 7, RATES, how(images_per_pass=images_per_pass))
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(weights(several), weights(one), rtol=1e-5, atol=1e-6)
 
@@ -91,7 +92,7 @@ def test_a_batch_is_cut_into_parts_that_differ_by_one_image_at_most() -> None:
 
 def test_a_clipped_step_is_as_long_as_its_limit() -> None:
     state, before = state_of(), weights(state_of())
-    sums = engine.learn(state, state.model, batch(), 7, RATES, how(clip_norm=0.01))
+    sums = step.learn(state, state.model, batch(), 7, RATES, how(clip_norm=0.01))
     assert sums[2].item() > 0.01
     assert (weights(state) - before).norm().item() == pytest.approx(0.1 * 1.9 * 0.01, rel=1e-3)
 
@@ -102,7 +103,7 @@ def test_a_mixed_step_is_the_same_again_for_the_same_step_and_another_for_anothe
     one, again, later = state_of(), state_of(), state_of()
     later.step = 1
     for state in (one, again, later):
-        engine.learn(state, state.model, batch(), 7, RATES, mixing)
+        step.learn(state, state.model, batch(), 7, RATES, mixing)
     assert torch.equal(weights(one), weights(again))
     assert not torch.equal(weights(one), weights(later))
 
@@ -112,7 +113,7 @@ def test_both_heads_learn_and_the_loss_is_their_mean() -> None:
     before = {name: tensor.clone() for name, tensor in state.model.named_parameters()}
     logits = state.model(batch().image)
     losses = [F.cross_entropy(head, batch().label, label_smoothing=0.1).item() for head in logits]
-    sums = engine.learn(state, state.model, batch(), 7, RATES, how())
+    sums = step.learn(state, state.model, batch(), 7, RATES, how())
     assert sums[0].item() == pytest.approx(7 * sum(losses) / 2, rel=1e-5)
     moved = {name for name, tensor in state.model.named_parameters() if not torch.equal(tensor, before[name])}
     assert {"mid_head.conv.weight", "mid_head.fc.weight", "backbone.fc.weight"} <= moved
@@ -122,7 +123,7 @@ def test_the_moving_average_follows_the_weights_by_its_decay() -> None:
     state = state_of(ema_decay=0.9)
     expected = None
     for _ in range(3):
-        engine.learn(state, state.model, batch(), 7, RATES, how())
+        step.learn(state, state.model, batch(), 7, RATES, how())
         now = weights(state)
         expected = (
             now if expected is None else 0.9 * expected + 0.1 * now

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.lr_find import propose, smooth
+from pipeline.training.lr_finder import propose, smooth
 
 
 def test_the_steepest_fall_is_proposed() -> None:

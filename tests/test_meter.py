@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.checkpoint import Totals
 from pipeline.distributed.process_group import Ranks
-from pipeline.meter import Meter, NotFinite
+from pipeline.training.epoch_meter import Meter, NotFinite
+from pipeline.training.state import Totals
 
 ALONE = Ranks(0, 1, 1, torch.device("cpu"))
 

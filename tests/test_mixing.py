@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline import mixing
 from pipeline.config.model import ModelConfig
 from pipeline.config.training import MixConfig
 from pipeline.data.loader import Batch
-from pipeline.mixing import Mixed, mix, random_box, semantic_share
 from pipeline.models.build import build
 from pipeline.models.classifier import Classifier
+from pipeline.training import mixing
+from pipeline.training.mixing import Mixed, mix, random_box, semantic_share
 
 SIDE = 64
 

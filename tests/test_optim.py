@@ -7,12 +7,12 @@ import torch
 from timm.optim import create_optimizer_v2, param_groups_layer_decay
 from torch import Tensor, nn
 
-from pipeline import optim
 from pipeline.common.errors import ConfigError
 from pipeline.config.model import ModelConfig
 from pipeline.config.optim import OptimConfig
 from pipeline.models.build import build
 from pipeline.models.classifier import Classifier
+from pipeline.training import optimizer as optimizer_module
 
 
 class Net(nn.Module):
@@ -35,7 +35,7 @@ def network(name: str, **options: Any) -> Classifier:
 def names_by_group(model: Any, config: OptimConfig) -> dict[tuple[float, float], set[str]]:
     """(learning rate multiplier, weight decay) -> names of parameters."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = optim.parameter_groups(model, config, weight_decay=config.weight_decay)
+    groups = optimizer_module.parameter_groups(model, config, weight_decay=config.weight_decay)
     found = {
         (group["lr_multiplier"], group["weight_decay"]): {names[id(p)] for p in group["params"]}
         for group in groups
@@ -57,7 +57,7 @@ def test_body_and_head_with_and_without_decay_are_groups_of_their_own() -> None:
 @pytest.mark.parametrize("layer_decay", [1.0, 0.7])
 def test_every_parameter_of_a_network_is_in_exactly_one_group(name: str, layer_decay: float) -> None:
     model = network(name)
-    groups = optim.parameter_groups(model, OptimConfig(layer_decay=layer_decay), weight_decay=0.1)
+    groups = optimizer_module.parameter_groups(model, OptimConfig(layer_decay=layer_decay), weight_decay=0.1)
     placed = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(placed) == sorted(id(parameter) for parameter in model.parameters())
     for group in groups:
@@ -68,7 +68,7 @@ def test_every_parameter_of_a_network_is_in_exactly_one_group(name: str, layer_d
 def test_layer_wise_decay_falls_from_the_head_to_the_stem() -> None:
     """The same learning rates as timm's own grouping gives, and those that can be told by hand."""
     model = network("resnet18")
-    groups = optim.parameter_groups(
+    groups = optimizer_module.parameter_groups(
         model, OptimConfig(layer_decay=0.5, head_lr_multiplier=3), weight_decay=0.0
     )
     ours = {id(p): group["lr_multiplier"] for group in groups for p in group["params"]}
@@ -99,7 +99,7 @@ def test_new_layers_are_the_heads_and_a_pooling_that_learns() -> None:
 
 def test_stages_go_from_the_stem_to_the_head() -> None:
     model = network("resnet18")
-    found = optim.stages(model)
+    found = optimizer_module.stages(model)
     backbone: Any = model.backbone
     assert len(found) == 6
     assert found[0] == [backbone.conv1, backbone.bn1]
@@ -107,11 +107,11 @@ def test_stages_go_from_the_stem_to_the_head() -> None:
     assert found[5] == [backbone.fc]
 
 
-def optimizer_of(module: Any, config: OptimConfig) -> optim.Optimizer:
+def optimizer_of(module: Any, config: OptimConfig) -> optimizer_module.Optimizer:
     module.new_layers = []
     (phase,) = config.resolved_phases
-    groups = optim.parameter_groups(module, config, weight_decay=config.weight_decay)
-    return optim.make(groups, phase, lr=config.lr)
+    groups = optimizer_module.parameter_groups(module, config, weight_decay=config.weight_decay)
+    return optimizer_module.make(groups, phase, lr=config.lr)
 
 
 def steps_of(parameter: Tensor, gradients: list[Tensor], config: OptimConfig, rates: list[float]) -> Tensor:
@@ -120,7 +120,7 @@ def steps_of(parameter: Tensor, gradients: list[Tensor], config: OptimConfig, ra
     module.weight = nn.Parameter(parameter.clone())
     optimizer = optimizer_of(module, config)
     for gradient, lr in zip(gradients, rates, strict=True):
-        optim.set_rates(optimizer, lr, config.momentum)
+        optimizer_module.set_rates(optimizer, lr, config.momentum)
         module.weight.grad = gradient.clone()
         optimizer.step()
     return module.weight.detach()
@@ -153,10 +153,10 @@ def test_without_momentum_a_step_is_the_gradient() -> None:
 
 def test_every_group_follows_the_schedule_by_its_multiplier() -> None:
     config = OptimConfig(head_lr_multiplier=10)
-    groups = optim.parameter_groups(Net(), config, weight_decay=0.1)  # type: ignore[arg-type]
-    optimizer = optim.make(groups, config.resolved_phases[0], lr=1.0)
+    groups = optimizer_module.parameter_groups(Net(), config, weight_decay=0.1)  # type: ignore[arg-type]
+    optimizer = optimizer_module.make(groups, config.resolved_phases[0], lr=1.0)
     for lr, momentum in ((0.3, 0.0), (0.02, 0.9)):
-        optim.set_rates(optimizer, lr, momentum)
+        optimizer_module.set_rates(optimizer, lr, momentum)
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([lr, lr, 10 * lr, 10 * lr])
         assert [group["momentum"] for group in optimizer.param_groups] == [momentum] * 4
 
@@ -186,7 +186,7 @@ def test_momentum_is_the_first_beta_of_the_adam_family_and_options_are_handed_on
     module = nn.Module()
     module.weight = nn.Parameter(torch.ones(2, 2))
     optimizer = optimizer_of(module, config)
-    optim.set_rates(optimizer, 0.1, 0.7)
+    optimizer_module.set_rates(optimizer, 0.1, 0.7)
     assert optimizer.param_groups[0]["betas"] == (0.7, 0.95)
     assert optimizer.param_groups[0]["eps"] == 1e-6
 
@@ -210,7 +210,7 @@ def test_clipping_scales_all_gradients_by_their_common_norm(max_norm: float | No
     module.a, module.b = nn.Parameter(torch.zeros(1, 1)), nn.Parameter(torch.zeros(1))
     optimizer = optimizer_of(module, OptimConfig())
     module.a.grad, module.b.grad = torch.tensor([[3.0]]), torch.tensor([4.0])
-    assert optim.clip(optimizer, max_norm).item() == pytest.approx(5.0)
+    assert optimizer_module.clip(optimizer, max_norm).item() == pytest.approx(5.0)
     assert (module.a.grad.item(), module.b.grad.item()) == pytest.approx((3 * scale, 4 * scale), rel=1e-5)
 
 
@@ -225,6 +225,6 @@ def test_a_momentum_carried_over_is_that_of_the_gradients_mean(before: str) -> N
         module.weight.grad = gradient.clone()
         first.step()
     second = optimizer_of(module, OptimConfig(weight_decay=0))
-    optim.carry_momentum(first, second, 0.8)
+    optimizer_module.carry_momentum(first, second, 0.8)
     buffer = second.state[module.weight]["momentum_buffer"]
     torch.testing.assert_close(buffer, gradient / 0.2, rtol=1e-4, atol=1e-6)

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import phases, swats
 from pipeline.config import load
 from pipeline.config.optim import SwatsRule
 from pipeline.config.schema import Config
-from pipeline.phases import PhaseState
-from pipeline.schedule import Calendar, PlateauState
-from pipeline.swats import SwatsState
+from pipeline.training import phases, swats
+from pipeline.training.phases import PhaseState
+from pipeline.training.schedule import Calendar, PlateauState
+from pipeline.training.swats import SwatsState
 
 CALENDAR = Calendar((10,) * 20)
 

@@ -18,7 +18,7 @@ from pipeline.config.optim import (
     ScheduleConfig,
     Step,
 )
-from pipeline.schedule import Calendar, Moment, PlateauState, lr_at, momentum_at
+from pipeline.training.schedule import Calendar, Moment, PlateauState, lr_at, momentum_at
 
 SPE, EPOCHS = 7, 12
 STEPS = SPE * EPOCHS

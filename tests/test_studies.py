@@ -18,7 +18,7 @@ from pipeline.config import load
 from pipeline.runs import log as log_module
 from pipeline.studies import figures, plan, results, run
 from pipeline.studies.plan import Plan
-from pipeline.train import train
+from pipeline.training.trainer import train
 from tests import ranks, tiny
 from tests.test_train import interrupt
 

@@ -25,7 +25,7 @@ from pipeline.sweeps import results, run, trials
 from pipeline.sweeps.plan import Plan
 from pipeline.sweeps.trials import JOURNAL, Trials
 from pipeline.sweeps.turn import Turn
-from pipeline.train import train
+from pipeline.training.trainer import train
 from pipeline.workers import Outcome
 from tests import tiny
 from tests.test_sweeps_plan import SWEEP, write
@@ -305,7 +305,7 @@ def test_what_can_be_mended_leaves_the_trial_to_the_same_command(
     with monkeypatch.context() as patched:
         patched.setattr(workers, "say_into", _nothing)
         patched.setattr(workers, "each", each)
-        patched.setattr("pipeline.train.train", _raises(full))
+        patched.setattr("pipeline.training.trainer.train", _raises(full))
         with pytest.raises(
             DataError, match="the disk is full; when that is mended, the same command goes on"
         ):

@@ -16,7 +16,7 @@ import pytest
 from pipeline.runs import log as log_module
 from pipeline.runs import status
 from pipeline.runs.log import Record
-from pipeline.train import train
+from pipeline.training.trainer import train
 from tests import processes, tiny
 from tests.wandb_server import ENTITY, KEY, WandbRun, WandbServer
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline import gradients
 from pipeline.runs import log as log_module
 from pipeline.runs.log import Record
-from pipeline.train import train
+from pipeline.training import gradient_histograms
+from pipeline.training.trainer import train
 from tests import tiny
 from tests.test_train import interrupt, log_reaches
 
@@ -114,7 +114,7 @@ def test_a_histogram_counts_every_gradient_of_a_weight() -> None:
     model[0].weight.grad = torch.tensor([[-1.0, 0.0, 1.0], [1.0, 1.0, 0.99]])
     model[0].bias.grad = torch.ones(2)
     model[2].weight.grad = torch.full((2, 2), 0.25)
-    found = gradients.histograms(model)
+    found = gradient_histograms.histograms(model)
     assert found.keys() == {"0.weight", "2.weight"}
     first, alike = found["0.weight"], found["2.weight"]
     assert (first["edges"][0], first["edges"][-1], len(first["edges"])) == (-1.0, 1.0, 65)
@@ -126,4 +126,4 @@ def test_a_histogram_counts_every_gradient_of_a_weight() -> None:
     )
     assert (sum(alike["counts"]), alike["edges"][0], alike["edges"][-1]) == (4, -0.25, 0.75)
     model[2].weight.grad[0, 0] = float("nan")
-    assert gradients.histograms(model).keys() == {"0.weight"}
+    assert gradient_histograms.histograms(model).keys() == {"0.weight"}

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import checkpoint
 from pipeline.runs import checkpoints as checkpoints_module
-from pipeline.train import Run
+from pipeline.training import state as state_module
+from pipeline.training.trainer import Run
 from tests import tiny
 
 STEPS_PER_EPOCH = 5  # 36 training images in batches of at most 8
@@ -274,7 +274,7 @@ def test_a_checkpoint_holds_no_code_and_a_pickle_with_code_is_refused(trained: P
             return os.system, ("touch evil",)
 
     torch.save({"format": checkpoints_module.FORMAT, "model": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(checkpoint.CheckpointError, match="damaged, or no checkpoint"):
+    with pytest.raises(state_module.CheckpointError, match="damaged, or no checkpoint"):
         checkpoints_module.read(tmp_path / "evil.pt")
     assert not Path("evil").exists()
 

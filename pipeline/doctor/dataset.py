@@ -17,7 +17,7 @@ from pipeline.data.transforms import Augmentation
 from pipeline.doctor.finding import Finding, of_error
 from pipeline.doctor.subject import Subject, expected, stand_in
 from pipeline.inference import predict
-from pipeline.job import Job
+from pipeline.training.setup import Job
 
 DECODED = 8  # pictures that are decoded and resized once more
 SHOWN = 16  # pictures whose crops are compared

@@ -11,7 +11,6 @@ from urllib.parse import urlparse
 
 import torch
 
-from pipeline import optim
 from pipeline.common.files import size_in_words
 from pipeline.config.optim import Phase
 from pipeline.config.schema import Config
@@ -22,6 +21,7 @@ from pipeline.doctor.finding import Finding, unlike
 from pipeline.doctor.subject import SMALL, Subject, expected
 from pipeline.models.precision import cpu_has_bf16
 from pipeline.runs import environment
+from pipeline.training import optimizer as optimizer_module
 
 SHARED_MEMORY = Path("/dev/shm")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
@@ -224,7 +224,7 @@ def checkpoint_bytes(subject: Subject) -> int:
 def _remembered(phase: Phase) -> float:
     """The size of what a phase's optimizer remembers over that of the parameters, seen at a small one."""
     small = torch.nn.Parameter(torch.ones(64, 64))
-    optimizer = optim.make([{"params": [small], "weight_decay": 0.0}], phase, lr=1e-3)
+    optimizer = optimizer_module.make([{"params": [small], "weight_decay": 0.0}], phase, lr=1e-3)
     small.grad = torch.ones_like(small)
     optimizer.step()
     tensors = [value for value in optimizer.state[small].values() if isinstance(value, torch.Tensor)]

@@ -2,14 +2,16 @@
 
 import torch
 
-from pipeline import checkpoint, optim, phases, preview, resume
 from pipeline.common import seeding
 from pipeline.common.errors import UserError
 from pipeline.doctor.finding import Finding, of_error
 from pipeline.doctor.subject import Subject
-from pipeline.job import images_per_step
 from pipeline.models.build import build, without_weights
-from pipeline.phases import PhaseState
+from pipeline.training import optimizer as optimizer_module
+from pipeline.training import phases, resume, schedule_preview
+from pipeline.training import state as state_module
+from pipeline.training.phases import PhaseState
+from pipeline.training.schedule import images_per_step
 
 
 def start(subject: Subject) -> Finding:
@@ -35,7 +37,7 @@ def _start(subject: Subject) -> tuple[int, Finding]:
     fresh = subject.job_of_mine().fresh(
         PhaseState.load(content["phase"]), content["precision"], pretrained=False
     )
-    checkpoint.restore(fresh.state, content, path)
+    state_module.restore(fresh.state, content, path)
     step = int(content["step"])
     numbers = {"step": step, "checkpoint": str(path)}
     if step >= subject.steps:
@@ -107,7 +109,7 @@ def rates(subject: Subject) -> Finding:
     """Learning rates of the first, the highest and the last step, as the optimizer has them."""
     config, job = subject.config, subject.job
     words, phases_in_numbers = [], []
-    for state, known in preview.states(config, job.calendar):
+    for state, known in schedule_preview.states(config, job.calendar):
         phase = config.optim.resolved_phases[state.index]
         until = job.calendar.starts[phase.until] if isinstance(phase.until, int) else subject.steps
         steps = range(state.start_step, min(until, subject.steps))
@@ -122,7 +124,7 @@ def rates(subject: Subject) -> Finding:
         highest = max(range(len(steps)), key=lambda number: of_steps[number].lr)
         lrs: dict[str, list[float]] = {}
         for name, number in (("first", 0), ("last", len(steps) - 1), ("highest", highest)):
-            optim.set_rates(optimizer, *of_steps[number])
+            optimizer_module.set_rates(optimizer, *of_steps[number])
             lrs[name] = [group["lr"] for group in optimizer.param_groups]
         if max(lrs["highest"]) == 0:
             return Finding(

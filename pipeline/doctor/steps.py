@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline import announce, engine, fit, phases
-from pipeline.checkpoint import TrainState
 from pipeline.common import hardware
 from pipeline.common.errors import ConfigError
 from pipeline.common.files import size_in_words
@@ -20,7 +18,9 @@ from pipeline.data.loader import Batch
 from pipeline.distributed.data_parallel import replicate
 from pipeline.doctor.finding import Finding, of_error
 from pipeline.doctor.subject import Subject
-from pipeline.freezing import Freezing
+from pipeline.training import auto_batch_size, description, phases, step
+from pipeline.training.freezing import Freezing
+from pipeline.training.state import TrainState
 
 BUDGET_S = 10.0  # for each of: loader, step, step on all ranks
 STEPS_AT_MOST, STEPS_IN_SHARDS = 20, 3
@@ -39,16 +39,20 @@ def room(subject: Subject) -> Finding:
         return Finding("not applicable", "in shards: no rank can try the whole model alone")
     free = hardware.free_bytes(ranks.device)
     try:
-        own = fit.fitting(wanted, subject.own.model, config.data.image_px, subject.precision, ranks)
+        own = auto_batch_size.fitting(
+            wanted, subject.own.model, config.data.image_px, subject.precision, ranks
+        )
     except torch.OutOfMemoryError:
         own = 0
     fitting = min(ranks.gather(own))
     try:
-        subject.batch_size = fit.in_equal_passes(config, fitting, ranks) if asked == "auto" else asked
+        subject.batch_size = (
+            auto_batch_size.in_equal_passes(config, fitting, ranks) if asked == "auto" else asked
+        )
     except ConfigError as error:
         return of_error(error)
     figures = (
-        f"{announce.batch(config, subject.batch_size, ranks.world)}; of {config.data.image_px} px "
+        f"{description.batch(config, subject.batch_size, ranks.world)}; of {config.data.image_px} px "
         f"{'at least ' * (own >= wanted)}{own} fit at once into {size_in_words(free)} of free memory"
     )
     numbers = {"batch_size": subject.batch_size, "images_that_fit": own, "free_bytes": free}
@@ -127,7 +131,7 @@ def _learn(
     subject: Subject, state: TrainState, parallel: nn.Module, batch: Batch, images: int, *, alone: bool
 ) -> torch.Tensor:
     of_step = phases.rates(subject.config, state.phase, state.step, subject.job.calendar)
-    return engine.learn(state, parallel, batch, images, of_step, subject.how(alone=alone))
+    return step.learn(state, parallel, batch, images, of_step, subject.how(alone=alone))
 
 
 # Speed

@@ -14,8 +14,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from pipeline import engine, phases
-from pipeline.checkpoint import TrainState
 from pipeline.common import seeding, tables
 from pipeline.config.schema import Config
 from pipeline.config.training import DistributedConfig
@@ -24,8 +22,11 @@ from pipeline.data.image_store import JPEG_QUALITY
 from pipeline.data.prepare import Prepared
 from pipeline.data.sources import cub200
 from pipeline.distributed.process_group import Ranks
-from pipeline.job import Job, Start
 from pipeline.models.precision import Precision
+from pipeline.training import phases
+from pipeline.training import step as step_module
+from pipeline.training.setup import Job, Start
+from pipeline.training.state import TrainState
 
 SMALL = {"digits": (10, 4_000, 1_000), "mnist": (10, 60_000, 10_000), "cifar10": (10, 50_000, 10_000)}
 PICTURES = 8  # different ones, of the stand-in
@@ -76,7 +77,7 @@ class Subject:
         last = self.job.calendar.last_step
         return min(last, self.config.train.max_steps or last)
 
-    def how(self, *, alone: bool) -> engine.Learning:
+    def how(self, *, alone: bool) -> step_module.Learning:
         """How a step learns, on all ranks or on this one alone."""
         start = Start(self.state, self.weights, self.precision, self.batch_size)
         how = start.how(self.config, self.ranks)

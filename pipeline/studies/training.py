@@ -24,7 +24,7 @@ class Training:
     def do(self) -> Outcome:
         """Train and evaluate in this process."""
         workers.say_into(self.log)
-        from pipeline.train import train
+        from pipeline.training.trainer import train
 
         train(self.config)
         if self.test:

@@ -56,7 +56,7 @@ class Turn:
         """What came of the trial, its value, and why it has none."""
         import torch
 
-        from pipeline.train import train
+        from pipeline.training.trainer import train
 
         number, why = claim.number, None
         try:

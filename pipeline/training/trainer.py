@@ -7,9 +7,6 @@ from typing import Any
 
 import torch
 
-from pipeline import checkpoint, engine, gradients, job, optim, phases, resume
-from pipeline.announce import announce
-from pipeline.checkpoint import Best, Totals
 from pipeline.common import console, files, hardware, signals
 from pipeline.common.errors import Stopped, UserError
 from pipeline.config.schema import Config
@@ -18,13 +15,17 @@ from pipeline.data.loader import Batch
 from pipeline.distributed import process_group
 from pipeline.distributed.data_parallel import replicate
 from pipeline.distributed.process_group import Ranks
-from pipeline.freezing import Freezing
 from pipeline.inference import predict
-from pipeline.job import Job
-from pipeline.meter import Meter, NotFinite
 from pipeline.plots import training_curves
 from pipeline.runs import checkpoints, status
 from pipeline.runs.trackers import Both, Nothing, Tracker, tracker
+from pipeline.training import gradient_histograms, optimizer, phases, resume, setup, step
+from pipeline.training import state as state_module
+from pipeline.training.description import announce
+from pipeline.training.epoch_meter import Meter, NotFinite
+from pipeline.training.freezing import Freezing
+from pipeline.training.setup import Job
+from pipeline.training.state import Best, Totals
 
 REDRAW_S = 60.0  # of curves.png, at the most
 
@@ -61,7 +62,7 @@ class Run:
         self.job = Job(config, ranks)
         self.calendar = self.job.calendar
         self.last_step = min(self.calendar.last_step, config.train.max_steps or self.calendar.last_step)
-        self.start = job.start(self.job)
+        self.start = setup.start(self.job)
         self.state, self.how = self.start.state, self.start.how(config, ranks)
         self.freezing = Freezing(config, self.state.model)
         self.parallel, self.frozen = self.state.model, -1
@@ -143,7 +144,7 @@ class Run:
                 self._enter_phase()
                 rates = phases.rates(self.config, state.phase, state.step, self.calendar)
                 inspect = self._log_gradients if self._histograms_are_due() else None
-                of_batch = engine.learn(state, self.parallel, batch, len(draws), rates, self.how, inspect)
+                of_batch = step.learn(state, self.parallel, batch, len(draws), rates, self.how, inspect)
                 meter.add(state.step, draws, of_batch)
                 bar.advance(len(draws), **self._log_step(rates, meter))
                 if self._look_is_due():
@@ -176,7 +177,7 @@ class Run:
         phase, before = optim_config.resolved_phases[state.phase.index], state.optimizer
         state.optimizer = self.job.optimizer(state.model, state.phase)
         if phase.carry_momentum:
-            optim.carry_momentum(before, state.optimizer, phase.momentum or 0.0)
+            optimizer.carry_momentum(before, state.optimizer, phase.momentum or 0.0)
         epoch = self.calendar.moment(state.step).epoch
         self.track.log(
             {
@@ -204,7 +205,7 @@ class Run:
         return self.ranks.first and every is not None and (self.state.step + 1) % every == 0
 
     def _log_gradients(self) -> None:
-        found = gradients.histograms(self.state.model)
+        found = gradient_histograms.histograms(self.state.model)
         self.track.log({"kind": "gradients", "step": self.state.step + 1, "histograms": found})
 
     def _look_is_due(self) -> bool:
@@ -313,7 +314,7 @@ class Run:
             "batch_size": self.start.batch_size,
             "weights": self.start.weights,
         }
-        content = checkpoint.content_of(self.state, self.calendar.epoch(self.state.step), about, self.ranks)
+        content = state_module.content_of(self.state, self.calendar.epoch(self.state.step), about, self.ranks)
         if self.ranks.first:
             folder = self.config.checkpoints_dir
             checkpoints.save(folder / name, content)

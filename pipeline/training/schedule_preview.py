@@ -2,16 +2,15 @@
 
 from typing import Any
 
-from pipeline import phases
 from pipeline.common import console
 from pipeline.common.errors import DataError
 from pipeline.config.schema import Config
 from pipeline.data import prepare
 from pipeline.data.prepare import training_rows
-from pipeline.job import calendar
-from pipeline.phases import PhaseState
 from pipeline.plots import training_curves
-from pipeline.schedule import Calendar
+from pipeline.training import phases
+from pipeline.training.phases import PhaseState
+from pipeline.training.schedule import Calendar, calendar
 
 ROWS, BAR_CELLS = 16, 30
 NOMINAL_STEPS = 100  # an epoch, where the data are not there to be counted

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.checkpoint import Totals
 from pipeline.distributed.process_group import Ranks
+from pipeline.training.state import Totals
 
 Item = TypeVar("Item")
 

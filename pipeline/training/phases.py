@@ -11,11 +11,11 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from pipeline import swats
 from pipeline.config.optim import OptimConfig, Phase, PlateauRule, ReduceOnPlateau, SwatsRule
 from pipeline.config.schema import Config
-from pipeline.schedule import Calendar, PlateauState, lr_at, momentum_at
-from pipeline.swats import SwatsState
+from pipeline.training import swats as swats_module
+from pipeline.training.schedule import Calendar, PlateauState, lr_at, momentum_at
+from pipeline.training.swats import SwatsState
 
 
 class Rates(NamedTuple):
@@ -61,7 +61,7 @@ def following(config: OptimConfig, state: PhaseState, step: int) -> PhaseState:
     lr = phase.lr
     if lr is None:
         assert state.swats.proposed is not None, "SWATS ended the phase before"
-        lr = swats.sgd_rate(state.swats.proposed, phase.momentum)
+        lr = swats_module.sgd_rate(state.swats.proposed, phase.momentum)
     of_run = phase.schedule is None and config.resolved_phases[state.index].schedule is None
     plateau = state.plateau if of_run else PlateauState()
     return PhaseState(state.index + 1, step, lr, plateau=plateau)

@@ -15,8 +15,8 @@ from pipeline.distributed import data_parallel
 from pipeline.distributed.process_group import Ranks
 from pipeline.models.classifier import Classifier
 from pipeline.models.pretrained import _load_weights
-from pipeline.phases import PhaseState
 from pipeline.runs.checkpoints import FORMAT
+from pipeline.training.phases import PhaseState
 
 
 @dataclass

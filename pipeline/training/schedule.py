@@ -20,6 +20,8 @@ from pipeline.config.optim import (
     ScheduleConfig,
     Step,
 )
+from pipeline.config.schema import Config
+from pipeline.data import sampling
 
 ROUNDING = 1e-9  # epochs: a moment so little before a milestone is at it
 
@@ -175,3 +177,19 @@ def _one_cycle(schedule: OneCycle, moment: Moment) -> tuple[float, float]:
     peak = schedule.rise_fraction * moment.epochs - moment.width
     end = moment.epochs - moment.width
     return min(1.0, moment.epoch / peak) if peak > 0 else 1.0, min(1.0, (moment.epoch - peak) / (end - peak))
+
+
+def images_per_step(config: Config, epoch: int) -> int:
+    """Images that a step of an epoch (from 0) learns from."""
+    for stage in config.data.progressive:
+        if epoch < stage.until_epoch:
+            return stage.images_per_step or config.optim.images_per_step
+    return config.optim.images_per_step
+
+
+def calendar(config: Config, images: int) -> Calendar:
+    """The steps of each epoch over a number of training images."""
+    epochs = range(config.train.epochs)
+    return Calendar(
+        tuple(sampling.steps_per_epoch(images, images_per_step(config, epoch)) for epoch in epochs)
+    )

@@ -9,8 +9,6 @@ import numpy.typing as npt
 import torch
 from timm.utils.model_ema import ModelEmaV3
 
-from pipeline import checkpoint, engine, fit, optim, phases, resume, swats
-from pipeline.checkpoint import TrainState
 from pipeline.common import seeding
 from pipeline.common.errors import ConfigError, DataError
 from pipeline.config.optim import SwatsRule
@@ -25,8 +23,12 @@ from pipeline.distributed.process_group import Ranks
 from pipeline.models import precision as precision_module
 from pipeline.models.build import build, without_weights
 from pipeline.models.classifier import Classifier
-from pipeline.phases import PhaseState
-from pipeline.schedule import Calendar
+from pipeline.training import auto_batch_size, phases, resume, step, swats
+from pipeline.training import optimizer as optimizer_module
+from pipeline.training import state as state_module
+from pipeline.training.phases import PhaseState
+from pipeline.training.schedule import calendar, images_per_step
+from pipeline.training.state import TrainState
 
 
 class Job:
@@ -107,12 +109,12 @@ class Job:
             model.to(memory_format=torch.channels_last)
         model.to(self.ranks.device)
 
-    def optimizer(self, model: Any, state: PhaseState) -> optim.Optimizer:
+    def optimizer(self, model: Any, state: PhaseState) -> optimizer_module.Optimizer:
         """The optimizer of a phase, without anything remembered."""
         phase = self.config.optim.resolved_phases[state.index]
         assert phase.weight_decay is not None, "resolved"
-        groups = optim.parameter_groups(model, self.config.optim, weight_decay=phase.weight_decay)
-        optimizer = optim.make(groups, phase, lr=state.lr)
+        groups = optimizer_module.parameter_groups(model, self.config.optim, weight_decay=phase.weight_decay)
+        optimizer = optimizer_module.make(groups, phase, lr=state.lr)
         if isinstance(phase.until, SwatsRule):
             swats.watch(optimizer, state.swats, phase.until)
         return optimizer
@@ -141,9 +143,9 @@ class Start:
     batch_size: int
     """images computed at once, over all ranks"""
 
-    def how(self, config: Config, ranks: Ranks) -> engine.Learning:
+    def how(self, config: Config, ranks: Ranks) -> step.Learning:
         """How each step learns."""
-        return engine.Learning(
+        return step.Learning(
             config.seed,
             config.train.label_smoothing,
             config.train.mix,
@@ -165,32 +167,16 @@ def start(job: Job) -> Start:
     if before is None:
         resolved = ranks.from_first(precision_module.resolve(config.train.precision, ranks.device))
         fresh = job.fresh(phases.first(config.optim), resolved, pretrained=True)
-        batch_size = fit.batch_size(config, fresh.state.model, resolved, ranks)
+        batch_size = auto_batch_size.batch_size(config, fresh.state.model, resolved, ranks)
         return Start(fresh.state, fresh.weights, resolved, batch_size)
     path, content = before
     phase = PhaseState.load(content["phase"])
     fresh = job.fresh(phase, content["precision"], pretrained=False)
-    checkpoint.restore(fresh.state, content, path)
+    state_module.restore(fresh.state, content, path)
     lr = config.optim.resolved_phases[phase.index].lr
     if lr is not None:  # with train.resume_force it may be another one
         fresh.state.phase.lr = lr
     return Start(fresh.state, content["weights"], content["precision"], content["batch_size"])
-
-
-def images_per_step(config: Config, epoch: int) -> int:
-    """Images that a step of an epoch (from 0) learns from."""
-    for stage in config.data.progressive:
-        if epoch < stage.until_epoch:
-            return stage.images_per_step or config.optim.images_per_step
-    return config.optim.images_per_step
-
-
-def calendar(config: Config, images: int) -> Calendar:
-    """The steps of each epoch over a number of training images."""
-    epochs = range(config.train.epochs)
-    return Calendar(
-        tuple(sampling.steps_per_epoch(images, images_per_step(config, epoch)) for epoch in epochs)
-    )
 
 
 def _choose_algorithms(config: TrainConfig) -> None:

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline import engine, job, phases
 from pipeline.common import console, tables
 from pipeline.common.errors import ConfigError
 from pipeline.config.schema import Config
@@ -22,9 +21,10 @@ from pipeline.data import sampling
 from pipeline.data.loader import Batch
 from pipeline.distributed import process_group
 from pipeline.distributed.data_parallel import replicate
-from pipeline.freezing import Freezing
-from pipeline.job import Job
 from pipeline.plots import training_curves
+from pipeline.training import phases, setup, step
+from pipeline.training.freezing import Freezing
+from pipeline.training.setup import Job
 
 SMOOTHING = 0.9  # of the losses: an exponential mean, its start corrected for
 DIVERGED = 3.0  # times the lowest smoothed loss
@@ -41,7 +41,7 @@ def lr_find(config: Config) -> dict[str, Any]:
     with process_group.ranks(config.train.device, config.distributed.timeout_s) as ranks:
         config = config.model_copy(update={"train": config.train.model_copy(update={"resume": "never"})})
         work = Job(config, ranks)
-        begin = job.start(work)
+        begin = setup.start(work)
         state, how = begin.state, begin.how(config, ranks)
         parallel = replicate(state.model, config.distributed, ranks)
         momentum = config.optim.resolved_phases[0].momentum or 0.0
@@ -51,7 +51,7 @@ def lr_find(config: Config) -> dict[str, Any]:
         tried: list[float] = []
         with console.bar("lr-find", wanted.steps, "steps") as bar:
             for lr, (images, batch) in zip(lrs, _batches(work, wanted.steps), strict=False):
-                sums = engine.learn(state, parallel, batch, images, phases.Rates(float(lr), momentum), how)
+                sums = step.learn(state, parallel, batch, images, phases.Rates(float(lr), momentum), how)
                 tried.append(float(ranks.sum(sums)[0]) / images)
                 bar.advance(1, loss=tried[-1], lr=float(lr))
                 smoothed = smooth(np.array(tried))

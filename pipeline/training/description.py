@@ -3,8 +3,8 @@
 from pipeline.common import console, files
 from pipeline.config import load
 from pipeline.config.schema import Config
-from pipeline.job import Job, Start
 from pipeline.runs import environment
+from pipeline.training.setup import Job, Start
 
 
 def announce(job: Job, start: Start, last_step: int) -> None:

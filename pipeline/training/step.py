@@ -7,17 +7,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline import optim
-from pipeline.checkpoint import TrainState
 from pipeline.common import seeding
 from pipeline.config.training import MixConfig
 from pipeline.data.loader import Batch
 from pipeline.distributed.data_parallel import without_exchange
 from pipeline.distributed.process_group import Ranks
 from pipeline.distributed.sync_batchnorm import running_statistics
-from pipeline.mixing import mix
 from pipeline.models.precision import Precision, autocast
-from pipeline.phases import Rates
+from pipeline.training import optimizer
+from pipeline.training.mixing import mix
+from pipeline.training.phases import Rates
+from pipeline.training.state import TrainState
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def learn(
     # Dropout and stochastic depth draw from a stream named by the step: nothing to save or restore.
     torch.manual_seed(seeding.seed_of("step", how.seed, state.step, how.ranks.rank))
     draws = seeding.generator("mix", how.seed, state.step, how.ranks.rank)
-    optim.set_rates(state.optimizer, *rates)
+    optimizer.set_rates(state.optimizer, *rates)
     batch = batch.to(how.ranks.device)
     sums = torch.zeros(3, dtype=torch.float64, device=how.ranks.device)
     passes = batch.split(passes_of(images, how.images_per_pass, how.ranks.world))
@@ -68,7 +68,7 @@ def learn(
     state.scaler.unscale_(state.optimizer)
     if inspect is not None:
         inspect()
-    norm = optim.clip(state.optimizer, how.clip_norm)
+    norm = optimizer.clip(state.optimizer, how.clip_norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)

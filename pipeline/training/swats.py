@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pipeline.config.optim import SwatsRule
-from pipeline.optim import Optimizer
+from pipeline.training.optimizer import Optimizer
 
 BETA = 0.999  # of the running mean, for an optimizer that has none of its own
 

@@ -2,10 +2,10 @@
 
 from torch import nn
 
-from pipeline import optim
 from pipeline.common.errors import ConfigError
 from pipeline.config.schema import Config
 from pipeline.models.classifier import Classifier, freeze_batchnorm
+from pipeline.training import optimizer
 
 
 class Freezing:
@@ -19,7 +19,7 @@ class Freezing:
         """
         self.config, self.model = config, model
         frozen = config.optim.frozen_stages
-        self.stages: list[list[nn.Module]] = optim.stages(model) if frozen else []
+        self.stages: list[list[nn.Module]] = optimizer.stages(model) if frozen else []
         if frozen and frozen >= len(self.stages):
             raise ConfigError(
                 f"optim.frozen_stages: {frozen} of the {len(self.stages)} stages of {config.model.name}, the last "
