@@ -62,7 +62,7 @@ def train(config: Config) -> dict[str, Any]:
 
 def evaluate(config: Config) -> dict[str, Any]:
     """Predict a split with a run's checkpoint and report accuracy per class; never trains."""
-    from pipeline.evaluate import evaluate
+    from pipeline.evaluation.evaluate import evaluate
 
     return _published(config, evaluate(config))
 
@@ -138,7 +138,7 @@ def doctor(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def predict(arguments: argparse.Namespace) -> dict[str, Any]:
     """Name the most likely classes of single pictures, by the run's best checkpoint."""
-    from pipeline.predict import predict
+    from pipeline.evaluation.predict_images import predict
 
     overrides = [word for word in arguments.words if "=" in word and not Path(word).exists()]
     images = [Path(word) for word in arguments.words if word not in overrides]
@@ -147,7 +147,7 @@ def predict(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Say whether runs on the same images differ by more than noise; several seeds become mean +- sd."""
-    from pipeline.compare import compare
+    from pipeline.evaluation.compare import compare
 
     return compare([Path(word) for word in arguments.words], arguments.split, arguments.out)
 

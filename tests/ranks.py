@@ -18,7 +18,12 @@ from pipeline.common import console
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["pipeline.training.trainer", "pipeline.evaluate", "pipeline.data.prepare_distributed", "tests.tiny"]
+    [
+        "pipeline.training.trainer",
+        "pipeline.evaluation.evaluate",
+        "pipeline.data.prepare_distributed",
+        "tests.tiny",
+    ]
 )
 PATIENCE_S = 120
 

@@ -7,7 +7,7 @@ import pytest
 from scipy.special import softmax
 from sklearn.metrics import brier_score_loss, log_loss
 
-from pipeline import calibration
+from pipeline.evaluation import calibration
 
 
 def random_outputs(n: int = 4_000, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:

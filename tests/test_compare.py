@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 from statsmodels.stats.contingency_tables import mcnemar
 
-from pipeline import cli, metrics
+from pipeline import cli
 from pipeline.common import files, tables
 from pipeline.common.errors import UserError
-from pipeline.compare import compare
-from pipeline.report import verdict
+from pipeline.evaluation import metrics, verdict
+from pipeline.evaluation.compare import compare
 
 NAMES = ["wren", "gull", "crow", "owl"]
 N = 400

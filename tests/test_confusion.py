@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from pipeline import confusion
+from pipeline.evaluation import confusion
 
 GENERA = [[0, 3, 6], [1, 4], [2, 5]]  # labels that resemble each other
 NAMES = [f"bird {label}" for label in range(8)]

@@ -6,12 +6,12 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import intervals
 from pipeline.common.errors import DataError
 from pipeline.config.data import DataConfig
 from pipeline.data import image_store, prepare
 from pipeline.data.transforms import CentreCrop
 from pipeline.distributed.process_group import Ranks
+from pipeline.evaluation import statistics
 from pipeline.explain import annotations, chosen, heatmaps, neighbours, pointing
 from pipeline.models.build import build
 from tests import tiny
@@ -174,7 +174,7 @@ def test_the_pointing_game_by_hand() -> None:
     assert summary["n"].tolist() == [5, 2, 3]
     assert summary["hits"].tolist() == [2, 1, 1]
     assert summary["chance"].tolist() == [0.25] * 3
-    assert summary.loc["all", ["rate_low", "rate_high"]].tolist() == list(intervals.wilson(2, 5))
+    assert summary.loc["all", ["rate_low", "rate_high"]].tolist() == list(statistics.wilson(2, 5))
     counts = pointing.on_parts(found, parts.names)
     assert counts.to_dict("list") == {
         "part": ["back", "beak", ""],

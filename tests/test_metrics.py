@@ -9,7 +9,8 @@ from sklearn import metrics as sk
 from torch import tensor
 from torch.nn.functional import cross_entropy
 
-from pipeline import confusion, intervals, metrics
+from pipeline.evaluation import confusion, metrics
+from pipeline.evaluation import statistics as statistics_module
 
 NAMES = ["wren", "gull", "crow", "owl"]  # not in the order of the alphabet; no image is an owl
 LABELS = [0, 0, 0, 0, 1, 1, 2, 2, 2, 2]
@@ -157,8 +158,8 @@ def test_extreme_logits_give_finite_numbers() -> None:
 def test_bootstrap_intervals_are_scikit_learns_figures_over_the_same_resamples(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    weights = np.vstack(list(intervals.resamples(300, 150)))
-    monkeypatch.setattr(intervals, "resamples", lambda _: iter(np.array_split(weights, 3)))
+    weights = np.vstack(list(statistics_module.resamples(300, 150)))
+    monkeypatch.setattr(statistics_module, "resamples", lambda _: iter(np.array_split(weights, 3)))
     predicted, labels, logits = random_table()
     numbers, guesses = metrics.summary(predicted), logits.argmax(axis=1)
     statistics = {

@@ -6,46 +6,46 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import DescrStatsW, ttest_ind
 
-from pipeline import paired
+from pipeline.evaluation import statistics
 
 
 @pytest.mark.parametrize(("only_a", "only_b"), [(0, 1), (3, 9), (10, 28), (7, 7), (150, 190), (0, 12)])
 def test_mcnemars_p_is_that_of_statsmodels(only_a: int, only_b: int) -> None:
     reference = mcnemar([[500, only_a], [only_b, 60]], exact=True).pvalue
-    assert paired.mcnemar(only_a, only_b) == pytest.approx(reference)
+    assert statistics.mcnemar(only_a, only_b) == pytest.approx(reference)
 
 
 def test_mcnemars_p_of_hand_worked_counts() -> None:
-    assert paired.mcnemar(0, 5) == pytest.approx(2 / 2**5)
-    assert paired.mcnemar(0, 0) == 1
+    assert statistics.mcnemar(0, 5) == pytest.approx(2 / 2**5)
+    assert statistics.mcnemar(0, 0) == 1
 
 
 @pytest.mark.parametrize("p_values", [[0.01, 0.04, 0.03], [0.5], [0.2, 0.9, 0.9, 0.001], [0.02, 0.02]])
 def test_holms_adjustment_is_that_of_statsmodels(p_values: list[float]) -> None:
-    assert paired.holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1].tolist())
+    assert statistics.holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1].tolist())
 
 
 def test_the_difference_over_images_and_its_interval() -> None:
     random = np.random.default_rng(0)
     a = (random.random(800) < 0.7).astype(float)
     b = np.where(random.random(800) < 0.1, 1, a)
-    mean, low, high = paired.difference(a, b)
+    mean, low, high = statistics.difference(a, b)
     assert mean == pytest.approx(b.mean() - a.mean())
     half = 1.96 * (b - a).std() / np.sqrt(800)
     assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.25 * half)
-    back = paired.difference(b, a)
+    back = statistics.difference(b, a)
     assert back == pytest.approx((-mean, -high, -low), abs=1e-12)
 
 
 def test_p_over_images_is_the_paired_t_test_of_statsmodels() -> None:
     random = np.random.default_rng(2)
     a, b = random.random((2, 60))
-    assert paired.p_over_images(a, b) == pytest.approx(DescrStatsW(b - a).ttest_mean(0)[1])
-    assert paired.p_over_images(a, a) == 1
+    assert statistics.p_over_images(a, b) == pytest.approx(DescrStatsW(b - a).ttest_mean(0)[1])
+    assert statistics.p_over_images(a, a) == 1
 
 
 def test_p_over_seeds_is_welchs_test_of_statsmodels() -> None:
     a, b = [0.81, 0.83, 0.80], [0.84, 0.86, 0.85, 0.83]
-    assert paired.p_over_seeds(a, b) == pytest.approx(ttest_ind(a, b, usevar="unequal")[1])
-    assert paired.p_over_seeds([0.8, 0.8], [0.8, 0.8]) == 1
-    assert paired.p_over_seeds([0.8, 0.8], [0.9, 0.9]) == 0
+    assert statistics.p_over_seeds(a, b) == pytest.approx(ttest_ind(a, b, usevar="unequal")[1])
+    assert statistics.p_over_seeds([0.8, 0.8], [0.8, 0.8]) == 1
+    assert statistics.p_over_seeds([0.8, 0.8], [0.9, 0.9]) == 0

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import cli, numbers
+from pipeline import cli
 from pipeline.common.errors import DataError
 from pipeline.data import sample_table
+from pipeline.evaluation import results
 from pipeline.runs import predictions
 from tests import tiny
 
@@ -143,9 +144,9 @@ def test_numbers_refuse_a_foreign_image_and_another_label(runs: Path) -> None:
         samples.loc[samples["label"] == 5, ["label", "class_name"]].iloc[0].tolist()
     )
     with pytest.raises(DataError, match=r"other labels than in the data for image ids"):
-        numbers.numbers(folder, moved)
+        results.numbers(folder, moved)
     with pytest.raises(DataError, match=r"are not in the split"):
-        numbers.numbers(folder, samples[~own])
+        results.numbers(folder, samples[~own])
 
 
 def test_the_numbers_follow_from_the_stored_files_alone(runs: Path) -> None:
@@ -156,7 +157,7 @@ def test_the_numbers_follow_from_the_stored_files_alone(runs: Path) -> None:
     assert kept < before.keys()
     for name in before.keys() - kept:
         (folder / name).unlink()
-    found, _ = numbers.numbers(folder, samples)
+    found, _ = results.numbers(folder, samples)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert found == json.loads(before["metrics.json"])
 

@@ -18,7 +18,7 @@ from pipeline import cli, workers
 from pipeline.common import hardware
 from pipeline.common.errors import ConfigError, DataError
 from pipeline.config import load
-from pipeline.intervals import wilson
+from pipeline.evaluation.statistics import wilson
 from pipeline.runs import log as log_module
 from pipeline.runs import status
 from pipeline.sweeps import results, run, trials

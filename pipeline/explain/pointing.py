@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline import intervals
+from pipeline.evaluation import statistics
 from pipeline.explain.annotations import Floats, Parts
 from pipeline.explain.heatmaps import enlarged
 
@@ -63,7 +63,7 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for name, part in _groups(found).items():
-        low, high = intervals.wilson(int(part["hit"].sum()), len(part))
+        low, high = statistics.wilson(int(part["hit"].sum()), len(part))
         rows.append(
             {
                 "predictions": name,

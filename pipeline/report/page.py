@@ -7,10 +7,10 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from pipeline import numbers
 from pipeline.common import console, files
 from pipeline.config.schema import Config
 from pipeline.data import prepare, sample_table
+from pipeline.evaluation import results
 from pipeline.explain import gather
 from pipeline.report import content
 from pipeline.report.pictures import Pictures
@@ -26,7 +26,7 @@ def rebuild(config: Config) -> dict[str, Any]:
         UserError: predictions or data are missing, damaged, or do not belong together.
     """
     folder = predictions.folder_of(config.run_dir, config.eval.split)
-    numbers.numbers(folder, prepare.load(config).samples)
+    results.numbers(folder, prepare.load(config).samples)
     path = build(config, folder)
     return {"report": str(path), "size_bytes": path.stat().st_size}
 

@@ -1,6 +1,6 @@
 """What `eval` leaves of a split, written and read back: every reader of stored predictions checks them here.
 
-RUN/eval/SPLIT/predictions.csv    the predictions table (`pipeline.metrics`)
+RUN/eval/SPLIT/predictions.csv    the predictions table (`pipeline.evaluation.metrics`)
 RUN/eval/SPLIT/outputs.npz        id int64 [n], logits float32 [n, C], features float32 [n, D]
 RUN/eval/SPLIT/validation.npz     the same of the validation images, with label int64 [n]; may be absent
 RUN/eval/SPLIT/metrics.json       all scalar numbers

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from pipeline.intervals import LEVEL
+from pipeline.evaluation.statistics import LEVEL
 from pipeline.runs import log as log_module
 from pipeline.runs import predictions
 from pipeline.studies.plan import Member

@@ -34,7 +34,7 @@ class Training:
 
 def _evaluate_once(config: Config) -> None:
     """Read the test split, unless this very checkpoint has been evaluated."""
-    from pipeline.evaluate import evaluate
+    from pipeline.evaluation.evaluate import evaluate
     from pipeline.runs import predictions
 
     folder = predictions.folder_of(config.run_dir, "test")

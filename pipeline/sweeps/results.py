@@ -14,7 +14,7 @@ from pipeline.common import files
 from pipeline.config import load
 from pipeline.config.schema import Config
 from pipeline.data import prepare
-from pipeline.intervals import wilson
+from pipeline.evaluation.statistics import wilson
 from pipeline.runs import log
 from pipeline.sweeps.plan import BEST, Plan
 from pipeline.sweeps.trials import Trials

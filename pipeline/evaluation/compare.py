@@ -14,12 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline import paired
 from pipeline.common import files, tables
 from pipeline.common.errors import DataError
 from pipeline.config import load
 from pipeline.config.key_effects import FREE
-from pipeline.report import verdict
+from pipeline.evaluation import statistics, verdict
 from pipeline.runs import predictions
 
 
@@ -83,7 +82,7 @@ def compare(paths: Sequence[Path], split: str, out: Path | None) -> dict[str, An
     groups = grouped(runs)
     sides = groups if len(groups) > 1 else [Group(run.name, [run]) for run in runs]
     comparisons = [_against(sides[0], other) for other in sides[1:]]
-    for found, p in zip(comparisons, paired.holm([found["p"] for found in comparisons]), strict=True):
+    for found, p in zip(comparisons, statistics.holm([found["p"] for found in comparisons]), strict=True):
         found["p_adjusted"] = p
         found["verdict"] = verdict.words(found, len(runs[0].right), seeds_only=len(groups) == 1)
     result = {
@@ -149,7 +148,7 @@ def _same(one: Run, path: Path, other: Run, path_other: Path, split: str) -> Non
 
 def _against(a: Group, b: Group) -> dict[str, Any]:
     """b compared with a, in plain types; differences are b - a, shares of images 0..1."""
-    gained, low, high = paired.difference(a.right, b.right)
+    gained, low, high = statistics.difference(a.right, b.right)
     single = len(a.runs) == len(b.runs) == 1
     only_a, only_b = (int((one.right > other.right).sum()) for one, other in ((a, b), (b, a)))
     by_class = _classes(a, b)["difference"].dropna()
@@ -164,11 +163,15 @@ def _against(a: Group, b: Group) -> dict[str, Any]:
         "classes_better_in_a": int((by_class < 0).sum()),
         "classes_better_in_b": int((by_class > 0).sum()),
         "test": "McNemar, exact" if single else "paired t-test over images",
-        "p_images": paired.mcnemar(only_a, only_b) if single else paired.p_over_images(a.right, b.right),
+        "p_images": statistics.mcnemar(only_a, only_b)
+        if single
+        else statistics.p_over_images(a.right, b.right),
         "p_seeds": None,
     }
     if min(len(a.runs), len(b.runs)) > 1:
-        found["p_seeds"] = paired.p_over_seeds(*([run.right.mean() for run in side.runs] for side in (a, b)))
+        found["p_seeds"] = statistics.p_over_seeds(
+            *([run.right.mean() for run in side.runs] for side in (a, b))
+        )
     # To be more than noise, a difference has to be more than that of the images and that of the seeds.
     found["p"] = max(found["p_images"], found["p_seeds"] or 0.0)
     return found

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline import metrics
 from pipeline.common import console, files
 from pipeline.common.errors import DataError
 from pipeline.config.schema import Config
@@ -17,11 +16,12 @@ from pipeline.data.transforms import CentreCrop
 from pipeline.data.tta import views
 from pipeline.distributed import consistency, process_group
 from pipeline.distributed.process_group import Ranks
+from pipeline.evaluation import metrics, screen
+from pipeline.evaluation.results import numbers
 from pipeline.inference import features, load_model, predict
 from pipeline.inference.load_model import Trained
 from pipeline.inference.predict import _mean
-from pipeline.numbers import numbers
-from pipeline.report import page, screen
+from pipeline.report import page
 from pipeline.runs import predictions
 
 NOT_A_RESULT = "not a result: choosing a checkpoint by the test split would make its accuracy unfit to quote"

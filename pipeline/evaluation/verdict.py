@@ -15,7 +15,7 @@ def words(found: Mapping[str, Any], images: int, *, seeds_only: bool = False) ->
     """Whether a difference is more than noise, in a sentence or two.
 
     Args:
-        found: a comparison of `pipeline.compare`, with `p_adjusted`.
+        found: a comparison of `pipeline.evaluation.compare`, with `p_adjusted`.
         images: how many images both predicted.
         seeds_only: both are runs of one configuration.
     """

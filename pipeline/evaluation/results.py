@@ -11,10 +11,10 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline import calibration, confusion, intervals, metrics
 from pipeline.common import files
 from pipeline.common import tables as tables_module
 from pipeline.data import sample_table
+from pipeline.evaluation import calibration, confusion, metrics, statistics
 from pipeline.runs import predictions
 
 # What metrics.json holds that does not follow from the predictions: where they are from.
@@ -91,7 +91,7 @@ def _confidence(
     confidence, correct = calibration.confidence_and_correct(log_probability, labels)
     bins = calibration.reliability(confidence, correct)
     brier = calibration.brier(log_probability, labels)
-    ((low, high),) = intervals.of_means(brier[:, None])
+    ((low, high),) = statistics.of_means(brier[:, None])
     found: dict[str, Any] = {
         "brier": float(brier.mean()),
         "brier_low": low,

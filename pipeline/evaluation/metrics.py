@@ -16,7 +16,7 @@ from scipy.special import log_softmax
 from scipy.stats import spearmanr
 from sklearn.metrics import precision_recall_fscore_support
 
-from pipeline import intervals
+from pipeline.evaluation import statistics
 
 
 def predictions(samples: pd.DataFrame, logits: npt.NDArray[np.float32], names: Sequence[str]) -> pd.DataFrame:
@@ -68,9 +68,9 @@ def summary(predicted: pd.DataFrame) -> dict[str, Any]:
         "top5": (rank <= 5).astype(np.float64),
         "nll": -np.log(predicted["probability"].clip(lower=1e-300).to_numpy()),
     }
-    low, high = intervals.wilson(int(means["top1"].sum()), len(label))
+    low, high = statistics.wilson(int(means["top1"].sum()), len(label))
     numbers = {"n": len(label), "top1": float(means["top1"].mean()), "top1_low": low, "top1_high": high}
-    bounds = intervals.of_means(np.column_stack(list(means.values())))
+    bounds = statistics.of_means(np.column_stack(list(means.values())))
     for (name, values), interval in zip(means.items(), bounds, strict=True):
         _add(numbers, name, float(values.mean()), interval, "_bootstrap" if name == "top1" else "")
     of_classes = _bootstrap_over_classes(label, guess)
@@ -91,7 +91,7 @@ def per_class(
     right = (label == predicted["predicted"]).groupby(label).agg(["size", "sum"])
     right = right.reindex(range(len(names)), fill_value=0)
     n, correct = right["size"].to_numpy(), right["sum"].to_numpy()
-    bounds = [intervals.wilson(int(k), int(m)) for k, m in zip(correct, n, strict=True)]
+    bounds = [statistics.wilson(int(k), int(m)) for k, m in zip(correct, n, strict=True)]
     precision, recall, f1, _ = precision_recall_fscore_support(
         label, predicted["predicted"], labels=range(len(names)), average=None, zero_division=0
     )
@@ -140,7 +140,7 @@ def _bootstrap_over_classes(
     true, taken = (csr_array((np.ones(n), (at, of)), shape=(n, classes)) for of in (label, guess))
     hit = csr_array(((label == guess).astype(np.float64), (at, label)), shape=(n, classes))
     found: dict[str, list[npt.NDArray[np.float64]]] = {}
-    for weights in intervals.resamples(n):
+    for weights in statistics.resamples(n):
         right, images, named = weights @ hit, weights @ true, weights @ taken
         drawn = images > 0
         for name, share in (
@@ -149,4 +149,4 @@ def _bootstrap_over_classes(
             ("macro_f1", 2 * right / np.maximum(images + named, 1)),
         ):
             found.setdefault(name, []).append((share * drawn).sum(axis=1) / drawn.sum(axis=1))
-    return {name: intervals.percentiles(np.concatenate(values)) for name, values in found.items()}
+    return {name: statistics.percentiles(np.concatenate(values)) for name, values in found.items()}
