@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from pipeline.explain import heatmaps
+from pipeline.explain import grad_cam
 from pipeline.report import content, figures
 from pipeline.report.pictures import data_uri
 from tests import tiny
@@ -156,7 +156,7 @@ def test_what_depends_on_the_predictions_is_computed_anew_when_they_change(run: 
 
 def test_networks_without_maps_get_a_sentence(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(folder_of(run) / "explain")
-    monkeypatch.setattr(heatmaps, "spatial_layer", lambda *_: None)  # as of a vision transformer
+    monkeypatch.setattr(grad_cam, "spatial_layer", lambda *_: None)  # as of a vision transformer
     assert tiny.do("report", run, *MORE) == 0
     words = words_of(run)
     assert "There are no heat maps: test_resnet has no last layer with height and width." in words

@@ -12,8 +12,8 @@ import pandas as pd
 
 from pipeline.common import files
 from pipeline.data import prepare
-from pipeline.explain import annotations, chosen
-from pipeline.explain.gather import Evaluation, Explained
+from pipeline.explain import annotations, selection
+from pipeline.explain.explain import Evaluation, Explained
 from pipeline.report import figures
 from pipeline.report.pictures import Pictures
 from pipeline.runs import log
@@ -55,7 +55,7 @@ def classes(evaluation: Evaluation, pictures: Pictures) -> list[Values]:
     rows = []
     for one in _records(_table(evaluation, "per_class.csv")):
         name = str(one["class_name"])
-        typical = chosen.typical(predicted, name, 1)
+        typical = selection.typical(predicted, name, 1)
         rows.append(
             {
                 **one,
@@ -112,13 +112,13 @@ def pairs(evaluation: Evaluation, explained: Explained, pictures: Pictures) -> l
 
 def gallery(evaluation: Evaluation, explained: Explained, pictures: Pictures) -> list[Values]:
     """The worst errors."""
-    worst = chosen.worst(evaluation.predicted, evaluation.config.report.gallery)
+    worst = selection.worst(evaluation.predicted, evaluation.config.report.gallery)
     return [_figure(row, explained, pictures) for row in _records(worst)]
 
 
 def _side(evaluation: Evaluation, explained: Explained, pictures: Pictures, name: str, other: str) -> Values:
     predicted = evaluation.predicted
-    mistaken = chosen.mistaken(predicted, name, other)
+    mistaken = selection.mistaken(predicted, name, other)
     shown = [
         {**_figure(row, explained, pictures), "nearest": _nearest(int(row["id"]), explained, pictures)}
         for row in _records(mistaken)
@@ -129,7 +129,7 @@ def _side(evaluation: Evaluation, explained: Explained, pictures: Pictures, name
         "other": readable(other),
         "n": len(own),
         "correct": int((own["label"] == own["predicted"]).sum()),
-        "typical": [pictures.plain(int(image)) for image in chosen.typical(predicted, name)["id"]],
+        "typical": [pictures.plain(int(image)) for image in selection.typical(predicted, name)["id"]],
         "mistaken": shown,
         "count": int((own["predicted_name"] == other).sum()),
     }

@@ -11,7 +11,7 @@ from pipeline.common import console, files
 from pipeline.config.schema import Config
 from pipeline.data import prepare, sample_table
 from pipeline.evaluation import results
-from pipeline.explain import gather
+from pipeline.explain import explain
 from pipeline.report import content
 from pipeline.report.pictures import Pictures
 from pipeline.runs import predictions
@@ -43,7 +43,7 @@ def build(config: Config, folder: Path) -> Path:
     data = prepare.load(config)
     names = sample_table.class_names(data.samples)
     predicted = predictions.read_predictions(folder, names)
-    evaluation = gather.Evaluation(
+    evaluation = explain.Evaluation(
         config=config,
         data=data,
         folder=folder,
@@ -52,14 +52,14 @@ def build(config: Config, folder: Path) -> Path:
         pairs=pd.read_csv(folder / "confused_pairs.csv", keep_default_na=False),
         outputs=predictions.read_outputs(folder, predicted, len(names)),
     )
-    text = render(evaluation, gather.explain(evaluation))
+    text = render(evaluation, explain.explain(evaluation))
     path = folder / "report.html"
     files.write_text(path, text)
     console.say(f"report  {path}  {files.size_in_words(path.stat().st_size)}")
     return path
 
 
-def render(evaluation: gather.Evaluation, explained: gather.Explained) -> str:
+def render(evaluation: explain.Evaluation, explained: explain.Explained) -> str:
     """The page as HTML."""
     pictures = Pictures(evaluation.config.data, evaluation.data, evaluation.config.report.picture_px)
     pairs = content.pairs(evaluation, explained, pictures)

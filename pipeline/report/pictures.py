@@ -12,7 +12,7 @@ from pipeline.config.data import DataConfig
 from pipeline.data.image_store import Pixels, resized
 from pipeline.data.prepare import Prepared
 from pipeline.data.transforms import CentreCrop
-from pipeline.explain.heatmaps import enlarged
+from pipeline.explain.grad_cam import enlarged
 
 WEBP_QUALITY = 68
 HEAT = colormaps["inferno"]

@@ -10,7 +10,7 @@ from PIL import Image
 from pipeline.common import console
 from pipeline.common.errors import DataError
 from pipeline.data import prepare
-from pipeline.explain import chosen
+from pipeline.explain import selection
 from pipeline.report.pictures import Pictures
 from pipeline.runs import predictions
 from pipeline.sync.evaluation import Evaluation
@@ -28,8 +28,8 @@ def tables(place: Place, evaluation: Evaluation) -> dict[str, Table]:
     folder = evaluation.folder
     classes = pd.read_csv(folder / "per_class.csv", keep_default_na=False, na_values=[""])
     predicted = predictions.read_predictions(folder, predictions.read_class_names(folder))
-    surest = [chosen.typical(predicted, str(name), 1)["id"].tolist() for name in classes["class_name"]]
-    worst = chosen.worst(predicted, place.config.report.gallery)
+    surest = [selection.typical(predicted, str(name), 1)["id"].tolist() for name in classes["class_name"]]
+    worst = selection.worst(predicted, place.config.report.gallery)
     pictures = _pictures(place)
     return {
         "class_table": _table(classes, [ids[0] if ids else None for ids in surest], pictures),

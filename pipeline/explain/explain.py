@@ -26,7 +26,8 @@ from pipeline.data import prepare
 from pipeline.data.prepare import training_rows
 from pipeline.distributed import process_group
 from pipeline.distributed.process_group import Ranks
-from pipeline.explain import annotations, chosen, heatmaps, neighbours, pointing
+from pipeline.explain import annotations, grad_cam, neighbours, selection
+from pipeline.explain import pointing_game as pointing_game_module
 from pipeline.inference import features, load_model
 from pipeline.inference.load_model import Trained
 from pipeline.runs import predictions
@@ -115,9 +116,9 @@ class _Source:
 
 def _maps(evaluation: Evaluation, source: _Source, found: Explained) -> None:
     report = evaluation.config.report
-    drawn = chosen.sample(evaluation.predicted, report.explained, evaluation.config.seed)
-    shown = [int(value) for value in chosen.worst(evaluation.predicted, report.gallery)["id"]]
-    shown += chosen.of_pairs(evaluation.predicted, evaluation.pairs, report.pairs)
+    drawn = selection.sample(evaluation.predicted, report.explained, evaluation.config.seed)
+    shown = [int(value) for value in selection.worst(evaluation.predicted, report.gallery)["id"]]
+    shown += selection.of_pairs(evaluation.predicted, evaluation.pairs, report.pairs)
     ids = sorted({*drawn, *shown})
     path = evaluation.folder / "explain" / "heatmaps.npz"
     inputs = {"predictions": evaluation.digest, "ids": ids}
@@ -125,7 +126,7 @@ def _maps(evaluation: Evaluation, source: _Source, found: Explained) -> None:
         if source.model is None:
             found.left_out["heat maps"] = f"There are no heat maps: {source.gone}."
             return
-        layer = heatmaps.spatial_layer(source.model.model, evaluation.config.data.image_px)
+        layer = grad_cam.spatial_layer(source.model.model, evaluation.config.data.image_px)
         if layer is None:
             name = evaluation.config.model.name
             found.left_out["heat maps"] = (
@@ -134,7 +135,7 @@ def _maps(evaluation: Evaluation, source: _Source, found: Explained) -> None:
             return
         rows = evaluation.rows.loc[ids].to_numpy("int64")
         classes = evaluation.predicted.set_index("id").loc[ids, "predicted"].to_numpy("int64")
-        made = heatmaps.heatmaps(
+        made = grad_cam.heatmaps(
             evaluation.config, evaluation.data, source.model.model, layer, rows, classes, source.ranks
         )
         with files.replacing(path) as part, part.open("wb") as stream:
@@ -157,14 +158,14 @@ def _point(evaluation: Evaluation, drawn: list[int], found: Explained) -> None:
     parts = annotations.parts_in_crop(config, samples, root) if root else None
     predicted = evaluation.predicted.set_index("id", drop=False).loc[drawn].reset_index(drop=True)
     maps = np.stack([found.maps[image] for image in drawn])
-    each = pointing.table(predicted, maps, boxes, parts, config.image_px)
+    each = pointing_game_module.table(predicted, maps, boxes, parts, config.image_px)
     found.drawn = len(each)
-    found.pointing_game = pointing.summary(each)
+    found.pointing_game = pointing_game_module.summary(each)
     folder = evaluation.folder / "explain"
     tables.write(each, folder / "pointing.csv")
     tables.write(found.pointing_game, folder / "pointing_game.csv")
     if parts is not None:
-        found.parts = pointing.on_parts(each, parts.names)
+        found.parts = pointing_game_module.on_parts(each, parts.names)
         tables.write(found.parts, folder / "parts.csv")
 
 
@@ -193,7 +194,7 @@ def _nearest(evaluation: Evaluation, source: _Source, found: Explained) -> None:
     """The training images nearest to each mistaken one that a page of a pair shows."""
     k = evaluation.config.report.neighbours
     rows = training_rows(evaluation.config, evaluation.data)
-    ids = chosen.of_pairs(evaluation.predicted, evaluation.pairs, evaluation.config.report.pairs)
+    ids = selection.of_pairs(evaluation.predicted, evaluation.pairs, evaluation.config.report.pairs)
     if k == 0 or not ids:
         return
     path = evaluation.folder / "explain" / "nearest.csv"

@@ -8,7 +8,7 @@ import pandas as pd
 
 from pipeline.evaluation import statistics
 from pipeline.explain.annotations import Floats, Parts
-from pipeline.explain.heatmaps import enlarged
+from pipeline.explain.grad_cam import enlarged
 
 PART_RADIUS = 0.15  # of the longer side of the box: within it, a peak lies on a part
 
