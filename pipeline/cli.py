@@ -90,7 +90,7 @@ def summary(config: Config) -> dict[str, Any]:
 
 def audit(config: Config) -> dict[str, Any]:
     """Look for likely label errors and near-duplicates in the data, with a trained model's features."""
-    from pipeline.audit.run import audit
+    from pipeline.audit.audit import audit
 
     return audit(config)
 

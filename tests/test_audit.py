@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.audit import duplicates, labels, run
+from pipeline.audit import audit, duplicates, label_errors
 from tests import tiny
 
 PLANTED = [
@@ -45,7 +45,7 @@ def test_nine_of_ten_flipped_labels_are_found_and_little_else() -> None:
     flipped = random.choice(len(truth), 40, replace=False)
     listed = truth.copy()
     listed[flipped] = (truth[flipped] + random.integers(1, 10, 40)) % 10
-    found = labels.likely_errors(samples(listed), features)
+    found = label_errors.likely_errors(samples(listed), features)
     hit = set(found["id"] - 1) & set(flipped)
     assert len(hit) >= 0.9 * 40
     assert len(hit) >= 0.9 * len(found)
@@ -58,7 +58,7 @@ def test_nine_of_ten_flipped_labels_are_found_and_little_else() -> None:
 def test_an_image_has_no_vote_on_itself() -> None:
     features = np.array([[1, 0], [1, 0.01], [1, 0.02], [0, 1], [0.01, 1], [0.02, 1]], np.float32)
     listed = np.array([1, 0, 0, 1, 1, 0])  # the first and the last are wrong
-    votes = labels.neighbour_votes(features, listed, 2)
+    votes = label_errors.neighbour_votes(features, listed, 2)
     assert votes.shape == (6, 2)
     assert votes.sum(axis=1) == pytest.approx(np.ones(6))
     assert votes[0].tolist() == [1, 0]
@@ -67,8 +67,8 @@ def test_an_image_has_no_vote_on_itself() -> None:
 
 def test_votes_are_squared_shares_of_the_nearest_by_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
     features, truth = clusters(classes=4, images=30, spread=1.2)
-    monkeypatch.setattr(labels, "CHUNK", 17)
-    votes = labels.neighbour_votes(features, truth, 4)
+    monkeypatch.setattr(label_errors, "CHUNK", 17)
+    votes = label_errors.neighbour_votes(features, truth, 4)
     for row in range(0, 120, 13):
         cosine = features @ features[row] / np.linalg.norm(features, axis=1)
         cosine[row] = -np.inf
@@ -103,7 +103,7 @@ def test_the_summary_counts_by_splits() -> None:
         ],
         columns=["id_a", "split_a", "class_a", "id_b", "split_b", "class_b"],
     )
-    found = run.summary(pd.DataFrame({"split": ["test", "train", "test"]}), doubles)
+    found = audit.summary(pd.DataFrame({"split": ["test", "train", "test"]}), doubles)
     assert found == {
         "label_errors": 3,
         "label_errors_by_split": {"test": 2, "train": 1},

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
-from pipeline.audit.labels import normalised
+from pipeline.audit.label_errors import normalised
 from pipeline.common import console
 from pipeline.data.image_store import JPEG_QUALITY, Store
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.audit import duplicates, labels
+from pipeline.audit import duplicates, label_errors
 from pipeline.common import console, files, tables
 from pipeline.config.schema import Config
 from pipeline.data import prepare, sample_table
@@ -38,7 +38,7 @@ def audit(config: Config) -> dict[str, Any]:
         known = _features(config, data, model, ranks)
         if not ranks.first:
             return {}
-        errors = labels.likely_errors(data.samples, known)
+        errors = label_errors.likely_errors(data.samples, known)
         doubles = duplicates.pairs(data.samples, duplicates.hashes(data.store), known)
         found = {
             "images": len(data.samples),
