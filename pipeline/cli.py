@@ -185,15 +185,15 @@ def runs(arguments: argparse.Namespace) -> dict[str, Any] | None:
 
 def sync(arguments: argparse.Namespace) -> dict[str, Any]:
     """Complete the W&B run of each run directory from its log, however often it is called."""
-    from pipeline.sync import sending
+    from pipeline.wandb_sync import sync as sync_module
 
     overrides = [word for word in arguments.words if "=" in word and not Path(word).exists()]
     runs = [Path(word) for word in arguments.words if word not in overrides]
     if not listing_module:
         raise UserError("sync: no run is named; give run directories, such as runs/NAME")
     if arguments.follow:
-        return sending.follow(listing_module[0], arguments.follow, overrides)
-    return (sending.offline if arguments.offline else sending.sync)(listing_module, overrides)
+        return sync_module.follow(listing_module[0], arguments.follow, overrides)
+    return (sync_module.offline if arguments.offline else sync_module.sync)(listing_module, overrides)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

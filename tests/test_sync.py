@@ -10,9 +10,9 @@ import pytest
 from pipeline.cli import run
 from pipeline.common.errors import UserError
 from pipeline.runs import environment
-from pipeline.sync.place import Place
-from pipeline.sync.rows import Row, best, extremes, rows
-from pipeline.sync.tables import cells
+from pipeline.wandb_sync.rows import Row, best, extremes, rows
+from pipeline.wandb_sync.tables import cells
+from pipeline.wandb_sync.tracked_run import Place
 from tests import tiny
 
 

@@ -6,10 +6,9 @@ from typing import Any
 
 from pipeline.common import files
 from pipeline.data import prepare, sample_table
-from pipeline.sync.client import Run
-from pipeline.sync.evaluation import Evaluation
-from pipeline.sync.place import Place
-from pipeline.sync.rows import best
+from pipeline.wandb_sync.client import Run
+from pipeline.wandb_sync.rows import best
+from pipeline.wandb_sync.tracked_run import Evaluation, Place
 
 Artifact = Any  # wandb.Artifact
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common.errors import UserError
-from pipeline.sync.place import Place
-from pipeline.sync.rows import Row
+from pipeline.wandb_sync.rows import Row
+from pipeline.wandb_sync.tracked_run import Place
 
 INIT_WAIT_S = 30.0
 STATES = {"finished": 0, "stopped": 1, "failed": 1, "killed": 1}  # exit codes; W&B's state follows from them

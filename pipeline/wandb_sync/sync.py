@@ -12,12 +12,11 @@ from typing import Any
 
 from pipeline.common import console
 from pipeline.common.errors import UserError
-from pipeline.sync import client
-from pipeline.sync.artifacts import Artifacts
-from pipeline.sync.client import Refused, Run, Unreachable
-from pipeline.sync.evaluation import evaluations
-from pipeline.sync.place import Place
-from pipeline.sync.rows import Row, best, extremes, rows
+from pipeline.wandb_sync import client
+from pipeline.wandb_sync.artifacts import Artifacts
+from pipeline.wandb_sync.client import Refused, Run, Unreachable
+from pipeline.wandb_sync.rows import Row, best, extremes, rows
+from pipeline.wandb_sync.tracked_run import Place, evaluations
 
 POLL_S = 1.0
 READING_SHARE = 0.01  # of the time, at most, in which a follower reads the log again
@@ -195,7 +194,7 @@ def _publish(place: Place, run: Run, artifacts: Artifacts) -> list[str]:
         run.save(str(patch), base_path=str(place.run_dir), policy="now")
     left_out = [reason for reason in (artifacts.data(), artifacts.checkpoint()) if reason]
     for evaluation in evaluations(place):
-        from pipeline.sync.tables import tables  # imports torch
+        from pipeline.wandb_sync.tables import tables  # imports torch
 
         shown = tables(place, evaluation)
         artifacts.evaluation(evaluation, shown)

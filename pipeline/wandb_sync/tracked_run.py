@@ -12,7 +12,7 @@ from pipeline.common import files, locks
 from pipeline.common.errors import DataError, UserError
 from pipeline.config import load
 from pipeline.config.schema import Config
-from pipeline.runs import log
+from pipeline.runs import log, predictions
 from pipeline.runs import status as status_module
 
 
@@ -119,3 +119,44 @@ class Place:
             yield
         finally:
             lock.close()
+
+
+FILES = (
+    "metrics.json",
+    "per_class.csv",
+    "confusion.csv",
+    "confused_pairs.csv",
+    "predictions.csv",
+    "report.html",
+)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `eval` has left of one split."""
+
+    split: str
+    folder: Path
+    metrics: dict[str, Any]
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers as `eval/SPLIT/NAME`."""
+        return {
+            f"eval/{self.split}/{name}": value
+            for name, value in self.metrics.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+
+    def files(self) -> list[Path]:
+        """The tables and the page that there are."""
+        return [self.folder / name for name in FILES if (self.folder / name).is_file()]
+
+
+def evaluations(place: Place) -> list[Evaluation]:
+    """The evaluations in a run directory, by the name of their split.
+
+    Raises:
+        DataError: one of them is damaged.
+    """
+    folders = sorted(path.parent for path in place.run_dir.glob("eval/*/metrics.json"))
+    return [Evaluation(folder.name, folder, predictions.read_metrics(folder)) for folder in folders]

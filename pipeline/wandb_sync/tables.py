@@ -13,8 +13,7 @@ from pipeline.data import prepare
 from pipeline.explain import selection
 from pipeline.report.pictures import Pictures
 from pipeline.runs import predictions
-from pipeline.sync.evaluation import Evaluation
-from pipeline.sync.place import Place
+from pipeline.wandb_sync.tracked_run import Evaluation, Place
 
 WORST = ("id", "path", "class_name", "predicted_name", "confidence", "probability", "rank")
 Table = Any  # wandb.Table
