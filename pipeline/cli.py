@@ -131,7 +131,7 @@ OF_A_CONFIG: dict[str, Callable[[Config], dict[str, Any] | None]] = {
 
 def doctor(arguments: argparse.Namespace) -> dict[str, Any]:
     """Check this machine before an expensive run, and prove what the run will do; trains nothing, keeps nothing."""
-    from pipeline.doctor.run import doctor
+    from pipeline.doctor.doctor import doctor
 
     return doctor(load.load(arguments.config, arguments.words), arguments.quick)
 

@@ -20,11 +20,12 @@ from pipeline.common import seeding
 from pipeline.data import prepare, sampling, transforms
 from pipeline.data.transforms import Augmentation
 from pipeline.distributed.process_group import Ranks
-from pipeline.doctor import dataset, machine
+from pipeline.doctor import communication, data, machine
+from pipeline.doctor import disk as disk_module
+from pipeline.doctor.context import Subject
+from pipeline.doctor.doctor import CHECKS
 from pipeline.doctor.finding import Finding, agreed, unlike
-from pipeline.doctor.run import CHECKS
-from pipeline.doctor.steps import throughput
-from pipeline.doctor.subject import Subject
+from pipeline.doctor.training import throughput
 from pipeline.models.build import build
 from pipeline.training import auto_batch_size, phases, step
 from pipeline.training.setup import Job
@@ -158,7 +159,7 @@ def test_the_size_of_a_checkpoint_is_foreseen(trained: Path, tmp_path: Path) -> 
         size = (folder / "runs/tiny/checkpoints/last.pt").stat().st_size
         names = len(subject.state.model.state_dict())
         # What is not in a tensor is some 200 bytes for each of them, and the settings.
-        assert 0 < size - machine.checkpoint_bytes(subject) < 40_000 + 2_000 * names
+        assert 0 < size - disk_module.checkpoint_bytes(subject) < 40_000 + 2_000 * names
 
 
 def test_too_small_a_shared_memory_is_a_no_go(
@@ -248,7 +249,7 @@ def test_crops_that_repeat_themselves_are_a_no_go(
     def repeated(subject: Any, view: Any, workers: int, epoch: int, batches: list[Any]) -> list[Any]:
         return [np.zeros((len(batch), 3, 32, 32), np.uint8) for batch in batches]
 
-    monkeypatch.setattr(dataset, "_drawn", repeated)
+    monkeypatch.setattr(data, "_drawn", repeated)
     crops = ask("--quick", go=False)["crops"]
     assert crops["state"] == "no-go"
     assert crops["numbers"]["unlike_processes"] == crops["numbers"]["unlike_epochs"] == 0
@@ -332,8 +333,8 @@ def test_a_loader_slower_than_the_step_is_a_warning(
         return seen(self, picture, epoch, index)
 
     monkeypatch.setattr(Augmentation, "__call__", slow)
-    monkeypatch.setattr("pipeline.doctor.dataset.SHOWN", 2)
-    monkeypatch.setattr("pipeline.doctor.steps.STEPS_AT_MOST", 2)
+    monkeypatch.setattr("pipeline.doctor.data.SHOWN", 2)
+    monkeypatch.setattr("pipeline.doctor.training.STEPS_AT_MOST", 2)
     speed = ask("optim.batch_size=4", go=True)["speed"]
     assert speed["state"] == "warning"
     assert "the loader is the bottleneck" in speed["figures"]
@@ -378,9 +379,9 @@ def test_a_wrong_sum_over_ranks_is_a_no_go(
     subject.ranks = Told(0, 2, 1, torch.device("cpu"))
     monkeypatch.setattr(Ranks, "sum", lambda _, tensor: tensor)
     monkeypatch.setattr(Ranks, "wait", lambda _: None)
-    assert machine.all_reduce(subject).state == "no-go"
+    assert communication.all_reduce(subject).state == "no-go"
     monkeypatch.setattr(Ranks, "sum", lambda _, tensor: tensor.add_(2 * (tensor > 0)))
-    assert machine.all_reduce(subject).state == "ok"
+    assert communication.all_reduce(subject).state == "ok"
 
 
 def look(tmp: Path, *words: str) -> tuple[int, str]:

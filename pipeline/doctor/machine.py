@@ -2,35 +2,22 @@
 
 import netrc
 import os
-import platform
 import shutil
-import tempfile
-import time
 from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
 
 from pipeline.common.files import size_in_words
-from pipeline.config.optim import Phase
-from pipeline.config.schema import Config
-from pipeline.data import prepare
-from pipeline.data.image_store import JPEG_BYTES_PER_PIXEL
-from pipeline.data.sources import cub200
+from pipeline.doctor.context import Subject
 from pipeline.doctor.finding import Finding, unlike
-from pipeline.doctor.subject import SMALL, Subject, expected
 from pipeline.models.precision import cpu_has_bf16
 from pipeline.runs import environment
-from pipeline.training import optimizer as optimizer_module
 
 SHARED_MEMORY = Path("/dev/shm")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 SHOWN = ("torch", "torchvision", "timm", "albumentations", "numpy")
 PREFETCHED = 2  # batches that a loader process has ready: DataLoader's prefetch_factor
-BUCKET_BYTES = 25 << 20  # of gradients, that DistributedDataParallel sends at once
-ALL_REDUCE_S = 3.0  # for each size
-SMALL_PICTURE_BYTES = 2 * 4096  # a small picture takes a block of the disk, and its archive some more
-UNPACKED = 1.05  # what an archive of JPEGs takes once unpacked, over its size
 
 
 def packages(subject: Subject) -> Finding:
@@ -176,137 +163,4 @@ def workers(subject: Subject) -> Finding:
 # Disk
 
 
-def disk(subject: Subject) -> Finding:
-    """What is still to be written, checkpoints and data, against what is free on each disk."""
-    config = subject.asked
-    to_come = {
-        "checkpoints": ("run.root", config.run.root, _checkpoints_to_come(subject)),
-        "data": ("data.root", config.data.root, 0 if subject.real else _data_to_come(config)),
-    }
-    needed: dict[int, int] = {}
-    free: dict[int, int] = {}
-    words = []
-    for what, (key, folder, size) in to_come.items():
-        home = _existing(folder)
-        if problem := _not_writable(home):
-            return Finding(
-                "no-go", f"{folder}: cannot be written ({problem})", f"set {key} to another folder"
-            )
-        disk = home.stat().st_dev
-        needed[disk], free[disk] = needed.get(disk, 0) + size, shutil.disk_usage(home).free
-        coming = f"{size_in_words(size)} to come" if size else "nothing to come"
-        words.append(f"{what}: {coming}, {size_in_words(free[disk])} free in {folder}")
-    figures = "; ".join(words)
-    numbers = {f"{what}_bytes": size for what, (_, _, size) in to_come.items()}
-    if any(needed[disk] > free[disk] for disk in needed):
-        what_next = "free some space, or set run.root or data.root to another disk"
-        return Finding("no-go", figures, what_next, numbers)
-    return Finding("ok", figures, numbers=numbers)
-
-
-def _checkpoints_to_come(subject: Subject) -> int:
-    """Bytes of last, best, those that are kept, and the one being written, without those that are there."""
-    keep = subject.config.train.keep_checkpoints
-    there = sum(path.stat().st_size for path in subject.config.checkpoints_dir.glob("*.pt"))
-    return max(0, (3 + (keep if keep > 1 else 0)) * checkpoint_bytes(subject) - there)
-
-
-def checkpoint_bytes(subject: Subject) -> int:
-    """Size of a checkpoint: weights, their average, and what the hungriest optimizer remembers of them."""
-    state = subject.state
-    model = sum(tensor.nbytes for tensor in state.model.state_dict().values())
-    learned = sum(parameter.nbytes for parameter in state.model.parameters())
-    remembered = max(_remembered(phase) for phase in subject.config.optim.resolved_phases)
-    copies = 1 if state.ema is None else 2
-    return int(copies * model + remembered * learned)
-
-
-def _remembered(phase: Phase) -> float:
-    """The size of what a phase's optimizer remembers over that of the parameters, seen at a small one."""
-    small = torch.nn.Parameter(torch.ones(64, 64))
-    optimizer = optimizer_module.make([{"params": [small], "weight_decay": 0.0}], phase, lr=1e-3)
-    small.grad = torch.ones_like(small)
-    optimizer.step()
-    tensors = [value for value in optimizer.state[small].values() if isinstance(value, torch.Tensor)]
-    return sum(tensor.numel() for tensor in tensors) / small.numel()
-
-
-def _data_to_come(config: Config) -> int:
-    """Bytes that `make data` still writes: the archive, the unpacked pictures, the store."""
-    data = config.data
-    _, train, test = expected(config)
-    per_pixel = 3.0 if data.store == "packed" else JPEG_BYTES_PER_PIXEL
-    wider = 1.0 if data.resize == "squash" else 4 / 3
-    store = round((train + test) * data.resize_px**2 * wider * per_pixel)
-    if prepare.unpacked(data) is not None:
-        return store
-    if data.source == "synthetic":
-        return store + (train + test) * data.synthetic.long_side_px**2
-    if data.source in SMALL:
-        return store + (train + test) * SMALL_PICTURE_BYTES
-    if data.archive is not None:
-        return store + (round(UNPACKED * data.archive.stat().st_size) if data.archive.is_file() else 0)
-    there = sum(path.stat().st_size for path in (data.root / "downloads").glob("CUB_200_2011.tgz*"))
-    return store + round((1 + UNPACKED) * cub200.ARCHIVE.size_bytes) - min(there, cub200.ARCHIVE.size_bytes)
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
-    folder = folder.resolve()
-    return next(path for path in (folder, *folder.parents) if path.is_dir())
-
-
-def _not_writable(folder: Path) -> str | None:
-    """Why nothing can be written into a folder, or None: a file is made there and is gone again."""
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            return None
-    except OSError as error:
-        return error.strerror
-
-
 # Between ranks
-
-
-def all_reduce(subject: Subject) -> Finding:
-    """How fast ranks add up a tensor as large as the gradient, and whether the sum is right."""
-    ranks = subject.ranks
-    if ranks.world == 1:
-        return Finding("not applicable", "one process: no gradients are exchanged")
-    learned = sum(p.numel() for p in subject.state.model.parameters() if p.requires_grad)
-    words, numbers = [], {}
-    for size_bytes in sorted({min(BUCKET_BYTES, 4 * learned), 4 * learned}):
-        seconds, right = _time_of_all_reduce(subject, size_bytes // 4)
-        if not right:
-            figures = f"the sum of {size_in_words(size_bytes)} over {ranks.world} ranks is wrong"
-            return Finding("no-go", figures, "leave out machines one after another until the sum is right")
-        # As nccl-tests has it (doc/PERFORMANCE.md): what each link carries, whatever the number of ranks.
-        bus = 2 * (ranks.world - 1) / ranks.world * size_bytes / seconds / 1e9
-        words.append(
-            f"{size_in_words(size_bytes)} in {1000 * seconds:.3g} ms, {bus:.3g} GB/s of bus bandwidth"
-        )
-        numbers[str(size_bytes)] = {"seconds": seconds, "bus_gb_per_s": bus}
-    by = "NCCL" if ranks.device.type == "cuda" else "gloo"
-    hosts = len(set(ranks.gather(platform.node())))
-    where = f"{ranks.world} ranks on {hosts} host{'s' * (hosts > 1)}"
-    return Finding("ok", f"{by}, {where}, sums are right; {'; '.join(words)} (the gradient)", numbers=numbers)
-
-
-def _time_of_all_reduce(subject: Subject, count: int) -> tuple[float, bool]:
-    """Seconds (of the slowest rank) of an all-reduce of float32 numbers, and whether its sum is right."""
-    ranks = subject.ranks
-    tensor = torch.full((count,), float(ranks.rank + 1), device=ranks.device)
-    ranks.sum(tensor)
-    right = bool((tensor == ranks.world * (ranks.world + 1) / 2).all())
-    tensor.zero_()  # else it would grow without end
-
-    def seconds(times: int) -> float:
-        ranks.wait()
-        started = time.perf_counter()
-        for _ in range(times):
-            ranks.sum(tensor)
-        if ranks.device.type == "cuda":
-            torch.cuda.synchronize(ranks.device)
-        return float(max(ranks.gather(time.perf_counter() - started))) / times
-
-    return seconds(max(1, min(20, int(ALL_REDUCE_S / seconds(1))))), all(ranks.gather(right))

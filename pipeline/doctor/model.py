@@ -4,8 +4,8 @@ import torch
 
 from pipeline.common import seeding
 from pipeline.common.errors import UserError
+from pipeline.doctor.context import Subject
 from pipeline.doctor.finding import Finding, of_error
-from pipeline.doctor.subject import Subject
 from pipeline.models.build import build, without_weights
 from pipeline.training import optimizer as optimizer_module
 from pipeline.training import phases, resume, schedule_preview

@@ -16,8 +16,8 @@ from pipeline.common.files import size_in_words
 from pipeline.data import sampling
 from pipeline.data.loader import Batch
 from pipeline.distributed.data_parallel import replicate
+from pipeline.doctor.context import Subject
 from pipeline.doctor.finding import Finding, of_error
-from pipeline.doctor.subject import Subject
 from pipeline.training import auto_batch_size, description, phases, step
 from pipeline.training.freezing import Freezing
 from pipeline.training.state import TrainState

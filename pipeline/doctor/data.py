@@ -14,8 +14,8 @@ from pipeline.data.image_store import Pixels
 from pipeline.data.loader import Batch, Images, Loader
 from pipeline.data.sources import cub200
 from pipeline.data.transforms import Augmentation
+from pipeline.doctor.context import Subject, expected, stand_in
 from pipeline.doctor.finding import Finding, of_error
-from pipeline.doctor.subject import Subject, expected, stand_in
 from pipeline.inference import predict
 from pipeline.training.setup import Job
 

@@ -12,9 +12,9 @@ from pipeline.common.errors import UserError
 from pipeline.config.schema import Config
 from pipeline.distributed import process_group
 from pipeline.distributed.process_group import Ranks
-from pipeline.doctor import dataset, machine, model, steps
+from pipeline.doctor import communication, data, disk, machine, model, training
+from pipeline.doctor.context import Subject
 from pipeline.doctor.finding import Finding, State, agreed, of_error
-from pipeline.doctor.subject import Subject
 from pipeline.models import precision
 
 STYLES: dict[State, str | None] = {
@@ -41,22 +41,22 @@ CHECKS = (
     Check("device", machine.device),
     Check("precision", machine.precision),
     Check("W&B", machine.tracking),
-    Check("data", dataset.opened),
-    Check("agreement", dataset.agreement),
-    Check("pixels", dataset.pixels, needs=("data",)),
-    Check("crops", dataset.crops, needs=("agreement",)),
-    Check("shares", dataset.shares, needs=("agreement",)),
+    Check("data", data.opened),
+    Check("agreement", data.agreement),
+    Check("pixels", data.pixels, needs=("data",)),
+    Check("crops", data.crops, needs=("agreement",)),
+    Check("shares", data.shares, needs=("agreement",)),
     Check("start", model.start, needs=("data", "agreement")),
     Check("weights", model.weights, needs=("agreement",)),
     Check("model", model.built, needs=("agreement",)),
     Check("rates", model.rates, needs=("model",)),
-    Check("evaluation", dataset.evaluation, needs=("model",)),
+    Check("evaluation", data.evaluation, needs=("model",)),
     Check("workers", machine.workers),
-    Check("disk", machine.disk, needs=("model",)),
-    Check("all-reduce", machine.all_reduce, needs=("model",)),
-    Check("memory", steps.room, needs=("model",), trains=True),
-    Check("first step", steps.repeat, needs=("memory",), trains=True),
-    Check("speed", steps.speed, needs=("first step",), trains=True),
+    Check("disk", disk.disk, needs=("model",)),
+    Check("all-reduce", communication.all_reduce, needs=("model",)),
+    Check("memory", training.room, needs=("model",), trains=True),
+    Check("first step", training.repeat, needs=("memory",), trains=True),
+    Check("speed", training.speed, needs=("first step",), trains=True),
 )
 WIDTH = max(len(check.name) for check in CHECKS)
 
