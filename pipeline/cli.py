@@ -154,14 +154,14 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def study(arguments: argparse.Namespace) -> dict[str, Any]:
     """Do the runs of a study (configs/studies), and write its table and its figure; or all of them."""
-    from pipeline.studies.run import study
+    from pipeline.experiments.studies.study import study
 
     return study(arguments.words[0], arguments.jobs, arguments.words[1:])
 
 
 def sweep(arguments: argparse.Namespace) -> dict[str, Any]:
     """Do the trials of a sweep (W&B's own sweep files, configs/sweeps) without W&B; write their table and the best."""
-    from pipeline.sweeps.run import sweep
+    from pipeline.experiments.sweeps.sweep import sweep
 
     path, *more = arguments.words
     return sweep(Path(path), arguments.trials, arguments.jobs, arguments.pruner, more)

@@ -15,9 +15,10 @@ from pipeline import cli
 from pipeline.common import files
 from pipeline.common.errors import ConfigError
 from pipeline.config import load
+from pipeline.experiments.studies import figures, plan, results
+from pipeline.experiments.studies import study as study_module
+from pipeline.experiments.studies.plan import Plan
 from pipeline.runs import log as log_module
-from pipeline.studies import figures, plan, results, run
-from pipeline.studies.plan import Plan
 from pipeline.training.trainer import train
 from tests import ranks, tiny
 from tests.test_train import interrupt
@@ -206,7 +207,7 @@ def test_a_study_that_was_killed_leaves_no_run_behind(birds: Path, tmp_path: Pat
 
 
 def test_a_worker_that_missed_the_signal_ends_all_the_same() -> None:
-    worker = run.workers.Worker()
+    worker = study_module.workers.Worker()
     ending = threading.Thread(target=worker.end, daemon=True)
     ending.start()
     ending.join(60)
@@ -232,13 +233,13 @@ def test_a_broken_arm_is_one_sentence_with_its_log_and_the_others_are_done(
 def test_a_bug_in_a_run_is_a_bug_of_the_study(
     birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run.workers, "each", _with_a_bug)
+    monkeypatch.setattr(study_module.workers, "each", _with_a_bug)
     with pytest.raises(RuntimeError, match="(?s)slow-seed0, in another process.*KeyError"):
-        run.study(str(write(tmp_path, tune_lr={})), 1, [])
+        study_module.study(str(write(tmp_path, tune_lr={})), 1, [])
 
 
 def _with_a_bug(coming: Any, jobs: int) -> Any:
-    yield coming(), run.Outcome("bug", "Traceback ...\nKeyError: 'a bug'")
+    yield coming(), study_module.Outcome("bug", "Traceback ...\nKeyError: 'a bug'")
 
 
 # What is made of them

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config.model import ModelConfig
+from pipeline.experiments.studies import batch_norm, parity
+from pipeline.experiments.studies.plan import Member
 from pipeline.models.build import build
 from pipeline.models.resnet import ResNet
-from pipeline.studies import batch_norm, parity
-from pipeline.studies.plan import Member
 from tests import tiny
 
 NETWORK = {

@@ -14,19 +14,20 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import cli, workers
+from pipeline import cli
 from pipeline.common import hardware
 from pipeline.common.errors import ConfigError, DataError
 from pipeline.config import load
 from pipeline.evaluation.statistics import wilson
+from pipeline.experiments import worker_pool
+from pipeline.experiments.sweeps import results, sweep, trials
+from pipeline.experiments.sweeps.plan import Plan
+from pipeline.experiments.sweeps.task import Turn
+from pipeline.experiments.sweeps.trials import JOURNAL, Trials
+from pipeline.experiments.worker_pool import Outcome
 from pipeline.runs import log as log_module
 from pipeline.runs import status
-from pipeline.sweeps import results, run, trials
-from pipeline.sweeps.plan import Plan
-from pipeline.sweeps.trials import JOURNAL, Trials
-from pipeline.sweeps.turn import Turn
 from pipeline.training.trainer import train
-from pipeline.workers import Outcome
 from tests import tiny
 from tests.test_sweeps_plan import SWEEP, write
 
@@ -77,8 +78,8 @@ def test_the_seed_of_the_base_configuration_is_the_sweeps(tmp_path: Path) -> Non
 def test_commands_at_once_make_exactly_as_many_trials_as_were_asked_for(tmp_path: Path) -> None:
     path = write(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from pipeline.sweeps.plan import Plan\n"
-        "from pipeline.sweeps.trials import Trials\n"
+        "import sys; from pathlib import Path; from pipeline.experiments.sweeps.plan import Plan\n"
+        "from pipeline.experiments.sweeps.trials import Trials\n"
         "shared = Trials(Plan(Path(sys.argv[1])), None)\n"
         "while claim := shared.take(12): shared.end(claim.number, 'complete', 0.5); claim.lock.close()"
     )
@@ -95,8 +96,8 @@ def test_commands_at_once_make_exactly_as_many_trials_as_were_asked_for(tmp_path
 def _holder(path: Path) -> "subprocess.Popen[str]":
     """A process that has taken the first trial of a sweep, and does nothing."""
     code = (
-        "import sys, time; from pathlib import Path; from pipeline.sweeps.plan import Plan\n"
-        "from pipeline.sweeps.trials import Trials\n"
+        "import sys, time; from pathlib import Path; from pipeline.experiments.sweeps.plan import Plan\n"
+        "from pipeline.experiments.sweeps.trials import Trials\n"
         "claim = Trials(Plan(Path(sys.argv[1])), None).take(2); print(claim.number, flush=True); time.sleep(600)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
@@ -173,8 +174,8 @@ def test_pruning_ends_what_is_below_the_median_or_out_of_the_best_share(tmp_path
 
 @pytest.fixture
 def _one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "say_into", _nothing)
-    monkeypatch.setattr(run.workers, "each", _each)
+    monkeypatch.setattr(worker_pool, "say_into", _nothing)
+    monkeypatch.setattr(sweep.workers, "each", _each)
 
 
 def _nothing(_: Any) -> None:
@@ -194,7 +195,7 @@ def test_a_grid_with_a_rate_that_diverges(
     birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path, **GRID)
-    found = run.sweep(path, None, 1, None, ["train.epochs=2"])
+    found = sweep.sweep(path, None, 1, None, ["train.epochs=2"])
     folder = tmp_path / "runs/sweeps/search"
     rows = pd.read_csv(folder / "trials.csv")
     assert rows["state"].tolist() == ["complete", "diverged", "complete"]
@@ -220,12 +221,12 @@ def test_a_grid_with_a_rate_that_diverges(
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
 
     before = (folder / JOURNAL).read_bytes()
-    assert run.sweep(path, 7, 1, None, ["train.epochs=2"]) == found  # the grid is done
+    assert sweep.sweep(path, 7, 1, None, ["train.epochs=2"]) == found  # the grid is done
     assert (folder / JOURNAL).read_bytes() == before
     with pytest.raises(ConfigError, match=r"is of another sweep \(config.train.epochs 2 -> 3\)"):
-        run.sweep(path, None, 1, None, ["train.epochs=3"])
+        sweep.sweep(path, None, 1, None, ["train.epochs=3"])
     with pytest.raises(ConfigError, match='pruner null -> "median"'):
-        run.sweep(path, None, 1, "median", ["train.epochs=2"])
+        sweep.sweep(path, None, 1, "median", ["train.epochs=2"])
 
 
 @pytest.mark.usefixtures("_one_process")
@@ -265,7 +266,7 @@ def test_values_that_do_not_fit_together_are_a_failed_trial(birds: Path, tmp_pat
 def test_a_sweep_without_a_complete_trial_says_so(birds: Path, tmp_path: Path) -> None:
     path = write(tmp_path, **GRID | {"parameters": {"optim.lr": {"values": [1e29, 1e30]}}})
     with pytest.raises(DataError, match=r"none of its trials was completed \(2 diverged\)"):
-        run.sweep(path, None, 1, None, [])
+        sweep.sweep(path, None, 1, None, [])
     assert not (tmp_path / "runs/sweeps/search/best.yaml").exists()
 
 
@@ -274,7 +275,7 @@ def test_a_command_without_work_takes_over_what_another_ones_process_leaves(
     birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path, run_cap=2)
-    run._define(Plan(path), None)
+    sweep._define(Plan(path), None)
     holder = _holder(path)
     waited: list[float] = []
 
@@ -283,10 +284,10 @@ def test_a_command_without_work_takes_over_what_another_ones_process_leaves(
         holder.kill()
         holder.wait()
 
-    monkeypatch.setattr(run.time, "sleep", sleep)
-    found = run.sweep(path, None, 1, None, [])
+    monkeypatch.setattr(sweep.time, "sleep", sleep)
+    found = sweep.sweep(path, None, 1, None, [])
     assert found["states"] == {"complete": 2}
-    assert waited == [run.POLL_S]
+    assert waited == [sweep.POLL_S]
     rows = pd.read_csv(tmp_path / "runs/sweeps/search/trials.csv")
     assert rows["processes"].tolist() == [2, 1]
 
@@ -303,13 +304,13 @@ def test_what_can_be_mended_leaves_the_trial_to_the_same_command(
         yield task, Outcome("failed", str(full))
 
     with monkeypatch.context() as patched:
-        patched.setattr(workers, "say_into", _nothing)
-        patched.setattr(workers, "each", each)
+        patched.setattr(worker_pool, "say_into", _nothing)
+        patched.setattr(worker_pool, "each", each)
         patched.setattr("pipeline.training.trainer.train", _raises(full))
         with pytest.raises(
             DataError, match="the disk is full; when that is mended, the same command goes on"
         ):
-            run.sweep(path, None, 1, None, [])
+            sweep.sweep(path, None, 1, None, [])
     trials_of = Trials(Plan(path), None)
     assert trials_of.abandoned()
     assert trials_of.all()[0].user_attrs["taken"] == []
@@ -330,9 +331,9 @@ def test_a_bug_in_a_trial_is_a_bug_of_the_sweep(
     def each(coming: Any, jobs: int, gpus: Any) -> Any:
         yield coming(), Outcome("bug", "Traceback ...\nKeyError: 'a bug'")
 
-    monkeypatch.setattr(workers, "each", each)
+    monkeypatch.setattr(worker_pool, "each", each)
     with pytest.raises(RuntimeError, match="(?s)search, in another process.*KeyError"):
-        run.sweep(write(tmp_path, **GRID), None, 1, None, [])
+        sweep.sweep(write(tmp_path, **GRID), None, 1, None, [])
 
 
 @pytest.mark.usefixtures("_one_process")
@@ -348,7 +349,7 @@ def test_a_stage_begins_with_the_best_of_the_stage_before(
         if number:
             text = text.replace(str(tmp_path / "base.yaml"), str(tmp_path / "runs/sweeps/s0/best.yaml"))
         (stages / f"s{number}.yaml").write_text(text)
-    found = run.sweep(stages, None, 1, None, ["train.epochs=1"])
+    found = sweep.sweep(stages, None, 1, None, ["train.epochs=1"])
     lr = found["stages"][0]["best"]["optim.lr"]
     for number in (0, 1):
         config = load.load(tmp_path / f"runs/sweeps/s1/trial-00{number}/config.yaml")
@@ -426,10 +427,10 @@ def test_workers_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
         def give(self, task: Any) -> None:
             self.task = task
 
-    monkeypatch.setattr(workers, "Worker", Recorded)
+    monkeypatch.setattr(worker_pool, "Worker", Recorded)
     for given, expected in ((["0", "GPU-5"], ["0", "GPU-5", "0"]), ([], [None] * 3)):
         crew: list[Any] = []
-        workers._hand_out(lambda: "a task", crew, 3, given)  # type: ignore[arg-type,return-value]
+        worker_pool._hand_out(lambda: "a task", crew, 3, given)  # type: ignore[arg-type,return-value]
         assert [worker.gpu for worker in crew] == expected
     for visible, expected in (("0, GPU-5", ["0", "GPU-5"]), ("", []), ("-1", [])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)

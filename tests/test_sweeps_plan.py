@@ -13,8 +13,8 @@ from pipeline import cli
 from pipeline.common import files
 from pipeline.common.errors import ConfigError
 from pipeline.config import load
-from pipeline.sweeps.parameter import Parameter
-from pipeline.sweeps.plan import ARGUMENTS, FOLDER, Plan, plans
+from pipeline.experiments.sweeps.parameter import Parameter
+from pipeline.experiments.sweeps.plan import ARGUMENTS, FOLDER, Plan, plans
 from tests import tiny
 
 COMMAND = [
@@ -221,7 +221,7 @@ def test_hyperbands_epochs_are_wandbs() -> None:
 
 
 def _sweep() -> Any:
-    from pipeline.sweeps.plan import Sweep
+    from pipeline.experiments.sweeps.plan import Sweep
 
     return Sweep
 

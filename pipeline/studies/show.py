@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 
 from pipeline.common import files, tables
-from pipeline.studies import batch_norm, figures, parity, results
-from pipeline.studies.plan import Member, Plan
+from pipeline.experiments.studies import batch_norm, figures, parity, results
+from pipeline.experiments.studies.plan import Member, Plan
 
 Show = Callable[[Plan, Sequence[Member], pd.DataFrame], None]
 

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from pipeline.experiments.studies import results
+from pipeline.experiments.studies.plan import Member
 from pipeline.plots.style import STYLE, save
-from pipeline.studies import results
-from pipeline.studies.plan import Member
 
 SMOOTHING_STEPS = 5  # of training losses, batch by batch: the span of an exponential mean
 FEW_SEEDS_ALPHA = 0.18

@@ -9,9 +9,9 @@ import pandas as pd
 from scipy import stats
 
 from pipeline.evaluation.statistics import LEVEL
+from pipeline.experiments.studies.plan import Member
 from pipeline.runs import log as log_module
 from pipeline.runs import predictions
-from pipeline.studies.plan import Member
 
 # What is measured of a run, as columns of runs.csv:
 # test_top1: of the checkpoint that was the best on validation. val_top1, val_loss: its validation.

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import workers
 from pipeline.common import files
 from pipeline.config.schema import Config
-from pipeline.workers import Outcome
+from pipeline.experiments import worker_pool
+from pipeline.experiments.worker_pool import Outcome
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Training:
 
     def do(self) -> Outcome:
         """Train and evaluate in this process."""
-        workers.say_into(self.log)
+        worker_pool.say_into(self.log)
         from pipeline.training.trainer import train
 
         train(self.config)

@@ -21,7 +21,7 @@ from pipeline.common.errors import ConfigError
 from pipeline.config import load
 from pipeline.config.schema import Config
 from pipeline.config.types import Count, Section
-from pipeline.sweeps.parameter import Parameter, Value
+from pipeline.experiments.sweeps.parameter import Parameter, Value
 
 FOLDER = Path("configs/sweeps")
 BEST = "best.yaml"

@@ -9,16 +9,16 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline import workers
 from pipeline.common import console, files, hardware, tables
 from pipeline.common.errors import ConfigError, DataError
 from pipeline.data.prepare import prepare
+from pipeline.experiments import worker_pool
+from pipeline.experiments.studies import results
+from pipeline.experiments.studies.plan import Member, Plan, find
+from pipeline.experiments.studies.task import Training
+from pipeline.experiments.worker_pool import Outcome
 from pipeline.runs import log as log_module
-from pipeline.studies import results
-from pipeline.studies.plan import Member, Plan, find
 from pipeline.studies.show import SHOWN
-from pipeline.studies.training import Training
-from pipeline.workers import Outcome
 
 
 def study(name: str, jobs: int | None, more: Sequence[str]) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _run(label: str, members: Sequence[Member], jobs: int, *, test: bool) -> Non
     done = len(members) - len(due)
     with (
         console.bar(label, len(members), "runs", done) as bar,
-        contextlib.closing(workers.each(lambda: next(tasks, None), jobs)) as ended,
+        contextlib.closing(worker_pool.each(lambda: next(tasks, None), jobs)) as ended,
     ):
         for task, outcome in ended:
             member = due[task.config.run_dir]

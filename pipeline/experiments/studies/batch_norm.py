@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.common import seeding
+from pipeline.experiments.studies import results
+from pipeline.experiments.studies.plan import Member
+from pipeline.experiments.studies.trained_runs import images, network
 from pipeline.plots.style import STYLE, save
-from pipeline.studies import results
-from pipeline.studies.plan import Member
-from pipeline.studies.runs import images, network
 
 BATCHES = (4, 8, 16, 32, 64)
 DRAWS = 3  # orders of the validation images; each is cut into whole batches

@@ -14,10 +14,10 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 
+from pipeline.experiments.sweeps import results
+from pipeline.experiments.sweeps.parameter import Parameter
+from pipeline.experiments.sweeps.plan import Plan
 from pipeline.plots.style import MARK, STYLE, TRAIN, VALIDATION, save
-from pipeline.sweeps import results
-from pipeline.sweeps.parameter import Parameter
-from pipeline.sweeps.plan import Plan
 
 TICKS = 5  # of an axis of numbers
 LABEL_WIDTH = 24  # characters

@@ -15,9 +15,9 @@ from pipeline.config import load
 from pipeline.config.schema import Config
 from pipeline.data import prepare
 from pipeline.evaluation.statistics import wilson
+from pipeline.experiments.sweeps.plan import BEST, Plan
+from pipeline.experiments.sweeps.trials import Trials
 from pipeline.runs import log
-from pipeline.sweeps.plan import BEST, Plan
-from pipeline.sweeps.trials import Trials
 
 HEADER_WIDTH = 108
 IMPORTANCE_NEEDS = 10  # complete trials, and two a parameter

@@ -10,16 +10,16 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline import workers
 from pipeline.common import console, files, hardware, tables
 from pipeline.common.errors import ConfigError, DataError
 from pipeline.common.locks import Lock
 from pipeline.config import load
 from pipeline.data.prepare import prepare
-from pipeline.sweeps import figures, results
-from pipeline.sweeps.plan import Plan, plans
-from pipeline.sweeps.trials import Trials
-from pipeline.sweeps.turn import PREPARING, Turn
+from pipeline.experiments import worker_pool
+from pipeline.experiments.sweeps import figures, results
+from pipeline.experiments.sweeps.plan import Plan, plans
+from pipeline.experiments.sweeps.task import PREPARING, Turn
+from pipeline.experiments.sweeps.trials import Trials
 
 DEFINITION, DEFINING, SHOWING = "sweep.json", "sweep.lock", "results.lock"
 POLL_S = 1.0
@@ -126,7 +126,7 @@ def _work(trials: Trials, turn: Turn, jobs: int | None) -> None:
     jobs = min(jobs or len(gpus) or hardware.cores(), missing)
     with (
         console.bar(plan.name, turn.most, "trials", turn.most - missing) as bar,
-        contextlib.closing(workers.each(lambda: turn if left else None, jobs, gpus)) as ended,
+        contextlib.closing(worker_pool.each(lambda: turn if left else None, jobs, gpus)) as ended,
     ):
         for _, outcome in ended:
             if outcome.status == "bug":

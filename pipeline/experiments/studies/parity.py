@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from pipeline.common import seeding
+from pipeline.experiments.studies.plan import Member
+from pipeline.experiments.studies.trained_runs import images, network
 from pipeline.models import parity
 from pipeline.models.resnet import DESIGNS, ResNet
 from pipeline.plots.style import MARK, STYLE, save
-from pipeline.studies.plan import Member
-from pipeline.studies.runs import images, network
 
 TOLERANCE = 1e-9
 SIDE_PX, IMAGES, CLASSES = 64, 2, 1000

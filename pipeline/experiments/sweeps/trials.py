@@ -22,8 +22,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from pipeline.common import locks, seeding
 from pipeline.common.locks import Lock
-from pipeline.sweeps.parameter import Value
-from pipeline.sweeps.plan import Plan
+from pipeline.experiments.sweeps.parameter import Value
+from pipeline.experiments.sweeps.plan import Plan
 
 JOURNAL, LOCKED, TAKING = "study.journal", "study.journal.lock", "take.lock"
 KILLED_AT_MOST = 3  # processes in a row that a trial may cost without a new checkpoint

@@ -7,9 +7,9 @@ from pipeline.data import prepare
 from pipeline.data.loader import Images
 from pipeline.data.transforms import CentreCrop
 from pipeline.distributed.process_group import Ranks
+from pipeline.experiments.studies.plan import Member
 from pipeline.inference import load_model
 from pipeline.models.classifier import Classifier
-from pipeline.studies.plan import Member
 
 
 def images(member: Member) -> tuple[Tensor, Tensor]:

@@ -5,15 +5,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline import workers
 from pipeline.common import console, signals
 from pipeline.common.errors import ConfigError, Stopped, UserError
 from pipeline.common.locks import Lock
 from pipeline.config.schema import Config
-from pipeline.sweeps import results
-from pipeline.sweeps.plan import Plan
-from pipeline.sweeps.trials import Claim, Trials
-from pipeline.workers import Outcome
+from pipeline.experiments import worker_pool
+from pipeline.experiments.sweeps import results
+from pipeline.experiments.sweeps.plan import Plan
+from pipeline.experiments.sweeps.trials import Claim, Trials
+from pipeline.experiments.worker_pool import Outcome
 
 PREPARING = "data.lock"
 
@@ -39,7 +39,7 @@ class Turn:
             if claim is None:
                 return Outcome("done")
             try:
-                workers.say_into(self.plan.run_dir(claim.number) / "output.log")
+                worker_pool.say_into(self.plan.run_dir(claim.number) / "output.log")
                 outcome, value, why = self._train(trials, claim, stop)
                 trials.end(claim.number, outcome, value, why)
             except BaseException:  # a kill leaves it as it is
@@ -73,7 +73,7 @@ class Turn:
         except torch.OutOfMemoryError as error:
             return "failed", None, " ".join(str(error).split())
         except UserError as error:
-            if not workers.diverged(error):
+            if not worker_pool.diverged(error):
                 raise
             why = str(error)
         value = None if why else results.value(self.plan, number)
