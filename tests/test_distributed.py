@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import cli
+from pipeline.cli import main
 from pipeline.data.loader import Batch
 from pipeline.distributed import process_group
 from pipeline.distributed.heartbeat import RollCall
@@ -31,7 +31,7 @@ TWENTY_STEPS = [
 
 def verb(name: str, tmp: Path, *more: str) -> int:
     """On each rank: a verb of the command line; its exit code."""
-    return cli.run([name, *tiny.overrides(tmp, *more)])
+    return main.run([name, *tiny.overrides(tmp, *more)])
 
 
 def logs_agree(one: Path, other: Path, rel: float) -> int:
@@ -311,7 +311,9 @@ def test_more_ranks_than_images_in_a_batch_are_refused(birds: Path, tmp_path: Pa
 def data_on(folders: list[str]) -> tuple[int, list[str]]:
     """On each rank: prepare the data in a folder of its own, or a shared one; exit code, and what it drew."""
     folder = Path(folders[int(os.environ["RANK"])])
-    code = cli.run(["data", *tiny.overrides(folder, f"data.root={folder / 'data'}", "data.synthetic.seed=5")])
+    code = main.run(
+        ["data", *tiny.overrides(folder, f"data.root={folder / 'data'}", "data.synthetic.seed=5")]
+    )
     return code, sorted(path.name for path in (folder / "data").iterdir())
 
 

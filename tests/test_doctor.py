@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from pipeline import cli
+from pipeline.cli import main
 from pipeline.common import seeding
 from pipeline.data import prepare, sampling, transforms
 from pipeline.data.transforms import Augmentation
@@ -387,7 +387,7 @@ def test_a_wrong_sum_over_ranks_is_a_no_go(
 def look(tmp: Path, *words: str) -> tuple[int, str]:
     """On each rank: the doctor; its exit code and what it printed."""
     with redirect_stdout(io.StringIO()) as out:
-        code = cli.run(["doctor", *tiny.overrides(tmp, *words)])
+        code = main.run(["doctor", *tiny.overrides(tmp, *words)])
     return code, out.getvalue()
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from scipy.special import softmax
 
-from pipeline import cli
+from pipeline.cli import main
 from pipeline.data import prepare
 from tests import tiny
 
@@ -34,7 +34,7 @@ def test_a_data_sets_own_pictures_get_the_probabilities_of_evaluation(
         expected = dict(zip(outputs["id"].tolist(), softmax(outputs["logits"], axis=1), strict=True))
     of_val = samples[samples["split"] == "val"]
     images = [str(root / "images" / path) for path in of_val["path"]]
-    assert cli.run(["predict", *images, *tiny.overrides(tmp_path, *how)]) == 0
+    assert main.run(["predict", *images, *tiny.overrides(tmp_path, *how)]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["checkpoint"] == str(tmp_path / "runs/tiny/checkpoints/best.pt")
     names = samples.drop_duplicates("label").sort_values("label")["class_name"].tolist()
@@ -57,7 +57,7 @@ def test_a_picture_of_any_size_and_mode_is_classified_without_the_data(
         Image.new(mode, size, 7).save(tmp_path / name)
     images = [str(tmp_path / name) for name in ("a=1.png", "b.webp", "c.gif")]
     words = tiny.overrides(trained, f"data.root={tmp_path / 'nothing'}")
-    assert cli.run(["predict", *images, *words]) == 0
+    assert main.run(["predict", *images, *words]) == 0
     said = capsys.readouterr()
     found = json.loads(said.out)["predictions"]
     assert [entry["image"] for entry in found] == images
@@ -75,7 +75,7 @@ def test_what_is_no_picture_is_one_sentence(
     path = tmp_path / "picture.png"
     if content is not None:
         path.write_bytes(content)
-    assert cli.run(["predict", str(path), *tiny.overrides(trained)]) == 2
+    assert main.run(["predict", str(path), *tiny.overrides(trained)]) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err == f"error: {path}: {sentence}; give a picture such as a JPEG or PNG file\n"
@@ -84,7 +84,7 @@ def test_what_is_no_picture_is_one_sentence(
 def test_no_picture_and_no_checkpoint_are_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(["predict", *tiny.overrides(tmp_path)]) == 2
+    assert main.run(["predict", *tiny.overrides(tmp_path)]) == 2
     assert "no picture is given" in capsys.readouterr().err
-    assert cli.run(["predict", "x.png", *tiny.overrides(tmp_path)]) == 2
+    assert main.run(["predict", "x.png", *tiny.overrides(tmp_path)]) == 2
     assert "best.pt: no such checkpoint" in capsys.readouterr().err

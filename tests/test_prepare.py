@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipeline.cli import run
+from pipeline.cli.main import run
 from pipeline.data.sources.drawn_birds import dataset
 from tests import tiny
 

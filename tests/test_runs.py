@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import run
+from pipeline.cli.main import run
 from pipeline.common import files
 from pipeline.config import load
 from pipeline.runs import log as log_module

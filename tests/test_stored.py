@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import cli
+from pipeline.cli import main
 from pipeline.common.errors import DataError
 from pipeline.data import sample_table
 from pipeline.evaluation import results
@@ -119,7 +119,7 @@ def test_compare_refuses(
     runs: Path, capsys: pytest.CaptureFixture[str], damage: Damage, sentence: str
 ) -> None:
     damage(runs / "runs/other/eval/test")
-    code = cli.run(["compare", str(runs / "runs/tiny"), str(runs / "runs/other")])
+    code = main.run(["compare", str(runs / "runs/tiny"), str(runs / "runs/other")])
     said = one_sentence(code, capsys)
     assert sentence in said
     assert str(runs / "runs/other/eval/test") in said

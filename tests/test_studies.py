@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pipeline import cli
+from pipeline.cli import main
 from pipeline.common import files
 from pipeline.common.errors import ConfigError
 from pipeline.config import load
@@ -44,7 +44,7 @@ def write(folder: Path, **changes: Any) -> Path:
 def done(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished study: tests read it and do not write it."""
     folder = tmp_path_factory.mktemp("study")
-    assert cli.run(["study", str(write(folder)), "--jobs", "2"]) == 0
+    assert main.run(["study", str(write(folder)), "--jobs", "2"]) == 0
     return folder
 
 
@@ -99,7 +99,7 @@ def test_a_learning_rate_that_is_tuned_is_that_of_the_last_phase(tmp_path: Path)
 def test_a_wrong_study_is_one_sentence_before_anything_is_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], said: str
 ) -> None:
-    assert cli.run(["study", str(write(tmp_path, **changes))]) == 2
+    assert main.run(["study", str(write(tmp_path, **changes))]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
@@ -107,9 +107,9 @@ def test_a_wrong_study_is_one_sentence_before_anything_is_run(
 
 
 def test_an_unknown_study_names_the_nearest_and_all_means_all(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["study", "residul"]) == 2
+    assert main.run(["study", "residul"]) == 2
     assert "did you mean residual?" in capsys.readouterr().err
-    assert cli.run(["study", "residual", "--jobs", "0"]) == 2
+    assert main.run(["study", "residual", "--jobs", "0"]) == 2
     assert "--jobs 0: has to be at least 1" in capsys.readouterr().err
     assert plan.find("all") == sorted(plan.FOLDER.glob("*.yaml"))
 
@@ -176,7 +176,7 @@ def test_the_table_holds_what_the_runs_evaluations_hold(done: Path) -> None:
 def test_a_study_that_is_done_is_only_shown_again(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = sorted(study_of(done).glob("*/checkpoints/*.pt"))
     before = [path.stat().st_mtime_ns for path in paths]
-    assert cli.run(["study", str(done / "which.yaml")]) == 0
+    assert main.run(["study", str(done / "which.yaml")]) == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["runs"], said["tries"], said["folder"]) == (4, 2, str(study_of(done)))
     assert [path.stat().st_mtime_ns for path in paths] == before
@@ -189,7 +189,7 @@ def test_a_study_that_was_stopped_goes_on_to_the_same_weights(done: Path, tmp_pa
     begun = lambda: log.is_file() and '"step": 4,' in log.read_text()  # noqa: E731
     assert interrupt(words, begun, signal.SIGTERM) == 75
     saved = study_of(tmp_path) / "slow-seed0/checkpoints"
-    assert cli.run(["study", str(path), "--jobs", "1"]) == 0
+    assert main.run(["study", str(path), "--jobs", "1"]) == 0
     for name in ("best.pt", "last.pt"):
         assert tiny.same_weights(saved / name, study_of(done) / "slow-seed0/checkpoints" / name)
     assert len((saved.parent / "test_reads.jsonl").read_text().splitlines()) == 1
@@ -219,7 +219,7 @@ def test_a_broken_arm_is_one_sentence_with_its_log_and_the_others_are_done(
 ) -> None:
     arms = {"good": ["train.max_steps=1"], "broken": ["model.name=resnet9999"]}
     path = write(tmp_path, arms=arms, tune_lr={}, seeds=[0])
-    assert cli.run(["study", str(path), "--jobs", "1"]) == 2
+    assert main.run(["study", str(path), "--jobs", "1"]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     log = study_of(tmp_path) / "broken-seed0/output.log"
     assert last.startswith(

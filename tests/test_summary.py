@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.cli import run
+from pipeline.cli.main import run
 from pipeline.config import load
 from pipeline.models.summary import summarise
 

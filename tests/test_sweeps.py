@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline import cli
+from pipeline.cli import main
 from pipeline.common import hardware
 from pipeline.common.errors import ConfigError, DataError
 from pipeline.config import load
@@ -467,11 +467,11 @@ def test_importance_finds_the_parameter_that_matters(tmp_path: Path) -> None:
 
 
 def test_importing_the_command_line_does_not_import_optuna() -> None:
-    code = "import sys, pipeline.cli; sys.exit('optuna' in sys.modules)"
+    code = "import sys, pipeline.cli.main; sys.exit('optuna' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_jobs_and_trials_have_to_be_at_least_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for option in ("--jobs", "--trials"):
-        assert cli.run(["sweep", str(write(tmp_path)), option, "0"]) == 2
+        assert main.run(["sweep", str(write(tmp_path)), option, "0"]) == 2
         assert f"{option} 0: has to be at least 1" in capsys.readouterr().err

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline import cli
+from pipeline.cli import arguments as arguments_module
+from pipeline.cli import main
 from pipeline.common import files
 from pipeline.common.errors import ConfigError
 from pipeline.config import load
@@ -140,7 +141,7 @@ def test_the_shipped_sweeps_are_checked_and_their_stages_begin_with_the_best_of_
 def test_a_wrong_sweep_is_one_sentence_before_any_trial(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], said: str
 ) -> None:
-    assert cli.run(["sweep", str(write(tmp_path, **changes))]) == 2
+    assert main.run(["sweep", str(write(tmp_path, **changes))]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
@@ -277,7 +278,7 @@ def test_wandbs_agent_makes_of_the_file_a_command_that_trains_the_same(
 
     words = started[1]["command"]
     assert words[:5] == ["/usr/bin/env", "python", "-m", "pipeline", "train"]
-    arguments = cli.parse(words[4:])
+    arguments = arguments_module.parse(words[4:])
     for name in ("WANDB_RUN_ID", "WANDB_SWEEP_ID"):
         monkeypatch.setenv(name, started[1]["env"][name])
     config = load.load(arguments.config, arguments.words)

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pipeline.cli import run
+from pipeline.cli.main import run
 from pipeline.common.errors import UserError
 from pipeline.runs import environment
 from pipeline.wandb_sync.rows import Row, best, extremes, rows

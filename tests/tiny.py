@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from pipeline.cli import run
+from pipeline.cli.main import run
 from pipeline.config import load
 from pipeline.config.schema import Config
 from pipeline.runs.log import read

@@ -1,0 +1,43 @@
+"""argv becomes one call. Torch is imported by the verb that needs it, so that help answers at once."""
+
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from pipeline.cli.arguments import parse
+from pipeline.cli.verbs import OF_A_CONFIG
+from pipeline.common import console, signals
+from pipeline.common.errors import RankLost, Stopped, UserError
+from pipeline.config import load
+
+
+def run(argv: Sequence[str]) -> int:
+    """Do what the command line says; return the exit code. A bug raises."""
+    arguments = parse(argv)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signals.raise_stopped)
+    try:
+        given: Any = arguments
+        if arguments.verb in OF_A_CONFIG:
+            given = load.load(arguments.config, arguments.words)
+        result: dict[str, Any] | None = arguments.do(given)
+    except (UserError, RankLost) as error:
+        if not error.said:
+            console.fail(str(error))
+        return error.exit_code
+    except Stopped as stopped:
+        console.say(str(stopped))
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        console.say("stopped by SIGINT; the same command goes on")
+        return Stopped.exit_code
+    if result:  # ranks other than the first have none
+        print(json.dumps(result))
+    return UserError.exit_code if result and result.get("go") is False else 0
+
+
+def main() -> NoReturn:
+    """Entry point of `python -m pipeline`."""
+    sys.exit(run(sys.argv[1:]))
