@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from pipeline.common.errors import ConfigError, WeightsError
 from pipeline.config.model import ModelConfig
 from pipeline.config.optim import OptimConfig
+from pipeline.experiments.studies import parity
 from pipeline.models import build as building
-from pipeline.models import parity, resnet
+from pipeline.models import resnet
 from pipeline.models.build import build
 from pipeline.models.classifier import Classifier
 from pipeline.models.resnet import DESIGNS, ResNet

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__
-from pipeline.cli.verbs import OF_A_CONFIG, compare, doctor, predict, study, sweep, sync
+from pipeline.cli.verbs import OF_A_CONFIG, compare, doctor, predict, runs, study, sweep, sync
 
 EXAMPLES = """
     examples:
@@ -88,9 +88,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     sweeping.add_argument(
         "--pruner", choices=("median", "hyperband", "none"), help="without it, as early_terminate says"
     )
-    listing = add(
-        "runs", listing_module, "FOLDER", "runs, or another folder of runs; or: diff RUN RUN; or: rm RUN..."
-    )
+    listing = add("runs", runs, "FOLDER", "runs, or another folder of runs; or: diff RUN RUN; or: rm RUN...")
     listing.add_argument("--sort", default="started", metavar="COLUMN", help="of a list: by what; started")
     listing.add_argument(
         "--csv", action="store_true", help="a list as CSV, a column for each key that differs"

@@ -139,17 +139,17 @@ def sweep(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def runs(arguments: argparse.Namespace) -> dict[str, Any] | None:
     """List all runs below a folder; `diff RUN RUN` shows in what two differ, `rm RUN...` deletes after asking."""
-    from pipeline.runs import listing as listing_module
+    from pipeline.runs import listing
 
     what, *rest = arguments.words or ["runs"]
     paths = [Path(word) for word in rest]
     if what == "diff" and len(paths) == 2:
-        return listing_module.difference(*paths)
+        return listing.difference(*paths)
     if what == "rm" and paths:
-        return listing_module.remove(paths, arguments.yes)
+        return listing.remove(paths, arguments.yes)
     if what in ("diff", "rm") or rest:
         raise ConfigError("runs: give a folder, or diff RUN RUN, or rm RUN...")
-    listing_module.listing(Path(what), arguments.sort, arguments.csv)
+    listing.listing(Path(what), arguments.sort, arguments.csv)
     return None
 
 
@@ -159,8 +159,8 @@ def sync(arguments: argparse.Namespace) -> dict[str, Any]:
 
     overrides = [word for word in arguments.words if "=" in word and not Path(word).exists()]
     runs = [Path(word) for word in arguments.words if word not in overrides]
-    if not listing_module:
+    if not runs:
         raise UserError("sync: no run is named; give run directories, such as runs/NAME")
     if arguments.follow:
-        return sync_module.follow(listing_module[0], arguments.follow, overrides)
-    return (sync_module.offline if arguments.offline else sync_module.sync)(listing_module, overrides)
+        return sync_module.follow(runs[0], arguments.follow, overrides)
+    return (sync_module.offline if arguments.offline else sync_module.sync)(runs, overrides)

@@ -160,7 +160,7 @@ class Phase(Section):
     momentum: Fraction | None = None
     nesterov: bool | None = None
     weight_decay: NotNegative | None = None
-    options: Options = {}
+    options: Options = Field(default_factory=dict)
     """arguments of this optimizer; those of optim.options are not used in phases"""
     schedule: ScheduleConfig | None = None
     """over this phase, from its first step; null: the run's schedule, over the whole run"""
@@ -187,7 +187,7 @@ class OptimConfig(Section):
     """of SGD: the gradient is taken where the momentum leads"""
     weight_decay: NotNegative = 5e-4
     """L2 penalty on weights (decoupled in adamw); norms and biases have none"""
-    options: Options = {}
+    options: Options = Field(default_factory=dict)
     """further arguments of the optimizer, such as {betas: [0.9, 0.95]}"""
     phases: tuple[Phase, ...] = ()
     """optimizers one after another, such as Adam and then SGD; none: `optim` itself for the whole run"""

@@ -14,7 +14,6 @@ from torch import Tensor
 from pipeline.common import console, files
 from pipeline.common.errors import CheckpointError, WeightsError
 from pipeline.distributed import data_parallel
-from pipeline.models import pretrained as pretrained_module
 from pipeline.models.classifier import Classifier, _head
 
 LEAST_SHARE = 0.9  # of the tensors: with fewer, what is trained is not a pretrained network
@@ -75,7 +74,7 @@ def _body(backbone: Any) -> dict[str, Tensor]:
 
 def _load(backbone: Any, path: Path) -> dict[str, Any]:
     """Load what fits by name and shape; few tensors loaded is an error."""
-    state, body = pretrained_module.read(path), _body(backbone)
+    state, body = read(path), _body(backbone)
     fitting = {
         name: state[name] for name, own in body.items() if name in state and state[name].shape == own.shape
     }
@@ -83,7 +82,7 @@ def _load(backbone: Any, path: Path) -> dict[str, Any]:
     if share < 1:
         absent = ", ".join([name for name in body if name not in fitting][:ABSENT_NAMED])
         found = f"{path}: fits {len(fitting)} of the model's {len(body)} tensors by name and shape (not: {absent} ...)"
-        if share < pretrained_module.LEAST_SHARE:
+        if share < LEAST_SHARE:
             raise WeightsError(f"{found}; bring the weights of this very model or set model.pretrained=false")
         console.warn(f"{found}; the others start from random values")
     backbone.load_state_dict(fitting, strict=False)

@@ -127,7 +127,7 @@ def _mark_best(axes: Axes, looks: Sequence[Record]) -> None:
 
 def mark_phases(axes: Axes, records: Sequence[Record], colour: str) -> None:
     """A line where an optimizer takes over, its name at the top; nothing where there is one alone."""
-    for switch in (record for record in log if record["kind"] == "phase"):
+    for switch in (record for record in records if record["kind"] == "phase"):
         axes.axvline(switch["epoch"], color=colour, linestyle="--", linewidth=1)
         axes.annotate(
             f"{switch['phase']} from here",

@@ -25,7 +25,7 @@ def rows(records: Iterable[Record], over: bool) -> list[Row]:
     Values that are null are left out; a histogram of gradients stays a mapping of `counts` and `edges`.
     """
     by_step: dict[int, dict[str, Any]] = {}
-    for record in log:
+    for record in records:
         by_step.setdefault(record["step"], {}).update(_keyed(record))
     complete = sorted(by_step) if over else sorted(by_step)[:-1]
     return [Row(step, by_step[step]) for step in complete]

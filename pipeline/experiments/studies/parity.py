@@ -1,6 +1,7 @@
 """Whether the hand-made networks are the libraries': outputs, gradients, and weights that were trained here."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import torch
 import torchvision
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pipeline.common import seeding
 from pipeline.experiments.studies.plan import Member
 from pipeline.experiments.studies.trained_runs import images, network
-from pipeline.models import parity
 from pipeline.models.resnet import DESIGNS, ResNet
 from pipeline.plots.style import MARK, STYLE, save
 
@@ -57,17 +58,17 @@ def _fresh(name: str, library: str, seed: int) -> dict[str, float]:
     """The larger difference of two: our network with the library's weights, and the library's with ours."""
     torch.manual_seed(seeding.seed_of("parity", seed))
     theirs, own = _of_library(library, name, CLASSES), ResNet(DESIGNS[name], CLASSES)
-    parity.draw_state(theirs, seed)
-    parity.draw_state(own, seed + 1)
+    draw_state(theirs, seed)
+    draw_state(own, seed + 1)
     random = torch.Generator().manual_seed(seed)
     noise = torch.randn(IMAGES, 3, SIDE_PX, SIDE_PX, generator=random, dtype=torch.float64)
     label = torch.randint(CLASSES, (IMAGES,), generator=random)
     weights = {key: value.clone() for key, value in own.double().state_dict().items()}
     with torch.no_grad():
         unlike = float((own.eval()(noise) - theirs.double().eval()(noise)).abs().max())
-    both = [parity.compare(own, theirs, noise, label)]
+    both = [compare(own, theirs, noise, label)]
     own.load_state_dict(weights)
-    both.append(parity.compare(theirs, own, noise, label))
+    both.append(compare(theirs, own, noise, label))
     return {"unlike": unlike, **{key: max(getattr(one, key) for one in both) for key in FRESH}}
 
 
@@ -111,3 +112,81 @@ def draw(path: Path, title: str, found: pd.DataFrame) -> None:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
         figure.suptitle(title)
         save(figure, path)
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Largest absolute differences between two networks, in float64."""
+
+    logits: float
+    """in evaluation mode"""
+    logits_training: float
+    """in training mode, where batch norm takes the statistics of the batch"""
+    loss: float
+    """of that pass, nats"""
+    gradients: float
+    """of the mean cross-entropy, over all parameters, in training mode"""
+    statistics: float
+    """of the running means and variances that this pass leaves"""
+
+    @property
+    def largest(self) -> float:
+        """The largest of them."""
+        return max(self.logits, self.logits_training, self.loss, self.gradients, self.statistics)
+
+
+def draw_state(model: nn.Module, seed: int) -> None:
+    """Move norms and their statistics away from 0 and 1, so that no term of a network is hidden by its start."""
+    random = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in (
+                (module.weight, 0.5, 1.5),
+                (module.bias, -0.5, 0.5),
+                (module.running_mean, -0.5, 0.5),
+                (module.running_var, 0.5, 1.5),
+            ):
+                assert tensor is not None
+                drawn = torch.rand(tensor.shape, generator=random, dtype=torch.float64)
+                tensor.data.copy_(low + (high - low) * drawn)
+
+
+def compare(one: nn.Module, other: nn.Module, images: Tensor, label: Tensor) -> Differences:
+    """Give `one` the weights of `other` by name, and compare them; both become float64 and learn no step.
+
+    Args:
+        images: float64 [B, D, H, W].
+        label: int64 [B].
+
+    Raises:
+        RuntimeError: the names or shapes of the two state dicts are not the same.
+    """
+    one, other = one.double(), other.double()
+    one.load_state_dict(other.state_dict())
+    with torch.no_grad():
+        logits = _difference(one.eval()(images), other.eval()(images))
+    (own, own_loss), (theirs, their_loss) = (_learn(model, images, label) for model in (one, other))
+    of_one, of_other = dict(one.named_parameters()), dict(other.named_parameters())
+    gradients = max(_difference(of_one[name].grad, of_other[name].grad) for name in of_one)
+    state, other_state = one.state_dict(), other.state_dict()
+    return Differences(
+        logits=logits,
+        logits_training=_difference(own, theirs),
+        loss=_difference(own_loss, their_loss),
+        gradients=gradients,
+        statistics=max(_difference(state[name].double(), other_state[name].double()) for name in state),
+    )
+
+
+def _learn(model: nn.Module, images: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and loss in training mode; the gradients are left in the parameters."""
+    model.train().zero_grad()
+    logits = model(images)
+    loss = F.cross_entropy(logits, label)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return logits.detach(), loss.detach()
+
+
+def _difference(one: Tensor | None, other: Tensor | None) -> float:
+    assert one is not None and other is not None, "every parameter has a gradient"
+    return float((one - other).abs().max())

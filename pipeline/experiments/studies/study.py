@@ -3,7 +3,7 @@
 import contextlib
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,11 @@ from pipeline.common import console, files, hardware, tables
 from pipeline.common.errors import ConfigError, DataError
 from pipeline.data.prepare import prepare
 from pipeline.experiments import worker_pool
-from pipeline.experiments.studies import results
+from pipeline.experiments.studies import batch_norm, figures, parity, results
 from pipeline.experiments.studies.plan import Member, Plan, find
 from pipeline.experiments.studies.task import Training
 from pipeline.experiments.worker_pool import Outcome
 from pipeline.runs import log as log_module
-from pipeline.studies.show import SHOWN
 
 
 def study(name: str, jobs: int | None, more: Sequence[str]) -> dict[str, Any]:
@@ -171,3 +170,48 @@ def _choose(tries: Sequence[Member]) -> tuple[dict[str, float], list[dict[str, A
             raise DataError(f"tune_lr: {arm} diverged with every learning rate; give it lower ones")
         chosen[arm] = max(learned, key=lambda row: (row["val_top1"], -row["val_loss"]))["lr"]
     return chosen, rows
+
+
+Show = Callable[[Plan, Sequence[Member], pd.DataFrame], None]
+
+
+def _curves(plan: Plan, members: Sequence[Member], _runs: pd.DataFrame) -> None:
+    figures.curves(plan.folder / "figure.png", plan.study.title, members)
+
+
+def _depth(plan: Plan, members: Sequence[Member], runs: pd.DataFrame) -> None:
+    figures.depth(plan.folder / "figure.png", plan.study.title, members, runs)
+
+
+def _optimizers(plan: Plan, members: Sequence[Member], _runs: pd.DataFrame) -> None:
+    figures.optimizers(plan.folder / "figure.png", plan.study.title, members)
+
+
+def _batch_norm(plan: Plan, members: Sequence[Member], runs: pd.DataFrame) -> None:
+    of_mode, of_claim = batch_norm.measure(members)
+    measures = ["eval", *(f"train_{size}" for size in batch_norm.BATCHES)]
+    found = results.table(of_mode, measures)
+    tables.write(of_mode, plan.folder / "modes_runs.csv")
+    tables.write(found, plan.folder / "modes.csv")
+    tables.write(of_claim, plan.folder / "claims_runs.csv")
+    files.write_text(plan.folder / "modes.md", results.markdown(found))
+    files.write_text(plan.folder / "claims.md", batch_norm.claims_table(of_claim))
+    batch_norm.draw(plan.folder / "figure.png", plan.study.title, of_mode, runs)
+
+
+def _parity(plan: Plan, members: Sequence[Member], _runs: pd.DataFrame) -> None:
+    measured = parity.measure(members)
+    found = results.table(measured, list(parity.MEASURES))
+    tables.write(measured, plan.folder / "parity_runs.csv")
+    tables.write(found, plan.folder / "parity.csv")
+    files.write_text(plan.folder / "parity.md", results.markdown(found))
+    parity.draw(plan.folder / "figure.png", plan.study.title, measured)
+
+
+SHOWN: dict[str, Show] = {
+    "curves": _curves,
+    "depth": _depth,
+    "optimizers": _optimizers,
+    "batch_norm": _batch_norm,
+    "parity": _parity,
+}
