@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import tiny
+from tests.helpers import tiny
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pipeline.runs import log as log_module
-from tests import tiny
-from tests.test_train import checkpoints, interrupt, log_reaches
+from tests.helpers import tiny
+from tests.training.test_trainer import checkpoints, interrupt, log_reaches
 
 EVERYTHING = [
     "optim.phases=[{name: adam, lr: 2e-3, until: 1}, {name: sgd, carry_momentum: true}]",

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import tiny
+from tests.helpers import tiny
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts/slurm/train.sbatch"

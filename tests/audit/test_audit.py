@@ -1,0 +1,161 @@
+"""The audit finds what was planted: wrong labels among neighbours, near-copies among pictures."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.audit import audit, duplicates, label_errors
+from tests.helpers import tiny
+
+PLANTED = [
+    "data.synthetic={species: 6, images_per_species: 20, train_per_species: 12, flipped_labels: 0.05, duplicates: 0.1}",
+    "data.synthetic.long_side_px=128",
+    "data.resize_px=96",
+    "run.name=planted",
+]
+
+
+def samples(labels_: np.ndarray, split: str = "train") -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "id": np.arange(len(labels_)) + 1,
+            "path": [f"{number}.jpg" for number in range(len(labels_))],
+            "split": split,
+            "label": labels_,
+            "class_name": [f"bird {label}" for label in labels_],
+        }
+    )
+
+
+def clusters(classes: int = 10, images: int = 40, spread: float = 0.45) -> tuple[np.ndarray, np.ndarray]:
+    """Features float32 [n, 32] around a centre for each class, and the labels."""
+    random = np.random.default_rng(0)
+    truth = np.repeat(np.arange(classes), images)
+    centres = random.normal(size=(classes, 32))
+    return (centres[truth] + spread * random.normal(size=(len(truth), 32))).astype(np.float32), truth
+
+
+def test_nine_of_ten_flipped_labels_are_found_and_little_else() -> None:
+    features, truth = clusters()
+    random = np.random.default_rng(1)
+    flipped = random.choice(len(truth), 40, replace=False)
+    listed = truth.copy()
+    listed[flipped] = (truth[flipped] + random.integers(1, 10, 40)) % 10
+    found = label_errors.likely_errors(samples(listed), features)
+    hit = set(found["id"] - 1) & set(flipped)
+    assert len(hit) >= 0.9 * 40
+    assert len(hit) >= 0.9 * len(found)
+    assert found["score"].is_monotonic_increasing
+    right = found[(found["id"] - 1).isin(flipped)]
+    assert (right["suggested_name"] == [f"bird {truth[number - 1]}" for number in right["id"]]).mean() > 0.95
+    assert (right["class_name"] == [f"bird {listed[number - 1]}" for number in right["id"]]).all()
+
+
+def test_an_image_has_no_vote_on_itself() -> None:
+    features = np.array([[1, 0], [1, 0.01], [1, 0.02], [0, 1], [0.01, 1], [0.02, 1]], np.float32)
+    listed = np.array([1, 0, 0, 1, 1, 0])  # the first and the last are wrong
+    votes = label_errors.neighbour_votes(features, listed, 2)
+    assert votes.shape == (6, 2)
+    assert votes.sum(axis=1) == pytest.approx(np.ones(6))
+    assert votes[0].tolist() == [1, 0]
+    assert votes[5].tolist() == [0, 1]
+
+
+def test_votes_are_squared_shares_of_the_nearest_by_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, truth = clusters(classes=4, images=30, spread=1.2)
+    monkeypatch.setattr(label_errors, "CHUNK", 17)
+    votes = label_errors.neighbour_votes(features, truth, 4)
+    for row in range(0, 120, 13):
+        cosine = features @ features[row] / np.linalg.norm(features, axis=1)
+        cosine[row] = -np.inf
+        nearest = truth[np.argsort(-cosine)[:15]]  # half of 30
+        counts = np.bincount(nearest, minlength=4) ** 2
+        assert votes[row] == pytest.approx(counts / counts.sum())
+    assert (votes.max(axis=1) < 1).any()
+
+
+def test_pairs_are_near_in_hash_and_in_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    bits = random.random((9, duplicates.HASH_BITS)) < 0.5
+    features = random.normal(size=(9, 16)).astype(np.float32)
+    for copy, original, changed in ((5, 1, 10), (8, 4, 48), (7, 3, 49)):
+        bits[copy] = bits[original]
+        bits[copy, :changed] ^= True
+        features[copy] = 3 * features[original]
+    bits[6] = bits[0]  # the same hash and other features
+    monkeypatch.setattr(duplicates, "CHUNK", 4)
+    found = duplicates.pairs(samples(np.zeros(9, int)), bits, features)
+    assert found[["id_a", "id_b", "hash_distance"]].to_numpy().tolist() == [[2, 6, 10], [5, 9, 48]]
+    assert found["feature_similarity"].tolist() == pytest.approx([1, 1])
+
+
+def test_the_summary_counts_by_splits() -> None:
+    doubles = pd.DataFrame(
+        [
+            (1, "train", "wren", 2, "test", "wren"),
+            (8, "test", "wren", 3, "val", "gull"),
+            (4, "test", "owl", 5, "test", "owl"),
+            (6, "train", "owl", 7, "train", "owl"),
+        ],
+        columns=["id_a", "split_a", "class_a", "id_b", "split_b", "class_b"],
+    )
+    found = audit.summary(pd.DataFrame({"split": ["test", "train", "test"]}), doubles)
+    assert found == {
+        "label_errors": 3,
+        "label_errors_by_split": {"test": 2, "train": 1},
+        "duplicates": 4,
+        "duplicates_by_splits": {"test": 1, "train": 1, "train-test": 1, "val-test": 1},
+        "duplicates_of_two_classes": 1,
+        "leaked_test_images": 2,
+    }
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small run over a set with planted faults, audited."""
+    tmp = tmp_path_factory.mktemp("audited")
+    for verb in ("data", "train", "audit"):
+        assert do(verb, tmp) == 0
+    return tmp
+
+
+def do(verb: str, tmp: Path) -> int:
+    return tiny.do(verb, tmp, f"data.root={tmp / 'data'}", *PLANTED)
+
+
+def test_planted_copies_are_found_with_a_picture_of_each_pair(audited: Path) -> None:
+    folder = audited / "runs/planted/eval/test/audit"
+    raw = next((audited / "data").glob("synthetic-*-flipped0.05-doubled0.1/raw/CUB_200_2011"))
+    truth = [sorted(map(int, line.split())) for line in (raw / "duplicates.txt").read_text().splitlines()]
+    found = pd.read_csv(folder / "duplicates.csv")
+    reported = found[["id_a", "id_b"]].to_numpy().tolist()
+    assert len(truth) == 12
+    assert sum(pair in reported for pair in truth) >= 0.9 * 12
+    assert sum(pair in truth for pair in reported) >= 0.8 * len(reported)
+    pictures = sorted(path.name for path in (folder / "pairs").iterdir())
+    assert pictures == sorted(f"{a}-{b}.jpg" for a, b in reported)
+    picture = cv2.imread(str(folder / "pairs" / pictures[0]))
+    assert picture is not None and picture.shape[:2] == (256, 512)
+
+
+def test_the_audit_adds_up_and_is_no_reading_of_test(
+    audited: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = audited / "runs/planted"
+    summary = json.loads((folder / "eval/test/audit/summary.json").read_text())
+    errors = pd.read_csv(folder / "eval/test/audit/label_errors.csv")
+    found = pd.read_csv(folder / "eval/test/audit/duplicates.csv")
+    assert summary["images"] == 120
+    assert summary["label_errors"] == len(errors) == sum(summary["label_errors_by_split"].values())
+    assert summary["duplicates"] == len(found) == sum(summary["duplicates_by_splits"].values())
+    assert (errors["class_name"] != errors["suggested_name"]).all()
+    assert not (folder / "test_reads.jsonl").exists()
+    assert do("audit", audited) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out) == summary
+    assert "features" not in said.err, "the second time they are kept"
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "eval/test/audit/duplicates.csv"), found)

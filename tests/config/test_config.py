@@ -1,0 +1,360 @@
+"""A configuration is typed, strict and frozen, and says in words what is wrong with it."""
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.common.errors import ConfigError
+from pipeline.config.load import completed, differences, dump, load
+from pipeline.config.optim import Cosine, MultiStep
+from pipeline.config.schema import Config
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+each_file = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+
+
+def problem(*overrides: str) -> str:
+    """What is said about overrides of the defaults."""
+    with pytest.raises(ConfigError) as caught:
+        load(None, overrides)
+    return str(caught.value).removeprefix("the defaults: ")
+
+
+def problem_of_file(path: Path, text: str) -> str:
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("optim.lrr=1", "optim.lrr: unknown key; did you mean optim.lr?"),
+        ("lr=1", "lr: unknown key; did you mean optim.lr?"),
+        ("train.batch_size=8", "train.batch_size: unknown key; did you mean optim.batch_size?"),
+        ("optm.lr=1", "optm: unknown key; did you mean optim?"),
+        ("xyzzy=1", "xyzzy: unknown key; `python -m pipeline config` lists all keys"),
+        ("optim.lr=fast", 'optim.lr: "fast" is not allowed; allowed: a number above 0'),
+        ("optim.lr='1'", 'optim.lr: "1" is not allowed; allowed: a number above 0'),
+        ("seed=true", "seed: true is not allowed; allowed: a whole number of at least 0"),
+        ("seed=1.5", "seed: 1.5 is not allowed; allowed: a whole number of at least 0"),
+        ("data.flip=1", "data.flip: 1 is not allowed; allowed: true or false"),
+        ("data.flip=no", 'data.flip: "no" is not allowed; allowed: true or false'),
+        ("model.name=3", "model.name: 3 is not allowed; allowed: text"),
+        ("data.root=", "data.root: null is not allowed; allowed: a path"),
+        ("optim.lr=0", "optim.lr: 0 is not allowed; allowed: a number above 0"),
+        ("seed=-1", "seed: -1 is not allowed; allowed: a whole number of at least 0"),
+        (
+            "data.val_fraction=1",
+            "data.val_fraction: 1 is not allowed; allowed: a number of at least 0 and below 1",
+        ),
+        (
+            "data.synthetic.species=201",
+            "data.synthetic.species: 201 is not allowed; allowed: a whole number of at least 2 and of at most 200",
+        ),
+        ("data.folds=1", "data.folds: 1 is not allowed; allowed: a whole number of at least 2, or null"),
+        ("optim.lr=.nan", "optim.lr: NaN is not allowed; allowed: a number above 0"),
+        ("optim.lr=.inf", "optim.lr: Infinity is not allowed; allowed: a number above 0"),
+        (
+            "data.crop=rndom",
+            'data.crop: "rndom" is not allowed; allowed: one of random, random_resized; did you mean random?',
+        ),
+        (
+            "eval.split=everything",
+            'eval.split: "everything" is not allowed; allowed: one of train, val, test',
+        ),
+        (
+            "schedule.name=cosin",
+            "schedule.name: cosin is not allowed; allowed: one of constant, step, multi_step, exponential, cosine, "
+            "one_cycle, polynomial, plateau; did you mean cosine?",
+        ),
+        (
+            "schedule.gamma=0.5",
+            "schedule.gamma: unknown key; it belongs to schedule.name=step or multi_step or exponential or plateau",
+        ),
+        ("schedule.nmae=step", "schedule.nmae: unknown key; did you mean schedule.name?"),
+        (
+            "model.mean=[1, 2]",
+            "model.mean: [1, 2] is not allowed; allowed: a list of 3, each a number, or null",
+        ),
+        ("schedule=step", 'schedule: "step" is not allowed; allowed: keys with values, as {key: value}'),
+        ("optim=3", "optim: 3 is not allowed; allowed: keys with values, as {key: value}"),
+        (
+            "run.name=../x",
+            r'run.name: "../x" is not allowed; allowed: text that matches ^[\w][\w.+-]*$, or null',
+        ),
+        ("optim.lr", "'optim.lr': not an override; write section.key=value, such as optim.lr=0.01"),
+        ("=3", "'=3': not an override; write section.key=value, such as optim.lr=0.01"),
+    ],
+)
+def test_a_wrong_override_is_one_sentence(override: str, sentence: str) -> None:
+    assert problem(override) == sentence
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["data.image_px=600"], "data: image_px 600 is larger than resize_px 512"),
+        (["data.folds=3", "data.fold=3"], "data: fold 3 does not exist: folds 3 counts from 0"),
+        (
+            ["model.weights=a.pth", "model.pretrained=false"],
+            "model: weights are given although pretrained is false; drop one of the two",
+        ),
+        (
+            ["data.synthetic.train_per_species=50"],
+            "data.synthetic: train_per_species has to be smaller than images_per_species",
+        ),
+        (
+            ["schedule.name=multi_step", "schedule.gamma=[0.1]"],
+            "schedule: gamma has 1 factors for 2 milestones",
+        ),
+        (["schedule.name=multi_step", "schedule.milestones=[3, 2]"], "schedule: milestones have to rise"),
+        (
+            ["schedule.name=multi_step", "schedule.gamma=x"],
+            'schedule.gamma: "x" is not allowed; allowed: a number above 0, or a list, each a number above 0',
+        ),
+        (
+            ["seed=1", "seed.x=2"],
+            "seed.x: unknown key; seed has a value of its own, not keys below it",
+        ),
+        (
+            ["optim.phases=[{name: adam}, {name: sgd}]"],
+            "optim: phases: each but the last needs `until`, and the last has none",
+        ),
+        (
+            ["optim.phases=[{name: adam, until: 9}, {name: adamw, until: 5}, {name: sgd}]"],
+            "optim: phases: the epochs of `until` have to rise, and are [9, 5]",
+        ),
+        (
+            ["optim.phases=[{name: adam, until: 128}, {name: sgd}]"],
+            "optim.phases: adam until 128 of 128 epochs",
+        ),
+        (
+            ["optim.phases=[{name: adam, until: 0}, {name: sgd}]"],
+            "optim.phases.0.until: 0 is not allowed; allowed: a whole number of at least 1, "
+            "or keys with values, as {key: value}, or null",
+        ),
+        (
+            ["optim.phases=[{name: adam, until: {name: swat}}, {name: sgd}]"],
+            "optim.phases.0.until.name: swat is not allowed; allowed: one of epoch, plateau, swats; did you mean swats?",
+        ),
+        (
+            ["optim.phases=[{name: adam, until: {name: swats, epochs: 3}}, {name: sgd}]"],
+            "optim.phases.0.until.epochs: unknown key; it belongs to optim.phases.0.until.name=plateau",
+        ),
+        (
+            ["optim.phases=[{name: adam, until: 3}, {nmae: sgd}]"],
+            "optim.phases.1.nmae: unknown key; did you mean optim.phases.1.name?",
+        ),
+        (
+            ["optim.phases=[{name: adam, until: 3}, {name: sgd}]", "optim.phases.1.lr=fast"],
+            'optim.phases.1.lr: "fast" is not allowed; allowed: a number above 0, or null',
+        ),
+        (
+            ["optim.phases=[{name: sgd}]", "optim.phases.1.lr=1"],
+            "optim.phases.1.lr: 1 is no entry of a list of 1; they are counted from 0",
+        ),
+        (
+            ["optim.phases=[{name: adam, carry_momentum: true}]"],
+            "optim.phases.0: carry_momentum is for sgd, and the phase's optimizer is adam",
+        ),
+        (
+            ["schedule.name=plateau", "data.val_fraction=0"],
+            "schedule.name=plateau looks at validation, and data.val_fraction is 0",
+        ),
+        (
+            ["optim.batch_size=auto"],
+            "optim: batch_size auto needs effective_batch_size: the batch that a step learns from",
+        ),
+        (["optim.effective_batch_size=32"], "optim: effective_batch_size 32 is below batch_size 64"),
+        (
+            ["train.mix=[{name: mixup}, {name: cutmix, probability: 0.5}]"],
+            "train: mix: the probabilities add up to 1.5; at most 1",
+        ),
+        (
+            ["train.mix=[{name: cutmx}]"],
+            'train.mix.0.name: "cutmx" is not allowed; allowed: one of mixup, cutmix, snapmix; did you mean cutmix?',
+        ),
+        (
+            ["data.progressive=[{until_epoch: 3, image_px: 449}]"],
+            "data: progressive: an image_px is larger than data.image_px 448",
+        ),
+    ],
+)
+def test_keys_that_do_not_agree_are_one_sentence(overrides: list[str], sentence: str) -> None:
+    assert problem(*overrides) == sentence
+
+
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "birds.yaml"
+    text = "optim: {lr: fast, batch_size: 0}\nseeed: 3\ndata: {crop: rndom}\n"
+    lines = problem_of_file(path, text).splitlines()
+    assert lines[0] == f"{path}: 4 problems"
+    assert sorted(line.split(":")[0] for line in lines[1:]) == [
+        "  data.crop",
+        "  optim.batch_size",
+        "  optim.lr",
+        "  seeed",
+    ]
+
+
+def test_a_missing_file_is_named_with_the_nearest_one(tmp_path: Path) -> None:
+    (tmp_path / "birds.yaml").write_text("seed: 1\n")
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "brids.yaml")
+    nearest = tmp_path / "birds.yaml"
+    assert str(caught.value).endswith(f"brids.yaml: no such configuration file; did you mean {nearest}?")
+    with pytest.raises(ConfigError, match=r"give the path of a \.yaml file$"):
+        load(tmp_path / "nowhere" / "cats.yaml")
+
+
+@pytest.mark.parametrize(
+    "text", ["optim: [1", "optim:\n  lr: 1\n seed: 2", "\tseed: 1", "a: !!python/none x"]
+)
+def test_a_file_that_is_not_yaml_is_one_line(tmp_path: Path, text: str) -> None:
+    message = problem_of_file(tmp_path / "birds.yaml", text)
+    assert message.startswith(f"{tmp_path / 'birds.yaml'}: not readable as YAML: ")
+    assert "\n" not in message
+
+
+def test_bytes_that_are_not_text_and_a_folder_are_not_readable(tmp_path: Path) -> None:
+    (tmp_path / "birds.yaml").write_bytes(b"\xff\xfe\x00")
+    for path in (tmp_path / "birds.yaml", tmp_path):
+        with pytest.raises(ConfigError, match="not readable as YAML"):
+            load(path)
+
+
+@pytest.mark.parametrize(("text", "kind"), [("- seed\n", "list"), ("hello\n", "str"), ("3\n", "int")])
+def test_a_file_without_keys_at_its_top_is_told_what_it_holds(tmp_path: Path, text: str, kind: str) -> None:
+    message = problem_of_file(tmp_path / "birds.yaml", text)
+    assert message.endswith(f"holds {kind}; a configuration is made of `section: {{key: value}}`")
+
+
+@pytest.mark.parametrize("text", ["seed: 1\nseed: 2\n", "optim: {lr: 1, lr: 2}\n"])
+def test_a_key_given_twice_is_an_error(tmp_path: Path, text: str) -> None:
+    assert "found duplicate key" in problem_of_file(tmp_path / "birds.yaml", text)
+
+
+def test_a_key_that_is_a_list_is_an_error(tmp_path: Path) -> None:
+    assert "keys must be str" in problem_of_file(tmp_path / "birds.yaml", "? [seed, b]\n: 3\n")
+
+
+def test_numbers_and_text_are_those_of_yaml_1_2(tmp_path: Path) -> None:
+    path = tmp_path / "birds.yaml"
+    path.write_text("run: {name: no}\noptim: {lr: 1e-3, weight_decay: 5E-05}\n")
+    config = load(path)
+    assert config.run.name == "no"
+    assert (config.optim.lr, config.optim.weight_decay) == (0.001, 0.00005)
+    assert load(None, ["optim.lr=2e-3", "run.name=off"]).optim.lr == 0.002
+
+
+def test_overrides_win_over_the_file_and_the_last_one_over_all(tmp_path: Path) -> None:
+    path = tmp_path / "birds.yaml"
+    path.write_text("optim: {lr: 1, batch_size: 8}\n")
+    config = load(path, ["optim.lr=2", "optim.lr=3", "data.folds=5", "schedule={name: multi_step}"])
+    assert (config.optim.lr, config.optim.batch_size, config.data.folds) == (3, 8, 5)
+    assert config.schedule == MultiStep()
+    assert load(path, ["data.workers="]).data.workers is None
+
+
+def test_an_entry_of_a_list_can_be_overridden(tmp_path: Path) -> None:
+    path = tmp_path / "birds.yaml"
+    path.write_text("optim: {phases: [{name: adam, until: 10}, {name: sgd}]}\n")
+    phases = load(path, ["optim.phases.0.until=5", "optim.phases.1={name: adamw}"]).optim.phases
+    assert [(phase.name, phase.until) for phase in phases] == [("adam", 5), ("adamw", None)]
+
+
+def test_phases_take_what_they_leave_open_from_optim() -> None:
+    swats = "optim.phases=[{name: adam, lr: 1e-3, until: {name: swats}}, {name: sgd}, {name: adamw, momentum: 0.5}]"
+    with pytest.raises(ConfigError, match="each but the last"):
+        load(None, [swats])
+    optim = load(None, [swats, "optim.phases.1.until=30"]).optim
+    adam, sgd, adamw = optim.resolved_phases
+    assert (adam.lr, adam.momentum, adam.weight_decay) == (1e-3, 0.9, 5e-4)
+    assert (sgd.lr, sgd.nesterov) == (None, True)  # SWATS proposes it
+    assert (adamw.lr, adamw.momentum) == (0.025, 0.5)
+    (alone,) = load(None, ["optim.name=adam", "optim.options={eps: 1e-6}"]).optim.resolved_phases
+    assert (alone.name, alone.lr, alone.options) == ("adam", 0.025, {"eps": 1e-6})
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "birds.yaml"
+    path.write_text("# nothing departs\n")
+    assert load(path, ["run.name=baseline"]) == load(None)
+    assert load(None).schedule == Cosine()
+
+
+def test_the_run_is_called_after_the_file_unless_it_has_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "birds.yaml"
+    path.write_text("seed: 1\n")
+    assert load(path).run_dir == Path("runs/birds")
+    assert load(path, ["run.name=owls", "run.root=/elsewhere"]).run_dir == Path("/elsewhere/owls")
+    assert load(None).checkpoints_dir == Path("runs/baseline/checkpoints")
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    config = load(None)
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 3  # type: ignore[misc]
+    with pytest.raises(ValidationError, match="frozen"):
+        config.optim.lr = 3.0  # type: ignore[misc]
+    assert (config.seed, config.optim.lr) == (0, 0.025)
+
+
+@each_file
+@pytest.mark.parametrize("comments", [False, True])
+def test_what_is_dumped_is_loaded_again(tmp_path: Path, path: Path, comments: bool) -> None:
+    config = load(path)
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(dump(config, comments))
+    assert load(copy) == config
+
+
+def test_comments_say_what_a_key_means() -> None:
+    lines = dump(load(None), comments=True).splitlines()
+    flip = next(line for line in lines if line.strip().startswith("flip:"))
+    assert re.fullmatch(r"  flip: true +# mirror half of the training images", flip)
+
+
+def test_differences_are_named_by_their_dotted_keys() -> None:
+    one, other = (
+        load(None, overrides).model_dump(mode="json")
+        for overrides in ([], ["optim.lr=1", "data.folds=5", "schedule.name=constant"])
+    )
+    assert list(differences(one, other)) == [
+        ("data.folds", None, 5),
+        ("optim.lr", 0.025, 1.0),
+        ("schedule.final_factor", 0.0, None),
+        ("schedule.name", "cosine", "constant"),
+        ("schedule.restart_multiplier", 1.0, None),
+    ]
+    assert list(differences(one, one)) == []
+
+
+@each_file
+def test_a_file_is_short_and_its_header_has_a_command_and_a_result(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    header = "\n".join(line for line in lines if line.startswith("#"))
+    assert len(lines) <= 30
+    assert lines[0].startswith("# ")
+    assert re.search(r"^#   make ", header, re.M)
+    assert re.search(r"Hardware: ", header)
+    assert re.search(r"Expected: .*\d|Measured: .*\d|[Nn]ot yet run", header)
+
+
+@each_file
+def test_a_file_departs_from_the_defaults_or_states_a_recipe_that_is_valid(path: Path) -> None:
+    assert load(path).run.name == path.stem
+    assert list(differences(Config().model_dump(mode="json"), load(path).model_dump(mode="json")))
+
+
+def test_a_configuration_of_an_earlier_version_has_the_defaults_of_newer_keys() -> None:
+    now = load(None, ["optim.lr=0.5", "schedule={name: multi_step, milestones: [2]}"]).model_dump(mode="json")
+    earlier = {section: value for section, value in now.items() if section != "summary"}
+    earlier["data"] = {key: value for key, value in now["data"].items() if key != "pad_px"}
+    assert [*differences(completed(earlier), now)] == []
+    earlier["data"]["flip"] = False
+    assert [*differences(completed(earlier), now)] == [("data.flip", False, True)]

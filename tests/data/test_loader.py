@@ -1,0 +1,223 @@
+import hashlib
+import json
+import multiprocessing
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config.data import DataConfig
+from pipeline.data import loader, prepare
+from pipeline.data.loader import Batch, worker_count
+from pipeline.data.sampling import balanced_order, epoch_order, in_batches, share
+from pipeline.data.transforms import Augmentation, CentreCrop
+from pipeline.distributed.process_group import Ranks
+from tests.helpers import tiny
+
+CPU = torch.device("cpu")
+
+
+def images_of(birds: Path, view: Augmentation | CentreCrop) -> loader.Images:
+    data = prepare.load(tiny.config(birds))
+    return loader.Images(data.store, data.samples["label"].to_numpy("int64", copy=True), view)
+
+
+def epoch_batches(rows: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    return in_batches(epoch_order(rows, seed, epoch), batch_size)
+
+
+def augmented(birds: Path, workers: int, epoch: int, start: int = 0) -> list[Batch]:
+    """The batches of an epoch through a real DataLoader."""
+    config = tiny.config(birds)
+    images = images_of(birds, Augmentation(config.data, config.seed))
+    server = loader.Loader(images, workers, CPU)
+    return list(server.serve(epoch, epoch_batches(range(60), 8, 0, epoch)[start:]))
+
+
+def digests(batches: list[Batch]) -> dict[int, str]:
+    """What each row looked like."""
+    return {
+        int(row): hashlib.md5(picture.contiguous().numpy().tobytes()).hexdigest()
+        for batch in batches
+        for picture, row in zip(batch.image, batch.row, strict=True)
+    }
+
+
+def test_augmentation_does_not_depend_on_the_number_of_workers(birds: Path) -> None:
+    alone = digests(augmented(birds, workers=0, epoch=0))
+    assert len(alone) == 60
+    assert digests(augmented(birds, workers=2, epoch=0)) == alone
+
+
+def test_augmentation_differs_between_workers_and_epochs(birds: Path) -> None:
+    """The same picture at every row: what differs is the random stream alone (albumentations 2.0.8 repeats it)."""
+    config = tiny.config(birds)
+    images = images_of(birds, Augmentation(config.data, config.seed))
+    picture = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
+    images.store = [picture] * 60  # type: ignore[assignment]
+    server = loader.Loader(images, 2, CPU)
+    # Two workers take batches in turn: batch 0 is the first worker's first, batch 1 the second's.
+    first, second = (digests(list(server.serve(epoch, np.array_split(np.arange(60), 2)))) for epoch in (0, 1))
+    ours, theirs = [first[row] for row in range(30)], [first[row] for row in range(30, 60)]
+    assert sum(a != b for a, b in zip(ours, theirs, strict=True)) >= 25
+    assert sum(first[row] != second[row] for row in first) >= 50
+    assert len(set(first.values())) >= 40  # 81 crops x 2 mirrorings are possible
+
+
+def test_an_epoch_begun_in_its_middle_is_the_end_of_the_whole_one(birds: Path) -> None:
+    whole, tail = augmented(birds, 0, epoch=2), augmented(birds, 0, epoch=2, start=3)
+    assert len(tail) == len(whole) - 3
+    for one, other in zip(whole[3:], tail, strict=True):
+        assert torch.equal(one.image, other.image)
+        assert torch.equal(one.row, other.row)
+
+
+def test_a_batch_is_uint8_channels_last_with_the_labels_of_its_rows(birds: Path) -> None:
+    samples = prepare.load(tiny.config(birds)).samples
+    for batch in augmented(birds, 0, epoch=0):
+        assert batch.image.dtype == torch.uint8
+        assert batch.image.shape[1:] == (3, 32, 32)
+        assert batch.image.is_contiguous(memory_format=torch.channels_last)
+        assert batch.label.tolist() == samples["label"].iloc[batch.row.numpy()].tolist()
+
+
+def test_evaluation_takes_the_centre(birds: Path) -> None:
+    data = prepare.load(tiny.config(birds))
+    server = loader.Loader(images_of(birds, CentreCrop(DataConfig(image_px=32))), 0, CPU)
+    (batch,) = server.serve(0, [np.array([5, 3])])
+    for picture, row in zip(batch.image, (5, 3), strict=True):
+        assert np.array_equal(picture.permute(1, 2, 0).numpy(), data.store[row][4:36, 4:36])
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(60, 8), (64, 8), (7, 8), (65, 64), (1, 1)])
+def test_an_epoch_sees_every_row_once_in_batches_of_equal_size(n: int, batch_size: int) -> None:
+    rows = [3 * row + 1 for row in range(n)]
+    batches = epoch_batches(rows, batch_size, seed=1, epoch=4)
+    sizes = {len(batch) for batch in batches}
+    assert sorted(np.concatenate(batches)) == rows
+    assert len(batches) == -(-n // batch_size)
+    assert max(sizes) <= batch_size
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_the_order_is_a_function_of_seed_and_epoch() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        return [int(row) for row in np.concatenate(epoch_batches(range(100), 7, seed, epoch))]
+
+    assert order(0, 0) == order(0, 0)
+    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_ranks_share_every_batch_without_overlap(world: int) -> None:
+    batches = epoch_batches(range(50), 8, 0, 0)
+    shares = [share(batches, Ranks(rank, world, world, CPU)) for rank in range(world)]
+    for number, batch in enumerate(batches):
+        assert sorted(np.concatenate([shares[rank][number] for rank in range(world)])) == sorted(batch)
+
+
+def test_workers_follow_the_device_unless_told() -> None:
+    assert worker_count(None, Ranks(0, 1, 1, CPU)) == 0
+    assert worker_count(3, Ranks(0, 1, 1, CPU)) == 3
+    assert worker_count(None, Ranks(0, 1, 1, torch.device("cuda"))) in range(1, loader.WORKERS_AT_MOST + 1)
+
+
+def test_random_resized_crop_and_colour_keep_size_and_type(birds: Path) -> None:
+    config = DataConfig(image_px=32, resize_px=40, crop="random_resized", color_jitter=0.4)
+    picture = prepare.load(tiny.config(birds)).store[0]
+    view = Augmentation(config, seed=0)
+    seen = [view(picture, epoch, 0) for epoch in range(4)]
+    assert all(image.shape == (32, 32, 3) and image.dtype == np.uint8 for image in seen)
+    assert len({image.tobytes() for image in seen}) == 4
+    assert np.array_equal(view(picture, 1, 0), seen[1])
+
+
+@pytest.mark.parametrize(
+    "operations", [{"auto_augment": "trivial"}, {"auto_augment": "rand"}, {"random_erasing": 1.0}]
+)
+def test_automatic_augmentation_is_seeded_by_image_and_leaves_torchs_stream_alone(
+    birds: Path, operations: dict[str, object]
+) -> None:
+    picture = prepare.load(tiny.config(birds)).store[0]
+    plain = Augmentation(DataConfig(image_px=32, resize_px=40), seed=0)
+    view = Augmentation(DataConfig(image_px=32, resize_px=40, **operations), seed=0)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    seen = [view(picture, epoch, 0) for epoch in range(8)]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(image.shape == (32, 32, 3) and image.dtype == np.uint8 for image in seen)
+    assert all(np.array_equal(view(picture, epoch, 0), seen[epoch]) for epoch in range(8))
+    assert sum(not np.array_equal(plain(picture, epoch, 0), seen[epoch]) for epoch in range(8)) >= 5
+
+
+def test_padding_shifts_the_picture_by_at_most_its_width_and_evaluation_sees_the_middle() -> None:
+    picture = np.full((8, 8, 3), 255, np.uint8)
+    config = DataConfig(image_px=16, resize_px=16, pad_px=3, flip=False).model_copy(update={"image_px": 8})
+    view = Augmentation(config, seed=0)
+    places = set()
+    for epoch in range(200):
+        rows, columns = view(picture, epoch, 0)[..., 0].any(1), view(picture, epoch, 0)[..., 0].any(0)
+        places.add((int(rows.sum()), int(columns.sum()), bool(rows[0]), bool(columns[0])))
+        assert (view(picture, epoch, 0)[np.ix_(rows, columns)] == 255).all()
+    assert {place[0] for place in places} == {place[1] for place in places} == {5, 6, 7, 8}
+    assert len(places) == 7 * 7
+    assert np.array_equal(CentreCrop(config)(picture, 0, 0), picture)
+    whole = CentreCrop(config.model_copy(update={"image_px": 14}))(picture, 0, 0)
+    assert np.array_equal(whole[3:-3, 3:-3], picture)
+    assert whole.sum() == picture.sum()
+
+
+def test_progressive_resizing_shows_the_same_crop_smaller_in_the_first_epochs(birds: Path) -> None:
+    stages = [{"until_epoch": 2, "image_px": 16}, {"until_epoch": 3, "image_px": 24}]
+    config = DataConfig.model_validate_json(
+        json.dumps({"image_px": 32, "resize_px": 40, "progressive": stages})
+    )
+    view = Augmentation(config, seed=0)
+    server = loader.Loader(images_of(birds, view), 0, CPU)
+    sizes = [next(server.serve(epoch, [np.array([1, 2])])).image.shape[2:] for epoch in range(4)]
+    assert sizes == [(16, 16), (16, 16), (24, 24), (32, 32)]
+    picture = prepare.load(tiny.config(birds)).store[1]
+    whole = Augmentation(DataConfig(image_px=32, resize_px=40), seed=0)(picture, 0, 1)
+    assert np.array_equal(view(picture, 0, 1), cv2.resize(whole, (16, 16), interpolation=cv2.INTER_AREA))
+
+
+def test_a_balanced_epoch_shows_every_class_equally_often_and_each_showing_in_its_own_way() -> None:
+    labels = np.array([9, 9] + [0] * 40 + [1] * 8 + [2] * 2)  # the first two rows are not of this split
+    rows = np.arange(2, 52)
+    order = balanced_order(rows, labels, seed=0, epoch=0)
+    assert len(order) == len(rows)
+    assert len(set(order)) == len(order)  # a draw is never repeated: a row's second showing is another draw
+    seen = np.bincount(labels[order % len(labels)], minlength=3)
+    assert sorted(seen[:3]) == [16, 17, 17]
+    of_rare = np.bincount(order % len(labels), minlength=52)[50:52]
+    assert abs(int(of_rare[0]) - int(of_rare[1])) <= 1
+    assert not np.array_equal(order, balanced_order(rows, labels, 0, 1))
+
+
+def test_a_second_showing_of_an_image_in_an_epoch_is_augmented_differently(birds: Path) -> None:
+    images = images_of(birds, Augmentation(DataConfig(image_px=32, resize_px=40), seed=0))
+    n = len(images.labels)
+    batch = images.__getitems__([(0, 3 + repeat * n) for repeat in range(6)])
+    assert batch.row.tolist() == [3] * 6
+    assert len({picture.numpy().tobytes() for picture in batch.image}) >= 4
+
+
+def test_a_worker_ends_with_its_rank_and_not_by_a_signal_to_all_processes(birds: Path) -> None:
+    images = images_of(birds, CentreCrop(tiny.config(birds).data))
+    server = loader.Loader(images, 2, CPU)
+    batches = in_batches(np.arange(60), 2)
+    served = server.serve(0, batches)
+    seen = [next(served), next(served)]  # of each worker one
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    subprocess.run(["kill", "-TERM", *(str(worker.pid) for worker in workers)], check=True)
+    seen += served
+    assert torch.equal(torch.cat([batch.row for batch in seen]), torch.arange(60))
+    for worker in workers:
+        worker.terminate()
+        worker.join(timeout=10)
+        assert worker.exitcode == 0

@@ -1,0 +1,120 @@
+"""Ranks started as a user starts them, stopped, killed, and going on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline import launch
+from tests.distributed.test_distributed import verb
+from tests.helpers import ranks, tiny
+from tests.training.test_trainer import log_reaches
+
+MORE = ["train.epochs=4", "tracking.log_every_steps=1", "optim.phases=[{name: adamw}]"]
+LAST = "runs/tiny/checkpoints/last.pt"
+
+
+def launched(
+    name: str, tmp: Path, *more: str, restarts: int = 0, module: str = "pipeline.launch"
+) -> list[str]:
+    """The command line of two ranks on this machine."""
+    head = [sys.executable, "-m", module, "--standalone", "--nproc-per-node=2", f"--max-restarts={restarts}"]
+    pipeline = ["-m", "pipeline"] if module != "pipeline.launch" else []
+    return [*head, *pipeline, name, *tiny.overrides(tmp, *more)]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as the undisturbed ranks have: rounding depends on it
+
+
+@pytest.fixture(scope="module")
+def undisturbed(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last checkpoint of two ranks that nothing happened to."""
+    tmp = tmp_path_factory.mktemp("undisturbed")
+    assert [rank.value for rank in ranks.run(verb, 2, "train", tmp, *MORE)] == [0, 0]
+    return tmp / LAST
+
+
+def disturb(
+    words: list[str], when: Callable[[], bool], how: Callable[[int], None]
+) -> subprocess.CompletedProcess[str]:
+    """Start a launcher, do something to its process (by number) as soon as something holds, wait for its end."""
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        deadline = time.monotonic() + 120
+        while not when():
+            assert child.poll() is None, child.stderr and child.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        how(child.pid)
+        out, error = child.communicate(timeout=120)
+    return subprocess.CompletedProcess(words, child.returncode, out, error)
+
+
+def kill_rank_1(launcher: int) -> None:
+    """Kill one of a launcher's children by a signal that it cannot answer."""
+    for path in Path(f"/proc/{launcher}/task").glob("*/children"):
+        for child in path.read_text().split():
+            if b"RANK=1" in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+                os.kill(int(child), signal.SIGKILL)
+                return
+    raise AssertionError("rank 1 is not there")
+
+
+def test_a_signal_to_the_launcher_stops_all_ranks_and_the_same_command_goes_on(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    words = launched("train", tmp_path, *MORE, restarts=2)
+    for number, step in [(signal.SIGUSR1, 7), (signal.SIGTERM, 13)]:
+        stopped = disturb(words, log_reaches(tmp_path, step), lambda pid, number=number: os.kill(pid, number))
+        assert stopped.returncode == 75, stopped.stderr
+        assert f"stopped by {number.name}" in stopped.stderr
+        assert "Traceback" not in stopped.stderr
+        assert not tiny.same_weights(tmp_path / LAST, undisturbed)
+    done = tiny.launch(words)
+    assert done.returncode == 0, done.stderr
+    assert tiny.same_weights(tmp_path / LAST, undisturbed)
+
+
+def test_a_killed_rank_is_named_and_the_job_goes_on_by_itself(undisturbed: Path, tmp_path: Path) -> None:
+    words = launched("train", tmp_path, *MORE, "train.checkpoint_every_steps=1", restarts=1)
+    done = disturb(words, log_reaches(tmp_path, 7), kill_rank_1)
+    assert done.returncode == 0, done.stderr
+    assert f"rank 1 on {os.uname().nodename}, process " in done.stderr
+    assert "does not answer any more" in done.stderr
+    assert done.stderr.count("run    ") == 2
+    assert tiny.same_weights(tmp_path / LAST, undisturbed)
+
+
+def test_an_error_on_all_ranks_is_said_once(birds: Path, tmp_path: Path) -> None:
+    done = tiny.launch(launched("train", tmp_path, "data.root=nowhere"))
+    assert done.returncode == 2
+    assert done.stderr.count("missing; run `make data`") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_torchrun_itself_does_as_well(undisturbed: Path, tmp_path: Path) -> None:
+    done = tiny.launch(launched("train", tmp_path, *MORE, module="torch.distributed.run"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    assert tiny.same_weights(tmp_path / LAST, undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        ({0: 75, 1: 75}, 75),
+        ({0: 75, 1: 2}, 2),
+        ({0: 1}, 1),
+        ({1: -9}, 137),
+        ({0: 75, 1: -9}, 137),
+        ({0: -9, 1: 1}, 1),
+    ],
+)
+def test_the_exit_code_is_that_of_the_worst_rank(codes: dict[int, int], expected: int) -> None:
+    assert launch.worst(codes) == expected

@@ -1,0 +1,90 @@
+"""Single pictures are seen as evaluation sees those of the store."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.special import softmax
+
+from pipeline.cli import main
+from pipeline.data import prepare
+from tests.helpers import tiny
+
+JPEGS = ["data.resize=short_side", "data.store=jpeg", "eval.tta=flip", "train.epochs=1"]
+
+
+@pytest.mark.parametrize("how", [[], JPEGS])
+def test_a_data_sets_own_pictures_get_the_probabilities_of_evaluation(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: list[str]
+) -> None:
+    if how:
+        assert tiny.do("data", tmp_path, *how) == 0
+        assert tiny.do("train", tmp_path, *how) == 0
+    else:
+        shutil.copytree(trained / "runs", tmp_path / "runs")
+    assert tiny.do("eval", tmp_path, "eval.split=val", *how) == 0
+    capsys.readouterr()
+    config = tiny.config(tmp_path, *how)
+    samples, root = prepare.load(config).samples, prepare.raw(config.data)
+    assert root is not None
+    with np.load(tmp_path / "runs/tiny/eval/val/outputs.npz") as outputs:
+        expected = dict(zip(outputs["id"].tolist(), softmax(outputs["logits"], axis=1), strict=True))
+    of_val = samples[samples["split"] == "val"]
+    images = [str(root / "images" / path) for path in of_val["path"]]
+    assert main.run(["predict", *images, *tiny.overrides(tmp_path, *how)]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["checkpoint"] == str(tmp_path / "runs/tiny/checkpoints/best.pt")
+    names = samples.drop_duplicates("label").sort_values("label")["class_name"].tolist()
+    for image, row, found in zip(images, of_val.itertuples(), said["predictions"], strict=True):
+        assert found["image"] == image
+        order = np.argsort(-expected[row.id])[:5]
+        assert [entry["class"] for entry in found["classes"]] == [names[label] for label in order]
+        probability = [entry["probability"] for entry in found["classes"]]
+        assert probability == pytest.approx(expected[row.id][order].tolist(), abs=1e-6)
+
+
+def test_a_picture_of_any_size_and_mode_is_classified_without_the_data(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, mode, size in (
+        ("a=1.png", "L", (90, 31)),
+        ("b.webp", "RGBA", (16, 200)),
+        ("c.gif", "P", (40, 40)),
+    ):
+        Image.new(mode, size, 7).save(tmp_path / name)
+    images = [str(tmp_path / name) for name in ("a=1.png", "b.webp", "c.gif")]
+    words = tiny.overrides(trained, f"data.root={tmp_path / 'nothing'}")
+    assert main.run(["predict", *images, *words]) == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out)["predictions"]
+    assert [entry["image"] for entry in found] == images
+    assert all(len(entry["classes"]) == 5 for entry in found)
+    assert said.err.count("\n") == 2 + 3 * 5
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [(None, "missing"), (b"no picture", "not a picture"), (b"\x89PNG\r\n\x1a\n0000", "not a picture")],
+)
+def test_what_is_no_picture_is_one_sentence(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, sentence: str
+) -> None:
+    path = tmp_path / "picture.png"
+    if content is not None:
+        path.write_bytes(content)
+    assert main.run(["predict", str(path), *tiny.overrides(trained)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == f"error: {path}: {sentence}; give a picture such as a JPEG or PNG file\n"
+
+
+def test_no_picture_and_no_checkpoint_are_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(["predict", *tiny.overrides(tmp_path)]) == 2
+    assert "no picture is given" in capsys.readouterr().err
+    assert main.run(["predict", "x.png", *tiny.overrides(tmp_path)]) == 2
+    assert "best.pt: no such checkpoint" in capsys.readouterr().err

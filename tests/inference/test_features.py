@@ -1,0 +1,79 @@
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline.config.schema import Config
+from pipeline.data import prepare
+from pipeline.distributed.process_group import Ranks
+from pipeline.inference import features, load_model
+from pipeline.models.build import build, without_weights
+from pipeline.models.classifier import Classifier
+from pipeline.runs import checkpoints
+from tests.helpers import tiny
+
+ALONE = Ranks(0, 1, 1, torch.device("cpu"))
+
+
+@pytest.fixture
+def job(trained: Path, tmp_path: Path) -> tuple[Config, prepare.Prepared, Classifier]:
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    config = tiny.config(tmp_path)
+    data = prepare.load(config)
+    model, _ = build(without_weights(config.model), tiny.SPECIES)
+    path = config.checkpoints_dir / "best.pt"
+    load_model.load_model(model, checkpoints.read(path), path)
+    return config, data, model
+
+
+def test_the_last_layer_makes_the_logits_of_the_features(
+    job: tuple[Config, prepare.Prepared, Classifier],
+) -> None:
+    config, data, model = job
+    rows = np.array(data.rows("test"), np.int64)
+    found = features.features(config, data, model, rows, "fp32", ALONE)
+    assert found.shape == (len(rows), 96)
+    assert found.dtype == np.float32
+    crops = np.stack([data.store[row][4:36, 4:36] for row in rows])
+    with torch.no_grad():
+        expected = model(torch.from_numpy(crops).permute(0, 3, 1, 2))
+        logits = model.head(torch.from_numpy(found))
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_split_is_computed_once_for_each_checkpoint(
+    job: tuple[Config, prepare.Prepared, Classifier],
+) -> None:
+    config, data, model = job
+    first = features.cached(config, data, model, "val", "fp32", ALONE, "digest-a")
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.5)
+    again = features.cached(config, data, model, "val", "fp32", ALONE, "digest-a")
+    assert np.array_equal(first, again)
+    changed = features.cached(config, data, model, "val", "fp32", ALONE, "digest-b")
+    assert not np.allclose(first, changed)
+    ids = data.samples["id"].to_numpy()[data.rows("val")]
+    path = features.cache_path(config, "val")
+    assert features.read_cache(path, "digest-b", ids) is not None
+    assert features.read_cache(path, "digest-b", ids[::-1]) is None
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
+def test_networks_of_other_families_have_features_too(name: str) -> None:
+    config = tiny.config(Path("unused"), f"model.name={name}")
+    model, _ = build(config.model, 3)
+    px = 160 if name == "test_vit" else 64
+    images = torch.randint(0, 256, (2, 3, px, px), dtype=torch.uint8)
+    model.eval()
+    with torch.no_grad(), features.penultimate(model) as seen:
+        logits = model(images)
+    assert seen[0].shape[0] == 2
+    assert isinstance(model.head, nn.Linear)
+    torch.testing.assert_close(model.head(seen[0]), logits, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        model(images)
+    assert len(seen) == 1  # the hook is gone

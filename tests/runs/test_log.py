@@ -1,0 +1,132 @@
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.common.errors import DataError
+from pipeline.runs import log as log_module
+from pipeline.runs.log import FIELDS, HEADER, Log
+
+STEP = {"lr": 0.1, "momentum": 0.9, "loss": 1.5, "grad_norm": 2.0}
+
+
+def step(number: int, **values: float) -> dict[str, object]:
+    return {"kind": "step", "step": number, **STEP, **values}
+
+
+def test_a_log_begins_with_its_schema_and_version(tmp_path: Path) -> None:
+    log = Log(tmp_path / "log.jsonl", 0)
+    log.append(step(1))
+    log.close()
+    first, second = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    assert first == {"kind": "log", "step": 0, "schema": "plumage/log", "version": 1}
+    assert second.items() >= step(1).items()
+    assert second.keys() - step(1).keys() == {"time", "seconds", "cpu_seconds"}
+    assert log_module.read(tmp_path / "log.jsonl") == [second]
+
+
+def test_the_clocks_go_on_from_the_last_record_that_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, cpu = iter([100.0, 101.5, 104.0, 9000.0, 9002.0]), iter([1.0, 1.25, 2.0, 50.0, 50.5])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(time, "process_time", lambda: next(cpu))
+    path = tmp_path / "log.jsonl"
+    first = Log(path, 0)
+    for number in (1, 2):  # the second step was not saved, and is taken again
+        first.append(step(number))
+    first.close()
+    later = Log(path, 1)
+    assert [record["step"] for record in later.before] == [1]
+    later.append(step(2))
+    later.close()
+    assert [(line["step"], line["seconds"], line["cpu_seconds"]) for line in log_module.read(path)] == [
+        (1, 1.5, 0.25),
+        (2, 3.5, 0.75),
+    ]
+
+
+@pytest.mark.parametrize("half", ['{"kind": "step", "st', "{", '{"kind": "step", "step": 3}'])
+def test_a_half_line_is_not_read_and_is_cut_off(tmp_path: Path, half: str) -> None:
+    path = tmp_path / "log.jsonl"
+    log = Log(path, 0)
+    log.append(step(1))
+    log.append(step(2))
+    log.close()
+    whole = path.read_text()
+    path.write_text(whole + half)
+    assert [record["step"] for record in log_module.read(path)] == [1, 2]
+    Log(path, 2).close()
+    assert path.read_text() == whole
+
+
+def test_a_log_of_before_there_were_headers_gets_one(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(json.dumps(step(1)) + "\n" + json.dumps(step(2)) + "\n")
+    assert [record["step"] for record in log_module.read(path)] == [1, 2]
+    Log(path, 1).close()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [HEADER, step(1)]
+
+
+def test_a_value_that_is_not_finite_is_null(tmp_path: Path) -> None:
+    log = Log(tmp_path / "log.jsonl", 0)
+    assert log.append(step(1, grad_norm=float("inf")))["grad_norm"] is None
+    log.close()
+    assert log_module.read(tmp_path / "log.jsonl")[0]["grad_norm"] is None
+
+
+def test_a_field_that_the_schema_does_not_have_is_a_bug(tmp_path: Path) -> None:
+    log = Log(tmp_path / "log.jsonl", 0)
+    with pytest.raises(AssertionError, match="colour"):
+        log.append({**step(1), "colour": "red"})
+    log.close()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            '{"kind": "log", "step": 0, "schema": "plumage/log", "version": 2}\n',
+            "has version 2 .* knows 1; update",
+        ),
+        ('{"kind": "step", "step": 1}\nnonsense\n{"kind": "step", "step": 2}\n', "line 2: no record"),
+        ("[1]\n", "line 1: no record"),
+    ],
+)
+def test_a_log_that_cannot_be_read_is_one_sentence(tmp_path: Path, content: str, words: str) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(content)
+    with pytest.raises(DataError, match=words):
+        log_module.read(path)
+    with pytest.raises(DataError, match=words):
+        Log(path, 5)
+    assert path.read_text() == content
+
+
+def test_a_run_logs_what_the_schema_says(trained: Path) -> None:
+    found = log_module.read(trained / "runs/tiny/log.jsonl")
+    assert {record["kind"] for record in found} == {"step", "epoch"}
+    for record in found:
+        assert (
+            record.keys() == FIELDS[record["kind"]].keys() | log_module.ALL.keys() | log_module.CLOCKS.keys()
+        )
+
+
+def test_the_page_about_the_log_has_every_field_with_its_meaning() -> None:
+    page = (Path(__file__).parents[2] / "docs/log.md").read_text()
+    tables = [log_module.ALL | log_module.CLOCKS, *FIELDS.values()]
+    expected = [f"| `{name}` | {meaning} |" for fields in tables for name, meaning in fields.items()]
+    shown = page[page.index("## Every record") : page.index("## The same elsewhere")].splitlines()
+    assert [line for line in shown if line.startswith("| `")] == expected
+
+
+def test_of_equal_accuracy_the_lower_loss_is_the_best() -> None:
+    tied = [
+        {"kind": "epoch", "step": 1, "val_top1": 0.5, "val_loss": 1.0},
+        {"kind": "val", "step": 2, "val_top1": 0.5, "val_loss": 0.9},
+        {"kind": "epoch", "step": 3, "val_top1": 0.4, "val_loss": 0.1},
+        {"kind": "step", "step": 4, "loss": 0.1},
+    ]
+    assert log_module.best(tied) == tied[1]
+    assert log_module.best(tied[3:]) is None
