@@ -11,7 +11,6 @@ import torch
 
 from pipeline.runs import log as log_module
 from tests.helpers import tiny
-from tests.training.test_trainer import checkpoints, interrupt, log_reaches
 
 EVERYTHING = [
     "optim.phases=[{name: adam, lr: 2e-3, until: 1}, {name: sgd, carry_momentum: true}]",
@@ -61,18 +60,20 @@ def test_with_everything_on_a_run_resumes_to_the_same_weights_and_log(
 ) -> None:
     """Killed before the switch from Adam to SGD, and after it; with checkpoints in mid-epoch."""
     more = [*EVERYTHING, "train.checkpoint_every_steps=2", "train.keep_checkpoints=2"]
-    killed = interrupt(tiny.command("train", tmp_path, *more), log_reaches(tmp_path, step), signal.SIGKILL)
+    killed = tiny.interrupt(
+        tiny.command("train", tmp_path, *more), tiny.log_reaches(tmp_path, step), signal.SIGKILL
+    )
     assert killed == -signal.SIGKILL
-    assert torch.load(checkpoints(tmp_path) / "last.pt", weights_only=True)["step"] % 5 != 0
+    assert torch.load(tiny.checkpoints(tmp_path) / "last.pt", weights_only=True)["step"] % 5 != 0
     assert tiny.do("train", tmp_path, *more) == 0
     for name in ("last.pt", "best.pt"):
         ours, theirs = (
-            torch.load(checkpoints(tmp) / name, weights_only=True) for tmp in (tmp_path, everything)
+            torch.load(tiny.checkpoints(tmp) / name, weights_only=True) for tmp in (tmp_path, everything)
         )
         for key in ("model", "ema"):
             assert all(torch.equal(tensor, theirs[key][place]) for place, tensor in ours[key].items())
     assert log(tmp_path) == log(everything)
-    kept = sorted(path.name for path in checkpoints(tmp_path).glob("step-*.pt"))
+    kept = sorted(path.name for path in tiny.checkpoints(tmp_path).glob("step-*.pt"))
     assert kept == ["step-0000014.pt", "step-0000015.pt"]
 
 
@@ -80,18 +81,20 @@ def test_sigterm_in_validation_saves_exits_75_and_the_run_ends_as_if_it_had_not_
     trained: Path, tmp_path: Path
 ) -> None:
     more = ["tracking.log_every_steps=1", "eval.batch_size=1"]
-    killed = interrupt(tiny.command("train", tmp_path, *more), log_reaches(tmp_path, 5), signal.SIGTERM)
+    killed = tiny.interrupt(
+        tiny.command("train", tmp_path, *more), tiny.log_reaches(tmp_path, 5), signal.SIGTERM
+    )
     assert killed == 75
     assert [record["kind"] for record in log(tmp_path)] == ["step"] * 5  # the epoch is not closed yet
-    assert torch.load(checkpoints(tmp_path) / "last.pt", weights_only=True)["step"] == 5
+    assert torch.load(tiny.checkpoints(tmp_path) / "last.pt", weights_only=True)["step"] == 5
     assert tiny.do("train", tmp_path, *more) == 0
-    assert tiny.same_weights(checkpoints(tmp_path) / "last.pt", checkpoints(trained) / "last.pt")
+    assert tiny.same_weights(tiny.checkpoints(tmp_path) / "last.pt", tiny.checkpoints(trained) / "last.pt")
 
 
 def test_sigterm_while_the_store_is_built_exits_75_and_the_same_command_goes_on(tmp_path: Path) -> None:
     more = [f"data.root={tmp_path / 'data'}", "data.synthetic.images_per_species=200"]
     begun = lambda: any((tmp_path / "data").glob("*/store*.part"))  # noqa: E731
-    assert interrupt(tiny.command("data", tmp_path, *more), begun, signal.SIGTERM) == 75
+    assert tiny.interrupt(tiny.command("data", tmp_path, *more), begun, signal.SIGTERM) == 75
     assert not list((tmp_path / "data").glob("*/store*.stamp.json"))
     assert tiny.do("data", tmp_path, *more) == 0
     assert list((tmp_path / "data").glob("*/store*.stamp.json"))
@@ -102,7 +105,7 @@ def test_the_switch_stands_in_the_log_the_checkpoint_and_the_epochs(everything: 
     assert switch == {"kind": "phase", "step": 6, "epoch": 1.0, "phase": "sgd", "lr": 0.02}
     epochs = [record for record in log(everything) if record["kind"] == "epoch"]
     assert [record["phase"] for record in epochs] == ["adam", "sgd", "sgd"]
-    last = torch.load(checkpoints(everything) / "last.pt", weights_only=True)
+    last = torch.load(tiny.checkpoints(everything) / "last.pt", weights_only=True)
     assert (last["phase"]["index"], last["phase"]["start_step"]) == (1, 5)
     assert "momentum_buffer" in last["optimizer"]["state"][0]
 
@@ -124,7 +127,7 @@ def test_frozen_stages_stay_as_they_were_until_their_epoch(birds: Path, tmp_path
     for name, steps in (("begin", 1), ("frozen", 5), ("thawed", 6)):
         assert tiny.do("train", tmp_path, *frozen, f"run.name={name}", f"train.max_steps={steps}") == 0
     begin, still, thawed = (
-        tiny.weights(checkpoints(tmp_path, name) / "last.pt") for name in ("begin", "frozen", "thawed")
+        tiny.weights(tiny.checkpoints(tmp_path, name) / "last.pt") for name in ("begin", "frozen", "thawed")
     )
     stem = [name for name in begin if name.startswith(("backbone.conv1", "backbone.bn1", "backbone.layer1"))]
     assert len(stem) > 10
@@ -146,18 +149,18 @@ def test_swats_switches_by_itself_with_a_rate_of_its_own(birds: Path, tmp_path: 
     swats = f"optim.phases=[{{name: adam, lr: 1e-3, until: {rule}}}, {{name: sgd, momentum: 0.8}}]"
     assert tiny.do("train", tmp_path, swats, "tracking.log_every_steps=1") == 0
     (switch,) = (record for record in log(tmp_path) if record["kind"] == "phase")
-    last = torch.load(checkpoints(tmp_path) / "last.pt", weights_only=True)
+    last = torch.load(tiny.checkpoints(tmp_path) / "last.pt", weights_only=True)
     assert last["phase"]["lr"] == switch["lr"]
     assert 1e-6 < switch["lr"] < 1  # type: ignore[operator]
     killed = tmp_path / "killed"
     words = tiny.command(
         "train", killed, swats, "tracking.log_every_steps=1", "train.checkpoint_every_steps=1"
     )
-    assert interrupt(words, log_reaches(killed, 2), signal.SIGTERM) == 75
+    assert tiny.interrupt(words, tiny.log_reaches(killed, 2), signal.SIGTERM) == 75
     assert (
         tiny.do("train", killed, swats, "tracking.log_every_steps=1", "train.checkpoint_every_steps=1") == 0
     )
-    assert tiny.same_weights(checkpoints(killed) / "last.pt", checkpoints(tmp_path) / "last.pt")
+    assert tiny.same_weights(tiny.checkpoints(killed) / "last.pt", tiny.checkpoints(tmp_path) / "last.pt")
 
 
 def test_early_stopping_ends_the_run_and_it_stays_ended(birds: Path, tmp_path: Path) -> None:
@@ -166,7 +169,7 @@ def test_early_stopping_ends_the_run_and_it_stays_ended(birds: Path, tmp_path: P
     for _ in range(2):
         assert tiny.do("train", tmp_path, *more) == 0
         epochs = [record for record in log(tmp_path) if record["kind"] == "epoch"]
-        best = torch.load(checkpoints(tmp_path) / "best.pt", weights_only=True)["best"]
+        best = torch.load(tiny.checkpoints(tmp_path) / "best.pt", weights_only=True)["best"]
         assert epochs[-1]["epoch"] == best["epoch"] + 2 < 9
 
 
@@ -212,7 +215,7 @@ def test_auto_finds_the_batch_that_fits_and_keeps_the_effective_one(
     auto = ["optim.batch_size=auto", "optim.effective_batch_size=8", "train.max_steps=2"]
     assert tiny.do("train", tmp_path, *auto) == 0
     assert "8 images at once, 1 a step: as many as fit" in capsys.readouterr().err
-    assert torch.load(checkpoints(tmp_path) / "last.pt", weights_only=True)["batch_size"] == 8
+    assert torch.load(tiny.checkpoints(tmp_path) / "last.pt", weights_only=True)["batch_size"] == 8
 
 
 def test_a_deterministic_run_is_the_same_run_on_the_cpu(trained: Path, tmp_path: Path) -> None:
@@ -221,7 +224,9 @@ def test_a_deterministic_run_is_the_same_run_on_the_cpu(trained: Path, tmp_path:
     finally:
         torch.use_deterministic_algorithms(False)
     assert tiny.do("train", tmp_path, "train.max_steps=5", "run.name=usual") == 0
-    assert tiny.same_weights(checkpoints(tmp_path) / "last.pt", checkpoints(tmp_path, "usual") / "last.pt")
+    assert tiny.same_weights(
+        tiny.checkpoints(tmp_path) / "last.pt", tiny.checkpoints(tmp_path, "usual") / "last.pt"
+    )
 
 
 def test_evaluation_takes_the_moving_average(everything: Path) -> None:
@@ -245,7 +250,7 @@ def test_a_schedule_is_drawn_before_anything_is_trained(
     assert "sgd, whenever its rule is met" in said.err
     assert tiny.do("schedule", tmp_path, phases, "data.root=nowhere") == 0
     assert "the data are not prepared" in capsys.readouterr().err
-    assert not checkpoints(tmp_path).exists()
+    assert not tiny.checkpoints(tmp_path).exists()
 
 
 def test_lr_find_proposes_a_rate_and_leaves_no_checkpoint(
@@ -256,7 +261,7 @@ def test_lr_find_proposes_a_rate_and_leaves_no_checkpoint(
     assert 1e-4 <= answer["lr"] < 1
     folder = Path(answer["folder"])
     assert {path.name for path in folder.iterdir()} == {"lr_find.csv", "lr_find.png"}
-    assert not checkpoints(tmp_path).exists()
+    assert not tiny.checkpoints(tmp_path).exists()
 
 
 def test_lr_find_learns_as_training_does_and_says_when_no_rate_of_the_range_learns(

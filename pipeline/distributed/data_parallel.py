@@ -19,7 +19,6 @@ from torch.utils import _pytree as pytree
 from pipeline.common.errors import ConfigError
 from pipeline.config.training import DistributedConfig
 from pipeline.distributed.process_group import Ranks
-from pipeline.models.classifier import Classifier
 
 Tree = TypeVar("Tree")
 HOOKS = {"bf16": default_hooks.bf16_compress_hook, "fp16": default_hooks.fp16_compress_hook}
@@ -57,25 +56,28 @@ def without_exchange(model: nn.Module, while_: bool) -> Iterator[None]:
     yield
 
 
-def shard(model: Classifier, ranks: Ranks) -> Classifier:
-    """Spread parameters, gradients and optimizer state over the ranks: each block of the backbone is gathered
-    when it is needed (FSDP2, `torch.distributed.fsdp.fully_shard`).
+def shard(model: nn.Module, backbone: nn.Module, ranks: Ranks) -> None:
+    """Spread parameters, gradients and optimizer state over the ranks, in place.
+
+    Each block of the backbone is gathered when it is needed (FSDP2, `torch.distributed.fsdp.fully_shard`).
+
+    Args:
+        backbone: the part of `model` that has the blocks.
 
     Raises:
         ConfigError: the backbone has no blocks in a list that repeats, so nothing would be saved.
     """
     if ranks.world == 1:
-        return model
+        return
     mesh = init_device_mesh(ranks.device.type, (ranks.world,))
-    blocks = [block for stage in model.backbone.modules() if _repeats(stage) for block in stage.children()]
+    blocks = [block for stage in backbone.modules() if _repeats(stage) for block in stage.children()]
     if not blocks:
         raise ConfigError(
-            f"distributed.shard: {type(model.backbone).__name__} has no blocks to gather one by one; set it to none"
+            f"distributed.shard: {type(backbone).__name__} has no blocks to gather one by one; set it to none"
         )
     for block in reversed(blocks):  # inner ones first
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    return model
 
 
 def _repeats(stage: nn.Module) -> bool:

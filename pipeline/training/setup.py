@@ -104,7 +104,9 @@ class Job:
     def _place(self, model: Classifier) -> None:
         """Move a model to this rank's device, all of it or its shard."""
         if self.config.distributed.shard == "full":
-            data_parallel.shard(model, self.ranks)  # which takes parameters in the default layout alone
+            data_parallel.shard(
+                model, model.backbone, self.ranks
+            )  # which takes parameters in the default layout alone
         elif self.config.train.channels_last:
             model.to(memory_format=torch.channels_last)
         model.to(self.ranks.device)

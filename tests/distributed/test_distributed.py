@@ -29,11 +29,6 @@ TWENTY_STEPS = [
 ]
 
 
-def verb(name: str, tmp: Path, *more: str) -> int:
-    """On each rank: a verb of the command line; its exit code."""
-    return main.run([name, *tiny.overrides(tmp, *more)])
-
-
 def logs_agree(one: Path, other: Path, rel: float) -> int:
     """Compare two runs' logs; return how many losses of steps were compared."""
     ours, theirs = (tiny.records(run / "log.jsonl") for run in (one, other))
@@ -51,13 +46,13 @@ def logs_agree(one: Path, other: Path, rel: float) -> int:
 def alone(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of twenty steps on one rank."""
     tmp = tmp_path_factory.mktemp("alone")
-    assert ranks.run(verb, 1, "train", tmp, *TWENTY_STEPS)[0].value == 0
+    assert ranks.run(ranks.run_verb, 1, "train", tmp, *TWENTY_STEPS)[0].value == 0
     return tmp / "runs/tiny"
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_train_as_one_does_to_rounding(alone: Path, tmp_path: Path, world: int) -> None:
-    ended = ranks.run(verb, world, "train", tmp_path, *TWENTY_STEPS)
+    ended = ranks.run(ranks.run_verb, world, "train", tmp_path, *TWENTY_STEPS)
     assert [rank.value for rank in ended] == [0] * world, ended[0].said
     assert logs_agree(tmp_path / "runs/tiny", alone, 1e-5) == 20
 
@@ -67,7 +62,7 @@ def test_accumulation_makes_up_the_batch_on_any_number_of_ranks(birds: Path, tmp
     more = ["model.freeze_batchnorm=true", "optim.lr=1e-3", "tracking.log_every_steps=1", "train.epochs=2"]
     more += ["optim.batch_size=4", "optim.effective_batch_size=7"]
     for world in (1, 3):
-        ended = ranks.run(verb, world, "train", tmp_path, *more, f"run.name=on{world}")
+        ended = ranks.run(ranks.run_verb, world, "train", tmp_path, *more, f"run.name=on{world}")
         assert [rank.value for rank in ended] == [0] * world, ended[0].said
     assert logs_agree(tmp_path / "runs/on3", tmp_path / "runs/on1", 1e-5) == 12
 
@@ -75,13 +70,13 @@ def test_accumulation_makes_up_the_batch_on_any_number_of_ranks(birds: Path, tmp
 @pytest.mark.parametrize("options", ["static_graph: true, bucket_mb: 0.01", "shard: full"])
 def test_how_gradients_are_exchanged_changes_no_number(alone: Path, tmp_path: Path, options: str) -> None:
     more = f"distributed={{sync_batchnorm: true, {options}}}"
-    ended = ranks.run(verb, 2, "train", tmp_path, *TWENTY_STEPS, more)
+    ended = ranks.run(ranks.run_verb, 2, "train", tmp_path, *TWENTY_STEPS, more)
     assert [rank.value for rank in ended] == [0, 0], ended[0].said
     assert logs_agree(tmp_path / "runs/tiny", alone, 1e-5) == 20
 
 
 def test_compressed_gradients_are_those_of_bfloat16(alone: Path, tmp_path: Path) -> None:
-    ended = ranks.run(verb, 2, "train", tmp_path, *TWENTY_STEPS, "distributed.compress=bf16")
+    ended = ranks.run(ranks.run_verb, 2, "train", tmp_path, *TWENTY_STEPS, "distributed.compress=bf16")
     assert [rank.value for rank in ended] == [0, 0], ended[0].said
     assert logs_agree(tmp_path / "runs/tiny", alone, 2e-2) == 20
     with pytest.raises(AssertionError):
@@ -98,7 +93,7 @@ def statistics(tmp: Path) -> list[list[float]]:
         return before(state, *args)
 
     step.learn = learn
-    assert verb("train", tmp, "train.epochs=1", "train.ema_decay=0.5") == 0
+    assert ranks.run_verb("train", tmp, "train.epochs=1", "train.ema_decay=0.5") == 0
     models = kept[0].model, kept[0].ema.module
     return [
         value.tolist() for model in models for name, value in model.state_dict().items() if "running" in name
@@ -125,7 +120,7 @@ def test_evaluation_gives_the_same_bits_on_any_number_of_ranks(
     found = {}
     for on in (1, world):
         shutil.copytree(trained / "runs", tmp_path / f"{on}/runs")
-        done = ranks.run(verb, on, "eval", tmp_path / f"{on}", "eval.batch_size=4")
+        done = ranks.run(ranks.run_verb, on, "eval", tmp_path / f"{on}", "eval.batch_size=4")
         assert [rank.value for rank in done] == [0] * on, done[0].said
         folder = tmp_path / f"{on}/runs/tiny/eval/test"
         numbers = json.loads((folder / "metrics.json").read_text())
@@ -153,7 +148,7 @@ def learn_until(tmp: Path, stop_after: int | None, *more: str) -> tuple[int, lis
         return done
 
     step.learn = learn
-    return verb("train", tmp, *more), rows
+    return ranks.run_verb("train", tmp, *more), rows
 
 
 @pytest.mark.parametrize("more", [[], ["distributed.shard=full"]])
@@ -170,12 +165,12 @@ def test_an_epoch_goes_on_with_other_numbers_of_ranks(birds: Path, tmp_path: Pat
 
 def own_folder(tmp: Path, *more: str) -> int:
     """On each rank: train with a folder of runs of its own, as on machines that share no disk."""
-    return verb("train", tmp / os.environ["RANK"], *more)
+    return ranks.run_verb("train", tmp / os.environ["RANK"], *more)
 
 
 def test_a_checkpoint_that_only_the_first_machine_has_is_everyones(birds: Path, tmp_path: Path) -> None:
     more = ["train.epochs=2", "optim.phases=[{name: adamw}]", "train.ema_decay=0.9"]
-    assert [rank.value for rank in ranks.run(verb, 2, "train", tmp_path / "whole", *more)] == [0, 0]
+    assert [rank.value for rank in ranks.run(ranks.run_verb, 2, "train", tmp_path / "whole", *more)] == [0, 0]
     first = [*more, "train.max_steps=3"]
     assert [rank.value for rank in ranks.run(own_folder, 2, tmp_path, *first)] == [0, 0]
     assert not (tmp_path / "1/runs/tiny/checkpoints").exists()
@@ -201,7 +196,7 @@ def test_a_run_in_shards_leaves_a_checkpoint_like_any_other(birds: Path, tmp_pat
     more += ["model.name=test_vit", "model.options={img_size: 32}"]
     for name, world, shard in [("shards", 2, "full"), ("whole", 1, "none")]:
         ended = ranks.run(
-            verb, world, "train", tmp_path, *more, f"distributed.shard={shard}", f"run.name={name}"
+            ranks.run_verb, world, "train", tmp_path, *more, f"distributed.shard={shard}", f"run.name={name}"
         )
         assert [rank.value for rank in ended] == [0] * world, ended[0].said
     shards, whole = (
@@ -238,7 +233,7 @@ def trouble(tmp: Path, kind: str) -> int:
         return before(state, *args)
 
     step.learn = learn
-    return verb("train", tmp, "distributed.timeout_s=6")
+    return ranks.run_verb("train", tmp, "distributed.timeout_s=6")
 
 
 def killed_while_ended(tmp: Path) -> int:
@@ -289,7 +284,7 @@ def test_when_a_rank_fails_the_others_end_and_say_which(
 
 def disagreeing(tmp: Path) -> int:
     """On each rank: a training with a learning rate of its own."""
-    return verb("train", tmp, f"optim.lr=0.0{1 + int(os.environ['RANK'])}")
+    return ranks.run_verb("train", tmp, f"optim.lr=0.0{1 + int(os.environ['RANK'])}")
 
 
 def test_ranks_with_unlike_configurations_refuse_to_start(birds: Path, tmp_path: Path) -> None:
@@ -300,7 +295,7 @@ def test_ranks_with_unlike_configurations_refuse_to_start(birds: Path, tmp_path:
 
 
 def test_more_ranks_than_images_in_a_batch_are_refused(birds: Path, tmp_path: Path) -> None:
-    first, *others = ranks.run(verb, 3, "train", tmp_path, "optim.batch_size=2")
+    first, *others = ranks.run(ranks.run_verb, 3, "train", tmp_path, "optim.batch_size=2")
     assert [first.value, *(rank.value for rank in others)] == [2, 2, 2]
     assert "a batch of 2 images is too small for 3 ranks" in "".join(rank.said for rank in (first, *others))
 
@@ -330,7 +325,7 @@ def test_the_first_rank_of_each_disk_builds_the_data(tmp_path: Path, disks: int)
 
 def test_the_others_learn_why_the_data_cannot_be_built(tmp_path: Path) -> None:
     ended = ranks.run(
-        verb, 2, "data", tmp_path, "data.source=cub200", f"data.archive={tmp_path / 'none.tgz'}"
+        ranks.run_verb, 2, "data", tmp_path, "data.source=cub200", f"data.archive={tmp_path / 'none.tgz'}"
     )
     assert [rank.value for rank in ended] == [2, 75]
     assert "none.tgz" in ended[0].said

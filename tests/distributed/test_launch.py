@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import launch
-from tests.distributed.test_distributed import verb
 from tests.helpers import ranks, tiny
-from tests.training.test_trainer import log_reaches
 
 MORE = ["train.epochs=4", "tracking.log_every_steps=1", "optim.phases=[{name: adamw}]"]
 LAST = "runs/tiny/checkpoints/last.pt"
@@ -37,7 +35,7 @@ def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 def undisturbed(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The last checkpoint of two ranks that nothing happened to."""
     tmp = tmp_path_factory.mktemp("undisturbed")
-    assert [rank.value for rank in ranks.run(verb, 2, "train", tmp, *MORE)] == [0, 0]
+    assert [rank.value for rank in ranks.run(ranks.run_verb, 2, "train", tmp, *MORE)] == [0, 0]
     return tmp / LAST
 
 
@@ -71,7 +69,9 @@ def test_a_signal_to_the_launcher_stops_all_ranks_and_the_same_command_goes_on(
 ) -> None:
     words = launched("train", tmp_path, *MORE, restarts=2)
     for number, step in [(signal.SIGUSR1, 7), (signal.SIGTERM, 13)]:
-        stopped = disturb(words, log_reaches(tmp_path, step), lambda pid, number=number: os.kill(pid, number))
+        stopped = disturb(
+            words, tiny.log_reaches(tmp_path, step), lambda pid, number=number: os.kill(pid, number)
+        )
         assert stopped.returncode == 75, stopped.stderr
         assert f"stopped by {number.name}" in stopped.stderr
         assert "Traceback" not in stopped.stderr
@@ -83,7 +83,7 @@ def test_a_signal_to_the_launcher_stops_all_ranks_and_the_same_command_goes_on(
 
 def test_a_killed_rank_is_named_and_the_job_goes_on_by_itself(undisturbed: Path, tmp_path: Path) -> None:
     words = launched("train", tmp_path, *MORE, "train.checkpoint_every_steps=1", restarts=1)
-    done = disturb(words, log_reaches(tmp_path, 7), kill_rank_1)
+    done = disturb(words, tiny.log_reaches(tmp_path, 7), kill_rank_1)
     assert done.returncode == 0, done.stderr
     assert f"rank 1 on {os.uname().nodename}, process " in done.stderr
     assert "does not answer any more" in done.stderr

@@ -28,8 +28,8 @@ from pipeline.experiments.worker_pool import Outcome
 from pipeline.runs import log as log_module
 from pipeline.runs import status
 from pipeline.training.trainer import train
-from tests.experiments.test_sweeps_plan import SWEEP, write
 from tests.helpers import tiny
+from tests.helpers.sweeps import SWEEP, write_sweep
 
 BAYES = {"method": "bayes"}
 
@@ -61,8 +61,8 @@ def test_the_draws_are_a_function_of_the_seed_and_of_what_came_before(tmp_path: 
     one, two = (tmp_path / name for name in ("one", "two"))
     for folder in (one, two):
         folder.mkdir()
-    whole = drawn(study(write(one, **BAYES), 14))
-    study(write(two, **BAYES), 6)
+    whole = drawn(study(write_sweep(one, **BAYES), 14))
+    study(write_sweep(two, **BAYES), 6)
     assert drawn(study(two / "search.yaml", 14)) == whole  # interrupted after the sixth
     assert len({json.dumps(params) for params in whole}) == 14
     best = max(objective(params) for params in whole)
@@ -70,13 +70,13 @@ def test_the_draws_are_a_function_of_the_seed_and_of_what_came_before(tmp_path: 
 
 
 def test_the_seed_of_the_base_configuration_is_the_sweeps(tmp_path: Path) -> None:
-    path = write(tmp_path)
+    path = write_sweep(tmp_path)
     first, other = (Trials(Plan(path, (f"run.name=s{seed}", f"seed={seed}")), None) for seed in (0, 1))
     assert first.take(1).values != other.take(1).values  # type: ignore[union-attr]
 
 
 def test_commands_at_once_make_exactly_as_many_trials_as_were_asked_for(tmp_path: Path) -> None:
-    path = write(tmp_path)
+    path = write_sweep(tmp_path)
     code = (
         "import sys; from pathlib import Path; from pipeline.experiments.sweeps.plan import Plan\n"
         "from pipeline.experiments.sweeps.trials import Trials\n"
@@ -107,7 +107,7 @@ def _holder(path: Path) -> "subprocess.Popen[str]":
 
 
 def test_a_trial_of_a_live_process_is_left_alone_and_that_of_a_dead_one_is_taken_over(tmp_path: Path) -> None:
-    path = write(tmp_path)
+    path = write_sweep(tmp_path)
     holder = _holder(path)
     shared = Trials(Plan(path), None)
     values = shared.values(shared.all()[0])
@@ -126,7 +126,7 @@ def test_a_trial_of_a_live_process_is_left_alone_and_that_of_a_dead_one_is_taken
 
 
 def test_a_trial_that_kills_its_processes_has_failed_and_one_that_was_stopped_has_not(tmp_path: Path) -> None:
-    shared = Trials(Plan(write(tmp_path)), None)
+    shared = Trials(Plan(write_sweep(tmp_path)), None)
     for _ in range(5):
         stopped = shared.take(1)
         assert stopped is not None
@@ -142,7 +142,7 @@ def test_a_trial_that_kills_its_processes_has_failed_and_one_that_was_stopped_ha
 
 
 def test_half_a_line_at_the_journals_end_is_taken_off(tmp_path: Path) -> None:
-    path = write(tmp_path)
+    path = write_sweep(tmp_path)
     study(path, 2)
     journal = Plan(path).folder / JOURNAL
     with journal.open("ab") as stream:
@@ -152,7 +152,7 @@ def test_half_a_line_at_the_journals_end_is_taken_off(tmp_path: Path) -> None:
 
 
 def test_pruning_ends_what_is_below_the_median_or_out_of_the_best_share(tmp_path: Path) -> None:
-    path = write(tmp_path, early_terminate={"type": "hyperband", "min_iter": 1, "eta": 2})
+    path = write_sweep(tmp_path, early_terminate={"type": "hyperband", "min_iter": 1, "eta": 2})
     shared = {name: study(path, 16, name, f"with_{name}") for name in ("median", "hyperband", "none")}
     shared["file"] = study(path, 16)
     states = {name: [one.user_attrs["outcome"] for one in each.all()] for name, each in shared.items()}
@@ -194,7 +194,7 @@ GRID = {"method": "grid", "parameters": {"optim.lr": {"values": [0.02, 1e30, 0.0
 def test_a_grid_with_a_rate_that_diverges(
     birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = write(tmp_path, **GRID)
+    path = write_sweep(tmp_path, **GRID)
     found = sweep.sweep(path, None, 1, None, ["train.epochs=2"])
     folder = tmp_path / "runs/sweeps/search"
     rows = pd.read_csv(folder / "trials.csv")
@@ -234,7 +234,7 @@ def test_a_pruned_trial_stops_after_that_epoch_and_is_not_the_best(birds: Path, 
     rule = {"type": "hyperband", "min_iter": 1, "eta": 2}
     metric = {"name": "epoch/val_loss", "goal": "minimize"}
     rates = {"optim.lr": {"values": [0.02, 1e-6]}}
-    path = write(tmp_path, method="grid", parameters=rates, metric=metric, early_terminate=rule)
+    path = write_sweep(tmp_path, method="grid", parameters=rates, metric=metric, early_terminate=rule)
     plan = Plan(path)
     first, second = (Turn(plan, None, 2).do().result for _ in range(2))
     assert (first["outcome"], second["outcome"], second["number"]) == ("complete", "pruned", 1)
@@ -251,7 +251,7 @@ def test_a_pruned_trial_stops_after_that_epoch_and_is_not_the_best(birds: Path, 
 @pytest.mark.usefixtures("_one_process")
 def test_values_that_do_not_fit_together_are_a_failed_trial(birds: Path, tmp_path: Path) -> None:
     sizes = {"optim.batch_size": {"values": [4, 8]}, "optim.effective_batch_size": {"values": [8, 4]}}
-    path = write(tmp_path, method="random", parameters=sizes)
+    path = write_sweep(tmp_path, method="random", parameters=sizes)
     shared = Trials(Plan(path), None)
     shared._draw = lambda _: {"optim.batch_size": 8, "optim.effective_batch_size": 4}  # type: ignore[method-assign]
     claim = shared.take(1)
@@ -264,7 +264,7 @@ def test_values_that_do_not_fit_together_are_a_failed_trial(birds: Path, tmp_pat
 
 @pytest.mark.usefixtures("_one_process")
 def test_a_sweep_without_a_complete_trial_says_so(birds: Path, tmp_path: Path) -> None:
-    path = write(tmp_path, **GRID | {"parameters": {"optim.lr": {"values": [1e29, 1e30]}}})
+    path = write_sweep(tmp_path, **GRID | {"parameters": {"optim.lr": {"values": [1e29, 1e30]}}})
     with pytest.raises(DataError, match=r"none of its trials was completed \(2 diverged\)"):
         sweep.sweep(path, None, 1, None, [])
     assert not (tmp_path / "runs/sweeps/search/best.yaml").exists()
@@ -274,7 +274,7 @@ def test_a_sweep_without_a_complete_trial_says_so(birds: Path, tmp_path: Path) -
 def test_a_command_without_work_takes_over_what_another_ones_process_leaves(
     birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write(tmp_path, run_cap=2)
+    path = write_sweep(tmp_path, run_cap=2)
     sweep._define(Plan(path), None)
     holder = _holder(path)
     waited: list[float] = []
@@ -295,7 +295,7 @@ def test_a_command_without_work_takes_over_what_another_ones_process_leaves(
 def test_what_can_be_mended_leaves_the_trial_to_the_same_command(
     birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, full = write(tmp_path, **GRID), DataError("the disk is full")
+    path, full = write_sweep(tmp_path, **GRID), DataError("the disk is full")
 
     def each(coming: Any, jobs: int, gpus: Any) -> Any:
         task = coming()
@@ -333,7 +333,7 @@ def test_a_bug_in_a_trial_is_a_bug_of_the_sweep(
 
     monkeypatch.setattr(worker_pool, "each", each)
     with pytest.raises(RuntimeError, match="(?s)search, in another process.*KeyError"):
-        sweep.sweep(write(tmp_path, **GRID), None, 1, None, [])
+        sweep.sweep(write_sweep(tmp_path, **GRID), None, 1, None, [])
 
 
 @pytest.mark.usefixtures("_one_process")
@@ -344,7 +344,7 @@ def test_a_stage_begins_with_the_best_of_the_stage_before(
     stages.mkdir()
     parameters = [{"optim.lr": {"values": [0.02, 1e-6]}}, {"optim.momentum": {"values": [0.5, 0.8]}}]
     for number, searched in enumerate(parameters):
-        path = write(tmp_path, method="grid", parameters=searched)
+        path = write_sweep(tmp_path, method="grid", parameters=searched)
         text = path.read_text()
         if number:
             text = text.replace(str(tmp_path / "base.yaml"), str(tmp_path / "runs/sweeps/s0/best.yaml"))
@@ -368,7 +368,7 @@ def wait_for(holds: Any, what: str) -> None:
 
 def test_killed_and_stopped_a_sweep_goes_on_and_its_best_is_had_again(birds: Path, tmp_path: Path) -> None:
     """12 trials in the acceptance, 3 here; docs/sweeps.md has the figures of the large one."""
-    path = write(tmp_path, **BAYES, run_cap=3)
+    path = write_sweep(tmp_path, **BAYES, run_cap=3)
     words = [sys.executable, "-m", "pipeline", "sweep", str(path), "--jobs", "2", "train.epochs=12"]
     folder = tmp_path / "runs/sweeps/search"
 
@@ -443,7 +443,7 @@ def test_workers_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_trials_value_is_its_best_over_the_epochs(
     tmp_path: Path, name: str, goal: str, best: float
 ) -> None:
-    plan = Plan(write(tmp_path, metric={"name": f"epoch/{name}", "goal": goal}))
+    plan = Plan(write_sweep(tmp_path, metric={"name": f"epoch/{name}", "goal": goal}))
     assert results.value(plan, 0) is None
     values = [(0.2, 1.5), (0.9, 0.6), (0.7, 0.5), (0.8, None)]
     lines = [{"kind": "epoch", "step": 1, "val_top1": top1, "val_loss": loss} for top1, loss in values]
@@ -453,7 +453,7 @@ def test_a_trials_value_is_its_best_over_the_epochs(
 
 
 def test_importance_finds_the_parameter_that_matters(tmp_path: Path) -> None:
-    path = write(
+    path = write_sweep(
         tmp_path,
         method="random",
         parameters={**SWEEP["parameters"], "optim.momentum": {"min": 0.1, "max": 0.9}},
@@ -473,5 +473,5 @@ def test_importing_the_command_line_does_not_import_optuna() -> None:
 
 def test_jobs_and_trials_have_to_be_at_least_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for option in ("--jobs", "--trials"):
-        assert main.run(["sweep", str(write(tmp_path)), option, "0"]) == 2
+        assert main.run(["sweep", str(write_sweep(tmp_path)), option, "0"]) == 2
         assert f"{option} 0: has to be at least 1" in capsys.readouterr().err

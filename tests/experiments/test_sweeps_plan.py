@@ -11,45 +11,11 @@ import yaml
 
 from pipeline.cli import arguments as arguments_module
 from pipeline.cli import main
-from pipeline.common import files
 from pipeline.common.errors import ConfigError
 from pipeline.config import load
 from pipeline.experiments.sweeps.parameter import Parameter
 from pipeline.experiments.sweeps.plan import ARGUMENTS, FOLDER, Plan, plans
-from tests.helpers import tiny
-
-COMMAND = [
-    "${env}",
-    "${interpreter}",
-    "-m",
-    "${program}",
-    "train",
-    "--config",
-    "BASE",
-    "tracking.wandb=online",
-    ARGUMENTS,
-]
-SWEEP: dict[str, Any] = {
-    "program": "pipeline",
-    "command": COMMAND,
-    "method": "random",
-    "metric": {"name": "epoch/val_top1", "goal": "maximize"},
-    "parameters": {
-        "optim.lr": {"distribution": "log_uniform_values", "min": 0.001, "max": 0.1},
-        "optim.nesterov": {"values": [True, False]},
-    },
-}
-
-
-def write(folder: Path, **changes: Any) -> Path:
-    """A sweep of the tiny job, whose runs live in FOLDER/runs; a change of None leaves a key out."""
-    base = tiny.config(folder, "tracking.log_every_steps=1").model_dump(mode="json")
-    files.write_json(folder / "base.yaml", base | {"run": {"root": str(folder / "runs"), "name": None}})
-    tree = {key: value for key, value in (SWEEP | changes).items() if value is not None}
-    tree["command"] = [str(folder / "base.yaml") if word == "BASE" else word for word in tree["command"]]
-    path = folder / "search.yaml"
-    path.write_text(yaml.safe_dump(tree, sort_keys=False))
-    return path
+from tests.helpers.sweeps import COMMAND, SWEEP, write_sweep
 
 
 def parameter(**given: Any) -> Parameter:
@@ -141,7 +107,7 @@ def test_the_shipped_sweeps_are_checked_and_their_stages_begin_with_the_best_of_
 def test_a_wrong_sweep_is_one_sentence_before_any_trial(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], said: str
 ) -> None:
-    assert main.run(["sweep", str(write(tmp_path, **changes))]) == 2
+    assert main.run(["sweep", str(write_sweep(tmp_path, **changes))]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
@@ -150,11 +116,11 @@ def test_a_wrong_sweep_is_one_sentence_before_any_trial(
 
 def test_a_sweep_needs_validation_and_a_file_that_is_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs validation"):
-        plans(write(tmp_path), ["data.val_fraction=0"])
+        plans(write_sweep(tmp_path), ["data.val_fraction=0"])
     with pytest.raises(ConfigError, match="did you mean configs/sweeps/birds.yaml"):
         plans(Path("configs/sweeps/bird.yaml"), [])
     with pytest.raises(ConfigError, match="optim.lr is searched; drop optim.lr=1"):
-        plans(write(tmp_path), ["optim.lr=1"])
+        plans(write_sweep(tmp_path), ["optim.lr=1"])
     (tmp_path / "broken.yaml").write_text("a: [")
     with pytest.raises(ConfigError, match="not readable as YAML"):
         plans(tmp_path / "broken.yaml", [])
@@ -166,7 +132,7 @@ def test_a_sweep_needs_validation_and_a_file_that_is_there(tmp_path: Path) -> No
 def test_a_trial_is_the_base_with_the_commands_overrides_the_command_lines_and_its_own(
     tmp_path: Path,
 ) -> None:
-    plan = Plan(write(tmp_path), ("optim.momentum=0.5", "run.name=mine"))
+    plan = Plan(write_sweep(tmp_path), ("optim.momentum=0.5", "run.name=mine"))
     config = plan.config(7, {"optim.lr": 0.02, "optim.nesterov": False})
     assert (config.optim.lr, config.optim.nesterov, config.optim.momentum) == (0.02, False, 0.5)
     assert config.run_dir == tmp_path / "runs/sweeps/mine/trial-007"
@@ -178,7 +144,7 @@ def test_a_trial_is_the_base_with_the_commands_overrides_the_command_lines_and_i
 def test_a_grid_is_all_combinations_in_the_files_order(tmp_path: Path) -> None:
     parameters = {"optim.batch_size": {"min": 4, "max": 5}, "schedule": {"values": [{"name": "constant"}]}}
     parameters |= {"data.progressive": {"value": []}, "optim.nesterov": {"values": [True, False]}}
-    plan = Plan(write(tmp_path, method="grid", parameters=parameters))
+    plan = Plan(write_sweep(tmp_path, method="grid", parameters=parameters))
     plan.check()
     assert [tuple(values.values()) for values in plan.grid()] == [
         (size, "{'name': 'constant'}", nesterov) for size in (4, 5) for nesterov in (True, False)
@@ -252,7 +218,7 @@ def test_wandbs_agent_makes_of_the_file_a_command_that_trains_the_same(
 ) -> None:
     wandb_agent = pytest.importorskip("wandb.wandb_agent")
     reading = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
-    path = write(
+    path = write_sweep(
         tmp_path,
         parameters={
             **SWEEP["parameters"],

@@ -9,12 +9,15 @@ import traceback
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 
+from pipeline.cli import main
 from pipeline.common import console
+from tests.helpers import tiny
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
@@ -92,3 +95,8 @@ def _rank(
             there.send((None, said.getvalue()))
             sys.exit(1)
     there.send((value, said.getvalue()))
+
+
+def run_verb(name: str, tmp: Path, *more: str) -> int:
+    """On each rank: a verb of the command line; its exit code."""
+    return main.run([name, *tiny.overrides(tmp, *more)])

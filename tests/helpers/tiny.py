@@ -2,8 +2,11 @@
 
 import functools
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +81,25 @@ def records(log: Path) -> list[dict[str, Any]]:
     """A log without its header and what depends on the clock."""
     clock = ("time", "seconds", "cpu_seconds", "images_per_s", "data_wait", "memory_gib")
     return [{key: value for key, value in line.items() if key not in clock} for line in read(log)]
+
+
+def checkpoints(tmp: Path, name: str = "tiny") -> Path:
+    return tmp / "runs" / name / "checkpoints"
+
+
+def interrupt(words: list[str], when: Callable[[], bool], *numbers: signal.Signals) -> int:
+    """Start a command, send it signals as soon as something holds, and return its exit code."""
+    child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not when():
+        assert child.poll() is None, "the command ended before it could be interrupted"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    for number in numbers:
+        child.send_signal(number)
+    return child.wait(timeout=120)
+
+
+def log_reaches(tmp: Path, step: int) -> Callable[[], bool]:
+    log = tmp / "runs" / "tiny" / "log.jsonl"
+    return lambda: log.is_file() and f'"step": {step},' in log.read_text()

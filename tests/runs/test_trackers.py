@@ -13,7 +13,6 @@ from pipeline.runs.log import Record
 from pipeline.training import gradient_histograms
 from pipeline.training.trainer import train
 from tests.helpers import tiny
-from tests.training.test_trainer import interrupt, log_reaches
 
 TRACKED = ("tracking.tensorboard=true", "tracking.csv=true", "tracking.log_every_steps=1")
 WITH_GRADIENTS = (*TRACKED, "tracking.gradients_every_steps=4")
@@ -25,7 +24,7 @@ def run(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tmp = tmp_path_factory.mktemp("tracked")
     words = (*WITH_GRADIENTS, "train.checkpoint_every_steps=3")
     for step in (5, 11):
-        interrupt(tiny.command("train", tmp, *words), log_reaches(tmp, step), signal.SIGKILL)
+        tiny.interrupt(tiny.command("train", tmp, *words), tiny.log_reaches(tmp, step), signal.SIGKILL)
     assert tiny.do("train", tmp, *words) == 0
     return tmp / "runs/tiny"
 

@@ -1,9 +1,6 @@
 import json
 import os
 import signal
-import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,28 +13,6 @@ from tests.helpers import tiny
 
 STEPS_PER_EPOCH = 5  # 36 training images in batches of at most 8
 LAST = 3 * STEPS_PER_EPOCH
-
-
-def checkpoints(tmp: Path, name: str = "tiny") -> Path:
-    return tmp / "runs" / name / "checkpoints"
-
-
-def interrupt(words: list[str], when: Callable[[], bool], *numbers: signal.Signals) -> int:
-    """Start a command, send it signals as soon as something holds, and return its exit code."""
-    child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not when():
-        assert child.poll() is None, "the command ended before it could be interrupted"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    for number in numbers:
-        child.send_signal(number)
-    return child.wait(timeout=120)
-
-
-def log_reaches(tmp: Path, step: int) -> Callable[[], bool]:
-    log = tmp / "runs" / "tiny" / "log.jsonl"
-    return lambda: log.is_file() and f'"step": {step},' in log.read_text()
 
 
 def test_the_run_directory_holds_what_the_readme_says(trained: Path) -> None:
@@ -69,7 +44,7 @@ def test_the_log_has_a_line_an_epoch_with_the_schedules_rate(trained: Path) -> N
 def test_best_is_the_epoch_that_validation_chose(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     epochs = [line for line in tiny.records(trained / "runs/tiny/log.jsonl") if line["kind"] == "epoch"]
     chosen = max(epochs, key=lambda line: (line["val_top1"], -line["val_loss"]))
-    best = torch.load(checkpoints(trained) / "best.pt", weights_only=True)
+    best = torch.load(tiny.checkpoints(trained) / "best.pt", weights_only=True)
     assert best["step"] == chosen["step"]
     assert tiny.do("train", trained) == 0  # already finished: nothing to do but to say where it is
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -80,10 +55,12 @@ def test_two_runs_of_one_seed_are_identical_and_another_seed_differs(
     trained: Path, birds: Path, tmp_path: Path
 ) -> None:
     assert tiny.do("train", tmp_path) == 0
-    assert tiny.same_weights(checkpoints(tmp_path) / "last.pt", checkpoints(trained) / "last.pt")
+    assert tiny.same_weights(tiny.checkpoints(tmp_path) / "last.pt", tiny.checkpoints(trained) / "last.pt")
     assert tiny.do("data", tmp_path, "seed=1") == 0
     assert tiny.do("train", tmp_path, "seed=1", "run.name=other") == 0
-    assert not tiny.same_weights(checkpoints(tmp_path, "other") / "last.pt", checkpoints(trained) / "last.pt")
+    assert not tiny.same_weights(
+        tiny.checkpoints(tmp_path, "other") / "last.pt", tiny.checkpoints(trained) / "last.pt"
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
@@ -91,11 +68,11 @@ def test_a_signal_saves_and_exits_75_and_the_run_ends_as_if_it_had_not_come(
     trained: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     words = tiny.command("train", tmp_path, "tracking.log_every_steps=1")
-    assert interrupt(words, log_reaches(tmp_path, 7), number) == 75
-    step = torch.load(checkpoints(tmp_path) / "last.pt", weights_only=True)["step"]
+    assert tiny.interrupt(words, tiny.log_reaches(tmp_path, 7), number) == 75
+    step = torch.load(tiny.checkpoints(tmp_path) / "last.pt", weights_only=True)["step"]
     assert 7 <= step < LAST
     assert tiny.do("train", tmp_path, "tracking.log_every_steps=1") == 0
-    assert tiny.same_weights(checkpoints(tmp_path) / "last.pt", checkpoints(trained) / "last.pt")
+    assert tiny.same_weights(tiny.checkpoints(tmp_path) / "last.pt", tiny.checkpoints(trained) / "last.pt")
 
 
 @pytest.mark.parametrize("step", [3, 5, 8, 13])
@@ -103,12 +80,12 @@ def test_a_run_killed_at_any_step_resumes_to_the_same_weights_and_log(
     trained: Path, tmp_path: Path, step: int
 ) -> None:
     words = tiny.command("train", tmp_path, "tracking.log_every_steps=1")
-    assert interrupt(words, log_reaches(tmp_path, step), signal.SIGKILL) == -signal.SIGKILL
+    assert tiny.interrupt(words, tiny.log_reaches(tmp_path, step), signal.SIGKILL) == -signal.SIGKILL
     with (tmp_path / "runs/tiny/log.jsonl").open("a") as log:
         log.write('{"kind": "step", "st')  # the half line of a write that was cut
     assert tiny.do("train", tmp_path, "tracking.log_every_steps=1") == 0
     for name in ("last.pt", "best.pt"):
-        assert tiny.same_weights(checkpoints(tmp_path) / name, checkpoints(trained) / name)
+        assert tiny.same_weights(tiny.checkpoints(tmp_path) / name, tiny.checkpoints(trained) / name)
     log = tiny.records(tmp_path / "runs/tiny/log.jsonl")
     assert [line["step"] for line in log if line["kind"] == "step"] == list(range(1, LAST + 1))
     expected = tiny.records(trained / "runs/tiny/log.jsonl")
@@ -131,7 +108,7 @@ def looked(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_looks_within_epochs_change_no_weight_and_the_best_of_all_is_kept(
     trained: Path, looked: Path
 ) -> None:
-    assert tiny.same_weights(checkpoints(looked) / "last.pt", checkpoints(trained) / "last.pt")
+    assert tiny.same_weights(tiny.checkpoints(looked) / "last.pt", tiny.checkpoints(trained) / "last.pt")
     log = tiny.records(looked / "runs/tiny/log.jsonl")
     within = [line for line in log if line["kind"] == "val"]
     assert [line["step"] for line in within] == [2, 4, 6, 8, 12, 14]  # at 10 an epoch ends
@@ -141,7 +118,7 @@ def test_looks_within_epochs_change_no_weight_and_the_best_of_all_is_kept(
         line for line in tiny.records(trained / "runs/tiny/log.jsonl") if line["kind"] == "epoch"
     ]
     chosen = max(within + epochs, key=lambda line: (line["val_top1"], -line["val_loss"]))
-    best = torch.load(checkpoints(looked) / "best.pt", weights_only=True)
+    best = torch.load(tiny.checkpoints(looked) / "best.pt", weights_only=True)
     assert best["best"] == {
         "epoch": -(-chosen["step"] // STEPS_PER_EPOCH),
         "step": chosen["step"],
@@ -154,8 +131,8 @@ def test_looks_within_epochs_change_no_weight_and_the_best_of_all_is_kept(
 def test_a_look_says_what_evaluation_says_of_that_step(
     looked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    best = torch.load(checkpoints(looked) / "best.pt", weights_only=True)["best"]
-    path = checkpoints(looked) / "best.pt"
+    best = torch.load(tiny.checkpoints(looked) / "best.pt", weights_only=True)["best"]
+    path = tiny.checkpoints(looked) / "best.pt"
     assert tiny.do("eval", tmp_path, *LOOKS, "eval.split=val", f"eval.checkpoint={path}") == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["step"], found["top1"]) == (best["step"], pytest.approx(best["top1"]))
@@ -166,12 +143,14 @@ def test_a_look_says_what_evaluation_says_of_that_step(
 def test_a_run_with_looks_that_is_stopped_ends_as_one_that_was_not(
     looked: Path, tmp_path: Path, step: int, number: signal.Signals
 ) -> None:
-    assert interrupt(tiny.command("train", tmp_path, *LOOKS), log_reaches(tmp_path, step), number) != 0
+    assert (
+        tiny.interrupt(tiny.command("train", tmp_path, *LOOKS), tiny.log_reaches(tmp_path, step), number) != 0
+    )
     assert tiny.do("train", tmp_path, *LOOKS) == 0
     for name in ("last.pt", "best.pt"):
-        assert tiny.same_weights(checkpoints(tmp_path) / name, checkpoints(looked) / name)
+        assert tiny.same_weights(tiny.checkpoints(tmp_path) / name, tiny.checkpoints(looked) / name)
         one, other = (
-            torch.load(checkpoints(folder) / name, weights_only=True) for folder in (tmp_path, looked)
+            torch.load(tiny.checkpoints(folder) / name, weights_only=True) for folder in (tmp_path, looked)
         )
         assert (one["step"], one["best"], one["totals"]) == (other["step"], other["best"], other["totals"])
     assert tiny.records(tmp_path / "runs/tiny/log.jsonl") == tiny.records(looked / "runs/tiny/log.jsonl")
@@ -194,22 +173,22 @@ def test_a_stop_that_comes_within_a_look_waits_for_its_end(
     monkeypatch.undo()
     assert tiny.do("train", tmp_path, *LOOKS) == 0
     assert tiny.records(tmp_path / "runs/tiny/log.jsonl") == tiny.records(looked / "runs/tiny/log.jsonl")
-    assert tiny.same_weights(checkpoints(tmp_path) / "best.pt", checkpoints(looked) / "best.pt")
+    assert tiny.same_weights(tiny.checkpoints(tmp_path) / "best.pt", tiny.checkpoints(looked) / "best.pt")
 
 
 def test_max_steps_stops_validates_and_can_be_raised(trained: Path, tmp_path: Path) -> None:
     assert tiny.do("train", tmp_path, "train.max_steps=3") == 0
-    assert torch.load(checkpoints(tmp_path) / "best.pt", weights_only=True)["step"] == 3
+    assert torch.load(tiny.checkpoints(tmp_path) / "best.pt", weights_only=True)["step"] == 3
     assert tiny.do("train", tmp_path) == 0
-    assert tiny.same_weights(checkpoints(tmp_path) / "last.pt", checkpoints(trained) / "last.pt")
+    assert tiny.same_weights(tiny.checkpoints(tmp_path) / "last.pt", tiny.checkpoints(trained) / "last.pt")
 
 
 def test_without_validation_the_last_epoch_is_reported(birds: Path, tmp_path: Path) -> None:
     assert tiny.do("data", tmp_path, "data.val_fraction=0") == 0
     assert tiny.do("train", tmp_path, "data.val_fraction=0", "train.epochs=2") == 0
-    best = torch.load(checkpoints(tmp_path) / "best.pt", weights_only=True)
+    best = torch.load(tiny.checkpoints(tmp_path) / "best.pt", weights_only=True)
     assert (best["epoch"], best["best"]["top1"]) == (2, None)
-    assert tiny.same_weights(checkpoints(tmp_path) / "best.pt", checkpoints(tmp_path) / "last.pt")
+    assert tiny.same_weights(tiny.checkpoints(tmp_path) / "best.pt", tiny.checkpoints(tmp_path) / "last.pt")
 
 
 def test_resume_never_puts_the_earlier_run_aside(birds: Path, tmp_path: Path) -> None:
@@ -218,14 +197,18 @@ def test_resume_never_puts_the_earlier_run_aside(birds: Path, tmp_path: Path) ->
     assert tiny.do("train", tmp_path, short, "train.resume=never", "optim.lr=0.01") == 0
     assert tiny.do("train", tmp_path, short, "train.resume=never") == 0
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"tiny", "tiny.1", "tiny.2"}
-    assert tiny.same_weights(checkpoints(tmp_path) / "last.pt", checkpoints(tmp_path, "tiny.1") / "last.pt")
+    assert tiny.same_weights(
+        tiny.checkpoints(tmp_path) / "last.pt", tiny.checkpoints(tmp_path, "tiny.1") / "last.pt"
+    )
 
 
 def test_resume_from_a_path_goes_on_from_there(trained: Path, tmp_path: Path) -> None:
     assert tiny.do("train", tmp_path, "train.max_steps=4") == 0
-    start = f"train.resume={checkpoints(tmp_path) / 'last.pt'}"
+    start = f"train.resume={tiny.checkpoints(tmp_path) / 'last.pt'}"
     assert tiny.do("train", tmp_path, "run.name=copy", start) == 0
-    assert tiny.same_weights(checkpoints(tmp_path, "copy") / "last.pt", checkpoints(trained) / "last.pt")
+    assert tiny.same_weights(
+        tiny.checkpoints(tmp_path, "copy") / "last.pt", tiny.checkpoints(trained) / "last.pt"
+    )
 
 
 @pytest.mark.parametrize(
@@ -247,14 +230,14 @@ def test_resume_from_a_path_goes_on_from_there(trained: Path, tmp_path: Path) ->
 def test_what_a_user_can_mend_is_one_sentence_and_exit_code_2(
     trained: Path, capsys: pytest.CaptureFixture[str], more: list[str], sentence: str
 ) -> None:
-    before = (checkpoints(trained) / "last.pt").read_bytes()
+    before = (tiny.checkpoints(trained) / "last.pt").read_bytes()
     assert tiny.do("train", trained, *more) == 2
     said = capsys.readouterr()
     assert sentence in said.err
     assert said.err.count("error:") == 1
     assert "Traceback" not in said.err
     assert said.out == ""
-    assert (checkpoints(trained) / "last.pt").read_bytes() == before
+    assert (tiny.checkpoints(trained) / "last.pt").read_bytes() == before
 
 
 def test_a_checkpoint_of_another_class_count_is_refused(
@@ -262,7 +245,7 @@ def test_a_checkpoint_of_another_class_count_is_refused(
 ) -> None:
     fewer = "data.synthetic.species=5"
     assert tiny.do("data", tmp_path, fewer) == 0
-    source = checkpoints(trained) / "last.pt"
+    source = tiny.checkpoints(trained) / "last.pt"
     for verb, key in (("train", "train.resume"), ("eval", "eval.checkpoint")):
         assert tiny.do(verb, tmp_path, fewer, f"{key}={source}") == 2
         assert "was trained on 6 classes and the data has 5" in capsys.readouterr().err
@@ -282,7 +265,7 @@ def test_a_checkpoint_holds_no_code_and_a_pickle_with_code_is_refused(trained: P
 def test_going_on_needs_no_pretrained_weights(birds: Path, tmp_path: Path) -> None:
     first = tmp_path / "first.pth"
     assert tiny.do("train", tmp_path, "train.max_steps=1", "run.name=source") == 0
-    state = tiny.weights(checkpoints(tmp_path, "source") / "last.pt")
+    state = tiny.weights(tiny.checkpoints(tmp_path, "source") / "last.pt")
     torch.save(state, first)
     pretrained = ["model.pretrained=true", f"model.weights={first}"]
     assert tiny.do("train", tmp_path, *pretrained, "train.max_steps=2") == 0

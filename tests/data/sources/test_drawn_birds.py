@@ -1,6 +1,5 @@
 """Drawn birds: CUB's layout, the same bytes for the same seed, neighbours that differ in one trait."""
 
-import hashlib
 import itertools
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from pipeline.common import seeding
 from pipeline.common.errors import DataError
 from pipeline.data.sources.drawn_birds import bird, dataset
+from tests.helpers.folders import digests, read_rows
 
 SPECIES, IMAGES, TRAIN, SIDE_PX = 5, 4, 3, 96
 
@@ -27,18 +27,6 @@ def written(folder: Path, seed: int = 3, workers: int | None = None) -> Path:
         workers=workers,
     )
     return folder
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def rows(path: Path) -> list[list[str]]:
-    return [line.split(" ") for line in path.read_text().splitlines()]
 
 
 def differing(one: bird.Species, other: bird.Species) -> list[str]:
@@ -79,7 +67,7 @@ def test_an_image_does_not_depend_on_how_many_there_are(folder: Path, tmp_path: 
 def test_the_layout_is_that_of_the_archive(folder: Path, root: Path) -> None:
     total = SPECIES * IMAGES
     counts = {
-        path.relative_to(folder).as_posix(): len(rows(path))
+        path.relative_to(folder).as_posix(): len(read_rows(path))
         for path in folder.rglob("*")
         if path.suffix == ".txt"
     }
@@ -94,18 +82,20 @@ def test_the_layout_is_that_of_the_archive(folder: Path, root: Path) -> None:
         "CUB_200_2011/parts/part_locs.txt": total * 15,
         "CUB_200_2011/attributes/class_attribute_labels_continuous.txt": SPECIES,
     }
-    images = rows(root / "images.txt")
+    images = read_rows(root / "images.txt")
     assert [row[0] for row in images] == [str(number) for number in range(1, total + 1)]
     on_disk = {path.relative_to(root / "images").as_posix() for path in root.rglob("*.jpg")}
     assert {row[1] for row in images} == on_disk
-    classes = dict(rows(root / "classes.txt"))
-    for (number, path), (again, label) in zip(images, rows(root / "image_class_labels.txt"), strict=True):
+    classes = dict(read_rows(root / "classes.txt"))
+    for (number, path), (again, label) in zip(
+        images, read_rows(root / "image_class_labels.txt"), strict=True
+    ):
         assert number == again
         assert path.split("/")[0] == classes[label]
 
 
 def test_each_class_has_its_share_of_training_images(root: Path) -> None:
-    flags = [int(flag) for _, flag in rows(root / "train_test_split.txt")]
+    flags = [int(flag) for _, flag in read_rows(root / "train_test_split.txt")]
     per_class = np.array(flags).reshape(SPECIES, IMAGES)
     assert (per_class.sum(axis=1) == TRAIN).all()
     assert len({tuple(row) for row in per_class.tolist()}) > 1, "every class has the same split"
@@ -115,7 +105,7 @@ def test_attributes_are_percentages_and_match_the_species(folder: Path, root: Pa
     table = np.loadtxt(root / "attributes" / "class_attribute_labels_continuous.txt")
     assert table.shape == (SPECIES, 312)
     assert set(np.unique(table)) == {0.0, 100.0}
-    names = [name for _, name in rows(folder / "attributes.txt")]
+    names = [name for _, name in read_rows(folder / "attributes.txt")]
     for species, row in zip(bird.species_list(SPECIES, 3), table, strict=True):
         assert row[names.index(f"has_belly_color::{species.belly_color}")] == 100
         groups = {name.split("::")[0] for name, value in zip(names, row, strict=True) if value}
@@ -125,9 +115,9 @@ def test_attributes_are_percentages_and_match_the_species(folder: Path, root: Pa
 def test_sizes_boxes_and_parts_lie_in_the_picture(root: Path) -> None:
     boxes = np.loadtxt(root / "bounding_boxes.txt")[:, 1:]
     parts = np.loadtxt(root / "parts" / "part_locs.txt").reshape(-1, 15, 5)[:, :, 2:]
-    names = [" ".join(row[1:]) for row in rows(root / "parts" / "parts.txt")]
+    names = [" ".join(row[1:]) for row in read_rows(root / "parts" / "parts.txt")]
     within = [names.index(name) for name in names if "leg" not in name]
-    for (_, path), (x, y, w, h), places in zip(rows(root / "images.txt"), boxes, parts, strict=True):
+    for (_, path), (x, y, w, h), places in zip(read_rows(root / "images.txt"), boxes, parts, strict=True):
         image = cv2.imread(str(root / "images" / path))
         assert image is not None
         height, width = image.shape[:2]

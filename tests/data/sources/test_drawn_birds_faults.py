@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.data.sources.drawn_birds import dataset
-from tests.data.sources.test_drawn_birds import digests, rows
+from tests.helpers.folders import digests, read_rows
 
 SPECIES, IMAGES, SIDE_PX = 4, 10, 96
 
@@ -39,7 +39,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pairs(path: Path) -> dict[int, int]:
-    return {int(a): int(b) for a, b in rows(path)}
+    return {int(a): int(b) for a, b in read_rows(path)}
 
 
 def test_without_shares_nothing_is_planted(clean: Path) -> None:
@@ -64,13 +64,13 @@ def test_the_truth_says_which_pictures_are_copies(clean: Path, faulty: Path) -> 
     assert len(truth) == 0.1 * SPECIES * IMAGES
     assert not truth.keys() & set(truth.values())
     assert all(labels[copy] == labels[original] for copy, original in truth.items())
-    paths = dict(rows(faulty / "images.txt"))
+    paths = dict(read_rows(faulty / "images.txt"))
     before, after = digests(clean / "images"), digests(faulty / "images")
     assert {path for path in before if before[path] != after[path]} == {paths[str(copy)] for copy in truth}
 
 
 def test_a_copy_shows_its_original_and_has_its_box_and_parts(faulty: Path) -> None:
-    paths = dict(rows(faulty / "images.txt"))
+    paths = dict(read_rows(faulty / "images.txt"))
     boxes = np.loadtxt(faulty / "bounding_boxes.txt")[:, 1:]
     parts = np.loadtxt(faulty / "parts" / "part_locs.txt").reshape(-1, 15, 5)[:, :, 2:]
     for copy, original in pairs(faulty / "duplicates.txt").items():
