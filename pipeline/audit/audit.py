@@ -48,8 +48,8 @@ def audit(config: Config) -> dict[str, Any]:
         }
         folder = predictions.folder_of(config.run_dir, config.eval.split) / "audit"
         with files.replacing_folder(folder) as part:
-            tables.write(errors, part / "label_errors.csv")
-            tables.write(doubles, part / "duplicates.csv")
+            tables.write_csv(errors, part / "label_errors.csv")
+            tables.write_csv(doubles, part / "duplicates.csv")
             duplicates.write_pictures(
                 doubles.head(PICTURES), data.samples["id"].tolist(), data.store, part / "pairs"
             )

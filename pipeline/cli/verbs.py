@@ -32,9 +32,18 @@ def train(config: Config) -> dict[str, Any]:
 
 def evaluate(config: Config) -> dict[str, Any]:
     """Predict a split with a run's checkpoint and report accuracy per class; never trains."""
+    from pipeline.evaluation import screen
     from pipeline.evaluation.evaluate import evaluate
+    from pipeline.report import page
+    from pipeline.runs import predictions
 
-    return _published(config, evaluate(config))
+    metrics = evaluate(config)
+    if metrics:
+        folder = predictions.folder_of(config.run_dir, config.eval.split)
+        if config.report.write:
+            page.build(config, folder)
+        screen.show(folder)
+    return _published(config, metrics)
 
 
 def schedule(config: Config) -> dict[str, Any]:

@@ -255,7 +255,7 @@ def _draw(listed: pd.DataFrame, store_folder: Path, config: Config, output: Path
         seed=config.seed,
         sizes=splits.Sizes(data.train_images, data.val_images, data.test_images),
     )
-    tables.write(samples[sample_table.COLUMNS], output)
+    tables.write_csv(samples[sample_table.COLUMNS], output)
 
 
 def _show(prepared: Prepared, config: Config) -> None:

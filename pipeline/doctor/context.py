@@ -154,7 +154,7 @@ def stand_in(config: Config, folder: Path) -> Config:
         "store_height": height,
     }
     pd.DataFrame(index).to_csv(store_folder / "index.csv", index=False)
-    tables.write(samples, samples_path)
+    tables.write_csv(samples, samples_path)
     return config
 
 

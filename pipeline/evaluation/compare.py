@@ -95,8 +95,8 @@ def compare(paths: Sequence[Path], split: str, out: Path | None) -> dict[str, An
     verdict.show(result, classes)
     if out is not None:
         changed = pd.concat([_changed(sides[0], other) for other in sides[1:]], ignore_index=True)
-        tables.write(classes, out / "classes.csv")
-        tables.write(changed, out / "changed.csv")
+        tables.write_csv(classes, out / "classes.csv")
+        tables.write_csv(changed, out / "changed.csv")
         files.write_json(out / "comparison.json", result)
     return result
 

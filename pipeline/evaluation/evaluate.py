@@ -1,4 +1,4 @@
-"""A checkpoint and a split become predictions, numbers and a report. Nothing is trained here."""
+"""A checkpoint and a split become predictions and numbers. Nothing is trained here."""
 
 import json
 from datetime import datetime, timezone
@@ -16,19 +16,18 @@ from pipeline.data.transforms import CentreCrop
 from pipeline.data.tta import views
 from pipeline.distributed import consistency, process_group
 from pipeline.distributed.process_group import Ranks
-from pipeline.evaluation import metrics, screen
+from pipeline.evaluation import metrics
 from pipeline.evaluation.results import numbers
 from pipeline.inference import features, load_model, predict
 from pipeline.inference.load_model import Trained
 from pipeline.inference.predict import _mean
-from pipeline.report import page
 from pipeline.runs import predictions
 
 NOT_A_RESULT = "not a result: choosing a checkpoint by the test split would make its accuracy unfit to quote"
 
 
 def evaluate(config: Config) -> dict[str, Any]:
-    """Predict every image of a split once; write tables and report; return the content of `metrics.json`.
+    """Predict every image of a split once; write tables; return the content of `metrics.json`.
 
     Raises:
         UserError: the checkpoint or the data are missing, or do not belong together, or the model's
@@ -158,8 +157,5 @@ def _report(
             validated.logits, samples["label"].to_numpy("int64")[validated.rows]
         )
     predictions.write(folder, predicted, outputs, validation)
-    found, tables = numbers(folder, samples, origin)
-    if config.report.write:
-        page.build(config, folder)
-    screen.show(found, tables["per_class"], tables["confused_pairs"], folder)
-    return found
+    metrics_json, _ = numbers(folder, samples, origin)
+    return metrics_json

@@ -74,7 +74,7 @@ def numbers(
         "coverage": curve,
     }
     for name, content in tables.items():
-        tables_module.write(content, folder / f"{name}.csv")
+        tables_module.write_csv(content, folder / f"{name}.csv")
     files.write_json(folder / "metrics.json", found)
     return found, tables
 

@@ -4,15 +4,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from pipeline.common import console
+from pipeline.common import console, tables
+from pipeline.runs import predictions
 
 WORST = 10
 
 
-def show(numbers: Mapping[str, Any], per_class: pd.DataFrame, pairs: pd.DataFrame, folder: Path) -> None:
-    """Print the worst classes, the most confused pairs, the headline, and where the files are."""
+def show(folder: Path) -> None:
+    """Print the worst classes, the most confused pairs, the headline, and where the files of RUN/eval/SPLIT are."""
+    metrics_json = predictions.read_metrics(folder)
+    per_class, pairs = (tables.read_csv(folder / name) for name in ("per_class.csv", "confused_pairs.csv"))
     seen = per_class[per_class["n"] > 0]
     worst = seen.sort_values(["accuracy", "n"], ascending=[True, False]).head(WORST)
     console.show_table(
@@ -35,7 +36,7 @@ def show(numbers: Mapping[str, Any], per_class: pd.DataFrame, pairs: pd.DataFram
             ["class a", "class b", "images", "a as b", "b as a"],
             [list(row[1:]) for row in pairs.head(WORST).itertuples()],
         )
-    for line in headline(numbers):
+    for line in headline(metrics_json):
         console.say(line)
     report = folder / "report.html"
     console.say(f"report  {report if report.is_file() else folder}")

@@ -162,11 +162,11 @@ def _point(evaluation: Evaluation, drawn: list[int], found: Explained) -> None:
     found.drawn = len(each)
     found.pointing_game = pointing_game_module.summary(each)
     folder = evaluation.folder / "explain"
-    tables.write(each, folder / "pointing.csv")
-    tables.write(found.pointing_game, folder / "pointing_game.csv")
+    tables.write_csv(each, folder / "pointing.csv")
+    tables.write_csv(found.pointing_game, folder / "pointing_game.csv")
     if parts is not None:
         found.parts = pointing_game_module.on_parts(each, parts.names)
-        tables.write(found.parts, folder / "parts.csv")
+        tables.write_csv(found.parts, folder / "parts.csv")
 
 
 def _features(evaluation: Evaluation, found: Explained) -> None:
@@ -181,7 +181,7 @@ def _features(evaluation: Evaluation, found: Explained) -> None:
         xy = neighbours.embedding(evaluation.outputs.features, evaluation.config.seed)
         places = np.empty((0, 2), np.float32) if xy is None else xy
         ids = evaluation.predicted["id"].to_numpy()[: len(places)]
-        tables.write(pd.DataFrame({"id": ids, "x": places[:, 0], "y": places[:, 1]}), embedding)
+        tables.write_csv(pd.DataFrame({"id": ids, "x": places[:, 0], "y": places[:, 1]}), embedding)
         labels = evaluation.predicted["label"].to_numpy("int64")
         recalls = neighbours.recall(evaluation.outputs.features, labels, RECALL_AT) if len(labels) > 1 else {}
         files.write_json(retrieval, recalls)
@@ -220,9 +220,9 @@ def _nearest(evaluation: Evaluation, source: _Source, found: Explained) -> None:
         k = near.shape[1]
         about = {"id": np.repeat(ids, k), "rank": np.tile(np.arange(1, k + 1), len(ids))}
         other = {f"train_{name}": train[name].to_numpy() for name in ("id", "path", "class_name")}
-        tables.write(pd.DataFrame({**about, **other, "similarity": similar.ravel()}), path)
+        tables.write_csv(pd.DataFrame({**about, **other, "similarity": similar.ravel()}), path)
         files.stamp(_stamp(path), inputs)
-    found.nearest = pd.read_csv(path, keep_default_na=False)
+    found.nearest = tables.read_csv(path)
 
 
 def _stamp(path: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.common import files
+from pipeline.common import files, tables
 from pipeline.data import prepare
 from pipeline.explain import annotations, selection
 from pipeline.explain.explain import Evaluation, Explained
@@ -267,4 +267,4 @@ def _table(evaluation: Evaluation, name: str) -> pd.DataFrame:
 
 def _read(path: Path) -> pd.DataFrame:
     """A stored table; a class may be called `NA`."""
-    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+    return tables.read_csv(path)

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import pandas as pd
 
-from pipeline.common import console, files
+from pipeline.common import console, files, tables
 from pipeline.config.schema import Config
 from pipeline.data import prepare, sample_table
 from pipeline.evaluation import results
@@ -49,7 +48,7 @@ def build(config: Config, folder: Path) -> Path:
         folder=folder,
         about=predictions.read_metrics(folder),
         predicted=predicted,
-        pairs=pd.read_csv(folder / "confused_pairs.csv", keep_default_na=False),
+        pairs=tables.read_csv(folder / "confused_pairs.csv"),
         outputs=predictions.read_outputs(folder, predicted, len(names)),
     )
     text = render(evaluation, explain.explain(evaluation))

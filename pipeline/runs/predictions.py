@@ -61,7 +61,7 @@ def write(
     folder: Path, predicted: pd.DataFrame, outputs: Outputs, validation: Validation | None = None
 ) -> None:
     """Write predictions and outputs; what an earlier evaluation left of validation goes away with it."""
-    tables.write(predicted, folder / "predictions.csv")
+    tables.write_csv(predicted, folder / "predictions.csv")
     _write_arrays(folder / "outputs.npz", vars(outputs))
     if validation is None:
         (folder / "validation.npz").unlink(missing_ok=True)

@@ -88,7 +88,7 @@ def propose(lrs: npt.NDArray[np.float64], losses: npt.NDArray[np.float64]) -> tu
 def _write(config: Config, lrs: npt.NDArray[np.float64], tried: list[float]) -> dict[str, Any]:
     folder, losses = config.run_dir / "lr_find", smooth(np.array(tried))
     proposed, at_most = propose(lrs, losses)
-    tables.write(pd.DataFrame({"lr": lrs, "loss": tried, "smoothed": losses}), folder / "lr_find.csv")
+    tables.write_csv(pd.DataFrame({"lr": lrs, "loss": tried, "smoothed": losses}), folder / "lr_find.csv")
     training_curves.draw_range_test(folder / "lr_find.png", lrs.tolist(), losses.tolist(), proposed, at_most)
     if losses[0] - np.nanmin(losses) < LEAST_FALL * losses[0]:
         raise ConfigError(

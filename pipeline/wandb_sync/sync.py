@@ -194,9 +194,9 @@ def _publish(place: Place, run: Run, artifacts: Artifacts) -> list[str]:
         run.save(str(patch), base_path=str(place.run_dir), policy="now")
     left_out = [reason for reason in (artifacts.data(), artifacts.checkpoint()) if reason]
     for evaluation in evaluations(place):
-        from pipeline.wandb_sync.tables import tables  # imports torch
+        from pipeline.wandb_sync.tables import evaluation_tables  # imports torch
 
-        shown = tables(place, evaluation)
+        shown = evaluation_tables(place, evaluation)
         artifacts.evaluation(evaluation, shown)
         run.summary.update(evaluation.summary())
     return left_out

@@ -9,6 +9,7 @@ from PIL import Image
 
 from pipeline.common import console
 from pipeline.common.errors import DataError
+from pipeline.common.tables import read_csv
 from pipeline.data import prepare
 from pipeline.explain import selection
 from pipeline.report.pictures import Pictures
@@ -19,13 +20,13 @@ WORST = ("id", "path", "class_name", "predicted_name", "confidence", "probabilit
 Table = Any  # wandb.Table
 
 
-def tables(place: Place, evaluation: Evaluation) -> dict[str, Table]:
+def evaluation_tables(place: Place, evaluation: Evaluation) -> dict[str, Table]:
     """`class_table`, `confusion_matrix` (the cells that are not 0), `confused_pairs` and `worst_errors`.
 
     Without the prepared data they have no pictures, which is said.
     """
     folder = evaluation.folder
-    classes = pd.read_csv(folder / "per_class.csv", keep_default_na=False, na_values=[""])
+    classes = read_csv(folder / "per_class.csv")
     predicted = predictions.read_predictions(folder, predictions.read_class_names(folder))
     surest = [selection.typical(predicted, str(name), 1)["id"].tolist() for name in classes["class_name"]]
     worst = selection.worst(predicted, place.config.report.gallery)
@@ -33,7 +34,7 @@ def tables(place: Place, evaluation: Evaluation) -> dict[str, Table]:
     return {
         "class_table": _table(classes, [ids[0] if ids else None for ids in surest], pictures),
         "confusion_matrix": _table(cells(predicted)),
-        "confused_pairs": _table(pd.read_csv(folder / "confused_pairs.csv", keep_default_na=False)),
+        "confused_pairs": _table(read_csv(folder / "confused_pairs.csv")),
         "worst_errors": _table(worst[list(WORST)], worst["id"].tolist(), pictures),
     }
 

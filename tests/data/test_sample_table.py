@@ -35,7 +35,7 @@ def samples() -> pd.DataFrame:
 
 def test_a_table_read_back_is_the_table_written(tmp_path: Path) -> None:
     path = tmp_path / "new" / "samples.csv"
-    tables.write(samples(), path)
+    tables.write_csv(samples(), path)
     pd.testing.assert_frame_equal(sample_table.read(path), samples(), check_exact=True)
 
 
@@ -67,7 +67,7 @@ def test_columns_are_asked_for_only_where_they_are_needed(tmp_path: Path) -> Non
     sample_table.check(listed, "here")
     with pytest.raises(DataError, match="'split'"):
         sample_table.check(listed, "here", sample_table.COLUMNS)
-    tables.write(listed, tmp_path / "samples.csv")
+    tables.write_csv(listed, tmp_path / "samples.csv")
     with pytest.raises(DataError, match="'split'"):
         sample_table.read(tmp_path / "samples.csv")
     assert len(sample_table.read(tmp_path / "samples.csv", sample_table.SOURCE_COLUMNS)) == 4
@@ -108,6 +108,6 @@ def test_the_digest_does_not_change_with_the_rest(column: str) -> None:
 
 
 def test_the_digest_survives_the_file(tmp_path: Path) -> None:
-    tables.write(samples(), tmp_path / "samples.csv")
+    tables.write_csv(samples(), tmp_path / "samples.csv")
     assert sample_table.digest(sample_table.read(tmp_path / "samples.csv")) == sample_table.digest(samples())
     assert sample_table.digest(samples().iloc[::-1]) != sample_table.digest(samples())

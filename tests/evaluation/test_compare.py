@@ -42,8 +42,8 @@ def write_run(
     )
     predicted = metrics.predictions(samples, 2 * np.eye(4, dtype=np.float32)[guess], NAMES)
     folder = root / name / "eval/test"
-    tables.write(predicted, folder / "predictions.csv")
-    tables.write(metrics.per_class(predicted, NAMES), folder / "per_class.csv")
+    tables.write_csv(predicted, folder / "predictions.csv")
+    tables.write_csv(metrics.per_class(predicted, NAMES), folder / "per_class.csv")
     files.write_json(
         folder / "metrics.json", {"split": "test", "checkpoint": f"{name}/best.pt", "tta": "none", **about}
     )
@@ -136,7 +136,7 @@ def test_the_order_of_the_stored_rows_does_not_matter(tmp_path: Path, base: np.n
     paths = [write_run(tmp_path, "one", base), write_run(tmp_path, "two", flipped(base, 3, 8), lr=0.2)]
     before = compare(paths, "test", None)
     stored = paths[1] / "eval/test/predictions.csv"
-    tables.write(pd.read_csv(stored).sample(frac=1, random_state=0), stored)
+    tables.write_csv(pd.read_csv(stored).sample(frac=1, random_state=0), stored)
     assert compare(paths, "test", None) == before
 
 

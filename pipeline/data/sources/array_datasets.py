@@ -88,7 +88,7 @@ def write(arrays: Arrays, folder: Path) -> None:
             bar.advance()
     about = {"id": numbers, "path": paths, "label": arrays.label, "class_name": names}
     boxes = dict.fromkeys(["box_x", "box_y", "box_w", "box_h"], np.nan)
-    tables.write(pd.DataFrame({**about, "official": arrays.official, **boxes}), folder / LIST)
+    tables.write_csv(pd.DataFrame({**about, "official": arrays.official, **boxes}), folder / LIST)
 
 
 def read(root: Path) -> pd.DataFrame:

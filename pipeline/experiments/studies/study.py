@@ -54,11 +54,11 @@ def _one(plan: Plan, jobs: int) -> dict[str, Any]:
     apart = results.differences(runs)
     folder = plan.folder
     files.write_text(folder / "table.md", "\n".join(filter(None, map(results.markdown, (found, apart)))))
-    tables.write(runs, folder / "runs.csv")
-    tables.write(found, folder / "table.csv")
-    tables.write(apart, folder / "differences.csv")
+    tables.write_csv(runs, folder / "runs.csv")
+    tables.write_csv(found, folder / "table.csv")
+    tables.write_csv(apart, folder / "differences.csv")
     if tried:
-        tables.write(pd.DataFrame(tried), folder / "tuned.csv")
+        tables.write_csv(pd.DataFrame(tried), folder / "tuned.csv")
     SHOWN[plan.study.show](plan, members, runs)
     about = {
         "study": plan.name,
@@ -191,9 +191,9 @@ def _batch_norm(plan: Plan, members: Sequence[Member], runs: pd.DataFrame) -> No
     of_mode, of_claim = batch_norm.measure(members)
     measures = ["eval", *(f"train_{size}" for size in batch_norm.BATCHES)]
     found = results.table(of_mode, measures)
-    tables.write(of_mode, plan.folder / "modes_runs.csv")
-    tables.write(found, plan.folder / "modes.csv")
-    tables.write(of_claim, plan.folder / "claims_runs.csv")
+    tables.write_csv(of_mode, plan.folder / "modes_runs.csv")
+    tables.write_csv(found, plan.folder / "modes.csv")
+    tables.write_csv(of_claim, plan.folder / "claims_runs.csv")
     files.write_text(plan.folder / "modes.md", results.markdown(found))
     files.write_text(plan.folder / "claims.md", batch_norm.claims_table(of_claim))
     batch_norm.draw(plan.folder / "figure.png", plan.study.title, of_mode, runs)
@@ -202,8 +202,8 @@ def _batch_norm(plan: Plan, members: Sequence[Member], runs: pd.DataFrame) -> No
 def _parity(plan: Plan, members: Sequence[Member], _runs: pd.DataFrame) -> None:
     measured = parity.measure(members)
     found = results.table(measured, list(parity.MEASURES))
-    tables.write(measured, plan.folder / "parity_runs.csv")
-    tables.write(found, plan.folder / "parity.csv")
+    tables.write_csv(measured, plan.folder / "parity_runs.csv")
+    tables.write_csv(found, plan.folder / "parity.csv")
     files.write_text(plan.folder / "parity.md", results.markdown(found))
     parity.draw(plan.folder / "figure.png", plan.study.title, measured)
 

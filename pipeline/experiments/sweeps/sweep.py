@@ -156,7 +156,7 @@ def _show(trials: Trials) -> dict[str, Any]:
         DataError: no trial was completed.
     """
     plan, rows = trials.plan, results.table(trials)
-    tables.write(rows, plan.folder / "trials.csv")
+    tables.write_csv(rows, plan.folder / "trials.csv")
     _show_table(plan, rows)
     counts = results.counts(rows)
     if under_way := counts.get("running"):

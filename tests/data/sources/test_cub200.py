@@ -77,7 +77,7 @@ def test_order_of_lines_line_ends_and_blank_lines_do_not_matter(root: Path) -> N
 
 def test_a_table_survives_being_written(root: Path, tmp_path: Path) -> None:
     samples = cub200.read(root)
-    tables.write(samples, tmp_path / "samples.csv")
+    tables.write_csv(samples, tmp_path / "samples.csv")
     again = sample_table.read(tmp_path / "samples.csv", sample_table.SOURCE_COLUMNS)
     pd.testing.assert_frame_equal(again, samples, check_dtype=False)
 
