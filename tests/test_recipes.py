@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline.runs import log as log_module
+from pipeline.runs.log import read_log
 from tests.helpers import tiny
 
 EVERYTHING = [
@@ -111,7 +111,7 @@ def test_the_switch_stands_in_the_log_the_checkpoint_and_the_epochs(everything: 
 
 
 def test_every_record_has_rates_norm_and_memory(everything: Path) -> None:
-    lines = log_module.read(everything / "runs/tiny/log.jsonl")
+    lines = read_log(everything / "runs/tiny/log.jsonl")
     steps, epochs = ([line for line in lines if line["kind"] == kind] for kind in ("step", "epoch"))
     assert all(line["lr"] > 0 and line["grad_norm"] > 0 and line["loss"] > 0 for line in steps)
     for line in epochs:

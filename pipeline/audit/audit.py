@@ -31,12 +31,12 @@ def audit(config: Config) -> dict[str, Any]:
     Raises:
         UserError: the checkpoint or the data are missing, or do not belong together.
     """
-    with process_group.ranks(config.train.device, config.distributed.timeout_s) as ranks:
+    with process_group.join(config.train.device, config.distributed.timeout_s) as ranks:
         data = prepare.load(config)
-        consistency.check(config, sample_table.digest(data.samples), ranks)
-        model = load_model.load(config, data.samples, load_model.checkpoint_path(config), ranks)
+        consistency.check_ranks_agree(config, sample_table.digest(data.samples), ranks)
+        model = load_model.load_model(config, data.samples, load_model.checkpoint_path(config), ranks)
         known = _features(config, data, model, ranks)
-        if not ranks.first:
+        if not ranks.is_main:
             return {}
         errors = label_errors.likely_errors(data.samples, known)
         doubles = duplicates.pairs(data.samples, duplicates.hashes(data.store), known)
@@ -62,7 +62,7 @@ def audit(config: Config) -> dict[str, Any]:
 
 
 def _features(
-    config: Config, data: prepare.Prepared, model: load_model.Trained, ranks: process_group.Ranks
+    config: Config, data: prepare.Prepared, model: load_model.LoadedModel, ranks: process_group.Ranks
 ) -> features.Features:
     """The features of all images in the order of the sample table, float32 [n, D]; kept for the next time."""
     of_split = {

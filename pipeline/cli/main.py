@@ -10,7 +10,7 @@ from pipeline.cli.arguments import parse
 from pipeline.cli.verbs import OF_A_CONFIG
 from pipeline.common import console, signals
 from pipeline.common.errors import RankLost, Stopped, UserError
-from pipeline.config import load
+from pipeline.config.load import load_config
 
 
 def run(argv: Sequence[str]) -> int:
@@ -21,7 +21,7 @@ def run(argv: Sequence[str]) -> int:
     try:
         given: Any = arguments
         if arguments.verb in OF_A_CONFIG:
-            given = load.load(arguments.config, arguments.words)
+            given = load_config(arguments.config, arguments.words)
         result: dict[str, Any] | None = arguments.do(given)
     except (UserError, RankLost) as error:
         if not error.said:

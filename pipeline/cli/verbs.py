@@ -8,14 +8,14 @@ from typing import Any
 
 from pipeline.common import console
 from pipeline.common.errors import ConfigError, UserError
-from pipeline.config import load
+from pipeline.config.load import dump_config, load_config
 from pipeline.config.schema import Config
 
 
 def data(config: Config) -> dict[str, Any] | None:
     """Download or take the archive, unpack, check, store and split; what is up to date is skipped."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from pipeline.data.prepare_distributed import prepare_together as prepare
+        from pipeline.data.prepare_distributed import prepare_distributed as prepare
     else:
         from pipeline.data.prepare import prepare  # type: ignore[assignment]  # starts without torch
 
@@ -55,9 +55,9 @@ def schedule(config: Config) -> dict[str, Any]:
 
 def lr_find(config: Config) -> dict[str, Any]:
     """Propose a learning rate: a short training in which it grows (the range test)."""
-    from pipeline.training.lr_finder import lr_find
+    from pipeline.training.lr_finder import find_lr
 
-    return lr_find(config)
+    return find_lr(config)
 
 
 def summary(config: Config) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _published(config: Config, result: dict[str, Any]) -> dict[str, Any]:
 
 def config(config: Config) -> None:
     """Print the full configuration: the file, the overrides, and a default for everything else."""
-    console.put_out(load.dump(config, comments=True).rstrip())
+    console.put_out(dump_config(config, comments=True).rstrip())
 
 
 OF_A_CONFIG: dict[str, Callable[[Config], dict[str, Any] | None]] = {
@@ -112,7 +112,7 @@ def doctor(arguments: argparse.Namespace) -> dict[str, Any]:
     """Check this machine before an expensive run, and prove what the run will do; trains nothing, keeps nothing."""
     from pipeline.doctor.doctor import doctor
 
-    return doctor(load.load(arguments.config, arguments.words), arguments.quick)
+    return doctor(load_config(arguments.config, arguments.words), arguments.quick)
 
 
 def predict(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def predict(arguments: argparse.Namespace) -> dict[str, Any]:
 
     overrides = [word for word in arguments.words if "=" in word and not Path(word).exists()]
     images = [Path(word) for word in arguments.words if word not in overrides]
-    return predict(load.load(arguments.config, overrides), images)
+    return predict(load_config(arguments.config, overrides), images)
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -158,18 +158,18 @@ def runs(arguments: argparse.Namespace) -> dict[str, Any] | None:
         return listing.remove(paths, arguments.yes)
     if what in ("diff", "rm") or rest:
         raise ConfigError("runs: give a folder, or diff RUN RUN, or rm RUN...")
-    listing.listing(Path(what), arguments.sort, arguments.csv)
+    listing.list_runs(Path(what), arguments.sort, arguments.csv)
     return None
 
 
 def sync(arguments: argparse.Namespace) -> dict[str, Any]:
     """Complete the W&B run of each run directory from its log, however often it is called."""
-    from pipeline.wandb_sync import sync as sync_module
+    from pipeline.wandb_sync import sync as wandb_sync
 
     overrides = [word for word in arguments.words if "=" in word and not Path(word).exists()]
     runs = [Path(word) for word in arguments.words if word not in overrides]
     if not runs:
         raise UserError("sync: no run is named; give run directories, such as runs/NAME")
     if arguments.follow:
-        return sync_module.follow(runs[0], arguments.follow, overrides)
-    return (sync_module.offline if arguments.offline else sync_module.sync)(runs, overrides)
+        return wandb_sync.follow(runs[0], arguments.follow, overrides)
+    return (wandb_sync.offline if arguments.offline else wandb_sync.sync)(runs, overrides)

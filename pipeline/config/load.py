@@ -23,7 +23,7 @@ from pipeline.config.schema import Config
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """Read a configuration file and apply overrides such as "optim.lr=0.01".
 
     Raises:
@@ -35,7 +35,7 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     run = tree.setdefault("run", {})
     if isinstance(run, dict) and run.get("name") is None:
         run["name"] = _default_name(path)
-    return validate(tree, str(path) if path else "the defaults", Config)
+    return validate_tree(tree, str(path) if path else "the defaults", Config)
 
 
 def _default_name(path: Path | None) -> str:
@@ -46,7 +46,7 @@ def _default_name(path: Path | None) -> str:
     return f"{name}-{trial}" if trial else name
 
 
-def validate(tree: dict[str, Any], where: str, kind: type[Model]) -> Model:
+def validate_tree(tree: dict[str, Any], where: str, kind: type[Model]) -> Model:
     """A tree of plain types becomes a `Config`, or a model like it; all that is wrong is one `ConfigError`."""
     try:
         # JSON's strict mode takes "x" for a path and a list for a tuple, but never "1" for 1.
@@ -60,7 +60,7 @@ def validate(tree: dict[str, Any], where: str, kind: type[Model]) -> Model:
     raise ConfigError(f"{where}: {len(problems)} problems\n  " + "\n  ".join(problems)) from None
 
 
-def dump(config: Config, comments: bool = False) -> str:
+def dump_config(config: Config, comments: bool = False) -> str:
     """The whole configuration as YAML; with `comments`, each key has its documentation beside it."""
     return _yaml(_commented(config) if comments else config.model_dump(mode="json"))
 

@@ -67,7 +67,7 @@ class Images(Dataset[Batch]):
         return Batch(image, self.labels[rows], rows)
 
 
-class _Plan(Sampler[list[Item]]):
+class _BatchPlan(Sampler[list[Item]]):
     """The batches still to come on this rank; the loader sets them anew for each epoch."""
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class Loader:
 
     def __init__(self, images: Images, workers: int, device: torch.device) -> None:
         """workers: processes; none: the pictures are drawn in this one, when a batch is asked for."""
-        self._plan = _Plan()
+        self._plan = _BatchPlan()
         self._loader = DataLoader(
             images,
             batch_sampler=self._plan,
@@ -97,7 +97,7 @@ class Loader:
             worker_init_fn=_in_a_worker,
         )
 
-    def serve(self, epoch: int, batches: Sequence[npt.NDArray[np.int64]]) -> Iterator[Batch]:
+    def batches(self, epoch: int, batches: Sequence[npt.NDArray[np.int64]]) -> Iterator[Batch]:
         """Yield this rank's share of batches: draws, one array a batch."""
         self._plan.batches = [[(epoch, int(draw)) for draw in batch] for batch in batches]
         for image, label, row in self._loader:
@@ -110,7 +110,7 @@ def worker_count(wanted: int | None, ranks: Ranks) -> int:
         return wanted
     if ranks.device.type == "cpu":
         return 0
-    return min(WORKERS_AT_MOST, max(1, (os.cpu_count() or 1) // ranks.local_world))
+    return min(WORKERS_AT_MOST, max(1, (os.cpu_count() or 1) // ranks.local_world_size))
 
 
 def _server() -> BaseContext:

@@ -14,7 +14,7 @@ from pipeline.config.schema import Config
 from pipeline.data import sample_table
 from pipeline.data.prepare import load, prepare
 from pipeline.distributed import consistency, process_group
-from pipeline.distributed.heartbeat import RollCall
+from pipeline.distributed.heartbeat import Heartbeat
 from pipeline.distributed.process_group import Ranks
 
 BUILT = "data"
@@ -22,7 +22,7 @@ POLL_S = 0.2
 LOOK_EVERY_S = 30.0  # at whether the builder's heart still beats
 
 
-def prepare_together(config: Config) -> None:
+def prepare_distributed(config: Config) -> None:
     """Run the data stages that are due, once on every disk; every rank ends with the same sample table.
 
     Raises:
@@ -30,32 +30,32 @@ def prepare_together(config: Config) -> None:
             `distributed.data_timeout_minutes`.
         RankLost: a rank that builds died, or ended with an error.
     """
-    with process_group.ranks("cpu", config.distributed.timeout_s) as ranks:
-        assert ranks.roll is not None, "there are several ranks"
+    with process_group.join("cpu", config.distributed.timeout_s) as ranks:
+        assert ranks.heartbeat is not None, "there are several ranks"
         builder_of = builders(config.data.root, ranks)
         if builder_of[ranks.rank] == ranks.rank:
             prepare(config)
-            ranks.roll.done(BUILT)
+            ranks.heartbeat.mark_done(BUILT)
         for rank in sorted(set(builder_of)):
-            _wait_for(rank, ranks.roll, config.distributed.data_timeout_minutes)
-        consistency.check(config, sample_table.digest(load(config).samples), ranks)
+            _wait_for(rank, ranks.heartbeat, config.distributed.data_timeout_minutes)
+        consistency.check_ranks_agree(config, sample_table.digest(load(config).samples), ranks)
 
 
 def builders(folder: Path, ranks: Ranks) -> list[int]:
     """For each rank, the first of those that share its disk: they see one another's files in `folder`."""
-    place = ranks.from_first(folder / f".ranks-{secrets.token_hex(4)}").name
+    place = ranks.broadcast(folder / f".ranks-{secrets.token_hex(4)}").name
     meeting = folder / place
     meeting.mkdir(parents=True, exist_ok=True)
     (meeting / str(ranks.rank)).touch()
-    ranks.wait()
+    ranks.barrier()
     seen = [int(path.name) for path in meeting.iterdir()]
-    found = ranks.gather(min(seen))
+    found = ranks.all_gather(min(seen))
     if found[ranks.rank] == ranks.rank:
         shutil.rmtree(meeting)
     return found
 
 
-def _wait_for(builder: int, roll: RollCall, timeout_minutes: float) -> None:
+def _wait_for(builder: int, roll: Heartbeat, timeout_minutes: float) -> None:
     if not roll.is_done(BUILT, builder):
         console.say(f"waiting for {roll.name(builder)}, which builds the data on its own disk")
     begun = looked = time.monotonic()
@@ -69,7 +69,7 @@ def _wait_for(builder: int, roll: RollCall, timeout_minutes: float) -> None:
             )
         if time.monotonic() - looked > LOOK_EVERY_S:
             looked = time.monotonic()
-            if builder in roll.silent():
+            if builder in roll.dead_ranks():
                 raise RankLost(
                     f"{roll.name(builder)} does not answer, and it was building the data", said=False
                 )

@@ -57,12 +57,12 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
     return -(-images // batch_size)
 
 
-def share(batches: Sequence[npt.NDArray[np.int64]], ranks: Ranks) -> list[npt.NDArray[np.int64]]:
+def shard_batches(batches: Sequence[npt.NDArray[np.int64]], ranks: Ranks) -> list[npt.NDArray[np.int64]]:
     """Each batch's part for this rank: every `world`-th row, beginning at `rank`."""
-    return [batch[ranks.rank :: ranks.world] for batch in batches]
+    return [batch[ranks.rank :: ranks.world_size] for batch in batches]
 
 
-def dealt(
+def distribute_batches(
     batches: Sequence[npt.NDArray[np.int64]], ranks: Ranks
 ) -> tuple[list[npt.NDArray[np.int64]], list[int]]:
     """Whole batches for this rank, in turn, and how many images the ranks see in each round.
@@ -70,8 +70,8 @@ def dealt(
     For looking: a batch is the same whatever the number of ranks, and so is, to the bit, what a model says of it.
     All ranks have equally many; the last may be empty.
     """
-    starts = range(0, len(batches), ranks.world)
-    rounds = [batches[start : start + ranks.world] for start in starts]
+    starts = range(0, len(batches), ranks.world_size)
+    rounds = [batches[start : start + ranks.world_size] for start in starts]
     nothing = np.empty(0, np.int64)
     own = [round_[ranks.rank] if ranks.rank < len(round_) else nothing for round_ in rounds]
     return own, [sum(map(len, round_)) for round_ in rounds]

@@ -36,7 +36,7 @@ class Corner(CentreCrop):
         return np.asarray(picture[top : top + px, left : left + px][:, :: self._step], np.uint8)
 
 
-def views(config: DataConfig, kind: Kind) -> list[CentreCrop]:
+def tta_crops(config: DataConfig, kind: Kind) -> list[CentreCrop]:
     """What evaluation sees of each picture, one pass over the data a view.
 
     none: the centre crop. flip: it and its mirror image. ten_crop: the centre and the four corners of

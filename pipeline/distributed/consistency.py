@@ -2,13 +2,13 @@
 
 from pipeline import __version__
 from pipeline.common.errors import ConfigError, DataError
-from pipeline.config import load
 from pipeline.config.key_effects import OWN_KEYS
+from pipeline.config.load import differences
 from pipeline.config.schema import Config
 from pipeline.distributed.process_group import Ranks
 
 
-def check(config: Config, samples: str, ranks: Ranks) -> None:
+def check_ranks_agree(config: Config, samples: str, ranks: Ranks) -> None:
     """Raise where a rank has another configuration, program or sample table than the first one.
 
     Args:
@@ -18,11 +18,11 @@ def check(config: Config, samples: str, ranks: Ranks) -> None:
         ConfigError: the first difference in the configurations, or the programs' versions.
         DataError: the data differ.
     """
-    first, *others = ranks.gather((config.model_dump(mode="json"), __version__, samples))
+    first, *others = ranks.all_gather((config.model_dump(mode="json"), __version__, samples))
     for rank, (settings, version, digest) in enumerate(others, start=1):
         changed = [
             f"{key} {here} -> {there}"
-            for key, here, there in load.differences(first[0], settings)
+            for key, here, there in differences(first[0], settings)
             if not key.startswith(OWN_KEYS)
         ]
         if changed or version != first[1]:

@@ -29,7 +29,7 @@ def replicate(model: nn.Module, config: DistributedConfig, ranks: Ranks) -> nn.M
 
     Running statistics are averaged by the step (`Ranks.average`), not taken from the first rank.
     """
-    if ranks.world == 1 or is_sharded(model):
+    if ranks.world_size == 1 or is_sharded(model):
         return model
     replica = DistributedDataParallel(
         model,
@@ -45,7 +45,7 @@ def replicate(model: nn.Module, config: DistributedConfig, ranks: Ranks) -> nn.M
 
 
 @contextmanager
-def without_exchange(model: nn.Module, while_: bool) -> Iterator[None]:
+def without_gradient_sync(model: nn.Module, while_: bool) -> Iterator[None]:
     """No gradients are exchanged in the backward passes of the block, while more of a step are to come."""
     if while_ and isinstance(model, DistributedDataParallel):
         with model.no_sync():
@@ -67,9 +67,9 @@ def shard(model: nn.Module, backbone: nn.Module, ranks: Ranks) -> None:
     Raises:
         ConfigError: the backbone has no blocks in a list that repeats, so nothing would be saved.
     """
-    if ranks.world == 1:
+    if ranks.world_size == 1:
         return
-    mesh = init_device_mesh(ranks.device.type, (ranks.world,))
+    mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
     blocks = [block for stage in backbone.modules() if _repeats(stage) for block in stage.children()]
     if not blocks:
         raise ConfigError(
@@ -92,7 +92,7 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def whole(tree: Tree, keep: bool) -> Tree:
+def gather_full_tensors(tree: Tree, keep: bool) -> Tree:
     """A tree of plain types and tensors with every shard gathered, on the CPU; all ranks have to call it.
 
     Args:
@@ -107,7 +107,7 @@ def whole(tree: Tree, keep: bool) -> Tree:
     return found
 
 
-def like(value: Any, own: Tensor) -> Any:
+def shard_like(value: Any, own: Tensor) -> Any:
     """A whole tensor, which every rank has, in shards as `own` is; anything else as it is."""
     if not (isinstance(own, DTensor) and isinstance(value, Tensor) and value.shape == own.shape):
         return value

@@ -32,7 +32,7 @@ class Store(Protocol):
     def clone(self) -> "Store": ...
 
 
-def meet(store: Store, rank: int, world: int, timeout_s: float) -> str:
+def rendezvous(store: Store, rank: int, world: int, timeout_s: float) -> str:
     """A name for this attempt of the job, the same on all ranks and on no earlier attempt.
 
     torchrun's store outlives a restart, with all that the ranks before have left in it. So each rank waits
@@ -61,13 +61,13 @@ def meet(store: Store, rank: int, world: int, timeout_s: float) -> str:
     return attempt
 
 
-class RollCall:
+class Heartbeat:
     """This rank's entry in the list of all, and its view of the others'."""
 
     def __init__(self, store: Store, rank: int, world: int) -> None:
         """store: of torchrun's rendezvous, which every rank reaches."""
         self.rank, self.world = rank, world
-        self.exchanges = 0
+        self.collectives = 0
         """how many exchanges this rank has come to: who is behind the others keeps them waiting"""
         self._store, self._end = store, threading.Event()
         store.set_timeout(timedelta(seconds=STORE_S))
@@ -95,7 +95,7 @@ class RollCall:
         rank, _, why = self._store.get("why").decode().partition(": ")
         return f"{self.name(int(rank.removeprefix('rank ')))}: {why}"
 
-    def done(self, what: str) -> None:
+    def mark_done(self, what: str) -> None:
         """Say that this rank has done something others wait for."""
         self._store.set(f"done/{what}/{self.rank}", "")
 
@@ -103,7 +103,7 @@ class RollCall:
         """Whether a rank has said so."""
         return self._store.check([f"done/{what}/{rank}"])
 
-    def silent(self) -> list[int]:
+    def dead_ranks(self) -> list[int]:
         """The ranks whose heart does not beat; takes `LOOK_S` seconds."""
         before = self._beats()
         time.sleep(LOOK_S)
@@ -121,7 +121,7 @@ class RollCall:
     def _verdict(self) -> str:
         if (said := self.why()) is not None:
             return said
-        silent = self.silent()
+        silent = self.dead_ranks()
         if (said := self.why()) is not None:
             return said
         if silent:
@@ -141,7 +141,7 @@ class RollCall:
         while not self._end.wait(BEAT_S):
             number += 1
             try:
-                store.set(f"beat/{self.rank}", f"{number} {self.exchanges}")
+                store.set(f"beat/{self.rank}", f"{number} {self.collectives}")
             except RuntimeError:  # the store is gone: the rank's own exchanges will find that out
                 return
 

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from pipeline.common import console, hardware, signals
 from pipeline.common.errors import ConfigError, RankLost, Stopped, UserError
-from pipeline.distributed.heartbeat import RollCall, meet
+from pipeline.distributed.heartbeat import Heartbeat, rendezvous
 
 Value = TypeVar("Value")
 
@@ -29,79 +29,79 @@ class Ranks:
     """This process among all: `rank` of `world`; `local_world` of them are on this machine."""
 
     rank: int
-    world: int
-    local_world: int
+    world_size: int
+    local_world_size: int
     device: torch.device
-    roll: RollCall | None = None
+    heartbeat: Heartbeat | None = None
     """None on one rank"""
     control: dist.ProcessGroup | None = None
     """over gloo; None on one rank"""
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the rank that writes and speaks."""
         return self.rank == 0
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all ranks, in place."""
-        if self.world > 1:
-            self.come()
+        if self.world_size > 1:
+            self.count_collective()
             dist.all_reduce(tensor)
         return tensor
 
-    def average(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_mean(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors of one dtype by their mean over all ranks, in one exchange."""
-        if self.world == 1 or not tensors:
+        if self.world_size == 1 or not tensors:
             return
-        flat = self.sum(torch.cat([tensor.flatten() for tensor in tensors])) / self.world
+        flat = self.all_reduce_sum(torch.cat([tensor.flatten() for tensor in tensors])) / self.world_size
         ends = torch.tensor([tensor.numel() for tensor in tensors]).cumsum(0)
         means = [
             mean.view_as(tensor) for mean, tensor in zip(flat.tensor_split(ends[:-1]), tensors, strict=True)
         ]
         torch._foreach_copy_(list(tensors), means)
 
-    def any(self, *flags: bool) -> list[bool]:
+    def any_rank(self, *flags: bool) -> list[bool]:
         """Whether each flag is raised on any rank: the same answer on all of them."""
-        if self.world == 1:
+        if self.world_size == 1:
             return list(flags)
         counts = torch.tensor(flags).int()
-        self.come()
+        self.count_collective()
         dist.all_reduce(counts, group=self.control)
         return [count > 0 for count in counts.tolist()]
 
-    def gather(self, value: Value) -> list[Value]:
+    def all_gather(self, value: Value) -> list[Value]:
         """The values of all ranks, on all ranks, by rank."""
-        if self.world == 1:
+        if self.world_size == 1:
             return [value]
-        gathered: list[Any] = [None] * self.world
-        self.come()
+        gathered: list[Any] = [None] * self.world_size
+        self.count_collective()
         dist.all_gather_object(gathered, value, group=self.control)
         return gathered
 
-    def from_first(self, value: Value) -> Value:
+    def broadcast(self, value: Value) -> Value:
         """The first rank's value, on all ranks: plain types, and tensors on the CPU, which are sent one by one."""
-        if self.world == 1:
+        if self.world_size == 1:
             return value
-        shape = [_empty(value, torch.device("meta")) if self.first else None]
-        self.come()
+        shape = [_empty(value, torch.device("meta")) if self.is_main else None]
+        self.count_collective()
         dist.broadcast_object_list(shape, group=self.control)
-        received: Value = value if self.first else _empty(shape[0], torch.device("cpu"))
+        received: Value = value if self.is_main else _empty(shape[0], torch.device("cpu"))
         for leaf in pytree.tree_leaves(received):
             if isinstance(leaf, Tensor):
-                sent = leaf.clone() if self.first else leaf  # a clone is dense: its memory is one row
+                sent = leaf.clone() if self.is_main else leaf  # a clone is dense: its memory is one row
                 dist.broadcast(sent.as_strided((sent.numel(),), (1,)), src=0, group=self.control)
         return received
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Return when all ranks have come here."""
-        if self.world > 1:
-            self.come()
+        if self.world_size > 1:
+            self.count_collective()
             dist.barrier(group=self.control)
 
-    def come(self) -> None:
+    def count_collective(self) -> None:
         """Say that this rank has come to an exchange: one that does not come in time can then be named."""
-        if self.roll is not None:
-            self.roll.exchanges += 1
+        if self.heartbeat is not None:
+            self.heartbeat.collectives += 1
 
 
 def _empty(tree: Any, device: torch.device) -> Any:
@@ -109,7 +109,7 @@ def _empty(tree: Any, device: torch.device) -> Any:
     return pytree.tree_map_only(Tensor, lambda tensor: torch.empty_like(tensor, device=device), tree)
 
 
-def place(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
+def select_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """This rank's device, made ready: a GPU of its own, or the CPU with its memory kept between steps.
 
     Raises:
@@ -131,7 +131,7 @@ def place(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
 
 
 @contextmanager
-def ranks(device: Literal["auto", "cpu", "cuda"], timeout_s: float = 600.0) -> Iterator[Ranks]:
+def join(device: Literal["auto", "cpu", "cuda"], timeout_s: float = 600.0) -> Iterator[Ranks]:
     """Join the process group that torchrun describes in the environment, and leave it at the end.
 
     Only the first rank speaks, but for errors. When the block raises, the others learn why.
@@ -143,7 +143,7 @@ def ranks(device: Literal["auto", "cpu", "cuda"], timeout_s: float = 600.0) -> I
         ConfigError: CUDA is asked for and there is none.
         RankLost: another rank died, ended with an error, or did not come to an exchange in time.
     """
-    here = place(device)
+    here = select_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks(0, 1, 1, here)
         return
@@ -151,21 +151,21 @@ def ranks(device: Literal["auto", "cpu", "cuda"], timeout_s: float = 600.0) -> I
     store, rank, world = next(iter(dist.rendezvous("env://")))  # type: ignore[attr-defined]
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     try:
-        attempt = meet(store, rank, world, timeout_s)
+        attempt = rendezvous(store, rank, world, timeout_s)
     except TimeoutError as error:
         raise RankLost(f"rank {rank} waits in vain: {error}; the same command goes on", said=False) from error
     store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
-    roll = RollCall(store, rank, world)
+    roll = Heartbeat(store, rank, world)
     console.sign(roll.name(rank))
     if rank:
         console.mute()
     try:
-        control = _join(here, store, rank, world, timeout)
+        control = _init_process_groups(here, store, rank, world, timeout)
         yield Ranks(rank, world, local_world, here, roll, control)
     except Exception as error:
-        if _is_of_exchange(error):
-            raise _lost(roll) from error
-        _tell(error, roll)
+        if _is_collective_error(error):
+            raise _lost_rank_error(roll) from error
+        _tell_other_ranks(error, roll)
         raise
     finally:
         roll.close()
@@ -173,14 +173,14 @@ def ranks(device: Literal["auto", "cpu", "cuda"], timeout_s: float = 600.0) -> I
             dist.destroy_process_group()
 
 
-def _join(device: torch.device, store: Any, rank: int, world: int, timeout: timedelta) -> Any:
+def _init_process_groups(device: torch.device, store: Any, rank: int, world: int, timeout: timedelta) -> Any:
     """Start the process group that tensors of the device go through, and return the one for agreements."""
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     return dist.new_group(backend="gloo", timeout=timeout)
 
 
-def _tell(error: Exception, roll: RollCall) -> None:
+def _tell_other_ranks(error: Exception, roll: Heartbeat) -> None:
     """Let the other ranks know why this one ends the job; what several of them find out is said once."""
     if isinstance(error, UserError):
         error.said = not roll.first_to_say(str(error))
@@ -189,7 +189,7 @@ def _tell(error: Exception, roll: RollCall) -> None:
         console.fail(f"a bug, {type(error).__name__}: {error}; its traceback follows")
 
 
-def _lost(roll: RollCall) -> RankLost:
+def _lost_rank_error(roll: Heartbeat) -> RankLost:
     """Find out which rank an exchange failed for; the first to know says it, and the first of each machine."""
     with signals.deferred():  # torchrun ends the ranks that are left: each first says why
         verdict = roll.verdict()
@@ -199,6 +199,6 @@ def _lost(roll: RollCall) -> RankLost:
     return RankLost(f"{verdict}; the same command goes on from the last checkpoint", said)
 
 
-def _is_of_exchange(error: Exception) -> bool:
+def _is_collective_error(error: Exception) -> bool:
     """Whether an exchange between ranks failed: gloo's errors are RuntimeErrors that name a place in its code."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

@@ -24,21 +24,21 @@ from pipeline.data.sources import cub200
 from pipeline.distributed.process_group import Ranks
 from pipeline.models.precision import Precision
 from pipeline.training import phases
-from pipeline.training import step as step_module
-from pipeline.training.setup import Job, Start
+from pipeline.training.setup import Start, TrainingSetup
 from pipeline.training.state import TrainState
+from pipeline.training.step import StepSettings
 
 SMALL = {"digits": (10, 4_000, 1_000), "mnist": (10, 60_000, 10_000), "cifar10": (10, 50_000, 10_000)}
 PICTURES = 8  # different ones, of the stand-in
 
 
-class Subject:
+class CheckContext:
     """One configuration on one rank."""
 
     data: Prepared
     real: bool
     """whether `data` are the run's own, and no stand-in"""
-    job: Job
+    job: TrainingSetup
     step: int = 0
     """with which the run would begin: 0, or that of its last checkpoint"""
     pretrained: bool
@@ -77,37 +77,41 @@ class Subject:
         last = self.job.calendar.last_step
         return min(last, self.config.train.max_steps or last)
 
-    def how(self, *, alone: bool) -> step_module.Learning:
+    def how(self, *, alone: bool) -> StepSettings:
         """How a step learns, on all ranks or on this one alone."""
         start = Start(self.state, self.weights, self.precision, self.batch_size)
-        how = start.how(self.config, self.ranks)
+        how = start.step_settings(self.config, self.ranks)
         return dataclasses.replace(how, ranks=self.only_me()) if alone else how
 
     def only_me(self) -> Ranks:
         """This rank as if it were the only one: nothing is sent."""
-        return dataclasses.replace(self.ranks, rank=0, world=1, local_world=1, roll=None, control=None)
+        return dataclasses.replace(
+            self.ranks, rank=0, world_size=1, local_world_size=1, heartbeat=None, control=None
+        )
 
-    def job_of_mine(self) -> Job:
+    def job_of_mine(self) -> TrainingSetup:
         """The job as if this rank were the only one."""
         config = self.config.model_copy(update={"distributed": DistributedConfig()})
-        return Job(config, self.only_me())
+        return TrainingSetup(config, self.only_me())
 
     @property
     def in_shards(self) -> bool:
         """Whether no rank has the whole model."""
-        return self.ranks.world > 1 and self.config.distributed.shard == "full"
+        return self.ranks.world_size > 1 and self.config.distributed.shard == "full"
 
     def trial(self, *, alone: bool) -> TrainState:
         """A state that trial steps may change, of this rank alone or as the run has it."""
         if self.in_shards:  # which cannot be copied
-            return self.job.fresh(phases.first(self.config.optim), self.precision, pretrained=False).state
+            return self.job.build_state(
+                phases.first(self.config.optim), self.precision, pretrained=False
+            ).state
         state = self.own if alone else self.state
         model, phase = copy.deepcopy(state.model), copy.deepcopy(state.phase)
         return dataclasses.replace(
             state,
             model=model,
             phase=phase,
-            optimizer=self.job.optimizer(model, phase),
+            optimizer=self.job.build_optimizer(model, phase),
             scaler=torch.amp.GradScaler(self.ranks.device.type, enabled=self.precision == "fp16"),
             ema=copy.deepcopy(state.ema),
         )

@@ -14,17 +14,17 @@ from pipeline.data.image_store import Pixels
 from pipeline.data.loader import Batch, Images, Loader
 from pipeline.data.sources import cub200
 from pipeline.data.transforms import Augmentation
-from pipeline.doctor.context import Subject, expected, stand_in
+from pipeline.doctor.context import CheckContext, expected, stand_in
 from pipeline.doctor.finding import Finding, of_error
 from pipeline.inference import predict
-from pipeline.training.setup import Job
+from pipeline.training.setup import TrainingSetup
 
 DECODED = 8  # pictures that are decoded and resized once more
 SHOWN = 16  # pictures whose crops are compared
 LOOKED_AT = 4  # images a rank, and one more, that are predicted and counted
 
 
-def opened(subject: Subject) -> Finding:
+def opened(subject: CheckContext) -> Finding:
     """Open table and store; where that fails on any rank, random pictures stand in on all."""
     config, ranks = subject.config, subject.ranks
     try:
@@ -32,7 +32,7 @@ def opened(subject: Subject) -> Finding:
         finding = _described(subject)
     except DataError as error:
         finding = of_error(error)
-    subject.real = not ranks.any(finding.state == "no-go")[0]
+    subject.real = not ranks.any_rank(finding.state == "no-go")[0]
     if subject.real:
         return finding
     subject.config = stand_in(config, subject.scratch)
@@ -41,15 +41,15 @@ def opened(subject: Subject) -> Finding:
     return replace(finding, figures=f"{finding.figures} (below, {train + test:,} random pictures stand in)")
 
 
-def agreement(subject: Subject) -> Finding:
+def agreement(subject: CheckContext) -> Finding:
     """Whether all ranks are about to train the same on the same images."""
-    subject.job = Job(subject.config, subject.ranks)
-    if subject.ranks.world == 1:
+    subject.job = TrainingSetup(subject.config, subject.ranks)
+    if subject.ranks.world_size == 1:
         return Finding("not applicable", "one process")
-    return Finding("ok", f"{subject.ranks.world} ranks have the same configuration and sample table")
+    return Finding("ok", f"{subject.ranks.world_size} ranks have the same configuration and sample table")
 
 
-def _described(subject: Subject) -> Finding:
+def _described(subject: CheckContext) -> Finding:
     samples, config = subject.data.samples, subject.config
     digest = sample_table.digest(samples)
     counts = {split: int((samples["split"] == split).sum()) for split in sample_table.SPLITS}
@@ -83,7 +83,7 @@ def _described(subject: Subject) -> Finding:
     return Finding("ok", figures, numbers=numbers)
 
 
-def pixels(subject: Subject) -> Finding:
+def pixels(subject: CheckContext) -> Finding:
     """Pictures of the store against their files, decoded and resized once more."""
     config, data = subject.config, subject.data
     root = prepare.unpacked(config.data)
@@ -110,7 +110,7 @@ def pixels(subject: Subject) -> Finding:
 # Crops
 
 
-def crops(subject: Subject) -> Finding:
+def crops(subject: CheckContext) -> Finding:
     """The same pictures drawn by two loader processes, in two epochs, and by this process.
 
     Albumentations 2.0.8 by itself gives every loader process the same random numbers in every epoch.
@@ -142,11 +142,11 @@ def crops(subject: Subject) -> Finding:
 
 
 def _drawn(
-    subject: Subject, view: Augmentation, workers: int, epoch: int, batches: list[npt.NDArray[np.int64]]
+    subject: CheckContext, view: Augmentation, workers: int, epoch: int, batches: list[npt.NDArray[np.int64]]
 ) -> list[Pixels]:
     """uint8 [B, 3, H, W] of each batch; with two processes, each draws one of two batches."""
     images = Images(subject.data.store, subject.job.labels, view)
-    served: Iterable[Batch] = Loader(images, workers, torch.device("cpu")).serve(epoch, batches)
+    served: Iterable[Batch] = Loader(images, workers, torch.device("cpu")).batches(epoch, batches)
     return [batch.image.numpy() for batch in served]
 
 
@@ -156,7 +156,7 @@ def _unlike(one: Pixels, other: Pixels) -> int:
     return int((one != other).any(axis=(1, 2, 3)).sum())
 
 
-def _random(subject: Subject) -> bool:
+def _random(subject: CheckContext) -> bool:
     """Whether the configuration asks for anything that is drawn anew each time."""
     data = subject.config.data
     moves = (
@@ -171,17 +171,19 @@ def _random(subject: Subject) -> bool:
 # Every image once
 
 
-def shares(subject: Subject) -> Finding:
+def shares(subject: CheckContext) -> Finding:
     """Every image of an epoch, of validation and of test has to be on exactly one rank, once."""
-    job, world = subject.job, subject.ranks.world
+    job, world = subject.job, subject.ranks.world_size
     everyone = [replace(subject.ranks, rank=rank) for rank in range(world)]
-    batches, size = job.batches(0), subject.config.eval.batch_size
+    batches, size = job.epoch_batches(0), subject.config.eval.batch_size
     wanted = {"train": np.concatenate(batches)}
-    on_ranks = {"train": [part for ranks in everyone for part in sampling.share(batches, ranks)]}
+    on_ranks = {"train": [part for ranks in everyone for part in sampling.shard_batches(batches, ranks)]}
     for split in ("val", "test"):
         wanted[split] = np.array(subject.data.rows(split), np.int64)
         looked_at = sampling.in_order(wanted[split], size)
-        on_ranks[split] = [part for ranks in everyone for part in sampling.dealt(looked_at, ranks)[0]]
+        on_ranks[split] = [
+            part for ranks in everyone for part in sampling.distribute_batches(looked_at, ranks)[0]
+        ]
     for split, parts in on_ranks.items():
         images = np.concatenate([np.empty(0, np.int64), *parts])
         if not np.array_equal(np.sort(images), np.sort(wanted[split])) or len(np.unique(images)) < len(
@@ -198,17 +200,15 @@ def shares(subject: Subject) -> Finding:
     return Finding("ok", f"each once, over {world} rank{'s' * (world > 1)}: {', '.join(words)}")
 
 
-def evaluation(subject: Subject) -> Finding:
+def evaluation(subject: CheckContext) -> Finding:
     """Predict some validation images on all ranks, through the pass that counts them; never test."""
     job, ranks = subject.job, subject.ranks
     split, rows = ("val", job.val_rows) if len(job.val_rows) else ("train", job.train_rows)
-    rows = rows[: LOOKED_AT * ranks.world + 1]  # uneven, so that a rank that pads would be seen
-    batches, _ = sampling.dealt(sampling.in_order(rows, 2), ranks)
-    served = job.val_loader.serve(0, batches)
-    looked = predict.look(subject.state.validated, served, rows, subject.precision, ranks)
-    figures = (
-        f"{len(rows)} {split} images predicted on {ranks.world} rank{'s' * (ranks.world > 1)}, each once"
-    )
+    rows = rows[: LOOKED_AT * ranks.world_size + 1]  # uneven, so that a rank that pads would be seen
+    batches, _ = sampling.distribute_batches(sampling.in_order(rows, 2), ranks)
+    served = job.val_loader.batches(0, batches)
+    looked = predict.look(subject.state.eval_model, served, rows, subject.precision, ranks)
+    figures = f"{len(rows)} {split} images predicted on {ranks.world_size} rank{'s' * (ranks.world_size > 1)}, each once"
     if not np.isfinite(looked.logits).all():
         what_next = "take another train.precision, or other weights"
         return Finding("no-go", f"{figures}; outputs are not finite", what_next)

@@ -12,9 +12,9 @@ from pipeline.config.schema import Config
 from pipeline.data import prepare
 from pipeline.data.image_store import JPEG_BYTES_PER_PIXEL
 from pipeline.data.sources import cub200
-from pipeline.doctor.context import SMALL, Subject, expected
+from pipeline.doctor.context import SMALL, CheckContext, expected
 from pipeline.doctor.finding import Finding
-from pipeline.training import optimizer as optimizer_module
+from pipeline.training.optimizer import build_optimizer
 
 SMALL_PICTURE_BYTES = 2 * 4096  # a small picture takes a block of the disk, and its archive some more
 
@@ -22,7 +22,7 @@ SMALL_PICTURE_BYTES = 2 * 4096  # a small picture takes a block of the disk, and
 UNPACKED = 1.05  # what an archive of JPEGs takes once unpacked, over its size
 
 
-def disk(subject: Subject) -> Finding:
+def disk(subject: CheckContext) -> Finding:
     """What is still to be written, checkpoints and data, against what is free on each disk."""
     config = subject.asked
     to_come = {
@@ -50,14 +50,14 @@ def disk(subject: Subject) -> Finding:
     return Finding("ok", figures, numbers=numbers)
 
 
-def _checkpoints_to_come(subject: Subject) -> int:
+def _checkpoints_to_come(subject: CheckContext) -> int:
     """Bytes of last, best, those that are kept, and the one being written, without those that are there."""
     keep = subject.config.train.keep_checkpoints
     there = sum(path.stat().st_size for path in subject.config.checkpoints_dir.glob("*.pt"))
     return max(0, (3 + (keep if keep > 1 else 0)) * checkpoint_bytes(subject) - there)
 
 
-def checkpoint_bytes(subject: Subject) -> int:
+def checkpoint_bytes(subject: CheckContext) -> int:
     """Size of a checkpoint: weights, their average, and what the hungriest optimizer remembers of them."""
     state = subject.state
     model = sum(tensor.nbytes for tensor in state.model.state_dict().values())
@@ -70,7 +70,7 @@ def checkpoint_bytes(subject: Subject) -> int:
 def _remembered(phase: Phase) -> float:
     """The size of what a phase's optimizer remembers over that of the parameters, seen at a small one."""
     small = torch.nn.Parameter(torch.ones(64, 64))
-    optimizer = optimizer_module.make([{"params": [small], "weight_decay": 0.0}], phase, lr=1e-3)
+    optimizer = build_optimizer([{"params": [small], "weight_decay": 0.0}], phase, lr=1e-3)
     small.grad = torch.ones_like(small)
     optimizer.step()
     tensors = [value for value in optimizer.state[small].values() if isinstance(value, torch.Tensor)]

@@ -13,7 +13,7 @@ from pipeline.config.schema import Config
 from pipeline.distributed import process_group
 from pipeline.distributed.process_group import Ranks
 from pipeline.doctor import communication, data, disk, machine, model, training
-from pipeline.doctor.context import Subject
+from pipeline.doctor.context import CheckContext
 from pipeline.doctor.finding import Finding, State, agreed, of_error
 from pipeline.models import precision
 
@@ -30,7 +30,7 @@ class Check(NamedTuple):
     """needs: checks without whose success this one would say nothing; trains: left out by --quick."""
 
     name: str
-    look: Callable[[Subject], Finding]
+    look: Callable[[CheckContext], Finding]
     needs: tuple[str, ...] = ()
     trains: bool = False
 
@@ -70,20 +70,20 @@ def doctor(config: Config, quick: bool = False) -> dict[str, Any]:
     missing_gpu = config.train.device == "cuda" and not torch.cuda.is_available()
     device = "cpu" if missing_gpu else config.train.device
     with (
-        process_group.ranks(device, config.distributed.timeout_s) as ranks,
+        process_group.join(device, config.distributed.timeout_s) as ranks,
         tempfile.TemporaryDirectory() as scratch,
     ):
         found = _look(config, ranks, Path(scratch), quick)
-    if not ranks.first:
+    if not ranks.is_main:
         return {}
     go = all(finding.state != "no-go" for finding in found.values())
     console.say(_verdict(found), "bold")
     checks = [{"name": name, **vars(finding)} for name, finding in found.items()]
-    return {"go": go, "ranks": ranks.world, "config": config.run.name, "checks": checks}
+    return {"go": go, "ranks": ranks.world_size, "config": config.run.name, "checks": checks}
 
 
 def _look(config: Config, ranks: Ranks, scratch: Path, quick: bool) -> dict[str, Finding]:
-    subject = Subject(config, ranks, precision.resolve(config.train.precision, ranks.device), scratch)
+    subject = CheckContext(config, ranks, precision.resolve(config.train.precision, ranks.device), scratch)
     found: dict[str, Finding] = {}
     lost: set[str] = set()  # checks that others cannot build on
     for check in CHECKS:
@@ -101,7 +101,7 @@ def _look(config: Config, ranks: Ranks, scratch: Path, quick: bool) -> dict[str,
     return found
 
 
-def _ask(check: Check, subject: Subject) -> Finding:
+def _ask(check: Check, subject: CheckContext) -> Finding:
     try:
         return check.look(subject)
     except UserError as error:

@@ -29,7 +29,7 @@ def of_error(error: UserError) -> Finding:
 
 def agreed(own: Finding, ranks: Ranks) -> Finding:
     """The worst finding of all ranks; where they differ in state, with the rank and host it is from."""
-    found: list[tuple[Finding, str]] = ranks.gather((own, platform.node()))
+    found: list[tuple[Finding, str]] = ranks.all_gather((own, platform.node()))
     rank = max(range(len(found)), key=lambda number: SEVERITY[found[number][0].state])
     worst, host = found[rank]
     alike = [finding.state for finding, _ in found].count(worst.state)
@@ -41,7 +41,7 @@ def agreed(own: Finding, ranks: Ranks) -> Finding:
 
 def unlike(own: dict[str, Any], ranks: Ranks) -> str:
     """`torch is 2.6 on rank 0 (host x) and 2.7 on rank 2 (host y)`, the first of what differs; or nothing."""
-    found: list[tuple[dict[str, Any], str]] = ranks.gather((own, platform.node()))
+    found: list[tuple[dict[str, Any], str]] = ranks.all_gather((own, platform.node()))
     first, first_host = found[0]
     for rank, (values, host) in enumerate(found):
         for name, value in values.items():

@@ -9,7 +9,7 @@ from urllib.parse import urlparse
 import torch
 
 from pipeline.common.files import size_in_words
-from pipeline.doctor.context import Subject
+from pipeline.doctor.context import CheckContext
 from pipeline.doctor.finding import Finding, unlike
 from pipeline.models.precision import cpu_has_bf16
 from pipeline.runs import environment
@@ -20,7 +20,7 @@ SHOWN = ("torch", "torchvision", "timm", "albumentations", "numpy")
 PREFETCHED = 2  # batches that a loader process has ready: DataLoader's prefetch_factor
 
 
-def packages(subject: Subject) -> Finding:
+def packages(subject: CheckContext) -> Finding:
     """Versions; the same on all ranks."""
     about = environment.describe(subject.ranks.device)
     versions = {"python": about["python"], "cuda": about["cuda"], **about["packages"]}
@@ -30,7 +30,7 @@ def packages(subject: Subject) -> Finding:
     return Finding("ok", f"Python {about['python']}, {shown}", numbers=versions)
 
 
-def code(subject: Subject) -> Finding:
+def code(subject: CheckContext) -> Finding:
     """The commit; the same on all ranks."""
     about = environment.describe(subject.ranks.device)["git"]
     figures = "no git checkout" if about is None else f"commit {about['commit'][:10]}"
@@ -45,7 +45,7 @@ def code(subject: Subject) -> Finding:
     return Finding("ok", f"{figures}, no file differs from it", numbers=numbers)
 
 
-def device(subject: Subject) -> Finding:
+def device(subject: CheckContext) -> Finding:
     """GPUs, or cores and threads; the same kind on all ranks."""
     ranks, wanted = subject.ranks, subject.config.train.device
     kind = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU"
@@ -61,7 +61,7 @@ def device(subject: Subject) -> Finding:
         about = torch.cuda.get_device_properties(ranks.device)
         nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
         figures = (
-            f"{ranks.world} x {kind}, {size_in_words(about.total_memory)}, compute capability "
+            f"{ranks.world_size} x {kind}, {size_in_words(about.total_memory)}, compute capability "
             f"{about.major}.{about.minor}, CUDA {torch.version.cuda}, NCCL {nccl}"
         )
         return Finding("ok", figures, numbers={"device": kind, "memory_bytes": about.total_memory})
@@ -79,22 +79,22 @@ def _torch() -> str:
     return f"torch {torch.__version__}, CUDA {torch.version.cuda or 'not built in'}"
 
 
-def _cpu(subject: Subject) -> Finding:
+def _cpu(subject: CheckContext) -> Finding:
     cores, threads = os.cpu_count() or 1, torch.get_num_threads()
     ranks = subject.ranks
     figures = (
-        f"no GPU; {cores} cores, {ranks.local_world} x {threads} threads"
-        if ranks.local_world > 1
+        f"no GPU; {cores} cores, {ranks.local_world_size} x {threads} threads"
+        if ranks.local_world_size > 1
         else (f"no GPU; {cores} cores, {threads} threads")
     )
     numbers = {"device": "cpu", "cores": cores, "threads": threads}
-    if threads * ranks.local_world > cores:
-        best = max(1, cores // ranks.local_world)
+    if threads * ranks.local_world_size > cores:
+        best = max(1, cores // ranks.local_world_size)
         return Finding("warning", figures, f"set OMP_NUM_THREADS={best}: more threads than cores", numbers)
     return Finding("ok", figures, numbers=numbers)
 
 
-def precision(subject: Subject) -> Finding:
+def precision(subject: CheckContext) -> Finding:
     """The number format that `auto` becomes, and the memory layout."""
     train, device = subject.config.train, subject.ranks.device
     asked = "" if train.precision != "auto" else " (auto)"
@@ -111,10 +111,10 @@ def precision(subject: Subject) -> Finding:
     return Finding("ok", figures, numbers=numbers)
 
 
-def tracking(subject: Subject) -> Finding:
+def tracking(subject: CheckContext) -> Finding:
     """Whether W&B will find a key."""
     mode = subject.config.tracking.wandb
-    if mode != "online" or not subject.ranks.first:
+    if mode != "online" or not subject.ranks.is_main:
         return Finding("not applicable", f"tracking.wandb is {mode}")
     url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     host = urlparse(url).hostname or url
@@ -137,14 +137,14 @@ def _in_netrc(host: str) -> bool:
         return False
 
 
-def workers(subject: Subject) -> Finding:
+def workers(subject: CheckContext) -> Finding:
     """Whether there are cores for the loader processes, and room in /dev/shm for the batches they have ready."""
-    config, ranks, processes = subject.config, subject.ranks, subject.workers * subject.ranks.local_world
+    config, ranks, processes = subject.config, subject.ranks, subject.workers * subject.ranks.local_world_size
     if not processes:
         return Finding("not applicable", "no loader processes: each rank draws its own batches")
     cores = os.cpu_count() or 1
-    images = -(-config.optim.images_per_step // ranks.world)
-    ready = processes * PREFETCHED + 2 * ranks.local_world  # two more on their way, each rank
+    images = -(-config.optim.images_per_step // ranks.world_size)
+    ready = processes * PREFETCHED + 2 * ranks.local_world_size  # two more on their way, each rank
     needed, free = ready * images * 3 * config.data.image_px**2, shutil.disk_usage(SHARED_MEMORY).free
     figures = (
         f"{processes} loader processes on {cores} cores, for {ready} batches {size_in_words(needed)} of "
@@ -155,7 +155,7 @@ def workers(subject: Subject) -> Finding:
         what_next = "give the container more (docker run --ipc=host, or --shm-size), or lower data.workers"
         return Finding("no-go", figures, what_next, numbers)
     if processes > cores:
-        what_next = f"set data.workers={max(1, cores // ranks.local_world)}: more processes than cores"
+        what_next = f"set data.workers={max(1, cores // ranks.local_world_size)}: more processes than cores"
         return Finding("warning", figures, what_next, numbers)
     return Finding("ok", figures, numbers=numbers)
 

@@ -4,29 +4,29 @@ import torch
 
 from pipeline.common import seeding
 from pipeline.common.errors import UserError
-from pipeline.doctor.context import Subject
+from pipeline.doctor.context import CheckContext
 from pipeline.doctor.finding import Finding, of_error
 from pipeline.models.build import build, without_weights
-from pipeline.training import optimizer as optimizer_module
 from pipeline.training import phases, resume, schedule_preview
-from pipeline.training import state as state_module
+from pipeline.training.optimizer import set_rates
 from pipeline.training.phases import PhaseState
 from pipeline.training.schedule import images_per_step
+from pipeline.training.state import restore
 
 
-def start(subject: Subject) -> Finding:
+def start(subject: CheckContext) -> Finding:
     """Whether the run begins, goes on, or may not; the first rank reads the checkpoint."""
     step, finding = 0, Finding("not applicable", "the first rank knows")
     try:
-        if subject.ranks.first:
+        if subject.ranks.is_main:
             step, finding = _start(subject)
     except UserError as error:
         finding = of_error(error)
-    subject.step = subject.ranks.gather(step)[0]
+    subject.step = subject.ranks.all_gather(step)[0]
     return finding
 
 
-def _start(subject: Subject) -> tuple[int, Finding]:
+def _start(subject: CheckContext) -> tuple[int, Finding]:
     config, job = subject.config, subject.job
     found = resume.start_from(config, job.classes, job.samples)
     if found is None:
@@ -34,10 +34,10 @@ def _start(subject: Subject) -> tuple[int, Finding]:
             "ok", f"a new run of {subject.steps:,} steps in {config.run_dir}", numbers={"step": 0}
         )
     path, content = found
-    fresh = subject.job_of_mine().fresh(
+    fresh = subject.job_of_mine().build_state(
         PhaseState.load(content["phase"]), content["precision"], pretrained=False
     )
-    state_module.restore(fresh.state, content, path)
+    restore(fresh.state, content, path)
     step = int(content["step"])
     numbers = {"step": step, "checkpoint": str(path)}
     if step >= subject.steps:
@@ -46,20 +46,20 @@ def _start(subject: Subject) -> tuple[int, Finding]:
     return step, Finding("ok", f"goes on from {path}, step {step:,} of {subject.steps:,}", numbers=numbers)
 
 
-def weights(subject: Subject) -> Finding:
+def weights(subject: CheckContext) -> Finding:
     """Which share of the body's tensors was loaded, from where, and that they are not random."""
     finding = Finding("not applicable", "the first rank loads them")
     try:
-        if subject.ranks.first:
+        if subject.ranks.is_main:
             finding = _weights(subject)
     except UserError as error:
         finding = of_error(error)
     wanted = subject.config.model.pretrained and not subject.step
-    subject.pretrained = wanted and subject.ranks.gather(finding)[0].state in ("ok", "warning")
+    subject.pretrained = wanted and subject.ranks.all_gather(finding)[0].state in ("ok", "warning")
     return finding
 
 
-def _weights(subject: Subject) -> Finding:
+def _weights(subject: CheckContext) -> Finding:
     """Hold the pretrained weights against the random ones that the same seed gives."""
     config = subject.config.model
     if subject.step:
@@ -90,22 +90,22 @@ def _weights(subject: Subject) -> Finding:
     return Finding("ok", figures, numbers=numbers)
 
 
-def built(subject: Subject) -> Finding:
+def built(subject: CheckContext) -> Finding:
     """The state with which trial steps begin: pretrained where those weights are there, else random."""
     config, job = subject.config, subject.job
-    fresh = job.fresh(phases.first(config.optim), subject.precision, pretrained=subject.pretrained)
+    fresh = job.build_state(phases.first(config.optim), subject.precision, pretrained=subject.pretrained)
     subject.state, subject.weights = fresh.state, fresh.weights
     subject.own = fresh.state
-    if subject.ranks.world > 1 and config.distributed.sync_batchnorm and not subject.in_shards:
+    if subject.ranks.world_size > 1 and config.distributed.sync_batchnorm and not subject.in_shards:
         alone = subject.job_of_mine()
-        subject.own = alone.fresh(fresh.state.phase, subject.precision, pretrained=False).state
+        subject.own = alone.build_state(fresh.state.phase, subject.precision, pretrained=False).state
         subject.own.model.load_state_dict(fresh.state.model.state_dict())
     parameters = [parameter.numel() for parameter in subject.state.model.parameters()]
     what = f"{config.model.name}, {sum(parameters) / 1e6:.2f} M parameters, {len(job.classes)} classes"
     return Finding("ok", what, numbers={"parameters": sum(parameters), "tensors": len(parameters)})
 
 
-def rates(subject: Subject) -> Finding:
+def rates(subject: CheckContext) -> Finding:
     """Learning rates of the first, the highest and the last step, as the optimizer has them."""
     config, job = subject.config, subject.job
     words, phases_in_numbers = [], []
@@ -115,7 +115,7 @@ def rates(subject: Subject) -> Finding:
         steps = range(state.start_step, min(until, subject.steps))
         if not steps:  # train.max_steps ends the run before
             continue
-        optimizer = job.optimizer(subject.state.model, state)
+        optimizer = job.build_optimizer(subject.state.model, state)
         learned = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
         if sorted(learned) != sorted(map(id, subject.state.model.parameters())):
             what_next = "report this: a parameter would learn twice, or not at all"
@@ -124,7 +124,7 @@ def rates(subject: Subject) -> Finding:
         highest = max(range(len(steps)), key=lambda number: of_steps[number].lr)
         lrs: dict[str, list[float]] = {}
         for name, number in (("first", 0), ("last", len(steps) - 1), ("highest", highest)):
-            optimizer_module.set_rates(optimizer, *of_steps[number])
+            set_rates(optimizer, *of_steps[number])
             lrs[name] = [group["lr"] for group in optimizer.param_groups]
         if max(lrs["highest"]) == 0:
             return Finding(

@@ -16,10 +16,10 @@ from pipeline.common.files import size_in_words
 from pipeline.data import sampling
 from pipeline.data.loader import Batch
 from pipeline.distributed.data_parallel import replicate
-from pipeline.doctor.context import Subject
+from pipeline.doctor.context import CheckContext
 from pipeline.doctor.finding import Finding, of_error
 from pipeline.training import auto_batch_size, description, phases, step
-from pipeline.training.freezing import Freezing
+from pipeline.training.freezing import FreezeSchedule
 from pipeline.training.state import TrainState
 
 BUDGET_S = 10.0  # for each of: loader, step, step on all ranks
@@ -28,38 +28,40 @@ LOOK_OVER_STEP = 1 / 3  # what an image costs in validation over what it costs i
 SLOW_EXCHANGE = 0.7  # speed of all ranks together over that of each alone
 
 
-def room(subject: Subject) -> Finding:
+def room(subject: CheckContext) -> Finding:
     """How many images fit into memory at once, by growing trial batches; the batch of a step."""
     config, ranks, asked = subject.config, subject.ranks, subject.config.optim.batch_size
     wanted = (
-        -(-config.optim.images_per_step // ranks.world) if asked == "auto" else max(1, asked // ranks.world)
+        -(-config.optim.images_per_step // ranks.world_size)
+        if asked == "auto"
+        else max(1, asked // ranks.world_size)
     )
     if subject.in_shards:
         subject.batch_size = config.optim.images_per_step if asked == "auto" else asked
         return Finding("not applicable", "in shards: no rank can try the whole model alone")
     free = hardware.free_bytes(ranks.device)
     try:
-        own = auto_batch_size.fitting(
+        own = auto_batch_size.largest_that_fits(
             wanted, subject.own.model, config.data.image_px, subject.precision, ranks
         )
     except torch.OutOfMemoryError:
         own = 0
-    fitting = min(ranks.gather(own))
+    fitting = min(ranks.all_gather(own))
     try:
         subject.batch_size = (
-            auto_batch_size.in_equal_passes(config, fitting, ranks) if asked == "auto" else asked
+            auto_batch_size.in_equal_micro_batches(config, fitting, ranks) if asked == "auto" else asked
         )
     except ConfigError as error:
         return of_error(error)
     figures = (
-        f"{description.batch(config, subject.batch_size, ranks.world)}; of {config.data.image_px} px "
+        f"{description.batch(config, subject.batch_size, ranks.world_size)}; of {config.data.image_px} px "
         f"{'at least ' * (own >= wanted)}{own} fit at once into {size_in_words(free)} of free memory"
     )
     numbers = {"batch_size": subject.batch_size, "images_that_fit": own, "free_bytes": free}
     if asked != "auto" and own < wanted:
         what_next = (
-            f"set optim.batch_size={fitting * ranks.world} optim.effective_batch_size={config.optim.images_per_step}: "
-            "the same training in more passes"
+            f"set optim.batch_size={fitting * ranks.world_size} optim.effective_batch_size="
+            f"{config.optim.images_per_step}: the same training in more passes"
             if fitting
             else "take a smaller model or data.image_px"
         )
@@ -67,7 +69,7 @@ def room(subject: Subject) -> Finding:
     return Finding("ok", figures, numbers=numbers)
 
 
-def repeat(subject: Subject) -> Finding:
+def repeat(subject: CheckContext) -> Finding:
     """Take the first real step twice, on copies: its loss, its memory, and whether both are the same."""
     ranks = subject.ranks
     if subject.in_shards:
@@ -104,7 +106,7 @@ def repeat(subject: Subject) -> Finding:
     return Finding("ok", figures, numbers=numbers)
 
 
-def _first_step(subject: Subject) -> tuple[float, list[torch.Tensor], float]:
+def _first_step(subject: CheckContext) -> tuple[float, list[torch.Tensor], float]:
     """Mean loss of this rank's share of the first batch, the weights after it, and its seconds."""
     state = subject.trial(alone=True)
     batch = next(_batches(subject))
@@ -116,46 +118,48 @@ def _first_step(subject: Subject) -> tuple[float, list[torch.Tensor], float]:
     return loss, list(state.model.parameters()), time.perf_counter() - started
 
 
-def _prepare(subject: Subject, state: TrainState) -> None:
+def _prepare(subject: CheckContext, state: TrainState) -> None:
     """Training mode, as in the epoch with the largest images."""
-    Freezing(subject.config, state.model).set_for(subject.last_epoch)
+    FreezeSchedule(subject.config, state.model).apply(subject.last_epoch)
 
 
-def _batches(subject: Subject) -> Iterator[Batch]:
+def _batches(subject: CheckContext) -> Iterator[Batch]:
     """This rank's share of the batches of the epoch with the largest images, from the run's own loader."""
     job, epoch = subject.job, subject.last_epoch
-    return job.train_loader.serve(epoch, sampling.share(job.batches(epoch), subject.ranks))
+    return job.train_loader.batches(epoch, sampling.shard_batches(job.epoch_batches(epoch), subject.ranks))
 
 
 def _learn(
-    subject: Subject, state: TrainState, parallel: nn.Module, batch: Batch, images: int, *, alone: bool
+    subject: CheckContext, state: TrainState, parallel: nn.Module, batch: Batch, images: int, *, alone: bool
 ) -> torch.Tensor:
     of_step = phases.rates(subject.config, state.phase, state.step, subject.job.calendar)
-    return step.learn(state, parallel, batch, images, of_step, subject.how(alone=alone))
+    return step.train_step(state, parallel, batch, images, of_step, subject.how(alone=alone))
 
 
 # Speed
 
 
-def speed(subject: Subject) -> Finding:
+def speed(subject: CheckContext) -> Finding:
     """Images a second of the loader alone and of the step alone; what holds the run up, and how long it takes."""
     ranks = subject.ranks
-    ranks.wait()
+    ranks.barrier()
     loading = _loader_rate(subject)
     if subject.in_shards:
         steps, own = STEPS_IN_SHARDS, math.nan
     else:
-        slowest_s = max(ranks.gather(subject.step_s))
+        slowest_s = max(ranks.all_gather(subject.step_s))
         steps = max(1, min(STEPS_AT_MOST, int(BUDGET_S / slowest_s)))
         measured = subject.step_images / subject.step_s  # enough when a step is long
         own = measured if slowest_s > BUDGET_S else _step_rate(subject, steps, alone=True)
-    of_ranks: list[tuple[float, float, str]] = ranks.gather((loading, own, platform.node()))
+    of_ranks: list[tuple[float, float, str]] = ranks.all_gather((loading, own, platform.node()))
     alone = sum(rate for _, rate, _ in of_ranks)
-    together = min(ranks.gather(_step_rate(subject, steps, alone=False))) if ranks.world > 1 else alone
-    all_loading = min(rate for rate, *_ in of_ranks) * ranks.world
+    together = (
+        min(ranks.all_gather(_step_rate(subject, steps, alone=False))) if ranks.world_size > 1 else alone
+    )
+    all_loading = min(rate for rate, *_ in of_ranks) * ranks.world_size
     rate = throughput(all_loading, together, subject.workers)
     hours = _hours(subject, rate)
-    compared = ranks.world > 1 and not subject.in_shards
+    compared = ranks.world_size > 1 and not subject.in_shards
     figures = [
         f"loader alone {_rate(all_loading)} images/s, step alone {_rate(together)}: "
         f"the {'loader' if all_loading < together else 'step'} is the bottleneck",
@@ -196,7 +200,7 @@ def _of_ranks(rates: list[tuple[float, str]], efficiency: float) -> str:
     )
 
 
-def _loader_rate(subject: Subject) -> float:
+def _loader_rate(subject: CheckContext) -> float:
     """Images a second that this rank's loader serves, once its processes have begun."""
     batches = itertools.chain.from_iterable(_batches(subject) for _ in range(2))  # an epoch may be one batch
     next(batches)
@@ -208,13 +212,13 @@ def _loader_rate(subject: Subject) -> float:
     return images / (time.perf_counter() - started)
 
 
-def _step_rate(subject: Subject, steps: int, *, alone: bool) -> float:
+def _step_rate(subject: CheckContext, steps: int, *, alone: bool) -> float:
     """Images a second, over the ranks that take part, of steps on one batch that is already in memory."""
     ranks = subject.only_me() if alone else subject.ranks
     state = subject.trial(alone=alone)
     batch = next(_batches(subject))
     _prepare(subject, state)
-    images = len(batch.label) if alone else int(sum(ranks.gather(len(batch.label))))
+    images = len(batch.label) if alone else int(sum(ranks.all_gather(len(batch.label))))
     model: Any = torch.compile(state.model) if subject.config.train.compile else state.model
     parallel = replicate(model, subject.config.distributed, ranks)
 
@@ -226,11 +230,11 @@ def _step_rate(subject: Subject, steps: int, *, alone: bool) -> float:
         return time.perf_counter() - started
 
     take(1)
-    subject.ranks.wait()
+    subject.ranks.barrier()
     return steps * images / take(steps)
 
 
-def _hours(subject: Subject, rate: float) -> float:
+def _hours(subject: CheckContext, rate: float) -> float:
     """Of the steps that are left, each epoch with its validation."""
     left = max(0, subject.steps - subject.step) * subject.config.optim.images_per_step
     epochs = left / len(subject.job.train_rows)

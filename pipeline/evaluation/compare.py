@@ -16,14 +16,14 @@ import pandas as pd
 
 from pipeline.common import files, tables
 from pipeline.common.errors import DataError
-from pipeline.config import load
 from pipeline.config.key_effects import FREE
+from pipeline.config.load import read_tree
 from pipeline.evaluation import statistics, verdict
 from pipeline.runs import predictions
 
 
 @dataclass(frozen=True)
-class Run:
+class ComparedRun:
     """A run's stored evaluation of a split; `recipe` is the digest of all but its seed."""
 
     name: str
@@ -43,7 +43,7 @@ class Group:
     """Runs of one configuration but for the seed."""
 
     name: str
-    runs: list[Run]
+    runs: list[ComparedRun]
 
     @cached_property
     def right(self) -> npt.NDArray[np.float64]:
@@ -101,22 +101,22 @@ def compare(paths: Sequence[Path], split: str, out: Path | None) -> dict[str, An
     return result
 
 
-def read(path: Path, split: str, name: str) -> Run:
+def read(path: Path, split: str, name: str) -> ComparedRun:
     """The stored evaluation of a split in a run directory; a `UserError` names what is missing or damaged."""
     folder = predictions.folder_of(path, split)
     names = predictions.read_class_names(folder)
     predicted = predictions.read_predictions(folder, names).sort_values("id", ignore_index=True)
-    settings = load.read_tree(path / "config.yaml")
+    settings = read_tree(path / "config.yaml")
     # The checkpoint and the views of an evaluation are part of what is compared.
     about = predictions.read_metrics(folder)
     seen = [Path(about.get("checkpoint", "")).name, about.get("tta", "none")]
     digest = files.digest_of([_without(settings, FREE), seen])
-    return Run(name, predicted, names, settings.get("seed"), digest)
+    return ComparedRun(name, predicted, names, settings.get("seed"), digest)
 
 
-def grouped(runs: Sequence[Run]) -> list[Group]:
+def grouped(runs: Sequence[ComparedRun]) -> list[Group]:
     """The runs by recipe, in the order of their first ones."""
-    found: dict[str, list[Run]] = {}
+    found: dict[str, list[ComparedRun]] = {}
     for run in runs:
         found.setdefault(run.recipe, []).append(run)
     return [Group(" + ".join(run.name for run in group), group) for group in found.values()]
@@ -131,7 +131,7 @@ def _without(tree: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     return kept
 
 
-def _same(one: Run, path: Path, other: Run, path_other: Path, split: str) -> None:
+def _same(one: ComparedRun, path: Path, other: ComparedRun, path_other: Path, split: str) -> None:
     """Raise a `DataError` unless two runs predicted the same images of the same classes."""
     where, where_other = (predictions.folder_of(run, split) / "predictions.csv" for run in (path, path_other))
     predictions.same_images(one.predicted["id"], where, other.predicted["id"], where_other)

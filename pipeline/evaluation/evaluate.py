@@ -13,13 +13,13 @@ from pipeline.common.errors import DataError
 from pipeline.config.schema import Config
 from pipeline.data import loader, prepare, sample_table, sampling
 from pipeline.data.transforms import CentreCrop
-from pipeline.data.tta import views
+from pipeline.data.tta import tta_crops
 from pipeline.distributed import consistency, process_group
 from pipeline.distributed.process_group import Ranks
 from pipeline.evaluation import metrics
-from pipeline.evaluation.results import numbers
+from pipeline.evaluation.results import compute_metrics
 from pipeline.inference import features, load_model, predict
-from pipeline.inference.load_model import Trained
+from pipeline.inference.load_model import LoadedModel
 from pipeline.inference.predict import _mean
 from pipeline.runs import predictions
 
@@ -33,16 +33,16 @@ def evaluate(config: Config) -> dict[str, Any]:
         UserError: the checkpoint or the data are missing, or do not belong together, or the model's
             outputs are not finite.
     """
-    with process_group.ranks(config.train.device, config.distributed.timeout_s) as ranks:
+    with process_group.join(config.train.device, config.distributed.timeout_s) as ranks:
         data = prepare.load(config)
-        consistency.check(config, sample_table.digest(data.samples), ranks)
-        model = load_model.load(config, data.samples, load_model.checkpoint_path(config), ranks)
-        look = Look(config, data, ranks)
-        looked = look.at(config.eval.split, model)
+        consistency.check_ranks_agree(config, sample_table.digest(data.samples), ranks)
+        model = load_model.load_model(config, data.samples, load_model.checkpoint_path(config), ranks)
+        look = Evaluator(config, data, ranks)
+        looked = look.predict_split(config.eval.split, model)
         of_val = config.eval.split != "val" and data.rows("val")
-        validated = look.at("val", model) if of_val else None
+        validated = look.predict_split("val", model) if of_val else None
         gap = {"peek_gap": _peek_gap(look, model, looked)} if config.eval.peek_gap else {}
-        if not ranks.first:
+        if not ranks.is_main:
             return {}
         origin = {
             "split": config.eval.split,
@@ -53,20 +53,20 @@ def evaluate(config: Config) -> dict[str, Any]:
             "step": model.step,
             "classes": data.samples["label"].nunique(),
             "tta": config.eval.tta,
-            **look.reads(),
+            **look.test_readings(),
             **gap,
         }
         return _report(config, data, looked, validated, origin)
 
 
-class Look:
+class Evaluator:
     """Passes over the splits of a data set, each with what it gave; readings of test are counted."""
 
     def __init__(self, config: Config, data: prepare.Prepared, ranks: Ranks) -> None:
         self.config, self.data, self.ranks = config, data, ranks
         self.labels = data.samples["label"].to_numpy("int64", copy=True)
 
-    def at(self, split: str, model: Trained, purpose: str = "eval") -> predict.Looked:
+    def predict_split(self, split: str, model: LoadedModel, purpose: str = "eval") -> predict.Predictions:
         """The model's outputs for each image of a split, the mean over the views of `eval.tta`.
 
         Probabilities are averaged, as Krizhevsky et al. (2012) do: a view of which the model is sure
@@ -76,41 +76,45 @@ class Look:
         rows = np.array(self.data.rows(split), np.int64)
         if not len(rows):
             raise DataError(f"eval.split: {split} has no image; set data.val_fraction or take another split")
-        seen = views(self.config.data, self.config.eval.tta)
+        seen = tta_crops(self.config.data, self.config.eval.tta)
         looks = [
-            self._one(view, rows, model, f"eval {split}" + f", view {n} of {len(seen)}" * (len(seen) > 1))
+            self._predict_view(
+                view, rows, model, f"eval {split}" + f", view {n} of {len(seen)}" * (len(seen) > 1)
+            )
             for n, view in enumerate(seen, 1)
         ]
         looked = looks[0] if len(looks) == 1 else _mean(looks)
-        if split == "test" and self.ranks.first:
-            count_reading(self.config.run_dir, model, looked.scores(self.labels)[0], purpose)
+        if split == "test" and self.ranks.is_main:
+            count_reading(self.config.run_dir, model, looked.top1_and_loss(self.labels)[0], purpose)
         ids = self.data.samples["id"].to_numpy()[rows]
         outputs = predictions.Outputs(ids, looked.logits, looked.features)
         predictions.check_outputs(outputs, model.path, self.data.samples["label"].nunique())
         return looked
 
-    def reads(self) -> dict[str, int]:
+    def test_readings(self) -> dict[str, int]:
         """How often the run has read the test split, when this evaluation is of it."""
         path = self.config.run_dir / "test_reads.jsonl"
         if self.config.eval.split != "test":
             return {}
         return {"test_reads": path.read_text(encoding="utf-8").count("\n")}
 
-    def _one(
-        self, view: CentreCrop, rows: npt.NDArray[np.int64], model: Trained, label: str
-    ) -> predict.Looked:
+    def _predict_view(
+        self, view: CentreCrop, rows: npt.NDArray[np.int64], model: LoadedModel, label: str
+    ) -> predict.Predictions:
         """The outputs for one view of each row."""
         config = self.config
         images = loader.Images(self.data.store, self.labels, view)
         workers = loader.worker_count(config.data.workers, self.ranks)
         server = loader.Loader(images, workers, self.ranks.device)
-        batches, images_a_round = sampling.dealt(sampling.in_order(rows, config.eval.batch_size), self.ranks)
+        batches, images_a_round = sampling.distribute_batches(
+            sampling.in_order(rows, config.eval.batch_size), self.ranks
+        )
         with console.bar(label, len(rows)) as bar, features.penultimate(model.model) as inner:
-            served = bar.count(server.serve(0, batches), images_a_round)
+            served = bar.count(server.batches(0, batches), images_a_round)
             return predict.look(model.model, served, rows, model.precision, self.ranks, inner)
 
 
-def count_reading(run_dir: Path, model: Trained, top1: float, purpose: str) -> None:
+def count_reading(run_dir: Path, model: LoadedModel, top1: float, purpose: str) -> None:
     """Note a reading of the test split in the run directory.
 
     Every reading could choose something; whoever quotes the number can see how often it was looked at.
@@ -122,18 +126,18 @@ def count_reading(run_dir: Path, model: Trained, top1: float, purpose: str) -> N
     files.write_text(path, f"{before}{json.dumps(line)}\n")
 
 
-def _peek_gap(look: Look, chosen: Trained, looked: predict.Looked) -> dict[str, Any]:
+def _peek_gap(look: Evaluator, chosen: LoadedModel, looked: predict.Predictions) -> dict[str, Any]:
     """What choosing on test would have gained: best-on-test minus chosen, over the run's checkpoints.
 
     Those are the files in its folder of checkpoints, one for each training step; each is a reading.
     """
-    top1 = {chosen.path.name: looked.scores(look.labels)[0]}
+    top1 = {chosen.path.name: looked.top1_and_loss(look.labels)[0]}
     steps = {chosen.step}
-    for path in look.ranks.from_first(sorted(look.config.checkpoints_dir.glob("*.pt"))):
-        other = load_model.load(look.config, look.data.samples, path, look.ranks)
+    for path in look.ranks.broadcast(sorted(look.config.checkpoints_dir.glob("*.pt"))):
+        other = load_model.load_model(look.config, look.data.samples, path, look.ranks)
         if other.step not in steps:
             steps.add(other.step)
-            top1[path.name] = look.at("test", other, "peek gap").scores(look.labels)[0]
+            top1[path.name] = look.predict_split("test", other, "peek gap").top1_and_loss(look.labels)[0]
     best = max(top1.values())
     gap = best - top1[chosen.path.name]
     return {"gap": gap, "best_on_test": best, "chosen": chosen.path.name, "top1": top1, "note": NOT_A_RESULT}
@@ -142,8 +146,8 @@ def _peek_gap(look: Look, chosen: Trained, looked: predict.Looked) -> dict[str, 
 def _report(
     config: Config,
     data: prepare.Prepared,
-    looked: predict.Looked,
-    validated: predict.Looked | None,
+    looked: predict.Predictions,
+    validated: predict.Predictions | None,
     origin: dict[str, Any],
 ) -> dict[str, Any]:
     samples = data.samples
@@ -157,5 +161,5 @@ def _report(
             validated.logits, samples["label"].to_numpy("int64")[validated.rows]
         )
     predictions.write(folder, predicted, outputs, validation)
-    metrics_json, _ = numbers(folder, samples, origin)
+    metrics_json, _ = compute_metrics(folder, samples, origin)
     return metrics_json

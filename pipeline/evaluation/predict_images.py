@@ -12,10 +12,10 @@ from pipeline.common import console
 from pipeline.common.errors import DataError
 from pipeline.config.schema import Config
 from pipeline.data import image_store, prepare
-from pipeline.data.tta import views
+from pipeline.data.tta import tta_crops
 from pipeline.distributed import process_group
 from pipeline.inference import load_model
-from pipeline.inference.load_model import Trained
+from pipeline.inference.load_model import LoadedModel
 from pipeline.models.precision import autocast
 
 TOP = 5
@@ -29,8 +29,8 @@ def predict(config: Config, images: Sequence[Path]) -> dict[str, Any]:
     """
     if not images:
         raise DataError("predict: no picture is given; name one or more files behind the configuration")
-    with process_group.ranks(config.train.device, config.distributed.timeout_s) as ranks:
-        model, names = load_model.load_without_data(config, load_model.checkpoint_path(config), ranks)
+    with process_group.join(config.train.device, config.distributed.timeout_s) as ranks:
+        model, names = load_model.load_model_without_data(config, load_model.checkpoint_path(config), ranks)
         found = [_most_likely(probabilities(config, model, path, ranks.device), names) for path in images]
     rows = [
         [path if place == 0 else "", entry["class"], entry["probability"]]
@@ -48,11 +48,11 @@ def predict(config: Config, images: Sequence[Path]) -> dict[str, Any]:
 
 
 def probabilities(
-    config: Config, model: Trained, path: Path, device: torch.device
+    config: Config, model: LoadedModel, path: Path, device: torch.device
 ) -> npt.NDArray[np.float64]:
     """The probability of each class, float64 [C]: through the store's resize and evaluation's crop, as in `eval`."""
     picture = image_store.picture(path, prepare.layout(config.data))
-    seen = np.stack([view(picture, 0, 0) for view in views(config.data, config.eval.tta)])
+    seen = np.stack([view(picture, 0, 0) for view in tta_crops(config.data, config.eval.tta)])
     image = torch.from_numpy(seen).to(device).permute(0, 3, 1, 2)
     with torch.inference_mode(), autocast(device, model.precision):
         logits = model.model(image).double()

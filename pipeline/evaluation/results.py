@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.common import files
-from pipeline.common import tables as tables_module
+from pipeline.common.tables import write_csv
 from pipeline.data import sample_table
 from pipeline.evaluation import calibration, confusion, metrics, statistics
 from pipeline.runs import predictions
@@ -32,7 +32,7 @@ ORIGIN = (
 )
 
 
-def numbers(
+def compute_metrics(
     folder: Path, samples: pd.DataFrame, origin: Mapping[str, Any] | None = None
 ) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
     """Compute everything from stored predictions and write it beside them.
@@ -74,7 +74,7 @@ def numbers(
         "coverage": curve,
     }
     for name, content in tables.items():
-        tables_module.write_csv(content, folder / f"{name}.csv")
+        write_csv(content, folder / f"{name}.csv")
     files.write_json(folder / "metrics.json", found)
     return found, tables
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.common import console, tables
+from pipeline.common import console
+from pipeline.common.tables import read_csv
 from pipeline.runs import predictions
 
 WORST = 10
@@ -13,7 +14,7 @@ WORST = 10
 def show(folder: Path) -> None:
     """Print the worst classes, the most confused pairs, the headline, and where the files of RUN/eval/SPLIT are."""
     metrics_json = predictions.read_metrics(folder)
-    per_class, pairs = (tables.read_csv(folder / name) for name in ("per_class.csv", "confused_pairs.csv"))
+    per_class, pairs = (read_csv(folder / name) for name in ("per_class.csv", "confused_pairs.csv"))
     seen = per_class[per_class["n"] > 0]
     worst = seen.sort_values(["accuracy", "n"], ascending=[True, False]).head(WORST)
     console.show_table(

@@ -44,7 +44,7 @@ class Task(Protocol):
 Job = TypeVar("Job", bound=Task)
 
 
-class Worker(Generic[Job]):
+class WorkerProcess(Generic[Job]):
     """A process that does one task after another."""
 
     task: Job | None = None
@@ -92,7 +92,7 @@ class Worker(Generic[Job]):
         self._process.join()
 
 
-def each(
+def run_tasks(
     coming: Callable[[], Job | None], jobs: int, gpus: Sequence[str] = ()
 ) -> Generator[tuple[Job, Outcome], None, None]:
     """Do tasks, `jobs` at once, and yield each as it ends; close it when not all of them are taken.
@@ -105,7 +105,7 @@ def each(
     Raises:
         Stopped: a signal came; the runs that were under way have saved themselves.
     """
-    crew: list[Worker[Job]] = []
+    crew: list[WorkerProcess[Job]] = []
     with signals.deferred() as stop:
         try:
             while True:
@@ -127,7 +127,7 @@ def each(
 
 
 def _hand_out(
-    coming: Callable[[], Job | None], crew: list[Worker[Job]], jobs: int, gpus: Sequence[str]
+    coming: Callable[[], Job | None], crew: list[WorkerProcess[Job]], jobs: int, gpus: Sequence[str]
 ) -> None:
     """Give tasks to the workers that have none, and start workers for tasks while there are too few."""
     idle = [worker for worker in crew if not worker.task]
@@ -137,12 +137,12 @@ def _hand_out(
             return
         if not idle:
             taken = [worker.gpu for worker in crew]
-            idle = [Worker(min(gpus, key=taken.count) if gpus else None)]
+            idle = [WorkerProcess(min(gpus, key=taken.count) if gpus else None)]
             crew += idle
         idle.pop().give(task)
 
 
-def say_into(log: Path) -> None:
+def redirect_output(log: Path) -> None:
     """From here on, what this process says goes to the end of a file."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as stream:

@@ -27,9 +27,9 @@ from pipeline.data.prepare import training_rows
 from pipeline.distributed import process_group
 from pipeline.distributed.process_group import Ranks
 from pipeline.explain import annotations, grad_cam, neighbours, selection
-from pipeline.explain import pointing_game as pointing_game_module
+from pipeline.explain.pointing_game import on_parts, summary, table
 from pipeline.inference import features, load_model
-from pipeline.inference.load_model import Trained
+from pipeline.inference.load_model import LoadedModel
 from pipeline.runs import predictions
 
 RECALL_AT = (1, 5)
@@ -50,7 +50,7 @@ class Explained:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class StoredEvaluation:
     """A stored evaluation. about: `metrics.json`; outputs: in the order of `predicted`."""
 
     config: Config
@@ -73,7 +73,7 @@ class Evaluation:
         return files.digest_of_file(self.folder / "predictions.csv")
 
 
-def explain(evaluation: Evaluation) -> Explained:
+def explain_evaluation(evaluation: StoredEvaluation) -> Explained:
     """Read what is kept for these predictions, and compute what is missing.
 
     Raises:
@@ -90,18 +90,20 @@ def explain(evaluation: Evaluation) -> Explained:
 class _Source:
     """The model that made the predictions, loaded when something has to be computed with it."""
 
-    def __init__(self, evaluation: Evaluation) -> None:
+    def __init__(self, evaluation: StoredEvaluation) -> None:
         self._evaluation = evaluation
-        self.ranks = Ranks(0, 1, 1, process_group.place(evaluation.config.train.device))  # this process alone
+        self.ranks = Ranks(
+            0, 1, 1, process_group.select_device(evaluation.config.train.device)
+        )  # this process alone
 
     @cached_property
-    def model(self) -> Trained | None:
+    def model(self) -> LoadedModel | None:
         """None when the checkpoint, wherever the run directory is now, is gone or has been written over."""
         recorded = Path(str(self._evaluation.about["checkpoint"]))
         for path in (self._evaluation.config.checkpoints_dir / recorded.name, recorded):
             if path.is_file() and files.digest_of_file(path) == self._evaluation.about["checkpoint_sha256"]:
                 samples = self._evaluation.data.samples
-                return load_model.load(self._evaluation.config, samples, path, self.ranks)
+                return load_model.load_model(self._evaluation.config, samples, path, self.ranks)
         return None
 
     @property
@@ -114,7 +116,7 @@ class _Source:
         )
 
 
-def _maps(evaluation: Evaluation, source: _Source, found: Explained) -> None:
+def _maps(evaluation: StoredEvaluation, source: _Source, found: Explained) -> None:
     report = evaluation.config.report
     drawn = selection.sample(evaluation.predicted, report.explained, evaluation.config.seed)
     shown = [int(value) for value in selection.worst(evaluation.predicted, report.gallery)["id"]]
@@ -135,7 +137,7 @@ def _maps(evaluation: Evaluation, source: _Source, found: Explained) -> None:
             return
         rows = evaluation.rows.loc[ids].to_numpy("int64")
         classes = evaluation.predicted.set_index("id").loc[ids, "predicted"].to_numpy("int64")
-        made = grad_cam.heatmaps(
+        made = grad_cam.grad_cam(
             evaluation.config, evaluation.data, source.model.model, layer, rows, classes, source.ranks
         )
         with files.replacing(path) as part, part.open("wb") as stream:
@@ -146,7 +148,7 @@ def _maps(evaluation: Evaluation, source: _Source, found: Explained) -> None:
     _point(evaluation, drawn, found)
 
 
-def _point(evaluation: Evaluation, drawn: list[int], found: Explained) -> None:
+def _point(evaluation: StoredEvaluation, drawn: list[int], found: Explained) -> None:
     """Hold the drawn images' maps against what people marked."""
     config = evaluation.config.data
     samples = evaluation.data.samples.iloc[evaluation.rows.loc[drawn].to_numpy("int64")]
@@ -158,18 +160,18 @@ def _point(evaluation: Evaluation, drawn: list[int], found: Explained) -> None:
     parts = annotations.parts_in_crop(config, samples, root) if root else None
     predicted = evaluation.predicted.set_index("id", drop=False).loc[drawn].reset_index(drop=True)
     maps = np.stack([found.maps[image] for image in drawn])
-    each = pointing_game_module.table(predicted, maps, boxes, parts, config.image_px)
+    each = table(predicted, maps, boxes, parts, config.image_px)
     found.drawn = len(each)
-    found.pointing_game = pointing_game_module.summary(each)
+    found.pointing_game = summary(each)
     folder = evaluation.folder / "explain"
     tables.write_csv(each, folder / "pointing.csv")
     tables.write_csv(found.pointing_game, folder / "pointing_game.csv")
     if parts is not None:
-        found.parts = pointing_game_module.on_parts(each, parts.names)
+        found.parts = on_parts(each, parts.names)
         tables.write_csv(found.parts, folder / "parts.csv")
 
 
-def _features(evaluation: Evaluation, found: Explained) -> None:
+def _features(evaluation: StoredEvaluation, found: Explained) -> None:
     """Retrieval, and the map of all images."""
     folder = evaluation.folder / "explain"
     embedding, retrieval = folder / "embedding.csv", folder / "retrieval.json"
@@ -190,7 +192,7 @@ def _features(evaluation: Evaluation, found: Explained) -> None:
     found.recall = {int(k): float(value) for k, value in files.read_json(retrieval).items()}
 
 
-def _nearest(evaluation: Evaluation, source: _Source, found: Explained) -> None:
+def _nearest(evaluation: StoredEvaluation, source: _Source, found: Explained) -> None:
     """The training images nearest to each mistaken one that a page of a pair shows."""
     k = evaluation.config.report.neighbours
     rows = training_rows(evaluation.config, evaluation.data)

@@ -47,7 +47,7 @@ def spatial_layer(model: Classifier, image_px: int) -> nn.Module | None:
     return layer if shapes and len(shapes[0]) == 4 else None
 
 
-def heatmaps(
+def grad_cam(
     config: Config,
     data: Prepared,
     model: Classifier,
@@ -76,7 +76,7 @@ def heatmaps(
     batches = sampling.in_order(rows, BATCH)
     maps = []
     with console.bar("heat maps", len(rows)) as bar:
-        served = bar.count(server.serve(0, batches), map(len, batches))
+        served = bar.count(server.batches(0, batches), map(len, batches))
         for batch, classes in zip(served, sampling.in_order(predicted, BATCH), strict=True):
             found = cam(batch.to(ranks.device).image, [ClassifierOutputTarget(int(c)) for c in classes])
             maps.append(found.astype(np.float16))

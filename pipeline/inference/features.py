@@ -41,7 +41,7 @@ def penultimate(model: Classifier) -> Iterator[list[Tensor]]:
 
 
 @torch.inference_mode()
-def features(
+def extract_features(
     config: Config,
     data: Prepared,
     model: Classifier,
@@ -58,10 +58,12 @@ def features(
     labels = data.samples["label"].to_numpy("int64", copy=True)
     images = loader.Images(data.store, labels, CentreCrop(config.data))
     server = loader.Loader(images, loader.worker_count(config.data.workers, ranks), ranks.device)
-    batches, images_a_round = sampling.dealt(sampling.in_order(rows, config.eval.batch_size), ranks)
+    batches, images_a_round = sampling.distribute_batches(
+        sampling.in_order(rows, config.eval.batch_size), ranks
+    )
     own_rows: list[Tensor] = []
     with console.bar("features", len(rows)) as bar, penultimate(model) as seen:
-        served = bar.count(server.serve(0, batches), images_a_round)
+        served = bar.count(server.batches(0, batches), images_a_round)
         for batch in served:
             if not len(batch.row):  # another rank's turn
                 continue
@@ -69,7 +71,7 @@ def features(
                 model(batch.to(ranks.device).image)
             own_rows.append(batch.row)
     own = (torch.cat(own_rows).numpy(), torch.cat(seen).numpy()) if seen else None
-    shares = [share for share in ranks.gather(own) if share is not None]
+    shares = [share for share in ranks.all_gather(own) if share is not None]
     order = np.argsort(np.concatenate([share[0] for share in shares]), kind="stable")
     return np.asarray(np.concatenate([share[1] for share in shares])[order], np.float32)
 
@@ -92,13 +94,13 @@ def cached(
     path = cache_path(config, split)
     ids = data.samples["id"].to_numpy()[data.rows(split)]
     found = read_cache(path, checkpoint, ids)
-    if all(ranks.gather(found is not None)) and found is not None:
+    if all(ranks.all_gather(found is not None)) and found is not None:
         return found
-    made = features(config, data, model, np.array(data.rows(split), np.int64), precision, ranks)
-    if ranks.first:
+    made = extract_features(config, data, model, np.array(data.rows(split), np.int64), precision, ranks)
+    if ranks.is_main:
         with files.replacing(path) as part, part.open("wb") as stream:
             np.savez(stream, id=ids, features=made, checkpoint=np.array(checkpoint))
-    ranks.wait()
+    ranks.barrier()
     return made
 
 

@@ -9,22 +9,22 @@ import torch
 
 from pipeline.common import files
 from pipeline.common.errors import CheckpointError
-from pipeline.config import load as load_module
+from pipeline.config.load import differences
 from pipeline.config.schema import Config
 from pipeline.data import sample_table
 from pipeline.distributed.process_group import Ranks
 from pipeline.models.build import build, without_weights
 from pipeline.models.classifier import Classifier
 from pipeline.models.precision import Precision
-from pipeline.models.pretrained import _load_weights
-from pipeline.runs import checkpoints
+from pipeline.models.pretrained import load_weights
+from pipeline.runs.checkpoints import check_data, read
 
 # Keys of `model` that may differ: they change how it was trained, not what it is.
 FREE_KEYS = {"pretrained", "weights", "freeze_batchnorm", "dropout", "stochastic_depth"}
 
 
 @dataclass(frozen=True)
-class Trained:
+class LoadedModel:
     """A model with where it is from: the checkpoint's path, SHA-256, epoch, step and precision."""
 
     model: Classifier
@@ -41,7 +41,7 @@ def checkpoint_path(config: Config) -> Path:
     return config.checkpoints_dir / f"{wanted}.pt" if wanted in ("best", "last") else Path(wanted)
 
 
-def load(config: Config, samples: pd.DataFrame, path: Path, ranks: Ranks) -> Trained:
+def load_model(config: Config, samples: pd.DataFrame, path: Path, ranks: Ranks) -> LoadedModel:
     """The model of a checkpoint, in evaluation mode; the first rank reads the file.
 
     Raises:
@@ -49,28 +49,30 @@ def load(config: Config, samples: pd.DataFrame, path: Path, ranks: Ranks) -> Tra
             other data than it was trained on.
     """
     content, digest = _read(path, ranks)
-    checkpoints.check_data(content, path, sample_table.class_names(samples), sample_table.digest(samples))
-    return _trained(config, content, path, digest, ranks)
+    check_data(content, path, sample_table.class_names(samples), sample_table.digest(samples))
+    return _loaded_model(config, content, path, digest, ranks)
 
 
-def load_without_data(config: Config, path: Path, ranks: Ranks) -> tuple[Trained, list[str]]:
+def load_model_without_data(config: Config, path: Path, ranks: Ranks) -> tuple[LoadedModel, list[str]]:
     """The model of a checkpoint and the names of its classes, where its data are not at hand.
 
     Raises:
         CheckpointError: it is missing or damaged, or the configuration describes another model.
     """
     content, digest = _read(path, ranks)
-    return _trained(config, content, path, digest, ranks), content["classes"]
+    return _loaded_model(config, content, path, digest, ranks), content["classes"]
 
 
 def _read(path: Path, ranks: Ranks) -> tuple[dict[str, Any], str]:
     """A checkpoint's content and SHA-256, as the first rank has them."""
-    return ranks.from_first((checkpoints.read(path), files.digest_of_file(path)) if ranks.first else ({}, ""))
+    return ranks.broadcast((read(path), files.digest_of_file(path)) if ranks.is_main else ({}, ""))
 
 
-def _trained(config: Config, content: dict[str, Any], path: Path, digest: str, ranks: Ranks) -> Trained:
+def _loaded_model(
+    config: Config, content: dict[str, Any], path: Path, digest: str, ranks: Ranks
+) -> LoadedModel:
     model = _model(config, content, path).to(ranks.device).eval()
-    return Trained(model, path, digest, content["epoch"], content["step"], content["precision"])
+    return LoadedModel(model, path, digest, content["epoch"], content["step"], content["precision"])
 
 
 def _model(config: Config, content: dict[str, Any], path: Path) -> Classifier:
@@ -79,18 +81,18 @@ def _model(config: Config, content: dict[str, Any], path: Path) -> Classifier:
     now = config.model.model_dump(mode="json", exclude=FREE_KEYS)
     now = {key: value for key, value in now.items() if key in before}
     before = {key: before[key] for key in now}
-    changed = [f"model.{key} {a} -> {b}" for key, a, b in load_module.differences(before, now)]
+    changed = [f"model.{key} {a} -> {b}" for key, a, b in differences(before, now)]
     if changed:
         raise CheckpointError(
             f"{path}: was trained with another model ({', '.join(changed)}); give the configuration it was trained with"
         )
     model, _ = build(without_weights(config.model), len(content["classes"]))
-    load_model(model, content, path)
+    load_eval_weights(model, content, path)
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     placed: Classifier = model.to(memory_format=layout)
     return placed
 
 
-def load_model(model: Classifier, content: dict[str, Any], path: Path) -> None:
+def load_eval_weights(model: Classifier, content: dict[str, Any], path: Path) -> None:
     """Load the weights that validation looked at, every one of them: the average, if there is one."""
-    _load_weights(model, content["ema"] or content["model"], content, path)
+    load_weights(model, content["ema"] or content["model"], content, path)

@@ -18,7 +18,7 @@ from pipeline.models.precision import Precision, autocast
 
 
 @dataclass(frozen=True)
-class Looked:
+class Predictions:
     """What a pass over a split gives. rows: int64 [n], rising; logits: float32 [n, C]; features: [n, D].
 
     Features are float32, and of width 0 where none were asked for.
@@ -28,7 +28,7 @@ class Looked:
     logits: npt.NDArray[np.float32]
     features: npt.NDArray[np.float32]
 
-    def scores(self, labels: npt.NDArray[np.int64]) -> tuple[float, float]:
+    def top1_and_loss(self, labels: npt.NDArray[np.int64]) -> tuple[float, float]:
         """Top-1 (0..1) and mean cross-entropy (nats); labels: int64, of the whole table."""
         logits, label = torch.from_numpy(self.logits), torch.from_numpy(labels[self.rows])
         top1 = (logits.argmax(1) == label).double().mean()
@@ -43,7 +43,7 @@ def look(
     precision: Precision,
     ranks: Ranks,
     seen: Sequence[Tensor] | None = None,
-) -> Looked:
+) -> Predictions:
     """Predict every wanted row exactly once, whatever the number of ranks; the same answer on all of them.
 
     Args:
@@ -67,19 +67,21 @@ def look(
         rows.append(batch.row)
     inner = seen if seen is not None else [torch.empty(len(row), 0) for row in rows]
     own = tuple(torch.cat(list(parts)).numpy() for parts in (rows, logits, inner)) if rows else None
-    shares = [share for share in ranks.gather(own) if share is not None]
+    shares = [share for share in ranks.all_gather(own) if share is not None]
     row = np.concatenate([share[0] for share in shares])
     order = np.argsort(row, kind="stable")
     if not np.array_equal(row[order], np.sort(wanted)):
         raise DataError(
             f"{len(wanted)} images were to be predicted and {len(np.unique(row))} different ones were; report this"
         )
-    return Looked(row[order], *(np.concatenate([share[part] for share in shares])[order] for part in (1, 2)))
+    return Predictions(
+        row[order], *(np.concatenate([share[part] for share in shares])[order] for part in (1, 2))
+    )
 
 
-def _mean(looks: list[Looked]) -> Looked:
+def _mean(looks: list[Predictions]) -> Predictions:
     """The outputs over several views: logarithm of the mean probability, mean of the features."""
     log_probability = [log_softmax(look.logits.astype(np.float64), axis=1) for look in looks]
     mean = logsumexp(log_probability, axis=0) - np.log(len(looks))
     features_mean = np.mean([look.features for look in looks], axis=0)
-    return Looked(looks[0].rows, mean.astype(np.float32), features_mean.astype(np.float32))
+    return Predictions(looks[0].rows, mean.astype(np.float32), features_mean.astype(np.float32))

@@ -13,7 +13,7 @@ from pipeline.config.model import ModelConfig
 from pipeline.models import resnet
 from pipeline.models.classifier import Classifier
 from pipeline.models.heads import mid_level_head, pool_by_gem
-from pipeline.models.pretrained import _body, _load
+from pipeline.models.pretrained import backbone_tensors, load_pretrained
 
 
 def build(config: ModelConfig, classes: int) -> tuple[Classifier, dict[str, Any]]:
@@ -30,9 +30,13 @@ def build(config: ModelConfig, classes: int) -> tuple[Classifier, dict[str, Any]
         backbone = _create(config, classes, pretrained=from_hub)  # timm is strict: all but the head
     origin: dict[str, Any] = {"source": "random", "tensors": 0, "share": 0.0}
     if from_hub:
-        origin = {"source": _hub(backbone.pretrained_cfg), "tensors": len(_body(backbone)), "share": 1.0}
+        origin = {
+            "source": _hub(backbone.pretrained_cfg),
+            "tensors": len(backbone_tensors(backbone)),
+            "share": 1.0,
+        }
     elif config.weights is not None:
-        origin = _load(backbone, config.weights)
+        origin = load_pretrained(backbone, config.weights)
     usual, channels = backbone.pretrained_cfg, getattr(backbone, "in_chans", 3)
     if channels not in (1, 3):
         raise ConfigError(

@@ -59,7 +59,7 @@ class Classifier(nn.Module):
     @property
     def head(self) -> nn.Module:
         """The last layer of the backbone."""
-        return _head(self.backbone)
+        return head_of(self.backbone)
 
     @property
     def new_layers(self) -> list[nn.Module]:
@@ -111,7 +111,7 @@ def freeze_batchnorm(model: Module) -> Module:
     return model
 
 
-def _head(backbone: Any) -> nn.Module:
+def head_of(backbone: Any) -> nn.Module:
     """The classifier; distilled networks have two, side by side."""
     head = backbone.get_classifier()
     return head if isinstance(head, nn.Module) else nn.ModuleList(head)

@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.common import console, files
 from pipeline.common.errors import CheckpointError, WeightsError
 from pipeline.distributed import data_parallel
-from pipeline.models.classifier import Classifier, _head
+from pipeline.models.classifier import Classifier, head_of
 
 LEAST_SHARE = 0.9  # of the tensors: with fewer, what is trained is not a pretrained network
 WRAPPERS = ("state_dict", "model", "model_state", "state_dict_ema")
@@ -26,7 +26,7 @@ DAMAGE = (
 )
 
 
-def read(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path) -> dict[str, Tensor]:
     """A state dict of timm or torchvision, as .safetensors, or .pth read with `weights_only`.
 
     A wrapper ("state_dict": {...}) and a prefix common to all names ("module.") are taken off.
@@ -62,9 +62,9 @@ def read(path: Path) -> dict[str, Tensor]:
 ABSENT_NAMED = 5
 
 
-def _body(backbone: Any) -> dict[str, Tensor]:
+def backbone_tensors(backbone: Any) -> dict[str, Tensor]:
     """Parameters and running statistics without the head's; batch norm's step counter is no weight."""
-    head = {tensor.data_ptr() for tensor in _head(backbone).state_dict().values()}
+    head = {tensor.data_ptr() for tensor in head_of(backbone).state_dict().values()}
     return {
         name: tensor
         for name, tensor in backbone.state_dict().items()
@@ -72,9 +72,9 @@ def _body(backbone: Any) -> dict[str, Tensor]:
     }
 
 
-def _load(backbone: Any, path: Path) -> dict[str, Any]:
+def load_pretrained(backbone: Any, path: Path) -> dict[str, Any]:
     """Load what fits by name and shape; few tensors loaded is an error."""
-    state, body = read(path), _body(backbone)
+    state, body = read_state_dict(path), backbone_tensors(backbone)
     fitting = {
         name: state[name] for name, own in body.items() if name in state and state[name].shape == own.shape
     }
@@ -90,12 +90,12 @@ def _load(backbone: Any, path: Path) -> dict[str, Any]:
     return {"source": str(path), "sha256": digest, "tensors": len(fitting), "share": share}
 
 
-def _load_weights(
+def load_weights(
     model: Classifier, weights: Mapping[str, Tensor], content: dict[str, Any], path: Path
 ) -> None:
     own = model.state_dict()
     weights = {
-        name: data_parallel.like(weight, own[name]) if name in own else weight
+        name: data_parallel.shard_like(weight, own[name]) if name in own else weight
         for name, weight in weights.items()
     }
     try:

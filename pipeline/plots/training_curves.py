@@ -10,15 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from pipeline.plots.style import MARK, STYLE, TRAIN, VALIDATION, save
-from pipeline.runs import log
-from pipeline.runs.log import Record
+from pipeline.runs.log import LogRecord, best_record, read_log
 
 FAR_APART = 5.0
 
 
 def draw(run_dir: Path) -> None:
     """Draw `curves.png` from a run's `log.jsonl`; nothing before its first epoch is over."""
-    found = log.read(run_dir / "log.jsonl")
+    found = read_log(run_dir / "log.jsonl")
     epochs = [record for record in found if record["kind"] == "epoch"]
     if not epochs:
         return
@@ -89,7 +88,9 @@ def draw_range_test(
         save(figure, path)
 
 
-def _curves(axes: Axes, epochs: Sequence[Record], looks: Sequence[Record], name: str, label: str) -> None:
+def _curves(
+    axes: Axes, epochs: Sequence[LogRecord], looks: Sequence[LogRecord], name: str, label: str
+) -> None:
     number = [record["epoch"] for record in epochs]
     few: dict[str, Any] = {"marker": "o", "markersize": 3} if len(epochs) <= 30 else {}
     axes.plot(number, [record[f"train_{name}"] for record in epochs], color=TRAIN, label="train", **few)
@@ -108,10 +109,10 @@ def _show_steps(axes: Axes, steps_per_epoch: float) -> None:
     axes.secondary_xaxis("top", functions=to_steps).set_xlabel("step")
 
 
-def _mark_best(axes: Axes, looks: Sequence[Record]) -> None:
+def _mark_best(axes: Axes, looks: Sequence[LogRecord]) -> None:
     if looks[0]["val_top1"] is None:
         return
-    best = log.best(looks)
+    best = best_record(looks)
     assert best is not None
     axes.plot(best["epoch"], best["val_top1"], "o", color=MARK, zorder=3)
     axes.annotate(
@@ -125,7 +126,7 @@ def _mark_best(axes: Axes, looks: Sequence[Record]) -> None:
     )
 
 
-def mark_phases(axes: Axes, records: Sequence[Record], colour: str) -> None:
+def mark_phases(axes: Axes, records: Sequence[LogRecord], colour: str) -> None:
     """A line where an optimizer takes over, its name at the top; nothing where there is one alone."""
     for switch in (record for record in records if record["kind"] == "phase"):
         axes.axvline(switch["epoch"], color=colour, linestyle="--", linewidth=1)
@@ -139,7 +140,7 @@ def mark_phases(axes: Axes, records: Sequence[Record], colour: str) -> None:
         )
 
 
-def _mark_drops(axes: Axes, epochs: Sequence[Record]) -> None:
+def _mark_drops(axes: Axes, epochs: Sequence[LogRecord]) -> None:
     """A dotted line where a learning rate that had stayed fell by a third or more: a step, or a plateau."""
     for earlier, before, after in zip(epochs, epochs[1:], epochs[2:], strict=False):
         stayed = earlier["lr"] == before["lr"] and before["phase"] == after["phase"]

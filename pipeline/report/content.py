@@ -13,10 +13,10 @@ import pandas as pd
 from pipeline.common import files, tables
 from pipeline.data import prepare
 from pipeline.explain import annotations, selection
-from pipeline.explain.explain import Evaluation, Explained
+from pipeline.explain.explain import Explained, StoredEvaluation
 from pipeline.report import figures
 from pipeline.report.pictures import Pictures
-from pipeline.runs import log
+from pipeline.runs.log import read_log
 
 CLASS_PX = 72
 ATTRIBUTES_SHOWN = 8
@@ -39,13 +39,13 @@ def interval(low: float, high: float, digits: int = 1) -> str:
     return f"{100 * low:.{digits}f} to {percent(high, digits)}"
 
 
-def training(evaluation: Evaluation) -> str:
+def training(evaluation: StoredEvaluation) -> str:
     """The curves of training as SVG, empty when the run has no log of an epoch."""
-    found = log.read(evaluation.config.run_dir / "log.jsonl")
+    found = read_log(evaluation.config.run_dir / "log.jsonl")
     return figures.curves(found, int(evaluation.about["epoch"]))
 
 
-def classes(evaluation: Evaluation, pictures: Pictures) -> list[Values]:
+def classes(evaluation: StoredEvaluation, pictures: Pictures) -> list[Values]:
     """A row a class for the table, with the class it is most often taken for."""
     predicted = evaluation.predicted
     wrong = predicted[predicted["label"] != predicted["predicted"]]
@@ -67,7 +67,7 @@ def classes(evaluation: Evaluation, pictures: Pictures) -> list[Values]:
     return rows
 
 
-def confusion(evaluation: Evaluation) -> Values:
+def confusion(evaluation: StoredEvaluation) -> Values:
     """The confusion matrix for the page's script.
 
     names: of the classes. cells: [true, predicted, count] where count is not 0. order: labels, similar classes
@@ -83,7 +83,7 @@ def confusion(evaluation: Evaluation) -> Values:
     return {"names": names, "cells": cells.tolist(), "order": order.tolist(), "largest": largest}
 
 
-def pairs(evaluation: Evaluation, explained: Explained, pictures: Pictures) -> list[Values]:
+def pairs(evaluation: StoredEvaluation, explained: Explained, pictures: Pictures) -> list[Values]:
     """The most confused pairs, each with what its page shows."""
     root = prepare.raw(evaluation.config.data)
     names = _table(evaluation, "per_class.csv")["class_name"].astype(str).tolist()
@@ -110,13 +110,15 @@ def pairs(evaluation: Evaluation, explained: Explained, pictures: Pictures) -> l
     return found
 
 
-def gallery(evaluation: Evaluation, explained: Explained, pictures: Pictures) -> list[Values]:
+def gallery(evaluation: StoredEvaluation, explained: Explained, pictures: Pictures) -> list[Values]:
     """The worst errors."""
     worst = selection.worst(evaluation.predicted, evaluation.config.report.gallery)
     return [_figure(row, explained, pictures) for row in _records(worst)]
 
 
-def _side(evaluation: Evaluation, explained: Explained, pictures: Pictures, name: str, other: str) -> Values:
+def _side(
+    evaluation: StoredEvaluation, explained: Explained, pictures: Pictures, name: str, other: str
+) -> Values:
     predicted = evaluation.predicted
     mistaken = selection.mistaken(predicted, name, other)
     shown = [
@@ -174,7 +176,7 @@ def _attributes(differing: pd.DataFrame) -> list[Values]:
     return rows
 
 
-def embedding(evaluation: Evaluation, explained: Explained) -> list[list[int]]:
+def embedding(evaluation: StoredEvaluation, explained: Explained) -> list[list[int]]:
     """The map of the images for the page's script: x and y in 0..1000, label, predicted."""
     if explained.embedding is None or explained.embedding.empty:
         return []
@@ -185,7 +187,7 @@ def embedding(evaluation: Evaluation, explained: Explained) -> list[list[int]]:
     return rows
 
 
-def plots(evaluation: Evaluation) -> dict[str, str]:
+def plots(evaluation: StoredEvaluation) -> dict[str, str]:
     """The SVG plots by name; empty where a stored table is missing or says nothing."""
     found = {"training": training(evaluation), "training_images": ""}
     for name, draw in (("reliability", figures.reliability), ("coverage", figures.coverage)):
@@ -197,7 +199,7 @@ def plots(evaluation: Evaluation) -> dict[str, str]:
     return found
 
 
-def audit(evaluation: Evaluation, pictures: Pictures) -> Values:
+def audit(evaluation: StoredEvaluation, pictures: Pictures) -> Values:
     """What an audit of the data has found, as far as there was one."""
     found: Values = {}
     labels, doubles = (evaluation.folder / "audit" / f"{name}.csv" for name in ("label_errors", "duplicates"))
@@ -261,7 +263,7 @@ def _records(rows: pd.DataFrame) -> list[Values]:
     return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
 
 
-def _table(evaluation: Evaluation, name: str) -> pd.DataFrame:
+def _table(evaluation: StoredEvaluation, name: str) -> pd.DataFrame:
     return _read(evaluation.folder / name)
 
 

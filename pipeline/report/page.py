@@ -25,7 +25,7 @@ def rebuild(config: Config) -> dict[str, Any]:
         UserError: predictions or data are missing, damaged, or do not belong together.
     """
     folder = predictions.folder_of(config.run_dir, config.eval.split)
-    results.numbers(folder, prepare.load(config).samples)
+    results.compute_metrics(folder, prepare.load(config).samples)
     path = build(config, folder)
     return {"report": str(path), "size_bytes": path.stat().st_size}
 
@@ -42,7 +42,7 @@ def build(config: Config, folder: Path) -> Path:
     data = prepare.load(config)
     names = sample_table.class_names(data.samples)
     predicted = predictions.read_predictions(folder, names)
-    evaluation = explain.Evaluation(
+    evaluation = explain.StoredEvaluation(
         config=config,
         data=data,
         folder=folder,
@@ -51,14 +51,14 @@ def build(config: Config, folder: Path) -> Path:
         pairs=tables.read_csv(folder / "confused_pairs.csv"),
         outputs=predictions.read_outputs(folder, predicted, len(names)),
     )
-    text = render(evaluation, explain.explain(evaluation))
+    text = render(evaluation, explain.explain_evaluation(evaluation))
     path = folder / "report.html"
     files.write_text(path, text)
     console.say(f"report  {path}  {files.size_in_words(path.stat().st_size)}")
     return path
 
 
-def render(evaluation: explain.Evaluation, explained: explain.Explained) -> str:
+def render(evaluation: explain.StoredEvaluation, explained: explain.Explained) -> str:
     """The page as HTML."""
     pictures = Pictures(evaluation.config.data, evaluation.data, evaluation.config.report.picture_px)
     pairs = content.pairs(evaluation, explained, pictures)

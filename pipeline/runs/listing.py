@@ -13,11 +13,11 @@ from typing import Any
 
 from pipeline.common import console, files
 from pipeline.common.errors import ConfigError, DataError
-from pipeline.config import load
 from pipeline.config.key_effects import OF_A_NAME
+from pipeline.config.load import completed, differences, read_tree
 from pipeline.config.schema import Config
-from pipeline.runs import log as log_module
 from pipeline.runs import predictions, status
+from pipeline.runs.log import LogRecord, best_record, read_log
 
 Settings = dict[str, Any]
 SORTS = ("started", "run", "state", "epochs", "best", "test", "seconds")
@@ -25,7 +25,7 @@ COLUMNS = ("run", "state", "epochs", "best", "at", "test", "time", "started")
 
 
 @dataclass(frozen=True)
-class Run:
+class ListedRun:
     """A run directory, read."""
 
     path: Path
@@ -35,7 +35,7 @@ class Run:
     @cached_property
     def settings(self) -> Settings:
         """Its configuration as plain types, with today's defaults for what there was not when it was made."""
-        return load.completed(load.read_tree(self.path / "config.yaml"))
+        return completed(read_tree(self.path / "config.yaml"))
 
     @cached_property
     def state(self) -> str:
@@ -52,7 +52,7 @@ class Run:
     @cached_property
     def log(self) -> list[dict[str, Any]]:
         """Its records."""
-        return log_module.read(self.path / "log.jsonl")
+        return read_log(self.path / "log.jsonl")
 
     @property
     def epochs(self) -> int:
@@ -60,9 +60,9 @@ class Run:
         return max((record["epoch"] for record in self.log if record["kind"] == "epoch"), default=0)
 
     @property
-    def best(self) -> log_module.Record:
+    def best(self) -> LogRecord:
         """The record whose validation chose best.pt; empty without one."""
-        return log_module.best(self.log) or {}
+        return best_record(self.log) or {}
 
     @property
     def seconds(self) -> float:
@@ -87,7 +87,7 @@ class Run:
         }
 
 
-def find(folder: Path) -> list[Run]:
+def find_runs(folder: Path) -> list[ListedRun]:
     """The runs below a folder, by name.
 
     Raises:
@@ -96,7 +96,7 @@ def find(folder: Path) -> list[Run]:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give the one that holds the runs, as run.root has it")
     found = [
-        Run(path.parent, str(path.parent.relative_to(folder)))
+        ListedRun(path.parent, str(path.parent.relative_to(folder)))
         for path in sorted(folder.rglob("config.yaml"))
         if is_run(path.parent)
     ]
@@ -110,7 +110,7 @@ def is_run(folder: Path) -> bool:
     return (folder / "config.yaml").is_file() and (folder / "log.jsonl").is_file()
 
 
-def listing(folder: Path, sort: str, as_csv: bool) -> None:
+def list_runs(folder: Path, sort: str, as_csv: bool) -> None:
     """Print a table of the runs below a folder, or CSV with a column for each key in which they differ.
 
     Args:
@@ -122,7 +122,7 @@ def listing(folder: Path, sort: str, as_csv: bool) -> None:
     """
     if sort not in SORTS:
         raise ConfigError(f"--sort {sort}: no such column; take {', '.join(SORTS)}")
-    found = _sorted(find(folder), sort)
+    found = _sorted(find_runs(folder), sort)
     keys = _differing([run.settings for run in found])
     if as_csv:
         console.put_out(_csv(found, keys))
@@ -154,7 +154,7 @@ def difference(one: Path, other: Path) -> dict[str, Any]:
         for run in runs
     ]
     found = {
-        key: (a, b) for key, a, b in load.differences(sides[0], sides[1]) if not key.startswith("config.run.")
+        key: (a, b) for key, a, b in differences(sides[0], sides[1]) if not key.startswith("config.run.")
     }
     rows = [(key, _word(a), _word(b)) for key, (a, b) in found.items()]
     console.show_table(f"{one} and {other}", ["", str(one), str(other)], rows)
@@ -191,16 +191,16 @@ def _agreed(count: int, size_bytes: int) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _run(path: Path) -> Run:
+def _run(path: Path) -> ListedRun:
     if not is_run(path):
         raise DataError(
             f"{path}: no run directory (config.yaml, log.jsonl); `python -m pipeline runs` lists them"
         )
-    return Run(path, str(path))
+    return ListedRun(path, str(path))
 
 
-def _sorted(found: list[Run], sort: str) -> list[Run]:
-    def key(run: Run) -> tuple[bool, Any]:
+def _sorted(found: list[ListedRun], sort: str) -> list[ListedRun]:
+    def key(run: ListedRun) -> tuple[bool, Any]:
         value = {
             "run": run.name,
             "state": run.state,
@@ -222,7 +222,7 @@ def _differing(settings: Sequence[Settings]) -> list[str]:
     return [key for key in keys if any(one.get(key) != flat[0].get(key) for one in flat)]
 
 
-def _cells(run: Run) -> tuple[str, ...]:
+def _cells(run: ListedRun) -> tuple[str, ...]:
     of_epochs = f"{run.epochs}/{run.settings['train']['epochs']}"
     seconds = str(timedelta(seconds=round(run.seconds)))
     at = f"{run.best['epoch']:.4g}" if run.best else ""
@@ -234,7 +234,7 @@ def _score(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _words(run: Run, keys: Sequence[str]) -> str:
+def _words(run: ListedRun, keys: Sequence[str]) -> str:
     """The values of the keys in which a run departs from the defaults."""
     departs = run.departures
     return " ".join(f"{key}={_word(departs[key])}" for key in keys if key in departs)
@@ -250,7 +250,7 @@ def _environment(run: Path) -> Mapping[str, Any]:
     return {key: value for key, value in found.items() if key not in ("time", "command")}
 
 
-def _csv(found: Sequence[Run], keys: Sequence[str]) -> str:
+def _csv(found: Sequence[ListedRun], keys: Sequence[str]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     fixed = ("run", "state", "epochs", "best_val_top1", "best_epoch", "test_top1", "seconds", "started")

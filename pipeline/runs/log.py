@@ -14,7 +14,7 @@ from typing import Any
 from pipeline.common import files
 from pipeline.common.errors import DataError
 
-Record = Mapping[str, Any]
+LogRecord = Mapping[str, Any]
 
 SCHEMA, VERSION = "plumage/log", 1
 HEADER = {"kind": "log", "step": 0, "schema": SCHEMA, "version": VERSION}
@@ -86,7 +86,7 @@ class Log:
             for name, clock in (("seconds", time.monotonic), ("cpu_seconds", time.process_time))
         ]
 
-    def append(self, record: Record) -> Record:
+    def append(self, record: LogRecord) -> LogRecord:
         """Write a record; it survives a kill of the process from here on. Returns it as it was written."""
         expected = FIELDS[record["kind"]].keys() | ALL.keys()
         assert record.keys() == expected, f"fields {record.keys() ^ expected} of {record['kind']}"
@@ -102,7 +102,7 @@ class Log:
         self._stream.close()
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+def read_log(path: Path) -> list[dict[str, Any]]:
     """The records of a log in their order, without its header; none where there is no log.
 
     A half line at the end is left out.
@@ -113,7 +113,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [record for _, record in _lines(path) if record["kind"] != "log"]
 
 
-def best(records: Sequence[Record]) -> Record | None:
+def best_record(records: Sequence[LogRecord]) -> LogRecord | None:
     """The record whose validation chose the run's best checkpoint: highest top-1; of equals, lowest loss.
 
     None before anything is validated.
@@ -145,7 +145,7 @@ def _record(path: Path, number: int, line: str) -> dict[str, Any]:
     raise DataError(f"{path}, line {number}: no record of a log; take that line out, or restore the file")
 
 
-def _finite(record: Record) -> dict[str, Any]:
+def _finite(record: LogRecord) -> dict[str, Any]:
     """JSON has no word for infinity: fp16's first steps have such a gradient."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,38 +8,37 @@ from pathlib import Path
 from typing import Protocol, TextIO
 
 from pipeline.config.schema import Config
-from pipeline.runs import log as log_module
-from pipeline.runs.log import ALL, CLOCKS, FIELDS, Record
-from pipeline.runs.wandb_process import Follower, WrittenAtTheEnd
+from pipeline.runs.log import ALL, CLOCKS, FIELDS, Log, LogRecord
+from pipeline.runs.wandb_process import OfflineWriter, OnlineSender
 
 
 class Tracker(Protocol):
     """Takes records: see `records.FIELDS`."""
 
-    def log(self, record: Record) -> None:
+    def log(self, record: LogRecord) -> None:
         """Take one record."""
 
     def close(self) -> None:
         """No more records will come."""
 
 
-class Nothing:
+class NullTracker:
     """Takes records to nowhere: what ranks other than the first have."""
 
-    def log(self, record: Record) -> None:
+    def log(self, record: LogRecord) -> None:
         """Drop a record."""
 
     def close(self) -> None:
         """Nothing to close."""
 
 
-class Both:
+class MultiTracker:
     """Hands each record to one tracker, then to another."""
 
     def __init__(self, one: Tracker, other: Tracker) -> None:
         self._one, self._other = one, other
 
-    def log(self, record: Record) -> None:
+    def log(self, record: LogRecord) -> None:
         """Hand a record on."""
         self._one.log(record)
         self._other.log(record)
@@ -50,13 +49,13 @@ class Both:
         self._other.close()
 
 
-class Logged:
+class JsonlTracker:
     """Writes each record to log.jsonl, and hands it, as it stands there, to several trackers."""
 
-    def __init__(self, log: log_module.Log, trackers: Iterable[Tracker]) -> None:
+    def __init__(self, log: Log, trackers: Iterable[Tracker]) -> None:
         self._log, self._trackers = log, tuple(trackers)
 
-    def log(self, record: Record) -> None:
+    def log(self, record: LogRecord) -> None:
         """Write a record and hand it on."""
         written = self._log.append(record)
         for tracker in self._trackers:
@@ -77,7 +76,7 @@ class TensorBoard:
 
         self._writer = SummaryWriter(folder)
 
-    def log(self, record: Record) -> None:
+    def log(self, record: LogRecord) -> None:
         """Write a record's numbers, and its histograms."""
         step, when = record["step"], record.get("time")
         for name in FIELDS[record["kind"]]:
@@ -118,7 +117,7 @@ class Csv:
         self._folder = folder
         self._tables: dict[str, TextIO] = {}
 
-    def log(self, record: Record) -> None:
+    def log(self, record: LogRecord) -> None:
         """Append a row."""
         kind = record["kind"]
         if kind == "gradients":
@@ -136,7 +135,7 @@ class Csv:
             table.close()
 
 
-def tracker(config: Config, step: int) -> Tracker:
+def build_tracker(config: Config, step: int) -> Tracker:
     """Where the records of a run go that goes on from `step`, as `config.tracking` has it.
 
     What is made from the log is made anew from its records so far: after a kill it holds what the log holds.
@@ -144,7 +143,7 @@ def tracker(config: Config, step: int) -> Tracker:
     Raises:
         DataError: the log is of a later version, or damaged.
     """
-    log = log_module.Log(config.run_dir / "log.jsonl", step)
+    log = Log(config.run_dir / "log.jsonl", step)
     made: list[Tracker] = []
     for wanted, kind, name in (
         (config.tracking.tensorboard, TensorBoard, "tensorboard"),
@@ -158,7 +157,7 @@ def tracker(config: Config, step: int) -> Tracker:
         for one in made:
             one.log(record)
     if config.tracking.wandb == "online":
-        made.append(Follower(config))
+        made.append(OnlineSender(config))
     elif config.tracking.wandb == "offline":
-        made.append(WrittenAtTheEnd(config))
-    return Logged(log, made)
+        made.append(OfflineWriter(config))
+    return JsonlTracker(log, made)

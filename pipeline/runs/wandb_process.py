@@ -14,21 +14,21 @@ from typing import Literal
 from pipeline.common import console
 from pipeline.config.schema import Config
 from pipeline.runs import status
-from pipeline.runs.log import Record
+from pipeline.runs.log import LogRecord
 
 STOPPED_WAIT_S = 15.0  # a cluster that has sent a signal kills soon
 SAID_AFTER_S = 3.0
 How = Literal["follow", "offline", "now"]
 
 
-class Follower:
+class OnlineSender:
     """The tracker of `tracking.wandb: online`: a process that reads the log while it is written, and sends it."""
 
     def __init__(self, config: Config) -> None:
         self._config, self._warned = config, False
-        self._child = Child(config, "follow")
+        self._child = SyncProcess(config, "follow")
 
-    def log(self, _record: Record) -> None:
+    def log(self, _record: LogRecord) -> None:
         """The record is in the log already; say so when nobody reads it any more."""
         if not self._warned and self._child.ended():
             self._child.wait(0)
@@ -40,28 +40,28 @@ class Follower:
             self._child.wait(_wait_s(self._config))
 
 
-class WrittenAtTheEnd:
+class OfflineWriter:
     """The tracker of `tracking.wandb: offline`: the W&B folder is written from the log when the run ends."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
 
-    def log(self, _record: Record) -> None:
+    def log(self, _record: LogRecord) -> None:
         """The record is in the log already."""
 
     def close(self) -> None:
         """Write the folder."""
-        Child(self._config, "offline").wait(_wait_s(self._config))
+        SyncProcess(self._config, "offline").wait(_wait_s(self._config))
 
 
 def publish(config: Config) -> None:
     """Bring the W&B run, or its offline folder, up to what the run directory holds, as `tracking.wandb` has it."""
     if config.tracking.wandb != "disabled":
         how: How = "now" if config.tracking.wandb == "online" else "offline"
-        Child(config, how).wait(config.tracking.upload_wait_s)
+        SyncProcess(config, how).wait(config.tracking.upload_wait_s)
 
 
-class Child:
+class SyncProcess:
     """A process that sends a run; it is in a session of its own, so that it outlives the signals of a terminal."""
 
     def __init__(self, config: Config, how: How) -> None:

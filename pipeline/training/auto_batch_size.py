@@ -14,7 +14,7 @@ USABLE = 0.85  # of the memory that is free: the optimizer and fragmentation nee
 GROWTH_BYTES = 64 << 20  # from one trial to the next: enough to tell what an image takes
 
 
-def batch_size(config: Config, model: Classifier, precision: Precision, ranks: Ranks) -> int:
+def auto_batch_size(config: Config, model: Classifier, precision: Precision, ranks: Ranks) -> int:
     """The images that are computed at once, over all ranks: `optim.batch_size`, or for auto what fits.
 
     Raises:
@@ -22,15 +22,17 @@ def batch_size(config: Config, model: Classifier, precision: Precision, ranks: R
     """
     if config.optim.batch_size != "auto":
         return config.optim.batch_size
-    wanted = -(-config.optim.images_per_step // ranks.world)
-    least: int = min(ranks.gather(fitting(wanted, model, config.data.image_px, precision, ranks)))
-    images = in_equal_passes(config, least, ranks)
+    wanted = -(-config.optim.images_per_step // ranks.world_size)
+    least: int = min(
+        ranks.all_gather(largest_that_fits(wanted, model, config.data.image_px, precision, ranks))
+    )
+    images = in_equal_micro_batches(config, least, ranks)
     passes = -(-config.optim.images_per_step // images)
     console.say(f"batch  {images} images at once, {passes} a step: as many as fit")
     return images
 
 
-def in_equal_passes(config: Config, fitting: int, ranks: Ranks) -> int:
+def in_equal_micro_batches(config: Config, fitting: int, ranks: Ranks) -> int:
     """The images computed at once, over all ranks, when so many fit on each and a step's passes are equal.
 
     Raises:
@@ -41,12 +43,14 @@ def in_equal_passes(config: Config, fitting: int, ranks: Ranks) -> int:
             f"optim.batch_size: auto finds no room for two images of {config.data.image_px} px; "
             "take a smaller model or data.image_px"
         )
-    wanted = -(-config.optim.images_per_step // ranks.world)
+    wanted = -(-config.optim.images_per_step // ranks.world_size)
     passes = -(-wanted // fitting)
-    return -(-wanted // passes) * ranks.world
+    return -(-wanted // passes) * ranks.world_size
 
 
-def fitting(wanted: int, model: Classifier, image_px: int, precision: Precision, ranks: Ranks) -> int:
+def largest_that_fits(
+    wanted: int, model: Classifier, image_px: int, precision: Precision, ranks: Ranks
+) -> int:
     """Images that fit into this rank's memory at once, at most those wanted.
 
     Batches of 2, 4, 8, ... images are learned from until the peak of memory has grown enough to tell what
@@ -65,7 +69,7 @@ def _fitting(wanted: int, model: Classifier, image_px: int, precision: Precision
         more = min(2 * images, wanted)
         grown = _peak(model, more, image_px, precision, ranks.device) - peak
         if grown > GROWTH_BYTES:
-            sharing = ranks.local_world if ranks.device.type == "cpu" else 1
+            sharing = ranks.local_world_size if ranks.device.type == "cpu" else 1
             room = USABLE * free_bytes(ranks.device) / sharing
             return min(wanted, more + int(room / (grown / (more - images))))
         images, peak = more, peak + grown

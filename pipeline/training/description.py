@@ -1,22 +1,22 @@
 """What a run is: written down beside its results, and said when it starts."""
 
 from pipeline.common import console, files
-from pipeline.config import load
+from pipeline.config.load import dump_config
 from pipeline.config.schema import Config
 from pipeline.runs import environment
-from pipeline.training.setup import Job, Start
+from pipeline.training.setup import Start, TrainingSetup
 
 
-def announce(job: Job, start: Start, last_step: int) -> None:
+def describe_run(job: TrainingSetup, start: Start, last_step: int) -> None:
     """Write `config.yaml`, `environment.json` and, of changed code, `diff.patch`; say what begins."""
     config, ranks, weights = job.config, job.ranks, start.weights
-    files.write_text(config.run_dir / "config.yaml", load.dump(config))
+    files.write_text(config.run_dir / "config.yaml", dump_config(config))
     about = {
         **environment.describe(ranks.device),
         "precision": start.precision,
         "weights": weights,
         "samples": job.samples,
-        "ranks": ranks.world,
+        "ranks": ranks.world_size,
     }
     files.write_json(config.run_dir / "environment.json", about)
     diff, patch = environment.diff(), config.run_dir / "diff.patch"
@@ -32,8 +32,8 @@ def announce(job: Job, start: Start, last_step: int) -> None:
         f"data   {len(job.train_rows)} images to train on, {len(job.val_rows)} to validate; "
         f"{config.data.image_px} px\n"
         f"optim  {optimizers(config)}\n"
-        f"batch  {batch(config, start.batch_size, ranks.world)}\n"
-        f"on     {ranks.world} x {ranks.device.type}, {start.precision}"
+        f"batch  {batch(config, start.batch_size, ranks.world_size)}\n"
+        f"on     {ranks.world_size} x {ranks.device.type}, {start.precision}"
     )
 
 

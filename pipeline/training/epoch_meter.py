@@ -28,7 +28,7 @@ class NotFinite(Exception):
         self.step, self.loss, self.draws = step, loss, draws
 
 
-class Meter:
+class EpochMeter:
     """Counts one epoch, or what is left of it."""
 
     def __init__(self, carried: Totals, ranks: Ranks) -> None:
@@ -36,13 +36,13 @@ class Meter:
         self.ranks = ranks
         self._seen, self._steps, self._images = carried.seen, carried.steps, 0
         # The first rank carries them on; all ranks' sums are added when they are asked for.
-        start = [carried.loss, carried.correct, carried.gradient_norm] if ranks.first else [0.0, 0.0, 0.0]
+        start = [carried.loss, carried.correct, carried.gradient_norm] if ranks.is_main else [0.0, 0.0, 0.0]
         self._sums = torch.tensor(start, dtype=torch.float64, device=ranks.device)
         self._unchecked: list[tuple[int, npt.NDArray[np.int64], Tensor]] = []
         self._started = time.perf_counter()
         self._waited_s = 0.0
 
-    def waiting(self, batches: Iterable[Item]) -> Iterator[Item]:
+    def timed(self, batches: Iterable[Item]) -> Iterator[Item]:
         """The batches; the time until each of them is there counts as waited."""
         iterator = iter(batches)
         while True:
@@ -80,7 +80,7 @@ class Meter:
         Raises:
             NotFinite: the loss of a step since the last call is not a number, or infinite.
         """
-        sums = self.ranks.sum(torch.stack([of_batch for *_, of_batch in self._unchecked])).tolist()
+        sums = self.ranks.all_reduce_sum(torch.stack([of_batch for *_, of_batch in self._unchecked])).tolist()
         for (step, draws, _), (loss, *_) in zip(self._unchecked, sums, strict=True):
             if not np.isfinite(loss):
                 raise NotFinite(step, loss, draws)
@@ -96,7 +96,7 @@ class Meter:
         """
         if self._unchecked:
             self.last()
-        loss, correct, norm = self.ranks.sum(self._sums.clone()).tolist()
+        loss, correct, norm = self.ranks.all_reduce_sum(self._sums.clone()).tolist()
         return Totals(loss, correct, norm, self._seen, self._steps)
 
     def speed(self) -> dict[str, float]:

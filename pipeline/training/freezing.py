@@ -5,10 +5,10 @@ from torch import nn
 from pipeline.common.errors import ConfigError
 from pipeline.config.schema import Config
 from pipeline.models.classifier import Classifier, freeze_batchnorm
-from pipeline.training import optimizer
+from pipeline.training.optimizer import stages
 
 
-class Freezing:
+class FreezeSchedule:
     """What a configuration freezes in a model, epoch by epoch."""
 
     def __init__(self, config: Config, model: Classifier) -> None:
@@ -19,14 +19,14 @@ class Freezing:
         """
         self.config, self.model = config, model
         frozen = config.optim.frozen_stages
-        self.stages: list[list[nn.Module]] = optimizer.stages(model) if frozen else []
+        self.stages: list[list[nn.Module]] = stages(model) if frozen else []
         if frozen and frozen >= len(self.stages):
             raise ConfigError(
                 f"optim.frozen_stages: {frozen} of the {len(self.stages)} stages of {config.model.name}, the last "
                 "of which is the head; take fewer"
             )
 
-    def set_for(self, epoch: int) -> int:
+    def apply(self, epoch: int) -> int:
         """Put the model into training mode, but for what is frozen in an epoch (from 0).
 
         Returns the number of frozen stages.

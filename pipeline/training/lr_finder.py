@@ -23,49 +23,49 @@ from pipeline.distributed import process_group
 from pipeline.distributed.data_parallel import replicate
 from pipeline.plots import training_curves
 from pipeline.training import phases, setup, step
-from pipeline.training.freezing import Freezing
-from pipeline.training.setup import Job
+from pipeline.training.freezing import FreezeSchedule
+from pipeline.training.setup import TrainingSetup
 
 SMOOTHING = 0.9  # of the losses: an exponential mean, its start corrected for
 DIVERGED = 3.0  # times the lowest smoothed loss
 LEAST_FALL = 0.01  # of the first loss: with less, the range holds no rate that learns
 
 
-def lr_find(config: Config) -> dict[str, Any]:
+def find_lr(config: Config) -> dict[str, Any]:
     """Learn with a growing rate from a fresh model; return the rate proposed. No checkpoint is written.
 
     Raises:
         UserError: the data are not prepared, model, weights or optimizer do not fit, or no rate of the range
             lowers the loss.
     """
-    with process_group.ranks(config.train.device, config.distributed.timeout_s) as ranks:
+    with process_group.join(config.train.device, config.distributed.timeout_s) as ranks:
         config = config.model_copy(update={"train": config.train.model_copy(update={"resume": "never"})})
-        work = Job(config, ranks)
-        begin = setup.start(work)
-        state, how = begin.state, begin.how(config, ranks)
+        work = TrainingSetup(config, ranks)
+        begin = setup.resume_or_start(work)
+        state, how = begin.state, begin.step_settings(config, ranks)
         parallel = replicate(state.model, config.distributed, ranks)
         momentum = config.optim.resolved_phases[0].momentum or 0.0
         wanted = config.lr_find
         lrs = np.geomspace(wanted.lowest, wanted.highest, wanted.steps)
-        Freezing(config, state.model).set_for(0)
+        FreezeSchedule(config, state.model).apply(0)
         tried: list[float] = []
         with console.bar("lr-find", wanted.steps, "steps") as bar:
             for lr, (images, batch) in zip(lrs, _batches(work, wanted.steps), strict=False):
-                sums = step.learn(state, parallel, batch, images, phases.Rates(float(lr), momentum), how)
-                tried.append(float(ranks.sum(sums)[0]) / images)
+                sums = step.train_step(state, parallel, batch, images, phases.Rates(float(lr), momentum), how)
+                tried.append(float(ranks.all_reduce_sum(sums)[0]) / images)
                 bar.advance(1, loss=tried[-1], lr=float(lr))
                 smoothed = smooth(np.array(tried))
                 if not math.isfinite(tried[-1]) or smoothed[-1] > DIVERGED * smoothed.min():
                     break
-        return _write(config, lrs[: len(tried)], tried) if ranks.first else {}
+        return _write(config, lrs[: len(tried)], tried) if ranks.is_main else {}
 
 
-def _batches(work: Job, steps: int) -> Iterator[tuple[int, Batch]]:
+def _batches(work: TrainingSetup, steps: int) -> Iterator[tuple[int, Batch]]:
     """Batches of the training images with their size over all ranks, epoch after epoch."""
     epoch = 0
     while steps > 0:
-        batches = work.batches(epoch)[:steps]
-        served = work.train_loader.serve(epoch, sampling.share(batches, work.ranks))
+        batches = work.epoch_batches(epoch)[:steps]
+        served = work.train_loader.batches(epoch, sampling.shard_batches(batches, work.ranks))
         yield from zip(map(len, batches), served, strict=True)
         steps, epoch = steps - len(batches), epoch + 1
 

@@ -80,7 +80,7 @@ def _matcher(model: Classifier, *, coarse: bool) -> Any:
     return model.backbone.group_matcher(coarse=coarse)  # type: ignore[operator]
 
 
-def make(groups: Iterable[dict[str, Any]], phase: Phase, *, lr: float) -> Optimizer:
+def build_optimizer(groups: Iterable[dict[str, Any]], phase: Phase, *, lr: float) -> Optimizer:
     """The optimizer of a phase over parameter groups; weight decay stands in the groups.
 
     SGD's (Nesterov) momentum is that of Sutskever et al. 2013, as PyTorch has it: the learning rate is outside

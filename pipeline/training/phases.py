@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 from pipeline.config.optim import OptimConfig, Phase, PlateauRule, ReduceOnPlateau, SwatsRule
 from pipeline.config.schema import Config
-from pipeline.training import swats as swats_module
-from pipeline.training.schedule import Calendar, PlateauState, lr_at, momentum_at
-from pipeline.training.swats import SwatsState
+from pipeline.training.schedule import PlateauState, StepClock, lr_at, momentum_at
+from pipeline.training.swats import SwatsState, sgd_rate
 
 
 class Rates(NamedTuple):
@@ -61,13 +60,13 @@ def following(config: OptimConfig, state: PhaseState, step: int) -> PhaseState:
     lr = phase.lr
     if lr is None:
         assert state.swats.proposed is not None, "SWATS ended the phase before"
-        lr = swats_module.sgd_rate(state.swats.proposed, phase.momentum)
+        lr = sgd_rate(state.swats.proposed, phase.momentum)
     of_run = phase.schedule is None and config.resolved_phases[state.index].schedule is None
     plateau = state.plateau if of_run else PlateauState()
     return PhaseState(state.index + 1, step, lr, plateau=plateau)
 
 
-def is_over(phase: Phase, state: PhaseState, step: int, calendar: Calendar) -> bool:
+def is_over(phase: Phase, state: PhaseState, step: int, calendar: StepClock) -> bool:
     """Whether a step no longer belongs to the phase."""
     match phase.until:
         case None:
@@ -93,7 +92,7 @@ def observe(config: Config, state: PhaseState, loss: float) -> None:
         state.plateau.observe(schedule, loss)
 
 
-def rates(config: Config, state: PhaseState, step: int, calendar: Calendar) -> Rates:
+def rates(config: Config, state: PhaseState, step: int, calendar: StepClock) -> Rates:
     """Learning rate and momentum with which a step (from 0) is taken."""
     phase, moment = config.optim.resolved_phases[state.index], calendar.moment(step)
     assert phase.momentum is not None, "resolved"

@@ -9,7 +9,7 @@ from pipeline.common.errors import CheckpointError
 from pipeline.config import load
 from pipeline.config.key_effects import FORCED_KEYS, FREE_KEYS
 from pipeline.config.schema import Config
-from pipeline.runs import checkpoints
+from pipeline.runs.checkpoints import check_data, read
 
 
 def start_from(config: Config, classes: list[str], samples: str) -> tuple[Path, dict[str, Any]] | None:
@@ -25,8 +25,8 @@ def start_from(config: Config, classes: list[str], samples: str) -> tuple[Path, 
     if wanted == "never" or (wanted == "auto" and not last.is_file()):
         return None
     path = last if wanted == "auto" else Path(wanted)
-    content = checkpoints.read(path)
-    checkpoints.check_data(content, path, classes, samples)
+    content = read(path)
+    check_data(content, path, classes, samples)
     differences = load.differences(load.completed(content["config"]), config.model_dump(mode="json"))
     changed = {
         key: f"{key} {before} -> {now}" for key, before, now in differences if not key.startswith(FREE_KEYS)

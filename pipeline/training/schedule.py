@@ -27,7 +27,7 @@ ROUNDING = 1e-9  # epochs: a moment so little before a milestone is at it
 
 
 @dataclass(frozen=True)
-class Moment:
+class TrainTime:
     """The moment at which a step is taken, in epochs."""
 
     epoch: float
@@ -42,13 +42,13 @@ class Moment:
         """Share of the span that is over, 0..1."""
         return min(1.0, self.epoch / self.epochs)
 
-    def since(self, start: float) -> "Moment":
+    def since(self, start: float) -> "TrainTime":
         """The same moment, in a span that begins at epoch `start` and ends where this one does."""
-        return Moment(self.epoch - start, self.width, max(self.epochs - start, self.width))
+        return TrainTime(self.epoch - start, self.width, max(self.epochs - start, self.width))
 
 
 @dataclass(frozen=True)
-class Calendar:
+class StepClock:
     """How many steps each epoch takes, and so where a step lies."""
 
     steps: tuple[int, ...]
@@ -72,11 +72,11 @@ class Calendar:
         """Epochs of which a step has been taken, when `step` of them have been taken in all."""
         return self.epoch(step - 1) + 1 if step else 0
 
-    def moment(self, step: int) -> Moment:
+    def moment(self, step: int) -> TrainTime:
         """The moment of a step (from 0)."""
         epoch = min(self.epoch(step), len(self.steps) - 1)
         width = 1 / self.steps[epoch]
-        return Moment(epoch + (step - self.starts[epoch]) * width, width, len(self.steps))
+        return TrainTime(epoch + (step - self.starts[epoch]) * width, width, len(self.steps))
 
 
 @dataclass
@@ -102,7 +102,9 @@ class PlateauState:
             self.cooldown, self.bad_epochs = schedule.cooldown_epochs, 0
 
 
-def lr_at(schedule: ScheduleConfig, lr: float, moment: Moment, plateau: PlateauState | None = None) -> float:
+def lr_at(
+    schedule: ScheduleConfig, lr: float, moment: TrainTime, plateau: PlateauState | None = None
+) -> float:
     """The learning rate with which a step is taken.
 
     Warm-up is linear (Goyal et al. 2017, arXiv:1706.02677): its first step already moves, its last
@@ -136,7 +138,7 @@ def lr_at(schedule: ScheduleConfig, lr: float, moment: Moment, plateau: PlateauS
     return lr * factor
 
 
-def momentum_at(schedule: ScheduleConfig, momentum: float, moment: Moment) -> float:
+def momentum_at(schedule: ScheduleConfig, momentum: float, moment: TrainTime) -> float:
     """The momentum with which a step is taken.
 
     Its warm-up rises linearly from `momentum_start`, where the first step is, to `momentum`: a momentum
@@ -163,7 +165,7 @@ def _ease(start: float, end: float, done: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
 
 
-def _cosine(schedule: Cosine, moment: Moment) -> float:
+def _cosine(schedule: Cosine, moment: TrainTime) -> float:
     """SGDR (Loshchilov & Hutter 2017, arXiv:1608.03983): cycles of growing length, the last one as it falls."""
     length, epoch = schedule.restart_epochs or moment.epochs, moment.epoch
     if schedule.restart_epochs:
@@ -172,7 +174,7 @@ def _cosine(schedule: Cosine, moment: Moment) -> float:
     return _ease(1, schedule.final_factor, min(1.0, epoch / length))
 
 
-def _one_cycle(schedule: OneCycle, moment: Moment) -> tuple[float, float]:
+def _one_cycle(schedule: OneCycle, moment: TrainTime) -> tuple[float, float]:
     """How far the rise is, and the fall after it; 0..1 (Smith & Topin 2018, arXiv:1708.07120, as torch has it)."""
     peak = schedule.rise_fraction * moment.epochs - moment.width
     end = moment.epochs - moment.width
@@ -187,9 +189,9 @@ def images_per_step(config: Config, epoch: int) -> int:
     return config.optim.images_per_step
 
 
-def calendar(config: Config, images: int) -> Calendar:
+def step_clock(config: Config, images: int) -> StepClock:
     """The steps of each epoch over a number of training images."""
     epochs = range(config.train.epochs)
-    return Calendar(
+    return StepClock(
         tuple(sampling.steps_per_epoch(images, images_per_step(config, epoch)) for epoch in epochs)
     )

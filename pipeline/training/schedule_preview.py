@@ -10,7 +10,7 @@ from pipeline.data.prepare import training_rows
 from pipeline.plots import training_curves
 from pipeline.training import phases
 from pipeline.training.phases import PhaseState
-from pipeline.training.schedule import Calendar, calendar
+from pipeline.training.schedule import StepClock, step_clock
 
 ROWS, BAR_CELLS = 16, 30
 NOMINAL_STEPS = 100  # an epoch, where the data are not there to be counted
@@ -36,14 +36,14 @@ def preview(config: Config) -> dict[str, Any]:
     return {"steps": dates.last_step if counted else None, "picture": str(path)}
 
 
-def _calendar(config: Config) -> tuple[Calendar, bool]:
+def _calendar(config: Config) -> tuple[StepClock, bool]:
     try:
-        return calendar(config, len(training_rows(config, prepare.load(config)))), True
+        return step_clock(config, len(training_rows(config, prepare.load(config)))), True
     except DataError:
-        return Calendar((NOMINAL_STEPS,) * config.train.epochs), False
+        return StepClock((NOMINAL_STEPS,) * config.train.epochs), False
 
 
-def states(config: Config, dates: Calendar) -> list[tuple[PhaseState, bool]]:
+def states(config: Config, dates: StepClock) -> list[tuple[PhaseState, bool]]:
     """The phases with the first step that each can have, and whether it is known to be its first."""
     states, known = [(phases.first(config.optim), True)], True
     for before in config.optim.resolved_phases[:-1]:
@@ -56,7 +56,7 @@ def states(config: Config, dates: Calendar) -> list[tuple[PhaseState, bool]]:
     return states
 
 
-def _line(config: Config, state: PhaseState, known: bool, dates: Calendar) -> dict[str, Any]:
+def _line(config: Config, state: PhaseState, known: bool, dates: StepClock) -> dict[str, Any]:
     """The rates of a phase at each step that it can have."""
     phase = config.optim.resolved_phases[state.index]
     last = dates.starts[phase.until] if isinstance(phase.until, int) else dates.last_step

@@ -20,18 +20,19 @@ from pipeline.data.prepare import training_rows
 from pipeline.data.transforms import Augmentation, CentreCrop
 from pipeline.distributed import consistency, data_parallel, sync_batchnorm
 from pipeline.distributed.process_group import Ranks
-from pipeline.models import precision as precision_module
 from pipeline.models.build import build, without_weights
 from pipeline.models.classifier import Classifier
-from pipeline.training import auto_batch_size, phases, resume, step, swats
-from pipeline.training import optimizer as optimizer_module
-from pipeline.training import state as state_module
+from pipeline.models.precision import Precision, resolve
+from pipeline.training import auto_batch_size, phases, resume
+from pipeline.training.optimizer import Optimizer, build_optimizer, parameter_groups
 from pipeline.training.phases import PhaseState
-from pipeline.training.schedule import calendar, images_per_step
-from pipeline.training.state import TrainState
+from pipeline.training.schedule import images_per_step, step_clock
+from pipeline.training.state import TrainState, restore
+from pipeline.training.step import StepSettings
+from pipeline.training.swats import watch
 
 
-class Job:
+class TrainingSetup:
     """Everything that a configuration fixes, on one rank."""
 
     def __init__(self, config: Config, ranks: Ranks) -> None:
@@ -49,14 +50,14 @@ class Job:
         self.ids = data.samples["id"].to_numpy("int64", copy=True)
         self.labels = data.samples["label"].to_numpy("int64", copy=True)
         self.classes, self.samples = sample_table.class_names(data.samples), sample_table.digest(data.samples)
-        consistency.check(config, self.samples, ranks)
-        self.calendar = calendar(config, len(self.train_rows))
+        consistency.check_ranks_agree(config, self.samples, ranks)
+        self.calendar = step_clock(config, len(self.train_rows))
         self._check_ranks()
         self.train_loader = self._loader(data, Augmentation(config.data, config.seed))
         self.val_loader = self._loader(data, CentreCrop(config.data))
         _choose_algorithms(config.train)
 
-    def batches(self, epoch: int) -> list[npt.NDArray[np.int64]]:
+    def epoch_batches(self, epoch: int) -> list[npt.NDArray[np.int64]]:
         """The draws of each batch of an epoch, over all ranks."""
         config = self.config
         if config.data.sampler == "class_balanced":
@@ -67,27 +68,25 @@ class Job:
 
     def _check_ranks(self) -> None:
         smallest = min(len(self.train_rows) // steps for steps in self.calendar.steps)
-        if smallest < self.ranks.world:
+        if smallest < self.ranks.world_size:
             raise ConfigError(
-                f"optim.batch_size: a batch of {smallest} images is too small for {self.ranks.world} ranks; "
+                f"optim.batch_size: a batch of {smallest} images is too small for {self.ranks.world_size} ranks; "
                 "take a larger batch or fewer ranks"
             )
 
-    def fresh(
-        self, phase: PhaseState, in_precision: precision_module.Precision, *, pretrained: bool
-    ) -> "Fresh":
+    def build_state(self, phase: PhaseState, in_precision: Precision, *, pretrained: bool) -> "Fresh":
         """A state at the beginning of a phase, its weights new or pretrained: those of the first rank.
 
         Raises:
             UserError: the model, its weights or the optimizer do not exist or do not fit.
         """
         config, device = self.config, self.ranks.device
-        of_model = config.model if pretrained and self.ranks.first else without_weights(config.model)
+        of_model = config.model if pretrained and self.ranks.is_main else without_weights(config.model)
         torch.manual_seed(seeding.seed_of("weights", config.seed))
         model, weights = build(of_model, len(self.classes))
-        content, weights = self.ranks.from_first((model.state_dict(), weights))
+        content, weights = self.ranks.broadcast((model.state_dict(), weights))
         model.load_state_dict(content)
-        if config.distributed.sync_batchnorm and self.ranks.world > 1:
+        if config.distributed.sync_batchnorm and self.ranks.world_size > 1:
             model = sync_batchnorm.synchronise(model, device)
         decay, in_shards = config.train.ema_decay, config.distributed.shard == "full"
         ema = (
@@ -96,12 +95,12 @@ class Job:
             else None
         )
         for one in [model] if ema is None else [model, ema.module]:
-            self._place(one)
+            self._move_to_device(one)
         scaler = torch.amp.GradScaler(device.type, enabled=in_precision == "fp16")
-        state = TrainState(model, self.optimizer(model, phase), scaler, ema, phase)
+        state = TrainState(model, self.build_optimizer(model, phase), scaler, ema, phase)
         return Fresh(state, weights)
 
-    def _place(self, model: Classifier) -> None:
+    def _move_to_device(self, model: Classifier) -> None:
         """Move a model to this rank's device, all of it or its shard."""
         if self.config.distributed.shard == "full":
             data_parallel.shard(
@@ -111,14 +110,14 @@ class Job:
             model.to(memory_format=torch.channels_last)
         model.to(self.ranks.device)
 
-    def optimizer(self, model: Any, state: PhaseState) -> optimizer_module.Optimizer:
+    def build_optimizer(self, model: Any, state: PhaseState) -> Optimizer:
         """The optimizer of a phase, without anything remembered."""
         phase = self.config.optim.resolved_phases[state.index]
         assert phase.weight_decay is not None, "resolved"
-        groups = optimizer_module.parameter_groups(model, self.config.optim, weight_decay=phase.weight_decay)
-        optimizer = optimizer_module.make(groups, phase, lr=state.lr)
+        groups = parameter_groups(model, self.config.optim, weight_decay=phase.weight_decay)
+        optimizer = build_optimizer(groups, phase, lr=state.lr)
         if isinstance(phase.until, SwatsRule):
-            swats.watch(optimizer, state.swats, phase.until)
+            watch(optimizer, state.swats, phase.until)
         return optimizer
 
     def _loader(self, data: prepare.Prepared, view: Augmentation | CentreCrop) -> Loader:
@@ -141,40 +140,40 @@ class Start:
     state: TrainState
     weights: dict[str, Any]
     """where the first weights came from"""
-    precision: precision_module.Precision
+    precision: Precision
     batch_size: int
     """images computed at once, over all ranks"""
 
-    def how(self, config: Config, ranks: Ranks) -> step.Learning:
+    def step_settings(self, config: Config, ranks: Ranks) -> StepSettings:
         """How each step learns."""
-        return step.Learning(
+        return StepSettings(
             config.seed,
             config.train.label_smoothing,
             config.train.mix,
             config.optim.clip_norm,
-            max(1, self.batch_size // ranks.world),
+            max(1, self.batch_size // ranks.world_size),
             self.precision,
             ranks,
         )
 
 
-def start(job: Job) -> Start:
+def resume_or_start(job: TrainingSetup) -> Start:
     """A fresh state, or that of the checkpoint from which the run goes on.
 
     Raises:
         UserError: model, weights or optimizer do not fit, or the checkpoint is of another run.
     """
     config, ranks = job.config, job.ranks
-    before = ranks.from_first(resume.start_from(config, job.classes, job.samples) if ranks.first else None)
+    before = ranks.broadcast(resume.start_from(config, job.classes, job.samples) if ranks.is_main else None)
     if before is None:
-        resolved = ranks.from_first(precision_module.resolve(config.train.precision, ranks.device))
-        fresh = job.fresh(phases.first(config.optim), resolved, pretrained=True)
-        batch_size = auto_batch_size.batch_size(config, fresh.state.model, resolved, ranks)
+        resolved = ranks.broadcast(resolve(config.train.precision, ranks.device))
+        fresh = job.build_state(phases.first(config.optim), resolved, pretrained=True)
+        batch_size = auto_batch_size.auto_batch_size(config, fresh.state.model, resolved, ranks)
         return Start(fresh.state, fresh.weights, resolved, batch_size)
     path, content = before
     phase = PhaseState.load(content["phase"])
-    fresh = job.fresh(phase, content["precision"], pretrained=False)
-    state_module.restore(fresh.state, content, path)
+    fresh = job.build_state(phase, content["precision"], pretrained=False)
+    restore(fresh.state, content, path)
     lr = config.optim.resolved_phases[phase.index].lr
     if lr is not None:  # with train.resume_force it may be another one
         fresh.state.phase.lr = lr

@@ -14,7 +14,7 @@ from timm.utils.model_ema import ModelEmaV3
 from pipeline.distributed import data_parallel
 from pipeline.distributed.process_group import Ranks
 from pipeline.models.classifier import Classifier
-from pipeline.models.pretrained import _load_weights
+from pipeline.models.pretrained import load_weights
 from pipeline.runs.checkpoints import FORMAT
 from pipeline.training.phases import PhaseState
 
@@ -61,12 +61,12 @@ class TrainState:
     best: Best | None = None
 
     @property
-    def validated(self) -> Classifier:
+    def eval_model(self) -> Classifier:
         """The model that validation looks at and evaluation takes: the average of the weights, if there is one."""
         return self.ema.module if self.ema is not None else self.model
 
 
-def content_of(state: TrainState, epoch: int, about: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
+def checkpoint_content(state: TrainState, epoch: int, about: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     """What a checkpoint holds; shards are gathered on the first rank, so all of them have to call it.
 
     Args:
@@ -87,14 +87,14 @@ def content_of(state: TrainState, epoch: int, about: dict[str, Any], ranks: Rank
         "best": None if state.best is None else vars(state.best),
         **about,
     }
-    return data_parallel.whole(content, keep=ranks.first)
+    return data_parallel.gather_full_tensors(content, keep=ranks.is_main)
 
 
 def restore(state: TrainState, content: dict[str, Any], path: Path) -> None:
     """Put a checkpoint's content into a state of the same shape, whose phase is already the checkpoint's."""
-    _load_weights(state.model, content["model"], content, path)
+    load_weights(state.model, content["model"], content, path)
     if state.ema is not None:
-        _load_weights(state.validated, content["ema"], content, path)
+        load_weights(state.eval_model, content["ema"], content, path)
     own, saved = state.optimizer.state_dict()["param_groups"], content["optimizer"]
     settings = ("params", "weight_decay", "lr_multiplier")  # they are the configuration's; all else is state
     groups = [
@@ -103,7 +103,9 @@ def restore(state: TrainState, content: dict[str, Any], path: Path) -> None:
     ]
     parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     remembered = {
-        number: {name: data_parallel.like(value, parameters[number]) for name, value in of_parameter.items()}
+        number: {
+            name: data_parallel.shard_like(value, parameters[number]) for name, value in of_parameter.items()
+        }
         for number, of_parameter in saved["state"].items()
     }
     state.optimizer.load_state_dict({"state": remembered, "param_groups": groups})

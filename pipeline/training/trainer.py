@@ -17,20 +17,21 @@ from pipeline.distributed.data_parallel import replicate
 from pipeline.distributed.process_group import Ranks
 from pipeline.inference import predict
 from pipeline.plots import training_curves
-from pipeline.runs import checkpoints, status
-from pipeline.runs.trackers import Both, Nothing, Tracker, tracker
-from pipeline.training import gradient_histograms, optimizer, phases, resume, setup, step
-from pipeline.training import state as state_module
-from pipeline.training.description import announce
-from pipeline.training.epoch_meter import Meter, NotFinite
-from pipeline.training.freezing import Freezing
-from pipeline.training.setup import Job
-from pipeline.training.state import Best, Totals
+from pipeline.runs import status
+from pipeline.runs.checkpoints import keep_last, save
+from pipeline.runs.trackers import MultiTracker, NullTracker, Tracker, build_tracker
+from pipeline.training import gradient_histograms, phases, resume, setup, step
+from pipeline.training.description import describe_run
+from pipeline.training.epoch_meter import EpochMeter, NotFinite
+from pipeline.training.freezing import FreezeSchedule
+from pipeline.training.optimizer import carry_momentum
+from pipeline.training.setup import TrainingSetup
+from pipeline.training.state import Best, Totals, checkpoint_content
 
 REDRAW_S = 60.0  # of curves.png, at the most
 
 
-def train(config: Config, watch: Tracker = Nothing()) -> dict[str, Any]:  # noqa: B008  # it has no state
+def train(config: Config, watch: Tracker = NullTracker()) -> dict[str, Any]:  # noqa: B008  # it has no state
     """Train, or go on training; return where the best checkpoint is (on the first rank).
 
     Args:
@@ -40,44 +41,44 @@ def train(config: Config, watch: Tracker = Nothing()) -> dict[str, Any]:  # noqa
         UserError: data, weights or checkpoint are missing or do not fit, or the loss diverged.
         Stopped: a signal came; `last.pt` holds everything to go on from.
     """
-    joined = process_group.ranks(config.train.device, config.distributed.timeout_s)
+    joined = process_group.join(config.train.device, config.distributed.timeout_s)
     with joined as ranks, signals.deferred() as stop:
-        run = Run(config, ranks, stop)
+        run = Trainer(config, ranks, stop)
         try:
-            with status.running(config.run_dir) if ranks.first else nullcontext():
+            with status.running(config.run_dir) if ranks.is_main else nullcontext():
                 run.open(watch)
                 run.complete()
         finally:
             run.close()
-        return run.result() if ranks.first else {}
+        return run.result() if ranks.is_main else {}
 
 
-class Run:
+class Trainer:
     """One run on one rank: the `TrainState` on its way through the epochs."""
 
-    track: Tracker = Nothing()
+    track: Tracker = NullTracker()
 
     def __init__(self, config: Config, ranks: Ranks, stop: signals.StopRequest) -> None:
         self.config, self.ranks, self.stop = config, ranks, stop
-        self.job = Job(config, ranks)
-        self.calendar = self.job.calendar
+        self.setup = TrainingSetup(config, ranks)
+        self.calendar = self.setup.calendar
         self.last_step = min(self.calendar.last_step, config.train.max_steps or self.calendar.last_step)
-        self.start = setup.start(self.job)
-        self.state, self.how = self.start.state, self.start.how(config, ranks)
-        self.freezing = Freezing(config, self.state.model)
-        self.parallel, self.frozen = self.state.model, -1
+        self.start = setup.resume_or_start(self.setup)
+        self.state, self.settings = self.start.state, self.start.step_settings(config, ranks)
+        self.freezing = FreezeSchedule(config, self.state.model)
+        self.ddp_model, self.frozen = self.state.model, -1
         # Of an epoch that an earlier process learned, and that is only to be closed, the speed is not known.
         self.speed: dict[str, float | None] = {"images_per_s": None, "data_wait": None}
         self.saved_at = self.drawn_at = time.monotonic()
-        if ranks.first and resume.wanted_of(config) == "never":
+        if ranks.is_main and resume.wanted_of(config) == "never":
             resume.put_aside(config.run_dir)
 
     def open(self, watch: Tracker) -> None:
         """Say what begins, and open the log, on the first rank."""
-        if self.ranks.first:
+        if self.ranks.is_main:
             if not self._finished():  # else leave its record alone: it may be of other code, another machine
-                announce(self.job, self.start, self.last_step)
-            self.track = Both(tracker(self.config, self.state.step), watch)
+                describe_run(self.setup, self.start, self.last_step)
+            self.track = MultiTracker(build_tracker(self.config, self.state.step), watch)
 
     def complete(self) -> None:
         """Learn and validate, epoch by epoch, until the last step.
@@ -91,14 +92,14 @@ class Run:
                     self._close_epoch()
                 if self._finished():
                     return
-                self._learn_epoch()
+                self._train_epoch()
         except NotFinite as found:
             raise self._diverged(found) from found
 
     def close(self) -> None:
         """End the log, and draw it."""
         self.track.close()
-        if self.ranks.first:
+        if self.ranks.is_main:
             training_curves.draw(self.config.run_dir)
 
     def result(self) -> dict[str, Any]:
@@ -131,25 +132,27 @@ class Run:
 
     # Learning
 
-    def _learn_epoch(self) -> None:
+    def _train_epoch(self) -> None:
         """Learn from wherever the epoch stands to its end, to the last step, or to a signal."""
         state, epoch = self.state, self.calendar.epoch(self.state.step)
         begun = state.step - self.calendar.starts[epoch]
-        batches = self.job.batches(epoch)[begun : begun + self.last_step - state.step]
-        served = self.job.train_loader.serve(epoch, sampling.share(batches, self.ranks))
-        self._freeze(epoch)
-        meter = Meter(state.totals, self.ranks)
+        batches = self.setup.epoch_batches(epoch)[begun : begun + self.last_step - state.step]
+        served = self.setup.train_loader.batches(epoch, sampling.shard_batches(batches, self.ranks))
+        self._set_train_mode(epoch)
+        meter = EpochMeter(state.totals, self.ranks)
         with console.bar(f"epoch {epoch + 1}/{self.config.train.epochs}", sum(map(len, batches))) as bar:
-            for draws, batch in zip(batches, meter.waiting(served), strict=True):
-                self._enter_phase()
+            for draws, batch in zip(batches, meter.timed(served), strict=True):
+                self._switch_phase_if_due()
                 rates = phases.rates(self.config, state.phase, state.step, self.calendar)
                 inspect = self._log_gradients if self._histograms_are_due() else None
-                of_batch = step.learn(state, self.parallel, batch, len(draws), rates, self.how, inspect)
+                of_batch = step.train_step(
+                    state, self.ddp_model, batch, len(draws), rates, self.settings, inspect
+                )
                 meter.add(state.step, draws, of_batch)
                 bar.advance(len(draws), **self._log_step(rates, meter))
                 if self._look_is_due():
                     self._look_within_epoch(epoch, meter)
-                stopping, due = self.ranks.any(self.stop.name is not None, self._save_is_due())
+                stopping, due = self.ranks.any_rank(self.stop.name is not None, self._save_is_due())
                 if stopping or due:
                     state.totals = meter.totals()
                     self._save("last.pt")
@@ -158,16 +161,16 @@ class Run:
         state.totals = meter.totals()
         self.speed = {**meter.speed()}
 
-    def _freeze(self, epoch: int) -> None:
+    def _set_train_mode(self, epoch: int) -> None:
         """Training mode; what exchanges gradients is made anew for the parameters that have some."""
-        frozen = self.freezing.set_for(epoch)
+        frozen = self.freezing.apply(epoch)
         if frozen != self.frozen:
             model = self.state.model
             compiled = torch.compile(model) if self.config.train.compile else model
             replica = replicate(compiled, self.config.distributed, self.ranks)  # type: ignore[arg-type]
-            self.parallel, self.frozen = replica, frozen  # type: ignore[assignment]
+            self.ddp_model, self.frozen = replica, frozen  # type: ignore[assignment]
 
-    def _enter_phase(self) -> None:
+    def _switch_phase_if_due(self) -> None:
         """Change the optimizer when the phase that the next step belongs to is another one."""
         state, optim_config = self.state, self.config.optim
         phase = optim_config.resolved_phases[state.phase.index]
@@ -175,9 +178,9 @@ class Run:
             return
         state.phase = phases.following(optim_config, state.phase, state.step)
         phase, before = optim_config.resolved_phases[state.phase.index], state.optimizer
-        state.optimizer = self.job.optimizer(state.model, state.phase)
+        state.optimizer = self.setup.build_optimizer(state.model, state.phase)
         if phase.carry_momentum:
-            optimizer.carry_momentum(before, state.optimizer, phase.momentum or 0.0)
+            carry_momentum(before, state.optimizer, phase.momentum or 0.0)
         epoch = self.calendar.moment(state.step).epoch
         self.track.log(
             {
@@ -192,7 +195,7 @@ class Run:
             f"phase  {phase.name} from step {state.step + 1} (epoch {epoch:.4g}), lr {state.phase.lr:.4g}"
         )
 
-    def _log_step(self, rates: phases.Rates, meter: Meter) -> dict[str, float]:
+    def _log_step(self, rates: phases.Rates, meter: EpochMeter) -> dict[str, float]:
         """Log every so many steps, and tell the bar: only then are the losses waited for."""
         if self.state.step % self.config.tracking.log_every_steps:
             return {}
@@ -202,7 +205,7 @@ class Run:
 
     def _histograms_are_due(self) -> bool:
         every = self.config.tracking.gradients_every_steps
-        return self.ranks.first and every is not None and (self.state.step + 1) % every == 0
+        return self.ranks.is_main and every is not None and (self.state.step + 1) % every == 0
 
     def _log_gradients(self) -> None:
         found = gradient_histograms.histograms(self.state.model)
@@ -212,7 +215,7 @@ class Run:
         every = self.config.train.eval_every_steps
         return every is not None and self.state.step % every == 0 and not self._epoch_is_over()
 
-    def _look_within_epoch(self, epoch: int, meter: Meter) -> None:
+    def _look_within_epoch(self, epoch: int, meter: EpochMeter) -> None:
         """Validate between two steps; the best so far is saved. Then go on in training mode."""
         state, last = self.state, Best(epoch + 1, self.state.step)
         with meter.paused():
@@ -224,7 +227,7 @@ class Run:
         if chosen:
             state.totals = meter.totals()
             self._save("best.pt")
-        self._freeze(epoch)
+        self._set_train_mode(epoch)
 
     # The end of an epoch
 
@@ -232,7 +235,7 @@ class Run:
         """Validate, see whether it is the best, log, save."""
         state, totals = self.state, self.state.totals
         now = Best(self.calendar.epochs_over(state.step), state.step)
-        if len(self.job.val_rows):
+        if len(self.setup.val_rows):
             now.top1, now.loss = self._validate()
             phases.observe(self.config, state.phase, now.loss)
         chosen = self._choose(now)
@@ -242,7 +245,7 @@ class Run:
         if chosen:
             self._save("best.pt")
         self._save("last.pt")
-        if self.ranks.first and time.monotonic() - self.drawn_at >= REDRAW_S:
+        if self.ranks.is_main and time.monotonic() - self.drawn_at >= REDRAW_S:
             self.drawn_at = time.monotonic()
             training_curves.draw(self.config.run_dir)
         shown = (
@@ -284,16 +287,18 @@ class Run:
         }
 
     def _validate(self) -> tuple[float, float]:
-        rows = self.job.val_rows
-        batches, _ = sampling.dealt(sampling.in_order(rows, self.config.eval.batch_size), self.ranks)
-        served = self._until_stopped(self.job.val_loader.serve(0, batches))
-        looked = predict.look(self.state.validated, served, rows, self.how.precision, self.ranks)
-        return looked.scores(self.job.labels)
+        rows = self.setup.val_rows
+        batches, _ = sampling.distribute_batches(
+            sampling.in_order(rows, self.config.eval.batch_size), self.ranks
+        )
+        served = self._until_stopped(self.setup.val_loader.batches(0, batches))
+        looked = predict.look(self.state.eval_model, served, rows, self.settings.precision, self.ranks)
+        return looked.top1_and_loss(self.setup.labels)
 
     def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
             # Within an epoch a stop waits for the look's end: a checkpoint of its step means that it was made.
-            if self.ranks.any(self.stop.name is not None and self._epoch_is_over())[0]:
+            if self.ranks.any_rank(self.stop.name is not None and self._epoch_is_over())[0]:
                 self._save("last.pt")
                 self._stop()
             yield batch
@@ -308,20 +313,20 @@ class Run:
     def _save(self, name: str) -> None:
         about = {
             "config": self.config.model_dump(mode="json"),
-            "classes": self.job.classes,
-            "samples": self.job.samples,
-            "precision": self.how.precision,
+            "classes": self.setup.classes,
+            "samples": self.setup.samples,
+            "precision": self.settings.precision,
             "batch_size": self.start.batch_size,
             "weights": self.start.weights,
         }
-        content = state_module.content_of(self.state, self.calendar.epoch(self.state.step), about, self.ranks)
-        if self.ranks.first:
+        content = checkpoint_content(self.state, self.calendar.epoch(self.state.step), about, self.ranks)
+        if self.ranks.is_main:
             folder = self.config.checkpoints_dir
-            checkpoints.save(folder / name, content)
+            save(folder / name, content)
             if name == "last.pt":
-                checkpoints.keep_last(folder, self.state.step, self.config.train.keep_checkpoints)
+                keep_last(folder, self.state.step, self.config.train.keep_checkpoints)
         self.saved_at = time.monotonic()
-        self.ranks.wait()
+        self.ranks.barrier()
 
     def _stop(self) -> None:
         raise Stopped(
@@ -332,9 +337,9 @@ class Run:
     def _diverged(self, found: NotFinite) -> UserError:
         """Write down which images were in the batch; the sentence that ends the run."""
         path = self.config.run_dir / "diverged.json"
-        images = self.job.ids[found.draws % len(self.job.labels)].tolist()
+        images = self.setup.ids[found.draws % len(self.setup.labels)].tolist()
         rates = phases.rates(self.config, self.state.phase, found.step - 1, self.calendar)
-        if self.ranks.first:
+        if self.ranks.is_main:
             about = {"step": found.step, "loss": str(found.loss), **rates._asdict(), "images": images}
             files.write_json(path, about)
         return UserError(

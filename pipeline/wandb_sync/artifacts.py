@@ -6,9 +6,9 @@ from typing import Any
 
 from pipeline.common import files
 from pipeline.data import prepare, sample_table
-from pipeline.wandb_sync.client import Run
+from pipeline.wandb_sync.client import WandbRun
 from pipeline.wandb_sync.rows import best
-from pipeline.wandb_sync.tracked_run import Evaluation, Place
+from pipeline.wandb_sync.tracked_run import EvaluationFiles, TrackedRun
 
 Artifact = Any  # wandb.Artifact
 
@@ -16,7 +16,7 @@ Artifact = Any  # wandb.Artifact
 class Artifacts:
     """Sends the artifacts of one run; `sent` has what W&B calls them."""
 
-    def __init__(self, place: Place, run: Run, *, offline: bool) -> None:
+    def __init__(self, place: TrackedRun, run: WandbRun, *, offline: bool) -> None:
         self._place, self._run, self._offline = place, run, offline
         self._samples = place.environment().get("samples")
         self._checkpoint: Artifact = None
@@ -60,7 +60,7 @@ class Artifacts:
         self._wait(self._checkpoint)
         return None
 
-    def evaluation(self, found: Evaluation, tables: dict[str, Any]) -> None:
+    def evaluation(self, found: EvaluationFiles, tables: dict[str, Any]) -> None:
         """Numbers, tables and page of one split, made with the checkpoint; the run's summary shows the tables."""
         digest = found.metrics.get("checkpoint_sha256")
         about = {"samples": self._samples, "checkpoint_sha256": digest, "split": found.split}

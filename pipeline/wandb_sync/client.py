@@ -11,11 +11,11 @@ from typing import Any
 
 from pipeline.common.errors import UserError
 from pipeline.wandb_sync.rows import Row
-from pipeline.wandb_sync.tracked_run import Place
+from pipeline.wandb_sync.tracked_run import TrackedRun
 
 INIT_WAIT_S = 30.0
 STATES = {"finished": 0, "stopped": 1, "failed": 1, "killed": 1}  # exit codes; W&B's state follows from them
-Run = Any  # wandb.Run; the module is imported only when something is sent
+WandbRun = Any  # wandb.Run; the module is imported only when something is sent
 
 
 class Refused(UserError):
@@ -40,7 +40,7 @@ def folders(root: Path) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def begin(place: Place, folder: Path, *, offline: bool = False, watched: int | None = None) -> Run:
+def begin(place: TrackedRun, folder: Path, *, offline: bool = False, watched: int | None = None) -> WandbRun:
     """Open the W&B run of a run directory, new or where it stood.
 
     Args:
@@ -93,7 +93,7 @@ def begin(place: Place, folder: Path, *, offline: bool = False, watched: int | N
     return run
 
 
-def send(run: Run, rows: Iterable[Row], after: int) -> int:
+def send(run: WandbRun, rows: Iterable[Row], after: int) -> int:
     """Log the rows of steps larger than `after`, each at once; return the last step there is now."""
     for row in rows:
         if row.step > after:
@@ -114,7 +114,7 @@ def is_synced(folder: Path) -> bool:
     return any(folder.glob("*.wandb.synced"))
 
 
-def end(run: Run, place: Place, state: str) -> None:
+def end(run: WandbRun, place: TrackedRun, state: str) -> None:
     """Wait until everything is sent, at most `tracking.upload_wait_s`, and say how the run stands.
 
     Raises:
@@ -127,7 +127,7 @@ def end(run: Run, place: Place, state: str) -> None:
 
 
 @contextmanager
-def sentences(place: Place) -> Iterator[None]:
+def sentences(place: TrackedRun) -> Iterator[None]:
     """What the client raises about its key, its server and time becomes one sentence."""
     wandb = _module(place)
     from wandb.sdk.artifacts.exceptions import WaitTimeoutError
@@ -161,7 +161,7 @@ def sentences(place: Place) -> Iterator[None]:
         ) from error
 
 
-def _module(place: Place) -> Any:
+def _module(place: TrackedRun) -> Any:
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     try:

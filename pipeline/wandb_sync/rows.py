@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.runs import log
-from pipeline.runs.log import Record
+from pipeline.runs.log import LogRecord, best_record
 
 
 @dataclass(frozen=True)
@@ -16,7 +15,7 @@ class Row:
     values: dict[str, Any]
 
 
-def rows(records: Iterable[Record], over: bool) -> list[Row]:
+def rows(records: Iterable[LogRecord], over: bool) -> list[Row]:
     """The complete rows of a log, in the order of their steps; keys are `KIND/NAME`.
 
     W&B takes a step once, and then nothing more of it. So the last row is left out, unless the run is `over`: an
@@ -31,18 +30,18 @@ def rows(records: Iterable[Record], over: bool) -> list[Row]:
     return [Row(step, by_step[step]) for step in complete]
 
 
-def best(found: Sequence[Record]) -> dict[str, Any]:
+def best(found: Sequence[LogRecord]) -> dict[str, Any]:
     """Epoch, step and validation of the run's best look, as `best/NAME`; of the last epoch where nothing is validated.
 
     Empty before the first epoch is over.
     """
     epochs = _epochs(found)
-    chosen = log.best(found) or (epochs[-1] if epochs else None)
+    chosen = best_record(found) or (epochs[-1] if epochs else None)
     names = ("epoch", "step", "val_top1", "val_loss")
     return {f"best/{name}": chosen[name] for name in names if chosen[name] is not None} if chosen else {}
 
 
-def extremes(found: Sequence[Record]) -> dict[str, float]:
+def extremes(found: Sequence[LogRecord]) -> dict[str, float]:
     """The highest `epoch/val_top1` and the lowest `epoch/val_loss`: by these W&B's sweeps are to compare runs."""
     values = {
         name: [r[name] for r in _epochs(found) if r[name] is not None] for name in ("val_top1", "val_loss")
@@ -51,11 +50,11 @@ def extremes(found: Sequence[Record]) -> dict[str, float]:
     return {f"epoch/{name}": choose[name](seen) for name, seen in values.items() if seen}
 
 
-def _epochs(found: Sequence[Record]) -> list[Record]:
+def _epochs(found: Sequence[LogRecord]) -> list[LogRecord]:
     return [record for record in found if record["kind"] == "epoch"]
 
 
-def _keyed(record: Record) -> dict[str, Any]:
+def _keyed(record: LogRecord) -> dict[str, Any]:
     """The values of a record; W&B's `_timestamp` is when it was written, whenever it is sent."""
     # logs had no time before they had a version
     written = {"_timestamp": record["time"]} if "time" in record else {}

@@ -14,9 +14,9 @@ from pipeline.common import console
 from pipeline.common.errors import UserError
 from pipeline.wandb_sync import client
 from pipeline.wandb_sync.artifacts import Artifacts
-from pipeline.wandb_sync.client import Refused, Run, Unreachable
+from pipeline.wandb_sync.client import Refused, Unreachable, WandbRun
 from pipeline.wandb_sync.rows import Row, best, extremes, rows
-from pipeline.wandb_sync.tracked_run import Place, evaluations
+from pipeline.wandb_sync.tracked_run import TrackedRun, evaluations
 
 POLL_S = 1.0
 READING_SHARE = 0.01  # of the time, at most, in which a follower reads the log again
@@ -33,7 +33,7 @@ def sync(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) -> dict[str, A
     done, failed = [], []
     for run_dir in run_dirs:
         try:
-            done.append(_complete(Place.of(run_dir, overrides)))
+            done.append(_complete(TrackedRun.of(run_dir, overrides)))
         except (Refused, Unreachable):
             raise
         except UserError as error:
@@ -52,7 +52,7 @@ def offline(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) -> dict[str
     Raises:
         UserError: there is no such run, or its log is damaged.
     """
-    return {"runs": [_write(Place.of(run_dir, overrides)) for run_dir in run_dirs]}
+    return {"runs": [_write(TrackedRun.of(run_dir, overrides)) for run_dir in run_dirs]}
 
 
 def follow(run_dir: Path, trainer: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def follow(run_dir: Path, trainer: int, overrides: Sequence[str] = ()) -> dict[s
     """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    place = Place.of(run_dir, overrides)
+    place = TrackedRun.of(run_dir, overrides)
 
     def training() -> bool:
         found = place.status()
@@ -94,7 +94,7 @@ def follow(run_dir: Path, trainer: int, overrides: Sequence[str] = ()) -> dict[s
         return _finish(place, run, there, sent, hurried=place.state() == "stopped")
 
 
-def _begin_patiently(place: Place, folder: Path, watched: int, training: Callable[[], bool]) -> Run:
+def _begin_patiently(place: TrackedRun, folder: Path, watched: int, training: Callable[[], bool]) -> WandbRun:
     """Open the run as soon as W&B answers; once training has ended, one last attempt."""
     while True:
         last = not training()
@@ -108,14 +108,14 @@ def _begin_patiently(place: Place, folder: Path, watched: int, training: Callabl
             time.sleep(POLL_S)
 
 
-def _complete(place: Place) -> dict[str, Any]:
+def _complete(place: TrackedRun) -> dict[str, Any]:
     with place.alone(), tempfile.TemporaryDirectory() as own, client.folders(Path(own)):
         run = client.begin(place, Path(own))
         there = run.starting_step - 1
         return _finish(place, run, there, there, hurried=place.state() == "running")
 
 
-def _finish(place: Place, run: Run, there: int, sent: int, *, hurried: bool) -> dict[str, Any]:
+def _finish(place: TrackedRun, run: WandbRun, there: int, sent: int, *, hurried: bool) -> dict[str, Any]:
     """Send what is left of a run, then how it stands.
 
     Args:
@@ -148,7 +148,7 @@ def _finish(place: Place, run: Run, there: int, sent: int, *, hurried: bool) -> 
     }
 
 
-def _write(place: Place) -> dict[str, Any]:
+def _write(place: TrackedRun) -> dict[str, Any]:
     """Write the W&B offline folder of a run, of the steps that W&B is not known to have; earlier ones go then.
 
     `wandb sync` appends: what it has sent before, of an earlier folder, must not stand in this one.
@@ -185,7 +185,7 @@ def _last(found: Sequence[Row]) -> int:
     return found[-1].step if found else 0
 
 
-def _publish(place: Place, run: Run, artifacts: Artifacts) -> list[str]:
+def _publish(place: TrackedRun, run: WandbRun, artifacts: Artifacts) -> list[str]:
     """Summary, artifacts and the tables of the evaluations; what is left out, and why."""
     found = place.records()
     run.summary.update({**best(found), **extremes(found)})
@@ -202,7 +202,7 @@ def _publish(place: Place, run: Run, artifacts: Artifacts) -> list[str]:
     return left_out
 
 
-def _alert(place: Place, run: Run, state: str) -> str | None:
+def _alert(place: TrackedRun, run: WandbRun, state: str) -> str | None:
     """Tell the user's W&B, once, that an attempt failed or died; the name by which that is remembered."""
     found = place.status()
     if found is None or state not in ("failed", "killed"):

@@ -14,13 +14,13 @@ from pipeline.data import prepare
 from pipeline.explain import selection
 from pipeline.report.pictures import Pictures
 from pipeline.runs import predictions
-from pipeline.wandb_sync.tracked_run import Evaluation, Place
+from pipeline.wandb_sync.tracked_run import EvaluationFiles, TrackedRun
 
 WORST = ("id", "path", "class_name", "predicted_name", "confidence", "probability", "rank")
 Table = Any  # wandb.Table
 
 
-def evaluation_tables(place: Place, evaluation: Evaluation) -> dict[str, Table]:
+def evaluation_tables(place: TrackedRun, evaluation: EvaluationFiles) -> dict[str, Table]:
     """`class_table`, `confusion_matrix` (the cells that are not 0), `confused_pairs` and `worst_errors`.
 
     Without the prepared data they have no pictures, which is said.
@@ -50,7 +50,7 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def _pictures(place: Place) -> Pictures | None:
+def _pictures(place: TrackedRun) -> Pictures | None:
     try:
         data = prepare.load(place.config)
     except DataError as error:

@@ -10,21 +10,22 @@ from typing import Any
 
 from pipeline.common import files, locks
 from pipeline.common.errors import DataError, UserError
-from pipeline.config import load
+from pipeline.config.load import load_config
 from pipeline.config.schema import Config
-from pipeline.runs import log, predictions
-from pipeline.runs import status as status_module
+from pipeline.runs import predictions
+from pipeline.runs.log import read_log
+from pipeline.runs.status import Status, read
 
 
 @dataclass(frozen=True)
-class Place:
+class TrackedRun:
     """A run directory and its configuration."""
 
     run_dir: Path
     config: Config
 
     @classmethod
-    def of(cls, run_dir: Path, overrides: Sequence[str] = ()) -> "Place":
+    def of(cls, run_dir: Path, overrides: Sequence[str] = ()) -> "TrackedRun":
         """Open a run directory.
 
         Args:
@@ -42,7 +43,7 @@ class Place:
                 raise DataError(
                     f"{run_dir / name}: missing, so this is no run that has begun; give a folder such as runs/NAME"
                 )
-        return cls(run_dir, load.load(run_dir / "config.yaml", overrides))
+        return cls(run_dir, load_config(run_dir / "config.yaml", overrides))
 
     @property
     def folder(self) -> Path:
@@ -51,11 +52,11 @@ class Place:
 
     def records(self) -> list[dict[str, Any]]:
         """The whole lines of the log."""
-        return log.read(self.run_dir / "log.jsonl")
+        return read_log(self.run_dir / "log.jsonl")
 
-    def status(self) -> status_module.Status | None:
+    def status(self) -> Status | None:
         """How the run stands."""
-        return status_module.read(self.run_dir)
+        return read(self.run_dir)
 
     def state(self) -> str:
         """`running`, `finished`, `stopped`, `failed` or `killed`; `finished` where an earlier version left no status."""
@@ -132,7 +133,7 @@ FILES = (
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationFiles:
     """What `eval` has left of one split."""
 
     split: str
@@ -152,11 +153,11 @@ class Evaluation:
         return [self.folder / name for name in FILES if (self.folder / name).is_file()]
 
 
-def evaluations(place: Place) -> list[Evaluation]:
+def evaluations(place: TrackedRun) -> list[EvaluationFiles]:
     """The evaluations in a run directory, by the name of their split.
 
     Raises:
         DataError: one of them is damaged.
     """
     folders = sorted(path.parent for path in place.run_dir.glob("eval/*/metrics.json"))
-    return [Evaluation(folder.name, folder, predictions.read_metrics(folder)) for folder in folders]
+    return [EvaluationFiles(folder.name, folder, predictions.read_metrics(folder)) for folder in folders]

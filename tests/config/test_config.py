@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.common.errors import ConfigError
-from pipeline.config.load import completed, differences, dump, load
+from pipeline.config.load import completed, differences, dump_config, load_config
 from pipeline.config.optim import Cosine, MultiStep
 from pipeline.config.schema import Config
 
@@ -18,14 +18,14 @@ each_file = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def problem(*overrides: str) -> str:
     """What is said about overrides of the defaults."""
     with pytest.raises(ConfigError) as caught:
-        load(None, overrides)
+        load_config(None, overrides)
     return str(caught.value).removeprefix("the defaults: ")
 
 
 def problem_of_file(path: Path, text: str) -> str:
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        load(path)
+        load_config(path)
     return str(caught.value)
 
 
@@ -204,11 +204,11 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
 def test_a_missing_file_is_named_with_the_nearest_one(tmp_path: Path) -> None:
     (tmp_path / "birds.yaml").write_text("seed: 1\n")
     with pytest.raises(ConfigError) as caught:
-        load(tmp_path / "brids.yaml")
+        load_config(tmp_path / "brids.yaml")
     nearest = tmp_path / "birds.yaml"
     assert str(caught.value).endswith(f"brids.yaml: no such configuration file; did you mean {nearest}?")
     with pytest.raises(ConfigError, match=r"give the path of a \.yaml file$"):
-        load(tmp_path / "nowhere" / "cats.yaml")
+        load_config(tmp_path / "nowhere" / "cats.yaml")
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_bytes_that_are_not_text_and_a_folder_are_not_readable(tmp_path: Path) -
     (tmp_path / "birds.yaml").write_bytes(b"\xff\xfe\x00")
     for path in (tmp_path / "birds.yaml", tmp_path):
         with pytest.raises(ConfigError, match="not readable as YAML"):
-            load(path)
+            load_config(path)
 
 
 @pytest.mark.parametrize(("text", "kind"), [("- seed\n", "list"), ("hello\n", "str"), ("3\n", "int")])
@@ -245,58 +245,58 @@ def test_a_key_that_is_a_list_is_an_error(tmp_path: Path) -> None:
 def test_numbers_and_text_are_those_of_yaml_1_2(tmp_path: Path) -> None:
     path = tmp_path / "birds.yaml"
     path.write_text("run: {name: no}\noptim: {lr: 1e-3, weight_decay: 5E-05}\n")
-    config = load(path)
+    config = load_config(path)
     assert config.run.name == "no"
     assert (config.optim.lr, config.optim.weight_decay) == (0.001, 0.00005)
-    assert load(None, ["optim.lr=2e-3", "run.name=off"]).optim.lr == 0.002
+    assert load_config(None, ["optim.lr=2e-3", "run.name=off"]).optim.lr == 0.002
 
 
 def test_overrides_win_over_the_file_and_the_last_one_over_all(tmp_path: Path) -> None:
     path = tmp_path / "birds.yaml"
     path.write_text("optim: {lr: 1, batch_size: 8}\n")
-    config = load(path, ["optim.lr=2", "optim.lr=3", "data.folds=5", "schedule={name: multi_step}"])
+    config = load_config(path, ["optim.lr=2", "optim.lr=3", "data.folds=5", "schedule={name: multi_step}"])
     assert (config.optim.lr, config.optim.batch_size, config.data.folds) == (3, 8, 5)
     assert config.schedule == MultiStep()
-    assert load(path, ["data.workers="]).data.workers is None
+    assert load_config(path, ["data.workers="]).data.workers is None
 
 
 def test_an_entry_of_a_list_can_be_overridden(tmp_path: Path) -> None:
     path = tmp_path / "birds.yaml"
     path.write_text("optim: {phases: [{name: adam, until: 10}, {name: sgd}]}\n")
-    phases = load(path, ["optim.phases.0.until=5", "optim.phases.1={name: adamw}"]).optim.phases
+    phases = load_config(path, ["optim.phases.0.until=5", "optim.phases.1={name: adamw}"]).optim.phases
     assert [(phase.name, phase.until) for phase in phases] == [("adam", 5), ("adamw", None)]
 
 
 def test_phases_take_what_they_leave_open_from_optim() -> None:
     swats = "optim.phases=[{name: adam, lr: 1e-3, until: {name: swats}}, {name: sgd}, {name: adamw, momentum: 0.5}]"
     with pytest.raises(ConfigError, match="each but the last"):
-        load(None, [swats])
-    optim = load(None, [swats, "optim.phases.1.until=30"]).optim
+        load_config(None, [swats])
+    optim = load_config(None, [swats, "optim.phases.1.until=30"]).optim
     adam, sgd, adamw = optim.resolved_phases
     assert (adam.lr, adam.momentum, adam.weight_decay) == (1e-3, 0.9, 5e-4)
     assert (sgd.lr, sgd.nesterov) == (None, True)  # SWATS proposes it
     assert (adamw.lr, adamw.momentum) == (0.025, 0.5)
-    (alone,) = load(None, ["optim.name=adam", "optim.options={eps: 1e-6}"]).optim.resolved_phases
+    (alone,) = load_config(None, ["optim.name=adam", "optim.options={eps: 1e-6}"]).optim.resolved_phases
     assert (alone.name, alone.lr, alone.options) == ("adam", 0.025, {"eps": 1e-6})
 
 
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
     path = tmp_path / "birds.yaml"
     path.write_text("# nothing departs\n")
-    assert load(path, ["run.name=baseline"]) == load(None)
-    assert load(None).schedule == Cosine()
+    assert load_config(path, ["run.name=baseline"]) == load_config(None)
+    assert load_config(None).schedule == Cosine()
 
 
 def test_the_run_is_called_after_the_file_unless_it_has_a_name(tmp_path: Path) -> None:
     path = tmp_path / "birds.yaml"
     path.write_text("seed: 1\n")
-    assert load(path).run_dir == Path("runs/birds")
-    assert load(path, ["run.name=owls", "run.root=/elsewhere"]).run_dir == Path("/elsewhere/owls")
-    assert load(None).checkpoints_dir == Path("runs/baseline/checkpoints")
+    assert load_config(path).run_dir == Path("runs/birds")
+    assert load_config(path, ["run.name=owls", "run.root=/elsewhere"]).run_dir == Path("/elsewhere/owls")
+    assert load_config(None).checkpoints_dir == Path("runs/baseline/checkpoints")
 
 
 def test_a_configuration_cannot_be_changed() -> None:
-    config = load(None)
+    config = load_config(None)
     with pytest.raises(ValidationError, match="frozen"):
         config.seed = 3  # type: ignore[misc]
     with pytest.raises(ValidationError, match="frozen"):
@@ -307,21 +307,21 @@ def test_a_configuration_cannot_be_changed() -> None:
 @each_file
 @pytest.mark.parametrize("comments", [False, True])
 def test_what_is_dumped_is_loaded_again(tmp_path: Path, path: Path, comments: bool) -> None:
-    config = load(path)
+    config = load_config(path)
     copy = tmp_path / "copy.yaml"
-    copy.write_text(dump(config, comments))
-    assert load(copy) == config
+    copy.write_text(dump_config(config, comments))
+    assert load_config(copy) == config
 
 
 def test_comments_say_what_a_key_means() -> None:
-    lines = dump(load(None), comments=True).splitlines()
+    lines = dump_config(load_config(None), comments=True).splitlines()
     flip = next(line for line in lines if line.strip().startswith("flip:"))
     assert re.fullmatch(r"  flip: true +# mirror half of the training images", flip)
 
 
 def test_differences_are_named_by_their_dotted_keys() -> None:
     one, other = (
-        load(None, overrides).model_dump(mode="json")
+        load_config(None, overrides).model_dump(mode="json")
         for overrides in ([], ["optim.lr=1", "data.folds=5", "schedule.name=constant"])
     )
     assert list(differences(one, other)) == [
@@ -347,12 +347,14 @@ def test_a_file_is_short_and_its_header_has_a_command_and_a_result(path: Path) -
 
 @each_file
 def test_a_file_departs_from_the_defaults_or_states_a_recipe_that_is_valid(path: Path) -> None:
-    assert load(path).run.name == path.stem
-    assert list(differences(Config().model_dump(mode="json"), load(path).model_dump(mode="json")))
+    assert load_config(path).run.name == path.stem
+    assert list(differences(Config().model_dump(mode="json"), load_config(path).model_dump(mode="json")))
 
 
 def test_a_configuration_of_an_earlier_version_has_the_defaults_of_newer_keys() -> None:
-    now = load(None, ["optim.lr=0.5", "schedule={name: multi_step, milestones: [2]}"]).model_dump(mode="json")
+    now = load_config(None, ["optim.lr=0.5", "schedule={name: multi_step, milestones: [2]}"]).model_dump(
+        mode="json"
+    )
     earlier = {section: value for section, value in now.items() if section != "summary"}
     earlier["data"] = {key: value for key, value in now["data"].items() if key != "pad_px"}
     assert [*differences(completed(earlier), now)] == []

@@ -13,7 +13,7 @@ import torch
 from pipeline.config.data import DataConfig
 from pipeline.data import loader, prepare
 from pipeline.data.loader import Batch, worker_count
-from pipeline.data.sampling import balanced_order, epoch_order, in_batches, share
+from pipeline.data.sampling import balanced_order, epoch_order, in_batches, shard_batches
 from pipeline.data.transforms import Augmentation, CentreCrop
 from pipeline.distributed.process_group import Ranks
 from tests.helpers import tiny
@@ -35,7 +35,7 @@ def augmented(birds: Path, workers: int, epoch: int, start: int = 0) -> list[Bat
     config = tiny.config(birds)
     images = images_of(birds, Augmentation(config.data, config.seed))
     server = loader.Loader(images, workers, CPU)
-    return list(server.serve(epoch, epoch_batches(range(60), 8, 0, epoch)[start:]))
+    return list(server.batches(epoch, epoch_batches(range(60), 8, 0, epoch)[start:]))
 
 
 def digests(batches: list[Batch]) -> dict[int, str]:
@@ -61,7 +61,9 @@ def test_augmentation_differs_between_workers_and_epochs(birds: Path) -> None:
     images.store = [picture] * 60  # type: ignore[assignment]
     server = loader.Loader(images, 2, CPU)
     # Two workers take batches in turn: batch 0 is the first worker's first, batch 1 the second's.
-    first, second = (digests(list(server.serve(epoch, np.array_split(np.arange(60), 2)))) for epoch in (0, 1))
+    first, second = (
+        digests(list(server.batches(epoch, np.array_split(np.arange(60), 2)))) for epoch in (0, 1)
+    )
     ours, theirs = [first[row] for row in range(30)], [first[row] for row in range(30, 60)]
     assert sum(a != b for a, b in zip(ours, theirs, strict=True)) >= 25
     assert sum(first[row] != second[row] for row in first) >= 50
@@ -88,7 +90,7 @@ def test_a_batch_is_uint8_channels_last_with_the_labels_of_its_rows(birds: Path)
 def test_evaluation_takes_the_centre(birds: Path) -> None:
     data = prepare.load(tiny.config(birds))
     server = loader.Loader(images_of(birds, CentreCrop(DataConfig(image_px=32))), 0, CPU)
-    (batch,) = server.serve(0, [np.array([5, 3])])
+    (batch,) = server.batches(0, [np.array([5, 3])])
     for picture, row in zip(batch.image, (5, 3), strict=True):
         assert np.array_equal(picture.permute(1, 2, 0).numpy(), data.store[row][4:36, 4:36])
 
@@ -115,7 +117,7 @@ def test_the_order_is_a_function_of_seed_and_epoch() -> None:
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_ranks_share_every_batch_without_overlap(world: int) -> None:
     batches = epoch_batches(range(50), 8, 0, 0)
-    shares = [share(batches, Ranks(rank, world, world, CPU)) for rank in range(world)]
+    shares = [shard_batches(batches, Ranks(rank, world, world, CPU)) for rank in range(world)]
     for number, batch in enumerate(batches):
         assert sorted(np.concatenate([shares[rank][number] for rank in range(world)])) == sorted(batch)
 
@@ -178,7 +180,7 @@ def test_progressive_resizing_shows_the_same_crop_smaller_in_the_first_epochs(bi
     )
     view = Augmentation(config, seed=0)
     server = loader.Loader(images_of(birds, view), 0, CPU)
-    sizes = [next(server.serve(epoch, [np.array([1, 2])])).image.shape[2:] for epoch in range(4)]
+    sizes = [next(server.batches(epoch, [np.array([1, 2])])).image.shape[2:] for epoch in range(4)]
     assert sizes == [(16, 16), (16, 16), (24, 24), (32, 32)]
     picture = prepare.load(tiny.config(birds)).store[1]
     whole = Augmentation(DataConfig(image_px=32, resize_px=40), seed=0)(picture, 0, 1)
@@ -210,7 +212,7 @@ def test_a_worker_ends_with_its_rank_and_not_by_a_signal_to_all_processes(birds:
     images = images_of(birds, CentreCrop(tiny.config(birds).data))
     server = loader.Loader(images, 2, CPU)
     batches = in_batches(np.arange(60), 2)
-    served = server.serve(0, batches)
+    served = server.batches(0, batches)
     seen = [next(served), next(served)]  # of each worker one
     workers = multiprocessing.active_children()
     assert len(workers) == 2

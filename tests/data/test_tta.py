@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.config.data import DataConfig
-from pipeline.data.tta import views
+from pipeline.data.tta import tta_crops
 
 PX = 4
 
@@ -14,7 +14,7 @@ def seen(kind: str, height: int, width: int) -> list[np.ndarray]:
     rows, columns = np.mgrid[:height, :width].astype(np.uint8)
     picture = np.stack([rows, columns, np.zeros_like(rows)], axis=2)
     config = DataConfig(image_px=16, resize_px=16).model_copy(update={"image_px": PX})
-    return [view(picture, 0, 0) for view in views(config, kind)]  # type: ignore[arg-type]
+    return [view(picture, 0, 0) for view in tta_crops(config, kind)]  # type: ignore[arg-type]
 
 
 def place(view: np.ndarray) -> tuple[int, int, bool]:

@@ -15,8 +15,8 @@ import torch
 from pipeline.cli import main
 from pipeline.data.loader import Batch
 from pipeline.distributed import process_group
-from pipeline.distributed.heartbeat import RollCall
-from pipeline.runs import checkpoints
+from pipeline.distributed.heartbeat import Heartbeat
+from pipeline.runs.checkpoints import read
 from pipeline.training import resume, step
 from tests.helpers import ranks, tiny
 
@@ -86,13 +86,13 @@ def test_compressed_gradients_are_those_of_bfloat16(alone: Path, tmp_path: Path)
 def statistics(tmp: Path) -> list[list[float]]:
     """On each rank: the running statistics after a training."""
     kept: list[Any] = []
-    before = step.learn
+    before = step.train_step
 
     def learn(state: Any, *args: Any) -> Any:
         kept[:] = [state]
         return before(state, *args)
 
-    step.learn = learn
+    step.train_step = learn
     assert ranks.run_verb("train", tmp, "train.epochs=1", "train.ema_decay=0.5") == 0
     models = kept[0].model, kept[0].ema.module
     return [
@@ -103,7 +103,7 @@ def statistics(tmp: Path) -> list[list[float]]:
 def test_running_statistics_are_the_mean_over_ranks_on_all_of_them(birds: Path, tmp_path: Path) -> None:
     one, other = (rank.value for rank in ranks.run(statistics, 2, tmp_path))
     assert one == other
-    content = checkpoints.read(tmp_path / "runs/tiny/checkpoints/last.pt")
+    content = read(tmp_path / "runs/tiny/checkpoints/last.pt")
     saved = [
         value.tolist()
         for part in ("model", "ema")
@@ -138,7 +138,7 @@ def test_evaluation_gives_the_same_bits_on_any_number_of_ranks(
 def learn_until(tmp: Path, stop_after: int | None, *more: str) -> tuple[int, list[int]]:
     """On each rank: train until a signal comes to the last rank alone; exit code, and the rows learned from."""
     rows: list[int] = []
-    before = step.learn
+    before = step.train_step
 
     def learn(state: Any, parallel: Any, batch: Batch, *args: Any) -> Any:
         rows.extend(batch.row.tolist())
@@ -147,7 +147,7 @@ def learn_until(tmp: Path, stop_after: int | None, *more: str) -> tuple[int, lis
             os.kill(os.getpid(), signal.SIGTERM)
         return done
 
-    step.learn = learn
+    step.train_step = learn
     return ranks.run_verb("train", tmp, *more), rows
 
 
@@ -178,7 +178,7 @@ def test_a_checkpoint_that_only_the_first_machine_has_is_everyones(birds: Path, 
     assert [rank.value for rank in second] == [0, 0], second[0].said
     last = "runs/tiny/checkpoints/last.pt"
     assert tiny.weights(tmp_path / "0" / last).keys() == tiny.weights(tmp_path / "whole" / last).keys()
-    assert checkpoints.read(tmp_path / "0" / last)["step"] == 10
+    assert read(tmp_path / "0" / last)["step"] == 10
 
 
 def test_a_job_that_a_launcher_starts_again_goes_on_whatever_it_was_told_first(
@@ -199,9 +199,7 @@ def test_a_run_in_shards_leaves_a_checkpoint_like_any_other(birds: Path, tmp_pat
             ranks.run_verb, world, "train", tmp_path, *more, f"distributed.shard={shard}", f"run.name={name}"
         )
         assert [rank.value for rank in ended] == [0] * world, ended[0].said
-    shards, whole = (
-        checkpoints.read(tmp_path / f"runs/{name}/checkpoints/last.pt") for name in ("shards", "whole")
-    )
+    shards, whole = (read(tmp_path / f"runs/{name}/checkpoints/last.pt") for name in ("shards", "whole"))
     for part in ("model", "ema"):
         assert shards[part].keys() == whole[part].keys()
         for name, tensor in whole[part].items():
@@ -216,7 +214,7 @@ def test_a_run_in_shards_leaves_a_checkpoint_like_any_other(birds: Path, tmp_pat
 
 def trouble(tmp: Path, kind: str) -> int:
     """On each rank: a training in which something happens to rank 1 after two steps."""
-    before = step.learn
+    before = step.train_step
 
     def learn(state: Any, *args: Any) -> Any:
         if state.step == 2 and os.environ["RANK"] == "1":
@@ -232,19 +230,19 @@ def trouble(tmp: Path, kind: str) -> int:
                 raise process_group.UserError("data/x.jpg: cannot be read; run `make data`")
         return before(state, *args)
 
-    step.learn = learn
+    step.train_step = learn
     return ranks.run_verb("train", tmp, "distributed.timeout_s=6")
 
 
 def killed_while_ended(tmp: Path) -> int:
     """On each rank: rank 1 is killed, and rank 0 gets SIGTERM while it finds that out, as torchrun has it."""
-    before = RollCall.silent
+    before = Heartbeat.dead_ranks
 
-    def silent(roll: RollCall) -> list[int]:
+    def silent(roll: Heartbeat) -> list[int]:
         os.kill(os.getpid(), signal.SIGTERM)
         return before(roll)
 
-    RollCall.silent = silent  # type: ignore[method-assign]
+    Heartbeat.dead_ranks = silent  # type: ignore[method-assign]
     return trouble(tmp, "killed")
 
 

@@ -21,14 +21,14 @@ from pipeline.data import prepare, sampling, transforms
 from pipeline.data.transforms import Augmentation
 from pipeline.distributed.process_group import Ranks
 from pipeline.doctor import communication, data, machine
-from pipeline.doctor import disk as disk_module
-from pipeline.doctor.context import Subject
+from pipeline.doctor.context import CheckContext
+from pipeline.doctor.disk import checkpoint_bytes
 from pipeline.doctor.doctor import CHECKS
 from pipeline.doctor.finding import Finding, agreed, unlike
 from pipeline.doctor.training import throughput
 from pipeline.models.build import build
 from pipeline.training import auto_batch_size, phases, step
-from pipeline.training.setup import Job
+from pipeline.training.setup import TrainingSetup
 from tests.helpers import ranks, tiny
 
 Findings = dict[str, dict[str, Any]]
@@ -153,13 +153,15 @@ def test_the_size_of_a_checkpoint_is_foreseen(trained: Path, tmp_path: Path) -> 
         if words:
             assert tiny.do("train", tmp_path, *words) == 0
         folder = tmp_path if words else trained
-        subject = Subject(tiny.config(folder, *words), ALONE, "fp32", tmp_path)
-        subject.job = Job(subject.config, ALONE)
-        subject.state = subject.job.fresh(phases.first(subject.config.optim), "fp32", pretrained=False).state
+        subject = CheckContext(tiny.config(folder, *words), ALONE, "fp32", tmp_path)
+        subject.job = TrainingSetup(subject.config, ALONE)
+        subject.state = subject.job.build_state(
+            phases.first(subject.config.optim), "fp32", pretrained=False
+        ).state
         size = (folder / "runs/tiny/checkpoints/last.pt").stat().st_size
         names = len(subject.state.model.state_dict())
         # What is not in a tensor is some 200 bytes for each of them, and the settings.
-        assert 0 < size - disk_module.checkpoint_bytes(subject) < 40_000 + 2_000 * names
+        assert 0 < size - checkpoint_bytes(subject) < 40_000 + 2_000 * names
 
 
 def test_too_small_a_shared_memory_is_a_no_go(
@@ -189,7 +191,7 @@ def test_a_gpu_that_is_asked_for_and_missing_is_a_no_go(
     assert states(findings, "no-go") == {"device"}
     (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module")
     monkeypatch.setattr(machine, "NVIDIA_DRIVER", tmp_path / "version")
-    auto = Subject(tiny.config(tmp_path, "train.device=auto"), ALONE, "fp32", tmp_path)
+    auto = CheckContext(tiny.config(tmp_path, "train.device=auto"), ALONE, "fp32", tmp_path)
     assert machine.device(auto).state == "no-go"
 
 
@@ -197,7 +199,7 @@ def test_wandb_online_needs_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name in ("WANDB_API_KEY", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    subject = Subject(tiny.config(tmp_path, "tracking.wandb=online"), ALONE, "fp32", tmp_path)
+    subject = CheckContext(tiny.config(tmp_path, "tracking.wandb=online"), ALONE, "fp32", tmp_path)
     assert machine.tracking(subject).state == "no-go"
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
     assert machine.tracking(subject).state == "ok"
@@ -373,9 +375,11 @@ def test_the_worst_finding_of_all_ranks_counts_and_names_its_host() -> None:
 def test_a_wrong_sum_over_ranks_is_a_no_go(
     birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    subject = Subject(tiny.config(tmp_path), ALONE, "fp32", tmp_path)
-    subject.job = Job(subject.config, ALONE)
-    subject.state = subject.job.fresh(phases.first(subject.config.optim), "fp32", pretrained=False).state
+    subject = CheckContext(tiny.config(tmp_path), ALONE, "fp32", tmp_path)
+    subject.job = TrainingSetup(subject.config, ALONE)
+    subject.state = subject.job.build_state(
+        phases.first(subject.config.optim), "fp32", pretrained=False
+    ).state
     subject.ranks = Told(0, 2, 1, torch.device("cpu"))
     monkeypatch.setattr(Ranks, "sum", lambda _, tensor: tensor)
     monkeypatch.setattr(Ranks, "wait", lambda _: None)

@@ -165,7 +165,7 @@ def test_views_are_averaged_as_probabilities(run: Path, monkeypatch: pytest.Monk
     tables, served = {}, []
     original = predict.look
 
-    def noted(*arguments: Any) -> predict.Looked:
+    def noted(*arguments: Any) -> predict.Predictions:
         served.append(original(*arguments))
         return served[-1]
 

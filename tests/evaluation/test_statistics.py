@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap, norm
 
-from pipeline.evaluation import statistics
+from pipeline.evaluation.statistics import of_means, percentiles, resamples, wilson
 
 
 @pytest.mark.parametrize(
@@ -20,23 +20,23 @@ from pipeline.evaluation import statistics
     ],
 )
 def test_wilsons_interval_is_the_published_one(successes: int, n: int, low: float, high: float) -> None:
-    assert statistics.wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
+    assert wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
 
 
 def test_a_resample_draws_as_many_images_as_there_are_and_each_equally_often() -> None:
-    weights = np.vstack(list(statistics.resamples(40, 1_050)))
+    weights = np.vstack(list(resamples(40, 1_050)))
     assert weights.shape == (1_050, 40)
     assert (weights.sum(axis=1) == 40).all()
     assert weights.mean(axis=0) == pytest.approx(np.ones(40), abs=0.15)
     assert weights.var() == pytest.approx(1 - 1 / 40, abs=0.05)
-    again = np.vstack(list(statistics.resamples(40, 1_050)))
+    again = np.vstack(list(resamples(40, 1_050)))
     assert (weights == again).all()
 
 
 def test_intervals_of_means_are_those_of_scipy() -> None:
     random = np.random.default_rng(3)
     values = np.column_stack([random.random(200) < 0.8, random.exponential(2, 200)]).astype(float)
-    for column, found in zip(values.T, statistics.of_means(values), strict=True):
+    for column, found in zip(values.T, of_means(values), strict=True):
         reference = bootstrap((column,), np.mean, method="percentile", n_resamples=20_000, rng=1)
         width = reference.confidence_interval.high - reference.confidence_interval.low
         assert found == pytest.approx(tuple(reference.confidence_interval), abs=0.06 * width)
@@ -46,4 +46,4 @@ def test_intervals_of_means_are_those_of_scipy() -> None:
 
 def test_resamples_without_the_value_are_left_out() -> None:
     values = np.array([np.nan, *np.linspace(0, 1, 41)])
-    assert statistics.percentiles(values) == pytest.approx((0.025, 0.975))
+    assert percentiles(values) == pytest.approx((0.025, 0.975))

@@ -14,11 +14,11 @@ import pytest
 from pipeline.cli import main
 from pipeline.common import files
 from pipeline.common.errors import ConfigError
-from pipeline.config import load
+from pipeline.config.load import load_config
 from pipeline.experiments.studies import figures, plan, results
 from pipeline.experiments.studies import study as study_module
-from pipeline.experiments.studies.plan import Plan
-from pipeline.runs import log as log_module
+from pipeline.experiments.studies.plan import StudyPlan
+from pipeline.runs.log import best_record
 from pipeline.training.trainer import train
 from tests.helpers import ranks, tiny
 
@@ -58,7 +58,7 @@ def test_arms_conditions_and_seeds_become_ordinary_configurations(tmp_path: Path
     path = write(
         tmp_path, tune_lr={}, conditions={"b4": ["optim.batch_size=4"], "b8": ["optim.batch_size=8"]}
     )
-    members = Plan(path, ["optim.momentum=0.5"]).members({})
+    members = StudyPlan(path, ["optim.momentum=0.5"]).members({})
     assert [member.name for member in members] == [
         f"{arm}-{condition}-seed{seed}"
         for condition in ("b4", "b8")
@@ -74,10 +74,10 @@ def test_arms_conditions_and_seeds_become_ordinary_configurations(tmp_path: Path
 def test_a_learning_rate_that_is_tuned_is_that_of_the_last_phase(tmp_path: Path) -> None:
     phases = "optim.phases=[{name: adam, lr: 0.001, until: 1}, {name: sgd, lr: 0.5}]"
     path = write(tmp_path, arms={"both": [phases]}, tune_lr={"both": [0.1, 0.2]})
-    tries = Plan(path).tries()
+    tries = StudyPlan(path).tries()
     assert [member.name for member in tries] == ["tune-both-lr0.1", "tune-both-lr0.2"]
     assert [[phase.lr for phase in one.config.optim.phases] for one in tries] == [[0.001, 0.1], [0.001, 0.2]]
-    assert [one.config.optim.phases[1].lr for one in Plan(path).members({"both": 0.2})] == [0.2, 0.2]
+    assert [one.config.optim.phases[1].lr for one in StudyPlan(path).members({"both": 0.2})] == [0.2, 0.2]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_an_unknown_study_names_the_nearest_and_all_means_all(capsys: pytest.Cap
 
 @pytest.mark.parametrize("path", plan.find("all"), ids=lambda path: path.stem)
 def test_the_studies_are_valid_and_short(path: Path) -> None:
-    given = Plan(path)
+    given = StudyPlan(path)
     study = given.study
     members = given.members({})
     assert len(members) == len(study.arms) * len(study.conditions) * len(study.seeds)
@@ -142,7 +142,7 @@ def test_a_run_is_bit_for_bit_what_its_saved_configuration_gives_by_itself(
     done: Path, tmp_path: Path
 ) -> None:
     saved = study_of(done) / "tuned-seed1"
-    config = load.load(saved / "config.yaml", [f"run.root={tmp_path}"])
+    config = load_config(saved / "config.yaml", [f"run.root={tmp_path}"])
     assert ranks.run(train, 1, config)[0].value["step"] == 10  # with one thread, as a study's runs
     for name in ("best.pt", "last.pt"):
         assert tiny.same_weights(config.checkpoints_dir / name, saved / "checkpoints" / name)
@@ -287,7 +287,7 @@ def test_figures_in_tables(value: float, words: str) -> None:
 
 
 def test_the_lines_of_the_figures_are_means_over_the_seeds(done: Path) -> None:
-    members = Plan(done / "which.yaml").members({"tuned": 0.02})[:2]
+    members = StudyPlan(done / "which.yaml").members({"tuned": 0.02})[:2]
     logs = [results.log(member) for member in members]
     of_val = figures._validated(members, "val_loss")
     epochs = [[line for line in log if line["kind"] == "epoch"] for log in logs]
@@ -306,7 +306,7 @@ def test_the_lines_of_the_figures_are_means_over_the_seeds(done: Path) -> None:
 
 @pytest.mark.parametrize("show", ["depth", "optimizers"])
 def test_the_other_figures_are_drawn_from_the_same_runs(done: Path, tmp_path: Path, show: str) -> None:
-    given = Plan(done / "which.yaml")
+    given = StudyPlan(done / "which.yaml")
     members, runs = (
         given.members({"tuned": 0.02}),
         pd.read_csv(study_of(done) / "runs.csv", keep_default_na=False),
@@ -326,7 +326,7 @@ def test_validation_chooses_as_the_run_does(done: Path) -> None:
         {"kind": "epoch", "step": 3, "val_top1": 0.4, "val_loss": 0.1},
         {"kind": "step", "step": 4, "loss": 0.1},
     ]
-    assert log_module.best(tied)["step"] == 2
+    assert best_record(tied)["step"] == 2
 
 
 def test_a_study_needs_a_file_that_is_there() -> None:

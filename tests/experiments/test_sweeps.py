@@ -17,16 +17,16 @@ import torch
 from pipeline.cli import main
 from pipeline.common import hardware
 from pipeline.common.errors import ConfigError, DataError
-from pipeline.config import load
+from pipeline.config.load import load_config
 from pipeline.evaluation.statistics import wilson
 from pipeline.experiments import worker_pool
 from pipeline.experiments.sweeps import results, sweep, trials
-from pipeline.experiments.sweeps.plan import Plan
-from pipeline.experiments.sweeps.task import Turn
+from pipeline.experiments.sweeps.plan import SweepPlan
+from pipeline.experiments.sweeps.task import TrialTask
 from pipeline.experiments.sweeps.trials import JOURNAL, Trials
 from pipeline.experiments.worker_pool import Outcome
-from pipeline.runs import log as log_module
 from pipeline.runs import status
+from pipeline.runs.log import read_log
 from pipeline.training.trainer import train
 from tests.helpers import tiny
 from tests.helpers.sweeps import SWEEP, write_sweep
@@ -41,7 +41,7 @@ def objective(values: dict[str, Any]) -> float:
 
 def study(path: Path, most: int, pruner: str | None = None, name: str = "search") -> Trials:
     """Do trials without any training: each rises to its objective in three epochs."""
-    shared = Trials(Plan(path, (f"run.name={name}",)), pruner)
+    shared = Trials(SweepPlan(path, (f"run.name={name}",)), pruner)
     while claim := shared.take(most):
         value = objective(claim.values)
         ended = any(shared.report(claim.number, epoch, value * epoch / 3) for epoch in (1, 2))
@@ -71,7 +71,7 @@ def test_the_draws_are_a_function_of_the_seed_and_of_what_came_before(tmp_path: 
 
 def test_the_seed_of_the_base_configuration_is_the_sweeps(tmp_path: Path) -> None:
     path = write_sweep(tmp_path)
-    first, other = (Trials(Plan(path, (f"run.name=s{seed}", f"seed={seed}")), None) for seed in (0, 1))
+    first, other = (Trials(SweepPlan(path, (f"run.name=s{seed}", f"seed={seed}")), None) for seed in (0, 1))
     assert first.take(1).values != other.take(1).values  # type: ignore[union-attr]
 
 
@@ -85,7 +85,7 @@ def test_commands_at_once_make_exactly_as_many_trials_as_were_asked_for(tmp_path
     )
     crew = [subprocess.Popen([sys.executable, "-c", code, str(path)]) for _ in range(3)]
     assert [process.wait(120) for process in crew] == [0, 0, 0]
-    shared = Trials(Plan(path), None)
+    shared = Trials(SweepPlan(path), None)
     assert len(shared.ended()) == len(shared.all()) == 12
     who = [trial.user_attrs["taken"] for trial in shared.all()]
     assert all(len(taken) == 1 for taken in who)
@@ -109,7 +109,7 @@ def _holder(path: Path) -> "subprocess.Popen[str]":
 def test_a_trial_of_a_live_process_is_left_alone_and_that_of_a_dead_one_is_taken_over(tmp_path: Path) -> None:
     path = write_sweep(tmp_path)
     holder = _holder(path)
-    shared = Trials(Plan(path), None)
+    shared = Trials(SweepPlan(path), None)
     values = shared.values(shared.all()[0])
     assert not shared.abandoned()
     second = shared.take(2)
@@ -126,7 +126,7 @@ def test_a_trial_of_a_live_process_is_left_alone_and_that_of_a_dead_one_is_taken
 
 
 def test_a_trial_that_kills_its_processes_has_failed_and_one_that_was_stopped_has_not(tmp_path: Path) -> None:
-    shared = Trials(Plan(write_sweep(tmp_path)), None)
+    shared = Trials(SweepPlan(write_sweep(tmp_path)), None)
     for _ in range(5):
         stopped = shared.take(1)
         assert stopped is not None
@@ -144,7 +144,7 @@ def test_a_trial_that_kills_its_processes_has_failed_and_one_that_was_stopped_ha
 def test_half_a_line_at_the_journals_end_is_taken_off(tmp_path: Path) -> None:
     path = write_sweep(tmp_path)
     study(path, 2)
-    journal = Plan(path).folder / JOURNAL
+    journal = SweepPlan(path).folder / JOURNAL
     with journal.open("ab") as stream:
         stream.write(b'{"op_code": 4, "worker')
     assert len(study(path, 4).ended()) == 4
@@ -202,7 +202,7 @@ def test_a_grid_with_a_rate_that_diverges(
     assert rows["optim.lr"].tolist() == [0.02, 1e30, 0.001]
     assert "training has diverged" in rows["why"][1]
     for number in (0, 2):
-        epochs = [r for r in log_module.read(folder / f"trial-00{number}/log.jsonl") if r["kind"] == "epoch"]
+        epochs = [r for r in read_log(folder / f"trial-00{number}/log.jsonl") if r["kind"] == "epoch"]
         assert rows["val_top1"][number] == max(record["val_top1"] for record in epochs)
         assert rows["epochs"][number] == 2
     best = max((0, 2), key=lambda number: (rows["val_top1"][number], -number))
@@ -235,8 +235,8 @@ def test_a_pruned_trial_stops_after_that_epoch_and_is_not_the_best(birds: Path, 
     metric = {"name": "epoch/val_loss", "goal": "minimize"}
     rates = {"optim.lr": {"values": [0.02, 1e-6]}}
     path = write_sweep(tmp_path, method="grid", parameters=rates, metric=metric, early_terminate=rule)
-    plan = Plan(path)
-    first, second = (Turn(plan, None, 2).do().result for _ in range(2))
+    plan = SweepPlan(path)
+    first, second = (TrialTask(plan, None, 2).do().result for _ in range(2))
     assert (first["outcome"], second["outcome"], second["number"]) == ("complete", "pruned", 1)
     ahead, behind = (results.epochs(plan, number) for number in (0, 1))
     assert behind[0]["val_loss"] > ahead[0]["val_loss"]
@@ -252,12 +252,12 @@ def test_a_pruned_trial_stops_after_that_epoch_and_is_not_the_best(birds: Path, 
 def test_values_that_do_not_fit_together_are_a_failed_trial(birds: Path, tmp_path: Path) -> None:
     sizes = {"optim.batch_size": {"values": [4, 8]}, "optim.effective_batch_size": {"values": [8, 4]}}
     path = write_sweep(tmp_path, method="random", parameters=sizes)
-    shared = Trials(Plan(path), None)
+    shared = Trials(SweepPlan(path), None)
     shared._draw = lambda _: {"optim.batch_size": 8, "optim.effective_batch_size": 4}  # type: ignore[method-assign]
     claim = shared.take(1)
     assert claim is not None
     claim.lock.close()
-    ended = Turn(Plan(path), None, 1).do()
+    ended = TrialTask(SweepPlan(path), None, 1).do()
     assert ended.result["outcome"] == "failed"
     assert "effective_batch_size 4 is below batch_size 8" in ended.result["why"]
 
@@ -275,7 +275,7 @@ def test_a_command_without_work_takes_over_what_another_ones_process_leaves(
     birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_sweep(tmp_path, run_cap=2)
-    sweep._define(Plan(path), None)
+    sweep._define(SweepPlan(path), None)
     holder = _holder(path)
     waited: list[float] = []
 
@@ -311,7 +311,7 @@ def test_what_can_be_mended_leaves_the_trial_to_the_same_command(
             DataError, match="the disk is full; when that is mended, the same command goes on"
         ):
             sweep.sweep(path, None, 1, None, [])
-    trials_of = Trials(Plan(path), None)
+    trials_of = Trials(SweepPlan(path), None)
     assert trials_of.abandoned()
     assert trials_of.all()[0].user_attrs["taken"] == []
     claim = trials_of.take(3)
@@ -352,7 +352,7 @@ def test_a_stage_begins_with_the_best_of_the_stage_before(
     found = sweep.sweep(stages, None, 1, None, ["train.epochs=1"])
     lr = found["stages"][0]["best"]["optim.lr"]
     for number in (0, 1):
-        config = load.load(tmp_path / f"runs/sweeps/s1/trial-00{number}/config.yaml")
+        config = load_config(tmp_path / f"runs/sweeps/s1/trial-00{number}/config.yaml")
         assert (config.optim.lr, config.optim.momentum) == (lr, (0.5, 0.8)[number])
 
 
@@ -398,14 +398,12 @@ def test_killed_and_stopped_a_sweep_goes_on_and_its_best_is_had_again(birds: Pat
     assert starts[0] == "0 of 60" and len(starts) >= 2
     assert all(not start.startswith("0 ") for start in starts[1:])  # from its checkpoint
     for number in range(3):
-        steps = [
-            r["step"] for r in log_module.read(folder / f"trial-00{number}/log.jsonl") if r["kind"] == "epoch"
-        ]
+        steps = [r["step"] for r in read_log(folder / f"trial-00{number}/log.jsonl") if r["kind"] == "epoch"]
         assert steps == list(range(5, 61, 5))  # each once, in order
 
     number, threads = found["best"]["number"], torch.get_num_threads()
     torch.set_num_threads(1)  # as in the sweep's processes
-    alone = train(load.load(folder / "best.yaml"))
+    alone = train(load_config(folder / "best.yaml"))
     torch.set_num_threads(threads)
     assert alone["best_val_top1"] == found["best"]["val_top1"] == rows["val_top1"].max()
     for name in ("best.pt", "last.pt"):
@@ -443,7 +441,7 @@ def test_workers_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_trials_value_is_its_best_over_the_epochs(
     tmp_path: Path, name: str, goal: str, best: float
 ) -> None:
-    plan = Plan(write_sweep(tmp_path, metric={"name": f"epoch/{name}", "goal": goal}))
+    plan = SweepPlan(write_sweep(tmp_path, metric={"name": f"epoch/{name}", "goal": goal}))
     assert results.value(plan, 0) is None
     values = [(0.2, 1.5), (0.9, 0.6), (0.7, 0.5), (0.8, None)]
     lines = [{"kind": "epoch", "step": 1, "val_top1": top1, "val_loss": loss} for top1, loss in values]

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.cli import arguments as arguments_module
 from pipeline.cli import main
+from pipeline.cli.arguments import parse
 from pipeline.common.errors import ConfigError
-from pipeline.config import load
+from pipeline.config.load import load_config, validate_tree
 from pipeline.experiments.sweeps.parameter import Parameter
-from pipeline.experiments.sweeps.plan import ARGUMENTS, FOLDER, Plan, plans
+from pipeline.experiments.sweeps.plan import ARGUMENTS, FOLDER, SweepPlan, plans
 from tests.helpers.sweeps import COMMAND, SWEEP, write_sweep
 
 
 def parameter(**given: Any) -> Parameter:
-    return load.validate(given, "here", Parameter)
+    return validate_tree(given, "here", Parameter)
 
 
 # The shipped files
@@ -132,19 +132,19 @@ def test_a_sweep_needs_validation_and_a_file_that_is_there(tmp_path: Path) -> No
 def test_a_trial_is_the_base_with_the_commands_overrides_the_command_lines_and_its_own(
     tmp_path: Path,
 ) -> None:
-    plan = Plan(write_sweep(tmp_path), ("optim.momentum=0.5", "run.name=mine"))
+    plan = SweepPlan(write_sweep(tmp_path), ("optim.momentum=0.5", "run.name=mine"))
     config = plan.config(7, {"optim.lr": 0.02, "optim.nesterov": False})
     assert (config.optim.lr, config.optim.nesterov, config.optim.momentum) == (0.02, False, 0.5)
     assert config.run_dir == tmp_path / "runs/sweeps/mine/trial-007"
     assert config.tracking.wandb == "disabled"  # the command's is for W&B's agent
-    with_wandb = Plan(plan.path, ("tracking.wandb=offline",))
+    with_wandb = SweepPlan(plan.path, ("tracking.wandb=offline",))
     assert with_wandb.config(0, {}).tracking.wandb == "offline"
 
 
 def test_a_grid_is_all_combinations_in_the_files_order(tmp_path: Path) -> None:
     parameters = {"optim.batch_size": {"min": 4, "max": 5}, "schedule": {"values": [{"name": "constant"}]}}
     parameters |= {"data.progressive": {"value": []}, "optim.nesterov": {"values": [True, False]}}
-    plan = Plan(write_sweep(tmp_path, method="grid", parameters=parameters))
+    plan = SweepPlan(write_sweep(tmp_path, method="grid", parameters=parameters))
     plan.check()
     assert [tuple(values.values()) for values in plan.grid()] == [
         (size, "{'name': 'constant'}", nesterov) for size in (4, 5) for nesterov in (True, False)
@@ -180,7 +180,7 @@ def test_log_uniform_has_the_logarithms_of_its_ends() -> None:
 def test_hyperbands_epochs_are_wandbs() -> None:
     def first(**given: Any) -> int:
         rule = {"early_terminate": {"type": "hyperband", **given}}
-        return load.validate({**SWEEP, **rule}, "here", _sweep()).early_terminate.first_epoch
+        return validate_tree({**SWEEP, **rule}, "here", _sweep()).early_terminate.first_epoch
 
     assert first(min_iter=4) == 4
     assert first(max_iter=27, s=2, eta=3) == 3  # 27 / 3 and 27 / 9
@@ -244,14 +244,14 @@ def test_wandbs_agent_makes_of_the_file_a_command_that_trains_the_same(
 
     words = started[1]["command"]
     assert words[:5] == ["/usr/bin/env", "python", "-m", "pipeline", "train"]
-    arguments = arguments_module.parse(words[4:])
+    arguments = parse(words[4:])
     for name in ("WANDB_RUN_ID", "WANDB_SWEEP_ID"):
         monkeypatch.setenv(name, started[1]["env"][name])
-    config = load.load(arguments.config, arguments.words)
+    config = load_config(arguments.config, arguments.words)
     assert config.run_dir == tmp_path / "runs/base-second"  # each trial has a folder of its own
     assert config.tracking.wandb == "online"
-    choices = Plan(path).parameters["schedule"].choices
-    ours = Plan(path).config(0, {**values, "schedule": choices[0]})
+    choices = SweepPlan(path).parameters["schedule"].choices
+    ours = SweepPlan(path).config(0, {**values, "schedule": choices[0]})
     own = {"run", "tracking", "report"}
     assert config.model_dump(exclude=own) == ours.model_dump(exclude=own)
 
@@ -263,4 +263,4 @@ class _Process:
 def test_without_an_agent_a_run_is_named_after_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_RUN_ID", "mine")
     monkeypatch.delenv("WANDB_SWEEP_ID", raising=False)
-    assert load.load(Path("configs/demo.yaml")).run.name == "demo"
+    assert load_config(Path("configs/demo.yaml")).run.name == "demo"

@@ -11,7 +11,7 @@ from pipeline.config.data import DataConfig
 from pipeline.data import image_store, prepare
 from pipeline.data.transforms import CentreCrop
 from pipeline.distributed.process_group import Ranks
-from pipeline.evaluation import statistics
+from pipeline.evaluation.statistics import wilson
 from pipeline.explain import annotations, grad_cam, neighbours, pointing_game, selection
 from pipeline.models.build import build
 from tests.helpers import tiny
@@ -102,7 +102,7 @@ def test_heat_maps_are_the_class_activation_maps_that_theory_says(job: tuple) ->
     with torch.no_grad():
         model.head.weight.normal_(0.02, 1)
     rows, classes = np.array([2, 31, 9, 50]), np.array([1, 4, 0, 5])
-    found = grad_cam.heatmaps(config, data, model, layer, rows, classes, ALONE)
+    found = grad_cam.grad_cam(config, data, model, layer, rows, classes, ALONE)
     images = torch.from_numpy(np.stack([data.store[row] for row in rows])).permute(0, 3, 1, 2)
     with torch.no_grad():
         last = model.backbone.forward_features((images - model.mean) / model.std)
@@ -136,7 +136,7 @@ def test_maps_with_channels_last_are_turned(job: tuple) -> None:
     model, _ = build(swin.model, tiny.SPECIES)
     layer = grad_cam.spatial_layer(model.eval(), 96)
     assert layer is not None
-    found = grad_cam.heatmaps(config, data, model, layer, np.array([0]), np.array([1]), ALONE)
+    found = grad_cam.grad_cam(config, data, model, layer, np.array([0]), np.array([1]), ALONE)
     assert found.shape == (1, 3, 3)
 
 
@@ -174,7 +174,7 @@ def test_the_pointing_game_by_hand() -> None:
     assert summary["n"].tolist() == [5, 2, 3]
     assert summary["hits"].tolist() == [2, 1, 1]
     assert summary["chance"].tolist() == [0.25] * 3
-    assert summary.loc["all", ["rate_low", "rate_high"]].tolist() == list(statistics.wilson(2, 5))
+    assert summary.loc["all", ["rate_low", "rate_high"]].tolist() == list(wilson(2, 5))
     counts = pointing_game.on_parts(found, parts.names)
     assert counts.to_dict("list") == {
         "part": ["back", "beak", ""],

@@ -9,8 +9,8 @@ from multiprocessing.connection import Connection
 
 from pipeline.cli.main import run
 from pipeline.common import signals
-from pipeline.config import load
-from pipeline.runs.log import Record
+from pipeline.config.load import load_config
+from pipeline.runs.log import LogRecord
 
 WAIT_S = 120
 
@@ -21,7 +21,7 @@ class Dying:
     def __init__(self, step: int, number: signal.Signals) -> None:
         self._step, self._number = step, number
 
-    def log(self, record: Record) -> None:
+    def log(self, record: LogRecord) -> None:
         if record["step"] == self._step:
             os.kill(os.getpid(), self._number)
 
@@ -81,7 +81,7 @@ def _run_until(words: list[str], step: int, number: signal.Signals, environment:
     for each in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(each, signals.raise_stopped)
     try:
-        train(load.load(None, words), Dying(step, number))
+        train(load_config(None, words), Dying(step, number))
     except Stopped as stopped:
         os._exit(stopped.exit_code)
     os._exit(0)

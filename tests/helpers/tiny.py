@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from pipeline.cli.main import run
-from pipeline.config import load
+from pipeline.config.load import load_config
 from pipeline.config.schema import Config
-from pipeline.runs.log import read
+from pipeline.runs.log import read_log
 
 SPECIES, IMAGES, TRAIN = 6, 10, 7
 
@@ -44,7 +44,7 @@ def overrides(tmp: Path, *more: str) -> list[str]:
 
 
 def config(tmp: Path, *more: str) -> Config:
-    return load.load(None, overrides(tmp, *more))
+    return load_config(None, overrides(tmp, *more))
 
 
 def do(verb: str, tmp: Path, *more: str) -> int:
@@ -80,7 +80,7 @@ def same_weights(one: Path, other: Path) -> bool:
 def records(log: Path) -> list[dict[str, Any]]:
     """A log without its header and what depends on the clock."""
     clock = ("time", "seconds", "cpu_seconds", "images_per_s", "data_wait", "memory_gib")
-    return [{key: value for key, value in line.items() if key not in clock} for line in read(log)]
+    return [{key: value for key, value in line.items() if key not in clock} for line in read_log(log)]
 
 
 def checkpoints(tmp: Path, name: str = "tiny") -> Path:

@@ -12,7 +12,7 @@ from pipeline.distributed.process_group import Ranks
 from pipeline.inference import features, load_model
 from pipeline.models.build import build, without_weights
 from pipeline.models.classifier import Classifier
-from pipeline.runs import checkpoints
+from pipeline.runs.checkpoints import read
 from tests.helpers import tiny
 
 ALONE = Ranks(0, 1, 1, torch.device("cpu"))
@@ -25,7 +25,7 @@ def job(trained: Path, tmp_path: Path) -> tuple[Config, prepare.Prepared, Classi
     data = prepare.load(config)
     model, _ = build(without_weights(config.model), tiny.SPECIES)
     path = config.checkpoints_dir / "best.pt"
-    load_model.load_model(model, checkpoints.read(path), path)
+    load_model.load_eval_weights(model, read(path), path)
     return config, data, model
 
 
@@ -34,7 +34,7 @@ def test_the_last_layer_makes_the_logits_of_the_features(
 ) -> None:
     config, data, model = job
     rows = np.array(data.rows("test"), np.int64)
-    found = features.features(config, data, model, rows, "fp32", ALONE)
+    found = features.extract_features(config, data, model, rows, "fp32", ALONE)
     assert found.shape == (len(rows), 96)
     assert found.dtype == np.float32
     crops = np.stack([data.store[row][4:36, 4:36] for row in rows])

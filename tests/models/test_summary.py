@@ -9,14 +9,14 @@ import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.cli.main import run
-from pipeline.config import load
+from pipeline.config.load import load_config
 from pipeline.models.summary import summarise
 
 PUBLISHED = {18: 1.8e9, 34: 3.6e9, 50: 3.8e9, 101: 7.6e9, 152: 11.3e9}
 
 
 def summary(*overrides: str) -> dict[str, Any]:
-    return summarise(load.load(None, ["data.image_px=224", "summary.classes=1000", *overrides]))
+    return summarise(load_config(None, ["data.image_px=224", "summary.classes=1000", *overrides]))
 
 
 def torchvisions(depth: int) -> tuple[int, int]:

@@ -11,9 +11,9 @@ import pytest
 
 from pipeline.cli.main import run
 from pipeline.common import files
-from pipeline.config import load
-from pipeline.runs import log as log_module
+from pipeline.config.load import dump_config
 from pipeline.runs import status
+from pipeline.runs.log import best_record, read_log
 from tests.helpers import tiny
 
 
@@ -26,11 +26,11 @@ def runs(trained: Path, tmp_path: Path) -> Path:
         settings = tiny.config(
             tmp_path, *words, f"run.name={Path(name).name}", f"tracking.group={Path(name).name}"
         )
-        files.write_text(folder / name / "config.yaml", load.dump(settings))
+        files.write_text(folder / name / "config.yaml", dump_config(settings))
     metrics = {"split": "test", "n": 18, "top1": 0.25, "top5": 0.9, "per_class_mean": 0.25}
     files.write_json(folder / "whole/eval/test/metrics.json", metrics)
     log = folder / "lower/log.jsonl"
-    epochs = [record for record in log_module.read(log) if record["kind"] == "epoch"]
+    epochs = [record for record in read_log(log) if record["kind"] == "epoch"]
     files.write_text(log, json.dumps({**epochs[0], "val_top1": 0.5, "seconds": 3723.4}) + "\n")
     now = status.read(folder / "lower")
     assert now is not None
@@ -90,7 +90,7 @@ def test_csv_has_a_column_for_each_key_that_differs(runs: Path, capsys: pytest.C
         ("0.02", "4"),
         ("0.02", "0"),
     ]
-    best = log_module.best(log_module.read(runs / "whole/log.jsonl"))
+    best = best_record(read_log(runs / "whole/log.jsonl"))
     assert best is not None
     assert (
         whole.items()

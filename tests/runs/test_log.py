@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.common.errors import DataError
-from pipeline.runs import log as log_module
-from pipeline.runs.log import FIELDS, HEADER, Log
+from pipeline.runs.log import ALL, CLOCKS, FIELDS, HEADER, Log, best_record, read_log
 
 STEP = {"lr": 0.1, "momentum": 0.9, "loss": 1.5, "grad_norm": 2.0}
 
@@ -23,7 +22,7 @@ def test_a_log_begins_with_its_schema_and_version(tmp_path: Path) -> None:
     assert first == {"kind": "log", "step": 0, "schema": "plumage/log", "version": 1}
     assert second.items() >= step(1).items()
     assert second.keys() - step(1).keys() == {"time", "seconds", "cpu_seconds"}
-    assert log_module.read(tmp_path / "log.jsonl") == [second]
+    assert read_log(tmp_path / "log.jsonl") == [second]
 
 
 def test_the_clocks_go_on_from_the_last_record_that_is_kept(
@@ -41,7 +40,7 @@ def test_the_clocks_go_on_from_the_last_record_that_is_kept(
     assert [record["step"] for record in later.before] == [1]
     later.append(step(2))
     later.close()
-    assert [(line["step"], line["seconds"], line["cpu_seconds"]) for line in log_module.read(path)] == [
+    assert [(line["step"], line["seconds"], line["cpu_seconds"]) for line in read_log(path)] == [
         (1, 1.5, 0.25),
         (2, 3.5, 0.75),
     ]
@@ -56,7 +55,7 @@ def test_a_half_line_is_not_read_and_is_cut_off(tmp_path: Path, half: str) -> No
     log.close()
     whole = path.read_text()
     path.write_text(whole + half)
-    assert [record["step"] for record in log_module.read(path)] == [1, 2]
+    assert [record["step"] for record in read_log(path)] == [1, 2]
     Log(path, 2).close()
     assert path.read_text() == whole
 
@@ -64,7 +63,7 @@ def test_a_half_line_is_not_read_and_is_cut_off(tmp_path: Path, half: str) -> No
 def test_a_log_of_before_there_were_headers_gets_one(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text(json.dumps(step(1)) + "\n" + json.dumps(step(2)) + "\n")
-    assert [record["step"] for record in log_module.read(path)] == [1, 2]
+    assert [record["step"] for record in read_log(path)] == [1, 2]
     Log(path, 1).close()
     assert [json.loads(line) for line in path.read_text().splitlines()] == [HEADER, step(1)]
 
@@ -73,7 +72,7 @@ def test_a_value_that_is_not_finite_is_null(tmp_path: Path) -> None:
     log = Log(tmp_path / "log.jsonl", 0)
     assert log.append(step(1, grad_norm=float("inf")))["grad_norm"] is None
     log.close()
-    assert log_module.read(tmp_path / "log.jsonl")[0]["grad_norm"] is None
+    assert read_log(tmp_path / "log.jsonl")[0]["grad_norm"] is None
 
 
 def test_a_field_that_the_schema_does_not_have_is_a_bug(tmp_path: Path) -> None:
@@ -98,24 +97,22 @@ def test_a_log_that_cannot_be_read_is_one_sentence(tmp_path: Path, content: str,
     path = tmp_path / "log.jsonl"
     path.write_text(content)
     with pytest.raises(DataError, match=words):
-        log_module.read(path)
+        read_log(path)
     with pytest.raises(DataError, match=words):
         Log(path, 5)
     assert path.read_text() == content
 
 
 def test_a_run_logs_what_the_schema_says(trained: Path) -> None:
-    found = log_module.read(trained / "runs/tiny/log.jsonl")
+    found = read_log(trained / "runs/tiny/log.jsonl")
     assert {record["kind"] for record in found} == {"step", "epoch"}
     for record in found:
-        assert (
-            record.keys() == FIELDS[record["kind"]].keys() | log_module.ALL.keys() | log_module.CLOCKS.keys()
-        )
+        assert record.keys() == FIELDS[record["kind"]].keys() | ALL.keys() | CLOCKS.keys()
 
 
 def test_the_page_about_the_log_has_every_field_with_its_meaning() -> None:
     page = (Path(__file__).parents[2] / "docs/log.md").read_text()
-    tables = [log_module.ALL | log_module.CLOCKS, *FIELDS.values()]
+    tables = [ALL | CLOCKS, *FIELDS.values()]
     expected = [f"| `{name}` | {meaning} |" for fields in tables for name, meaning in fields.items()]
     shown = page[page.index("## Every record") : page.index("## The same elsewhere")].splitlines()
     assert [line for line in shown if line.startswith("| `")] == expected
@@ -128,5 +125,5 @@ def test_of_equal_accuracy_the_lower_loss_is_the_best() -> None:
         {"kind": "epoch", "step": 3, "val_top1": 0.4, "val_loss": 0.1},
         {"kind": "step", "step": 4, "loss": 0.1},
     ]
-    assert log_module.best(tied) == tied[1]
-    assert log_module.best(tied[3:]) is None
+    assert best_record(tied) == tied[1]
+    assert best_record(tied[3:]) is None

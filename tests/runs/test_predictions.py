@@ -144,9 +144,9 @@ def test_numbers_refuse_a_foreign_image_and_another_label(runs: Path) -> None:
         samples.loc[samples["label"] == 5, ["label", "class_name"]].iloc[0].tolist()
     )
     with pytest.raises(DataError, match=r"other labels than in the data for image ids"):
-        results.numbers(folder, moved)
+        results.compute_metrics(folder, moved)
     with pytest.raises(DataError, match=r"are not in the split"):
-        results.numbers(folder, samples[~own])
+        results.compute_metrics(folder, samples[~own])
 
 
 def test_the_numbers_follow_from_the_stored_files_alone(runs: Path) -> None:
@@ -157,7 +157,7 @@ def test_the_numbers_follow_from_the_stored_files_alone(runs: Path) -> None:
     assert kept < before.keys()
     for name in before.keys() - kept:
         (folder / name).unlink()
-    found, _ = results.numbers(folder, samples)
+    found, _ = results.compute_metrics(folder, samples)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert found == json.loads(before["metrics.json"])
 

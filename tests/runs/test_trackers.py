@@ -8,8 +8,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.runs import log as log_module
-from pipeline.runs.log import Record
+from pipeline.runs.log import CLOCKS, FIELDS, LogRecord, read_log
 from pipeline.training import gradient_histograms
 from pipeline.training.trainer import train
 from tests.helpers import tiny
@@ -33,7 +32,7 @@ def scalars(found: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
     """What a person would want to see of a log: the numbers of each kind and field, with their steps."""
     series: dict[str, list[tuple[int, float]]] = {}
     for record in found:
-        for name in log_module.FIELDS[record["kind"]]:
+        for name in FIELDS[record["kind"]]:
             if isinstance(record[name], int | float):
                 series.setdefault(f"{record['kind']}/{name}", []).append((record["step"], record[name]))
     return series
@@ -42,7 +41,7 @@ def scalars(found: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
 def test_tensorboard_holds_the_numbers_of_the_log(run: Path) -> None:
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0})
     events.Reload()
-    expected = scalars(log_module.read(run / "log.jsonl"))
+    expected = scalars(read_log(run / "log.jsonl"))
     assert "step/loss" in expected
     shown = {
         tag: [(event.step, float(event.tensor_proto.float_val[0])) for event in events.Tensors(tag)]
@@ -56,7 +55,7 @@ def test_tensorboard_holds_the_numbers_of_the_log(run: Path) -> None:
 
 def test_tensorboard_holds_the_histograms_of_the_log(run: Path) -> None:
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"histograms": 0}).Reload()
-    found = [record for record in log_module.read(run / "log.jsonl") if record["kind"] == "gradients"]
+    found = [record for record in read_log(run / "log.jsonl") if record["kind"] == "gradients"]
     assert [record["step"] for record in found] == [4, 8, 12]
     for name in found[0]["histograms"]:
         shown = [
@@ -67,7 +66,7 @@ def test_tensorboard_holds_the_histograms_of_the_log(run: Path) -> None:
 
 def test_tables_hold_the_numbers_of_the_log(run: Path) -> None:
     for kind in ("step", "epoch"):
-        expected = [record for record in log_module.read(run / "log.jsonl") if record["kind"] == kind]
+        expected = [record for record in read_log(run / "log.jsonl") if record["kind"] == kind]
         with (run / f"csv/{kind}.csv").open(newline="") as stream:
             rows = list(csv.DictReader(stream))
         assert rows == [
@@ -87,9 +86,9 @@ def test_whoever_watches_sees_every_record_and_may_end_the_run(birds: Path, tmp_
 
     class Watch:
         def __init__(self) -> None:
-            self.seen: list[Record] = []
+            self.seen: list[LogRecord] = []
 
-        def log(self, record: Record) -> None:
+        def log(self, record: LogRecord) -> None:
             self.seen.append(record)
             if record["kind"] == "epoch" and record["epoch"] == 2:
                 raise Enough
@@ -102,9 +101,9 @@ def test_whoever_watches_sees_every_record_and_may_end_the_run(birds: Path, tmp_
         train(tiny.config(tmp_path, "tracking.log_every_steps=2"), watch)
     *seen, last = watch.seen
     assert last == {"kind": "closed"}
-    written = log_module.read(tmp_path / "runs/tiny/log.jsonl")
+    written = read_log(tmp_path / "runs/tiny/log.jsonl")
     assert [{**record} for record in seen] == [
-        {name: value for name, value in record.items() if name not in log_module.CLOCKS} for record in written
+        {name: value for name, value in record.items() if name not in CLOCKS} for record in written
     ]
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.distributed.process_group import Ranks
-from pipeline.training.epoch_meter import Meter, NotFinite
+from pipeline.training.epoch_meter import EpochMeter, NotFinite
 from pipeline.training.state import Totals
 
 ALONE = Ranks(0, 1, 1, torch.device("cpu"))
@@ -16,7 +16,7 @@ def sums(loss: float, correct: float, norm: float) -> torch.Tensor:
 
 
 def test_sums_go_on_from_those_of_an_earlier_process() -> None:
-    meter = Meter(Totals(10.0, 3.0, 2.0, 8, 2), ALONE)
+    meter = EpochMeter(Totals(10.0, 3.0, 2.0, 8, 2), ALONE)
     meter.add(3, np.arange(4), sums(2.0, 1.0, 0.5))
     meter.add(4, np.arange(3), sums(1.5, 2.0, 0.25))
     assert meter.last() == {"loss": 0.5, "grad_norm": 0.25}
@@ -27,7 +27,7 @@ def test_sums_go_on_from_those_of_an_earlier_process() -> None:
 def test_a_pause_does_not_count_as_learning(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 1.0, 9.0, 10.0])  # made; paused from 1 to 9; asked
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
-    meter = Meter(Totals(), ALONE)
+    meter = EpochMeter(Totals(), ALONE)
     meter.add(1, np.arange(6), sums(1.0, 1.0, 1.0))
     with meter.paused():
         pass
@@ -36,7 +36,7 @@ def test_a_pause_does_not_count_as_learning(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_the_first_loss_that_is_not_finite_is_found_with_its_images(bad: float) -> None:
-    meter = Meter(Totals(), ALONE)
+    meter = EpochMeter(Totals(), ALONE)
     meter.add(1, np.array([1, 2]), sums(1.0, 0.0, 0.0))
     meter.add(2, np.array([7, 9]), sums(bad, 0.0, 0.0))
     meter.add(3, np.array([3, 4]), sums(bad, 0.0, 0.0))
@@ -47,8 +47,8 @@ def test_the_first_loss_that_is_not_finite_is_found_with_its_images(bad: float) 
 
 
 def test_waiting_yields_all_batches_and_counts_the_wait() -> None:
-    meter = Meter(Totals(), ALONE)
-    assert list(meter.waiting(iter([1, 2, 3]))) == [1, 2, 3]
+    meter = EpochMeter(Totals(), ALONE)
+    assert list(meter.timed(iter([1, 2, 3]))) == [1, 2, 3]
     speed = meter.speed()
     assert 0 <= speed["data_wait"] <= 1
     assert speed["images_per_s"] == 0

@@ -12,7 +12,15 @@ from pipeline.config.model import ModelConfig
 from pipeline.config.optim import OptimConfig
 from pipeline.models.build import build
 from pipeline.models.classifier import Classifier
-from pipeline.training import optimizer as optimizer_module
+from pipeline.training.optimizer import (
+    Optimizer,
+    build_optimizer,
+    carry_momentum,
+    clip,
+    parameter_groups,
+    set_rates,
+    stages,
+)
 
 
 class Net(nn.Module):
@@ -35,7 +43,7 @@ def network(name: str, **options: Any) -> Classifier:
 def names_by_group(model: Any, config: OptimConfig) -> dict[tuple[float, float], set[str]]:
     """(learning rate multiplier, weight decay) -> names of parameters."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = optimizer_module.parameter_groups(model, config, weight_decay=config.weight_decay)
+    groups = parameter_groups(model, config, weight_decay=config.weight_decay)
     found = {
         (group["lr_multiplier"], group["weight_decay"]): {names[id(p)] for p in group["params"]}
         for group in groups
@@ -57,7 +65,7 @@ def test_body_and_head_with_and_without_decay_are_groups_of_their_own() -> None:
 @pytest.mark.parametrize("layer_decay", [1.0, 0.7])
 def test_every_parameter_of_a_network_is_in_exactly_one_group(name: str, layer_decay: float) -> None:
     model = network(name)
-    groups = optimizer_module.parameter_groups(model, OptimConfig(layer_decay=layer_decay), weight_decay=0.1)
+    groups = parameter_groups(model, OptimConfig(layer_decay=layer_decay), weight_decay=0.1)
     placed = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(placed) == sorted(id(parameter) for parameter in model.parameters())
     for group in groups:
@@ -68,9 +76,7 @@ def test_every_parameter_of_a_network_is_in_exactly_one_group(name: str, layer_d
 def test_layer_wise_decay_falls_from_the_head_to_the_stem() -> None:
     """The same learning rates as timm's own grouping gives, and those that can be told by hand."""
     model = network("resnet18")
-    groups = optimizer_module.parameter_groups(
-        model, OptimConfig(layer_decay=0.5, head_lr_multiplier=3), weight_decay=0.0
-    )
+    groups = parameter_groups(model, OptimConfig(layer_decay=0.5, head_lr_multiplier=3), weight_decay=0.0)
     ours = {id(p): group["lr_multiplier"] for group in groups for p in group["params"]}
     backbone: Any = model.backbone
     theirs = {
@@ -99,7 +105,7 @@ def test_new_layers_are_the_heads_and_a_pooling_that_learns() -> None:
 
 def test_stages_go_from_the_stem_to_the_head() -> None:
     model = network("resnet18")
-    found = optimizer_module.stages(model)
+    found = stages(model)
     backbone: Any = model.backbone
     assert len(found) == 6
     assert found[0] == [backbone.conv1, backbone.bn1]
@@ -107,11 +113,11 @@ def test_stages_go_from_the_stem_to_the_head() -> None:
     assert found[5] == [backbone.fc]
 
 
-def optimizer_of(module: Any, config: OptimConfig) -> optimizer_module.Optimizer:
+def optimizer_of(module: Any, config: OptimConfig) -> Optimizer:
     module.new_layers = []
     (phase,) = config.resolved_phases
-    groups = optimizer_module.parameter_groups(module, config, weight_decay=config.weight_decay)
-    return optimizer_module.make(groups, phase, lr=config.lr)
+    groups = parameter_groups(module, config, weight_decay=config.weight_decay)
+    return build_optimizer(groups, phase, lr=config.lr)
 
 
 def steps_of(parameter: Tensor, gradients: list[Tensor], config: OptimConfig, rates: list[float]) -> Tensor:
@@ -120,7 +126,7 @@ def steps_of(parameter: Tensor, gradients: list[Tensor], config: OptimConfig, ra
     module.weight = nn.Parameter(parameter.clone())
     optimizer = optimizer_of(module, config)
     for gradient, lr in zip(gradients, rates, strict=True):
-        optimizer_module.set_rates(optimizer, lr, config.momentum)
+        set_rates(optimizer, lr, config.momentum)
         module.weight.grad = gradient.clone()
         optimizer.step()
     return module.weight.detach()
@@ -153,10 +159,10 @@ def test_without_momentum_a_step_is_the_gradient() -> None:
 
 def test_every_group_follows_the_schedule_by_its_multiplier() -> None:
     config = OptimConfig(head_lr_multiplier=10)
-    groups = optimizer_module.parameter_groups(Net(), config, weight_decay=0.1)  # type: ignore[arg-type]
-    optimizer = optimizer_module.make(groups, config.resolved_phases[0], lr=1.0)
+    groups = parameter_groups(Net(), config, weight_decay=0.1)  # type: ignore[arg-type]
+    optimizer = build_optimizer(groups, config.resolved_phases[0], lr=1.0)
     for lr, momentum in ((0.3, 0.0), (0.02, 0.9)):
-        optimizer_module.set_rates(optimizer, lr, momentum)
+        set_rates(optimizer, lr, momentum)
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([lr, lr, 10 * lr, 10 * lr])
         assert [group["momentum"] for group in optimizer.param_groups] == [momentum] * 4
 
@@ -186,7 +192,7 @@ def test_momentum_is_the_first_beta_of_the_adam_family_and_options_are_handed_on
     module = nn.Module()
     module.weight = nn.Parameter(torch.ones(2, 2))
     optimizer = optimizer_of(module, config)
-    optimizer_module.set_rates(optimizer, 0.1, 0.7)
+    set_rates(optimizer, 0.1, 0.7)
     assert optimizer.param_groups[0]["betas"] == (0.7, 0.95)
     assert optimizer.param_groups[0]["eps"] == 1e-6
 
@@ -210,7 +216,7 @@ def test_clipping_scales_all_gradients_by_their_common_norm(max_norm: float | No
     module.a, module.b = nn.Parameter(torch.zeros(1, 1)), nn.Parameter(torch.zeros(1))
     optimizer = optimizer_of(module, OptimConfig())
     module.a.grad, module.b.grad = torch.tensor([[3.0]]), torch.tensor([4.0])
-    assert optimizer_module.clip(optimizer, max_norm).item() == pytest.approx(5.0)
+    assert clip(optimizer, max_norm).item() == pytest.approx(5.0)
     assert (module.a.grad.item(), module.b.grad.item()) == pytest.approx((3 * scale, 4 * scale), rel=1e-5)
 
 
@@ -225,6 +231,6 @@ def test_a_momentum_carried_over_is_that_of_the_gradients_mean(before: str) -> N
         module.weight.grad = gradient.clone()
         first.step()
     second = optimizer_of(module, OptimConfig(weight_decay=0))
-    optimizer_module.carry_momentum(first, second, 0.8)
+    carry_momentum(first, second, 0.8)
     buffer = second.state[module.weight]["momentum_buffer"]
     torch.testing.assert_close(buffer, gradient / 0.2, rtol=1e-4, atol=1e-6)

@@ -8,19 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.config import load
+from pipeline.config.load import load_config
 from pipeline.config.optim import SwatsRule
 from pipeline.config.schema import Config
 from pipeline.training import phases, swats
 from pipeline.training.phases import PhaseState
-from pipeline.training.schedule import Calendar, PlateauState
+from pipeline.training.schedule import PlateauState, StepClock
 from pipeline.training.swats import SwatsState
 
-CALENDAR = Calendar((10,) * 20)
+CALENDAR = StepClock((10,) * 20)
 
 
 def config(*overrides: str) -> Config:
-    return load.load(None, ["train.epochs=20", *overrides])
+    return load_config(None, ["train.epochs=20", *overrides])
 
 
 def first_step_of_sgd(made: Config, losses: list[float]) -> int:

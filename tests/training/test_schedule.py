@@ -18,11 +18,11 @@ from pipeline.config.optim import (
     ScheduleConfig,
     Step,
 )
-from pipeline.training.schedule import Calendar, Moment, PlateauState, lr_at, momentum_at
+from pipeline.training.schedule import PlateauState, StepClock, TrainTime, lr_at, momentum_at
 
 SPE, EPOCHS = 7, 12
 STEPS = SPE * EPOCHS
-CALENDAR = Calendar((SPE,) * EPOCHS)
+CALENDAR = StepClock((SPE,) * EPOCHS)
 
 
 def rates(schedule: ScheduleConfig, lr: float = 0.4) -> list[float]:
@@ -219,18 +219,18 @@ def test_reduce_on_plateau_is_that_of_torch(options: dict[str, int]) -> None:
 
 
 def test_a_calendar_of_epochs_of_different_lengths() -> None:
-    calendar = Calendar((2, 2, 5))
+    calendar = StepClock((2, 2, 5))
     assert calendar.last_step == 9
     assert [calendar.epoch(step) for step in range(10)] == [0, 0, 1, 1, 2, 2, 2, 2, 2, 3]
     assert [calendar.epochs_over(step) for step in range(10)] == [0, 1, 1, 2, 2, 3, 3, 3, 3, 3]
-    assert calendar.moment(3) == Moment(1.5, 0.5, 3)
+    assert calendar.moment(3) == TrainTime(1.5, 0.5, 3)
     assert calendar.moment(6).epoch == pytest.approx(2.4)
     assert calendar.moment(9).epoch == pytest.approx(3.0)
 
 
 @pytest.mark.parametrize("steps", [3, 7, 13, 49, 93, 750])
 def test_a_milestone_falls_at_the_first_step_of_its_epoch_whatever_the_epochs_length(steps: int) -> None:
-    calendar = Calendar((steps,) * 90)
+    calendar = StepClock((steps,) * 90)
     for schedule in (MultiStep(milestones=(29, 61), gamma=0.1), Step(every_epochs=29)):
         before, at = (lr_at(schedule, 1.0, calendar.moment(29 * steps - back)) for back in (1, 0))
         assert (before, at) == (1.0, pytest.approx(0.1))

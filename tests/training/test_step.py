@@ -15,8 +15,8 @@ from pipeline.data.loader import Batch
 from pipeline.distributed.process_group import Ranks
 from pipeline.models.build import build
 from pipeline.models.classifier import freeze_batchnorm
-from pipeline.training import optimizer as optimizer_module
 from pipeline.training import phases, step
+from pipeline.training.optimizer import build_optimizer, parameter_groups
 from pipeline.training.phases import Rates
 from pipeline.training.state import TrainState
 
@@ -28,15 +28,15 @@ def state_of(ema_decay: float = 0.0, **options: Any) -> TrainState:
     torch.manual_seed(0)
     model = build(ModelConfig(name="test_resnet", pretrained=False, **options), 4)[0]
     config = OptimConfig()
-    groups = optimizer_module.parameter_groups(model, config, weight_decay=0.0)
-    optimizer = optimizer_module.make(groups, config.resolved_phases[0], lr=0.1)
+    groups = parameter_groups(model, config, weight_decay=0.0)
+    optimizer = build_optimizer(groups, config.resolved_phases[0], lr=0.1)
     ema = ModelEmaV3(model, ema_decay) if ema_decay else None
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     freeze_batchnorm(model.train())
     return TrainState(model, optimizer, scaler, ema, phases.first(config))
 
 
-def how(**changes: Any) -> step.Learning:
+def how(**changes: Any) -> step.StepSettings:
     usual: dict[str, Any] = {
         "seed": 0,
         "label_smoothing": 0.1,
@@ -46,7 +46,7 @@ def how(**changes: Any) -> step.Learning:
         "precision": "fp32",
         "ranks": ALONE,
     }
-    return step.Learning(**{**usual, **changes})
+    return step.StepSettings(**{**usual, **changes})
 
 
 def batch(images: int = 7) -> Batch:
@@ -65,7 +65,7 @@ def test_a_step_learns_from_the_mean_loss_and_counts_images() -> None:
     loss = F.cross_entropy(logits, batch().label, label_smoothing=0.1)
     gradients = torch.autograd.grad(loss, list(state.model.parameters()))
     before = weights(state)
-    sums = step.learn(state, state.model, batch(), 7, RATES, how())
+    sums = step.train_step(state, state.model, batch(), 7, RATES, how())
     gradient = torch.cat([gradient.flatten() for gradient in gradients])
     # Nesterov's first step: gradient + momentum x gradient.
     torch.testing.assert_close(weights(state), before - 0.1 * 1.9 * gradient, rtol=1e-4, atol=1e-6)
@@ -78,8 +78,10 @@ def test_a_step_learns_from_the_mean_loss_and_counts_images() -> None:
 def test_accumulated_gradients_are_those_of_the_large_batch(images_per_pass: int) -> None:
     one, several = state_of(), state_of()
     for _ in range(3):
-        expected = step.learn(one, one.model, batch(), 7, RATES, how())
-        found = step.learn(several, several.model, batch(), 7, RATES, how(images_per_pass=images_per_pass))
+        expected = step.train_step(one, one.model, batch(), 7, RATES, how())
+        found = step.train_step(
+            several, several.model, batch(), 7, RATES, how(images_per_pass=images_per_pass)
+        )
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(weights(several), weights(one), rtol=1e-5, atol=1e-6)
 
@@ -92,7 +94,7 @@ def test_a_batch_is_cut_into_parts_that_differ_by_one_image_at_most() -> None:
 
 def test_a_clipped_step_is_as_long_as_its_limit() -> None:
     state, before = state_of(), weights(state_of())
-    sums = step.learn(state, state.model, batch(), 7, RATES, how(clip_norm=0.01))
+    sums = step.train_step(state, state.model, batch(), 7, RATES, how(clip_norm=0.01))
     assert sums[2].item() > 0.01
     assert (weights(state) - before).norm().item() == pytest.approx(0.1 * 1.9 * 0.01, rel=1e-3)
 
@@ -103,7 +105,7 @@ def test_a_mixed_step_is_the_same_again_for_the_same_step_and_another_for_anothe
     one, again, later = state_of(), state_of(), state_of()
     later.step = 1
     for state in (one, again, later):
-        step.learn(state, state.model, batch(), 7, RATES, mixing)
+        step.train_step(state, state.model, batch(), 7, RATES, mixing)
     assert torch.equal(weights(one), weights(again))
     assert not torch.equal(weights(one), weights(later))
 
@@ -113,7 +115,7 @@ def test_both_heads_learn_and_the_loss_is_their_mean() -> None:
     before = {name: tensor.clone() for name, tensor in state.model.named_parameters()}
     logits = state.model(batch().image)
     losses = [F.cross_entropy(head, batch().label, label_smoothing=0.1).item() for head in logits]
-    sums = step.learn(state, state.model, batch(), 7, RATES, how())
+    sums = step.train_step(state, state.model, batch(), 7, RATES, how())
     assert sums[0].item() == pytest.approx(7 * sum(losses) / 2, rel=1e-5)
     moved = {name for name, tensor in state.model.named_parameters() if not torch.equal(tensor, before[name])}
     assert {"mid_head.conv.weight", "mid_head.fc.weight", "backbone.fc.weight"} <= moved
@@ -123,17 +125,17 @@ def test_the_moving_average_follows_the_weights_by_its_decay() -> None:
     state = state_of(ema_decay=0.9)
     expected = None
     for _ in range(3):
-        step.learn(state, state.model, batch(), 7, RATES, how())
+        step.train_step(state, state.model, batch(), 7, RATES, how())
         now = weights(state)
         expected = (
             now if expected is None else 0.9 * expected + 0.1 * now
         )  # it begins at the first step's weights
-    averaged = torch.cat([parameter.flatten() for parameter in state.validated.parameters()])
+    averaged = torch.cat([parameter.flatten() for parameter in state.eval_model.parameters()])
     assert expected is not None
     torch.testing.assert_close(averaged, expected, rtol=1e-5, atol=1e-7)
-    assert state.validated is not state.model
+    assert state.eval_model is not state.model
 
 
 def test_without_an_average_the_model_itself_is_validated() -> None:
     state = state_of()
-    assert state.validated is state.model
+    assert state.eval_model is state.model

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.runs import checkpoints as checkpoints_module
-from pipeline.training import state as state_module
-from pipeline.training.trainer import Run
+from pipeline.runs.checkpoints import FORMAT, read
+from pipeline.training.state import CheckpointError
+from pipeline.training.trainer import Trainer
 from tests.helpers import tiny
 
 STEPS_PER_EPOCH = 5  # 36 training images in batches of at most 8
@@ -159,15 +159,15 @@ def test_a_run_with_looks_that_is_stopped_ends_as_one_that_was_not(
 def test_a_stop_that_comes_within_a_look_waits_for_its_end(
     looked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    validate, looks = Run._validate, []
+    validate, looks = Trainer._validate, []
 
-    def stopped_in_the_second(self: Run) -> tuple[float, float]:
+    def stopped_in_the_second(self: Trainer) -> tuple[float, float]:
         looks.append(self.state.step)
         if len(looks) == 2:
             self.stop.name = "SIGTERM"
         return validate(self)
 
-    monkeypatch.setattr(Run, "_validate", stopped_in_the_second)
+    monkeypatch.setattr(Trainer, "_validate", stopped_in_the_second)
     assert tiny.do("train", tmp_path, *LOOKS) == 75
     assert tiny.records(tmp_path / "runs/tiny/log.jsonl")[-1]["kind"] == "val"
     monkeypatch.undo()
@@ -256,9 +256,9 @@ def test_a_checkpoint_holds_no_code_and_a_pickle_with_code_is_refused(trained: P
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.system, ("touch evil",)
 
-    torch.save({"format": checkpoints_module.FORMAT, "model": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(state_module.CheckpointError, match="damaged, or no checkpoint"):
-        checkpoints_module.read(tmp_path / "evil.pt")
+    torch.save({"format": FORMAT, "model": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(CheckpointError, match="damaged, or no checkpoint"):
+        read(tmp_path / "evil.pt")
     assert not Path("evil").exists()
 
 

@@ -13,9 +13,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from pipeline.runs import log as log_module
 from pipeline.runs import status
-from pipeline.runs.log import Record
+from pipeline.runs.log import LogRecord, best_record, read_log
 from pipeline.training.trainer import train
 from tests.helpers import processes, tiny
 from tests.helpers.wandb_server import ENTITY, KEY, WandbRun, WandbServer
@@ -72,7 +71,7 @@ class World:
 def expected(run_dir: Path) -> dict[int, dict[str, Any]]:
     """The rows that the log asks for, in plain words: independent of the code that sends them."""
     found: dict[int, dict[str, Any]] = {}
-    for record in log_module.read(run_dir / "log.jsonl"):
+    for record in read_log(run_dir / "log.jsonl"):
         row = found.setdefault(record["step"], {})
         if record["kind"] == "gradients":
             for name, histogram in record["histograms"].items():
@@ -122,7 +121,7 @@ class Outage:
     def __init__(self, server: WandbServer) -> None:
         self._server = server
 
-    def log(self, record: Record) -> None:
+    def log(self, record: LogRecord) -> None:
         if (record["kind"], record["step"]) == ("step", 5):  # whose row has an epoch's record to come
             until(lambda: self._server.runs and len(self._server.only_run().history) >= 2)
             self._server.stop()
@@ -160,7 +159,7 @@ def test_a_run_is_sent_whole_though_the_server_was_away_in_mid_run(online: World
     assert seen(run) == expected(online.run_dir)
     assert len(run.history) == LAST
     assert [row["_timestamp"] for row in run.history] == [
-        max(r["time"] for r in log_module.read(online.run_dir / "log.jsonl") if r["step"] == step)
+        max(r["time"] for r in read_log(online.run_dir / "log.jsonl") if r["step"] == step)
         for step in range(1, LAST + 1)
     ]
     assert "gradients/backbone.fc.weight" in seen(run)[6]
@@ -205,7 +204,7 @@ def test_the_key_is_in_no_file(online: World) -> None:
 
 def test_the_summary_has_the_best_epoch_and_test_since_it_was_evaluated(online: World) -> None:
     summary = online.server.only_run().summary
-    best = log_module.best(log_module.read(online.run_dir / "log.jsonl"))
+    best = best_record(read_log(online.run_dir / "log.jsonl"))
     assert best is not None
     assert (summary["best/epoch"], summary["best/val_top1"]) == (best["epoch"], best["val_top1"])
     metrics = json.loads((online.run_dir / "eval/test/metrics.json").read_text())
@@ -405,7 +404,7 @@ def test_a_trial_of_wandbs_agent_is_sent_as_a_run_of_its_sweep(
     assert tiny.do("train", world.tmp, *ONLINE) == 0
     run = world.server.only_run()
     assert (run.id, run.project, run.about["sweep"], run.state) == ("r1", "birds", "s1", "finished")
-    looks = [r["val_top1"] for r in log_module.read(world.run_dir / "log.jsonl") if r["kind"] == "epoch"]
+    looks = [r["val_top1"] for r in read_log(world.run_dir / "log.jsonl") if r["kind"] == "epoch"]
     assert run.summary["epoch/val_top1"] == max(looks)
     for name in given:
         monkeypatch.delenv(f"WANDB_{name}")

@@ -12,7 +12,7 @@ from pipeline.common.errors import UserError
 from pipeline.runs import environment
 from pipeline.wandb_sync.rows import Row, best, extremes, rows
 from pipeline.wandb_sync.tables import cells
-from pipeline.wandb_sync.tracked_run import Place
+from pipeline.wandb_sync.tracked_run import TrackedRun
 from tests.helpers import tiny
 
 
@@ -88,7 +88,7 @@ def test_the_confusion_matrix_is_its_cells_that_are_not_0() -> None:
 
 
 def test_the_wandb_run_of_a_run_directory_is_drawn_once(tmp_path: Path) -> None:
-    place, other = (Place(tmp_path, tiny.config(tmp_path, f"tracking.project={name}")) for name in "ab")
+    place, other = (TrackedRun(tmp_path, tiny.config(tmp_path, f"tracking.project={name}")) for name in "ab")
     first = place.known()
     assert (first["project"], first["entity"], first["alerts"]) == ("a", None, [])
     assert other.known() == first
@@ -101,7 +101,7 @@ def test_the_wandb_run_of_a_run_directory_is_drawn_once(tmp_path: Path) -> None:
 def test_a_trial_of_wandbs_agent_is_the_run_that_the_agent_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = Place(tmp_path, tiny.config(tmp_path))
+    place = TrackedRun(tmp_path, tiny.config(tmp_path))
     monkeypatch.setenv("WANDB_RUN_ID", "r1")  # alone it says nothing: it may be in a shell for anything
     assert place.known()["id"] != "r1"
     (tmp_path / "wandb.json").unlink()
@@ -112,7 +112,7 @@ def test_a_trial_of_wandbs_agent_is_the_run_that_the_agent_made(
 
 
 def test_a_run_has_one_sender_at_a_time(tmp_path: Path) -> None:
-    place = Place(tmp_path, tiny.config(tmp_path))
+    place = TrackedRun(tmp_path, tiny.config(tmp_path))
     with place.alone():
         with pytest.raises(UserError, match="another process is sending this run to W&B"):
             with place.alone():
@@ -122,7 +122,7 @@ def test_a_run_has_one_sender_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_run_is_over_when_it_finished_or_diverged_and_not_when_it_only_failed(tmp_path: Path) -> None:
-    place = Place(tmp_path, tiny.config(tmp_path))
+    place = TrackedRun(tmp_path, tiny.config(tmp_path))
     about = {"host": "h", "pid": 1, "attempts": 1, "started": "", "updated": ""}
 
     def says(state: str, why: str = "") -> bool:

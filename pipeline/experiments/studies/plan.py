@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from pipeline.common import files
 from pipeline.common.errors import ConfigError
-from pipeline.config import load
+from pipeline.config.load import load_config, read_tree, validate_tree
 from pipeline.config.schema import Config
 from pipeline.config.types import Positive, Section
 
@@ -84,7 +84,7 @@ class Member:
         return files.digest_of(self.config.model_dump(mode="json"))
 
 
-class Plan:
+class StudyPlan:
     """A study with the overrides of the command line: it makes the runs' configurations.
 
     Raises:
@@ -93,8 +93,8 @@ class Plan:
 
     def __init__(self, path: Path, more: Sequence[str] = ()) -> None:
         self.path, self.name, self.more = path, path.stem, more
-        self.study = load.validate(load.read_tree(path), str(path), Study)
-        self.root = load.load(self.study.base, more).run.root / "studies"
+        self.study = validate_tree(read_tree(path), str(path), Study)
+        self.root = load_config(self.study.base, more).run.root / "studies"
         self.folder = self.root / self.name
 
     def tries(self) -> list[Member]:
@@ -130,11 +130,11 @@ class Plan:
             f"run.name={name}",
         ]
         try:
-            config = load.load(study.base, overrides)
+            config = load_config(study.base, overrides)
             if lr is not None:
                 phases = len(config.optim.phases)
                 key = f"optim.phases.{phases - 1}.lr" if phases else "optim.lr"
-                config = load.load(study.base, [*overrides, f"{key}={lr!r}"])
+                config = load_config(study.base, [*overrides, f"{key}={lr!r}"])
             return Member(arm, condition, seed, config, lr)
         except ConfigError as error:
             under = f", condition {condition}" if condition else ""

@@ -10,8 +10,8 @@ from scipy import stats
 
 from pipeline.evaluation.statistics import LEVEL
 from pipeline.experiments.studies.plan import Member
-from pipeline.runs import log as log_module
 from pipeline.runs import predictions
+from pipeline.runs.log import best_record, read_log
 
 # What is measured of a run, as columns of runs.csv:
 # test_top1: of the checkpoint that was the best on validation. val_top1, val_loss: its validation.
@@ -21,14 +21,17 @@ MEASURES = ("test_top1", "val_top1", "train_error")
 
 def log(member: Member) -> list[dict[str, Any]]:
     """The records of a run."""
-    return log_module.read(member.config.run_dir / "log.jsonl")
+    return read_log(member.config.run_dir / "log.jsonl")
 
 
 def row(member: Member) -> dict[str, Any]:
     """What a finished run has come to, as a row of runs.csv."""
     config = member.config
     logged = log(member)
-    chosen, last = log_module.best(logged), [record for record in logged if record["kind"] == "epoch"][-1]
+    chosen, last = (
+        best_record(logged),
+        [record for record in logged if record["kind"] == "epoch"][-1],
+    )
     assert chosen is not None, "a study validates"
     tested = predictions.read_metrics(predictions.folder_of(config.run_dir, "test"))
     return {

@@ -14,10 +14,10 @@ from pipeline.common.errors import ConfigError, DataError
 from pipeline.data.prepare import prepare
 from pipeline.experiments import worker_pool
 from pipeline.experiments.studies import batch_norm, figures, parity, results
-from pipeline.experiments.studies.plan import Member, Plan, find
-from pipeline.experiments.studies.task import Training
+from pipeline.experiments.studies.plan import Member, StudyPlan, find
+from pipeline.experiments.studies.task import RunTask
 from pipeline.experiments.worker_pool import Outcome
-from pipeline.runs import log as log_module
+from pipeline.runs.log import best_record
 
 
 def study(name: str, jobs: int | None, more: Sequence[str]) -> dict[str, Any]:
@@ -35,14 +35,14 @@ def study(name: str, jobs: int | None, more: Sequence[str]) -> dict[str, Any]:
     if jobs is not None and jobs < 1:
         raise ConfigError(f"--jobs {jobs}: has to be at least 1")
     jobs = jobs or hardware.cores()
-    plans = [Plan(path, more) for path in find(name)]
+    plans = [StudyPlan(path, more) for path in find(name)]
     for plan in plans:  # every mistake comes out before anything is run
         plan.tries(), plan.members({})
     done = [_one(plan, jobs) for plan in plans]
     return done[0] if len(done) == 1 else {"studies": done}
 
 
-def _one(plan: Plan, jobs: int) -> dict[str, Any]:
+def _one(plan: StudyPlan, jobs: int) -> dict[str, Any]:
     started, begun = time.monotonic(), _cpu_seconds()
     tries = plan.tries()
     _run(f"{plan.name}, learning rates", tries, jobs, test=False)
@@ -97,12 +97,12 @@ def _run(label: str, members: Sequence[Member], jobs: int, *, test: bool) -> Non
     if not due:
         return
     _prepare(list(due.values()))
-    failed: list[tuple[Training, Outcome]] = []
-    tasks = iter([Training(member.config, test) for member in due.values()])
+    failed: list[tuple[RunTask, Outcome]] = []
+    tasks = iter([RunTask(member.config, test) for member in due.values()])
     done = len(members) - len(due)
     with (
         console.bar(label, len(members), "runs", done) as bar,
-        contextlib.closing(worker_pool.each(lambda: next(tasks, None), jobs)) as ended,
+        contextlib.closing(worker_pool.run_tasks(lambda: next(tasks, None), jobs)) as ended,
     ):
         for task, outcome in ended:
             member = due[task.config.run_dir]
@@ -153,7 +153,7 @@ def _choose(tries: Sequence[Member]) -> tuple[dict[str, float], list[dict[str, A
     for member in tries:
         log = results.log(member)
         diverged = files.read_json(_stamp(member))["status"] == "diverged"
-        best = (None if diverged else log_module.best(log)) or {}
+        best = (None if diverged else best_record(log)) or {}
         rows.append(
             {
                 "arm": member.arm,
@@ -172,22 +172,22 @@ def _choose(tries: Sequence[Member]) -> tuple[dict[str, float], list[dict[str, A
     return chosen, rows
 
 
-Show = Callable[[Plan, Sequence[Member], pd.DataFrame], None]
+Show = Callable[[StudyPlan, Sequence[Member], pd.DataFrame], None]
 
 
-def _curves(plan: Plan, members: Sequence[Member], _runs: pd.DataFrame) -> None:
+def _curves(plan: StudyPlan, members: Sequence[Member], _runs: pd.DataFrame) -> None:
     figures.curves(plan.folder / "figure.png", plan.study.title, members)
 
 
-def _depth(plan: Plan, members: Sequence[Member], runs: pd.DataFrame) -> None:
+def _depth(plan: StudyPlan, members: Sequence[Member], runs: pd.DataFrame) -> None:
     figures.depth(plan.folder / "figure.png", plan.study.title, members, runs)
 
 
-def _optimizers(plan: Plan, members: Sequence[Member], _runs: pd.DataFrame) -> None:
+def _optimizers(plan: StudyPlan, members: Sequence[Member], _runs: pd.DataFrame) -> None:
     figures.optimizers(plan.folder / "figure.png", plan.study.title, members)
 
 
-def _batch_norm(plan: Plan, members: Sequence[Member], runs: pd.DataFrame) -> None:
+def _batch_norm(plan: StudyPlan, members: Sequence[Member], runs: pd.DataFrame) -> None:
     of_mode, of_claim = batch_norm.measure(members)
     measures = ["eval", *(f"train_{size}" for size in batch_norm.BATCHES)]
     found = results.table(of_mode, measures)
@@ -199,7 +199,7 @@ def _batch_norm(plan: Plan, members: Sequence[Member], runs: pd.DataFrame) -> No
     batch_norm.draw(plan.folder / "figure.png", plan.study.title, of_mode, runs)
 
 
-def _parity(plan: Plan, members: Sequence[Member], _runs: pd.DataFrame) -> None:
+def _parity(plan: StudyPlan, members: Sequence[Member], _runs: pd.DataFrame) -> None:
     measured = parity.measure(members)
     found = results.table(measured, list(parity.MEASURES))
     tables.write_csv(measured, plan.folder / "parity_runs.csv")

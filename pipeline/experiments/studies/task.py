@@ -10,7 +10,7 @@ from pipeline.experiments.worker_pool import Outcome
 
 
 @dataclass(frozen=True)
-class Training:
+class RunTask:
     """A run to be trained and, with `test`, evaluated."""
 
     config: Config
@@ -23,7 +23,7 @@ class Training:
 
     def do(self) -> Outcome:
         """Train and evaluate in this process."""
-        worker_pool.say_into(self.log)
+        worker_pool.redirect_output(self.log)
         from pipeline.training.trainer import train
 
         train(self.config)

@@ -16,14 +16,14 @@ from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 
 from pipeline.experiments.sweeps import results
 from pipeline.experiments.sweeps.parameter import Parameter
-from pipeline.experiments.sweeps.plan import Plan
+from pipeline.experiments.sweeps.plan import SweepPlan
 from pipeline.plots.style import MARK, STYLE, TRAIN, VALIDATION, save
 
 TICKS = 5  # of an axis of numbers
 LABEL_WIDTH = 24  # characters
 
 
-def history(path: Path, plan: Plan, rows: pd.DataFrame) -> None:
+def history(path: Path, plan: SweepPlan, rows: pd.DataFrame) -> None:
     """Draw each trial's value by its number, and the best so far."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7, 4), layout="constrained")
@@ -45,7 +45,7 @@ def history(path: Path, plan: Plan, rows: pd.DataFrame) -> None:
         save(figure, path)
 
 
-def importance(path: Path, plan: Plan, shares: Mapping[str, float], complete: int) -> None:
+def importance(path: Path, plan: SweepPlan, shares: Mapping[str, float], complete: int) -> None:
     """Draw the share of the value's variance that each parameter explains."""
     names = list(shares)[::-1]
     with mpl.rc_context(STYLE):
@@ -61,7 +61,7 @@ def importance(path: Path, plan: Plan, shares: Mapping[str, float], complete: in
         save(figure, path)
 
 
-def parallel_coordinates(path: Path, plan: Plan, rows: pd.DataFrame) -> None:
+def parallel_coordinates(path: Path, plan: SweepPlan, rows: pd.DataFrame) -> None:
     """Draw each trial as a line through its parameters to its value; the best is thick, pruned ones are dashed."""
     shown = rows[rows["state"].isin(["complete", "pruned"]) & rows[plan.metric].notna()]
     scales = [_Scale.of_parameter(name, p) for name, p in plan.searched.items()]
@@ -124,7 +124,7 @@ class _Scale:
         )
 
     @classmethod
-    def of_value(cls, plan: Plan, values: "pd.Series[float]") -> "_Scale":
+    def of_value(cls, plan: SweepPlan, values: "pd.Series[float]") -> "_Scale":
         """Of what the trials are compared by: from the worst to the best of them, the better the higher."""
         low, high = float(values.min()), float(values.max())
         if low == high:
@@ -166,6 +166,6 @@ class _Scale:
             )
 
 
-def _as_share(axes: Axes, plan: Plan) -> None:
+def _as_share(axes: Axes, plan: SweepPlan) -> None:
     if plan.metric.endswith("top1"):
         axes.yaxis.set_major_formatter(PercentFormatter(1))

@@ -18,7 +18,7 @@ import yaml
 from pydantic import Field
 
 from pipeline.common.errors import ConfigError
-from pipeline.config import load
+from pipeline.config.load import load_config, validate_tree
 from pipeline.config.schema import Config
 from pipeline.config.types import Count, Section
 from pipeline.experiments.sweeps.parameter import Parameter, Value
@@ -90,25 +90,25 @@ class Base(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """A sweep file with the overrides of the command line; it makes the trials' configurations."""
 
     path: Path
     more: tuple[str, ...] = ()
-    before: "Plan | None" = None
+    before: "SweepPlan | None" = None
     """the stage before, whose best this one may begin with"""
 
     @cached_property
     def sweep(self) -> Sweep:
         """The file's content."""
-        return load.validate(_read(self.path), str(self.path), Sweep)
+        return validate_tree(_read(self.path), str(self.path), Sweep)
 
     @cached_property
     def parameters(self) -> dict[str, Parameter]:
         """By dotted key."""
         where = f"{self.path}: parameters"
         return {
-            key: load.validate(_mapping(given, f"{where}.{key}"), f"{where}.{key}", Parameter)
+            key: validate_tree(_mapping(given, f"{where}.{key}"), f"{where}.{key}", Parameter)
             for key, given in self.sweep.parameters.items()
         }
 
@@ -128,7 +128,7 @@ class Plan:
     def common(self) -> Config:
         """What the trials have in common; `run` is as a single training would have it."""
         file, overrides = self.known_base()
-        return load.load(file, [f"run.name={self.path.stem}", *overrides])
+        return load_config(file, [f"run.name={self.path.stem}", *overrides])
 
     @property
     def name(self) -> str:
@@ -163,7 +163,7 @@ class Plan:
         group = self.common.tracking.group or self.name
         own = [f"run.root={self.folder}", f"run.name={trial_name(number)}", f"tracking.group={group}"]
         words = [f"{key}={value}" for key, value in values.items()]
-        return load.load(self.base.file, [*self.base.overrides, *words, *own, "train.resume=auto"])
+        return load_config(self.base.file, [*self.base.overrides, *words, *own, "train.resume=auto"])
 
     def grid(self) -> list[dict[str, Value]]:
         """All combinations, in the file's order."""
@@ -204,7 +204,7 @@ class Plan:
         for values in self._samples():
             words = [f"{key}={value}" for key, value in values.items()]
             try:
-                load.load(known.file, [*known.overrides, *words])
+                load_config(known.file, [*known.overrides, *words])
             except ConfigError as error:
                 raise ConfigError(f"{self.path}: a trial with {' '.join(words)}: {error}") from None
 
@@ -266,7 +266,7 @@ def trial_name(number: int) -> str:
     return f"trial-{number:03d}"
 
 
-def plans(path: Path, more: Sequence[str]) -> list[Plan]:
+def plans(path: Path, more: Sequence[str]) -> list[SweepPlan]:
     """The sweep of a file, or the stages of a folder in the order of their names; all are checked.
 
     Raises:
@@ -282,9 +282,9 @@ def plans(path: Path, more: Sequence[str]) -> list[Plan]:
         raise ConfigError(
             f"{path}: run.name names one sweep, and these are {len(stages)}; give their files one by one"
         )
-    found: list[Plan] = []
+    found: list[SweepPlan] = []
     for stage in stages:
-        found.append(Plan(stage, tuple(more), found[-1] if found else None))
+        found.append(SweepPlan(stage, tuple(more), found[-1] if found else None))
         found[-1].check()
     return found
 

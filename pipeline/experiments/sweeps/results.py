@@ -11,25 +11,25 @@ import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.common import files
-from pipeline.config import load
+from pipeline.config.load import dump_departures, load_config, validate_tree
 from pipeline.config.schema import Config
 from pipeline.data import prepare
 from pipeline.evaluation.statistics import wilson
-from pipeline.experiments.sweeps.plan import BEST, Plan
+from pipeline.experiments.sweeps.plan import BEST, SweepPlan
 from pipeline.experiments.sweeps.trials import Trials
-from pipeline.runs import log
+from pipeline.runs.log import best_record, read_log
 
 HEADER_WIDTH = 108
 IMPORTANCE_NEEDS = 10  # complete trials, and two a parameter
 
 
-def epochs(plan: Plan, number: int) -> list[dict[str, Any]]:
+def epochs(plan: SweepPlan, number: int) -> list[dict[str, Any]]:
     """The records of a trial's epochs."""
-    logged = log.read(plan.run_dir(number) / "log.jsonl")
+    logged = read_log(plan.run_dir(number) / "log.jsonl")
     return [record for record in logged if record["kind"] == "epoch"]
 
 
-def value(plan: Plan, number: int) -> float | None:
+def value(plan: SweepPlan, number: int) -> float | None:
     """A trial's value: its best over the epochs, as W&B's summary has it; None without a finite one."""
     values = [record[plan.metric] for record in epochs(plan, number)]
     finite = [one for one in values if one is not None and math.isfinite(one)]
@@ -47,7 +47,7 @@ def _row(trials: Trials, trial: FrozenTrial) -> dict[str, Any]:
     plan, done = trials.plan, epochs(trials.plan, trial.number)
     best = value(plan, trial.number)
     reached = [record for record in done if best is not None and record[plan.metric] == best]
-    at = log.best(reached) or next(iter(reached), None)  # of equals, that of best.pt
+    at = best_record(reached) or next(iter(reached), None)  # of equals, that of best.pt
     state = trial.user_attrs.get("outcome", "") if trial.state.is_finished() else "running"
     return {
         "number": trial.number,
@@ -63,18 +63,18 @@ def _row(trials: Trials, trial: FrozenTrial) -> dict[str, Any]:
     }
 
 
-def ranked(plan: Plan, rows: pd.DataFrame) -> list[dict[str, Any]]:
+def ranked(plan: SweepPlan, rows: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows, the best first; those without a value at the end."""
     order = rows.sort_values(plan.metric, ascending=not plan.maximised, kind="stable", na_position="last")
     return [{str(name): value for name, value in row.items()} for row in order.to_dict("records")]
 
 
-def best(plan: Plan, rows: pd.DataFrame) -> dict[str, Any] | None:
+def best(plan: SweepPlan, rows: pd.DataFrame) -> dict[str, Any] | None:
     """The best complete trial, of equals the first; None without one."""
     return next((row for row in ranked(plan, rows) if row["state"] == "complete"), None)
 
 
-def trust(plan: Plan, rows: pd.DataFrame, found: dict[str, Any], config: Config) -> dict[str, Any]:
+def trust(plan: SweepPlan, rows: pd.DataFrame, found: dict[str, Any], config: Config) -> dict[str, Any]:
     """How far validation tells the best from the others: its interval, and the trials within it."""
     images = len(prepare.load(config).rows("val"))
     about: dict[str, Any] = {"val_images": images}
@@ -86,7 +86,7 @@ def trust(plan: Plan, rows: pd.DataFrame, found: dict[str, Any], config: Config)
 
 
 def in_words(
-    plan: Plan, counts: dict[str, int], found: dict[str, Any], trust: dict[str, Any]
+    plan: SweepPlan, counts: dict[str, int], found: dict[str, Any], trust: dict[str, Any]
 ) -> tuple[str, str]:
     """The best with its interval, and what it is not."""
     words = f"trial {found['number']}: {plan.sweep.metric.name} {found[plan.metric]:.4f}"
@@ -117,16 +117,16 @@ def importance(trials: Trials) -> dict[str, float] | None:
     return {key: float(share) for key, share in found.items()}
 
 
-def needed_for_importance(plan: Plan) -> int:
+def needed_for_importance(plan: SweepPlan) -> int:
     """Complete trials without which the forest says nothing."""
     return max(IMPORTANCE_NEEDS, 2 * len(plan.searched))
 
 
-def write_best(plan: Plan, found: dict[str, Any], config: Config, note: Sequence[str]) -> Path:
+def write_best(plan: SweepPlan, found: dict[str, Any], config: Config, note: Sequence[str]) -> Path:
     """Write the best as a configuration file that trains it again; the path."""
     path = plan.folder / BEST
     common = plan.common
-    again = load.validate(
+    again = validate_tree(
         {
             **config.model_dump(mode="json"),
             "run": {"name": f"{plan.name}-best", "root": str(common.run.root)},
@@ -138,13 +138,13 @@ def write_best(plan: Plan, found: dict[str, Any], config: Config, note: Sequence
     wrapped = [line for one in note for line in textwrap.wrap(one[0].upper() + one[1:], HEADER_WIDTH)]
     command = f"  {_threads(plan, found['number'])}python -m pipeline train --config {path}"
     header = "".join(f"# {line}\n" for line in (f"The best of {plan.path}.", command, *wrapped))
-    text = header + load.dump_departures(again)
+    text = header + dump_departures(again)
     files.write_text(path, text)
-    assert load.load(path) == again, f"{path} is not the trial's configuration"
+    assert load_config(path) == again, f"{path} is not the trial's configuration"
     return path
 
 
-def _threads(plan: Plan, number: int) -> str:
+def _threads(plan: SweepPlan, number: int) -> str:
     """On the CPU a trial has one thread; with more, the last digits of its sums are others."""
     about = files.read_json(plan.run_dir(number) / "environment.json")
     return "OMP_NUM_THREADS=1 " if about["cuda"] is None else ""

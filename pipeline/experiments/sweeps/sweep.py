@@ -13,12 +13,12 @@ import pandas as pd
 from pipeline.common import console, files, hardware, tables
 from pipeline.common.errors import ConfigError, DataError
 from pipeline.common.locks import Lock
-from pipeline.config import load
+from pipeline.config.load import completed, differences
 from pipeline.data.prepare import prepare
 from pipeline.experiments import worker_pool
 from pipeline.experiments.sweeps import figures, results
-from pipeline.experiments.sweeps.plan import Plan, plans
-from pipeline.experiments.sweeps.task import PREPARING, Turn
+from pipeline.experiments.sweeps.plan import SweepPlan, plans
+from pipeline.experiments.sweeps.task import PREPARING, TrialTask
 from pipeline.experiments.sweeps.trials import Trials
 
 DEFINITION, DEFINING, SHOWING = "sweep.json", "sweep.lock", "results.lock"
@@ -51,11 +51,11 @@ def sweep(
         _most(plan, most)
     done = []
     for plan in stages:  # read anew: it may begin with what the stage before has found
-        done.append(_one(Plan(plan.path, plan.more), most, jobs, pruner, wait=plan is not stages[-1]))
+        done.append(_one(SweepPlan(plan.path, plan.more), most, jobs, pruner, wait=plan is not stages[-1]))
     return done[0] if len(stages) == 1 else {"stages": done}
 
 
-def _most(plan: Plan, asked: int | None) -> int:
+def _most(plan: SweepPlan, asked: int | None) -> int:
     """How many trials a sweep has in all."""
     if plan.sweep.method == "grid":
         size = len(plan.grid())
@@ -67,11 +67,11 @@ def _most(plan: Plan, asked: int | None) -> int:
 
 
 def _one(
-    plan: Plan, asked: int | None, jobs: int | None, pruner: str | None, *, wait: bool
+    plan: SweepPlan, asked: int | None, jobs: int | None, pruner: str | None, *, wait: bool
 ) -> dict[str, Any]:
     """wait: until the trials that others do have ended, too."""
     plan.check()
-    turn = Turn(plan, pruner, _most(plan, asked))
+    turn = TrialTask(plan, pruner, _most(plan, asked))
     _define(plan, pruner)
     trials = Trials(plan, pruner)
     if len(trials.ended()) < turn.most:
@@ -88,7 +88,7 @@ def _one(
         return _show(trials)
 
 
-def _define(plan: Plan, pruner: str | None) -> None:
+def _define(plan: SweepPlan, pruner: str | None) -> None:
     """Write down what the sweep is, or see that it is still the same.
 
     Raises:
@@ -100,10 +100,10 @@ def _define(plan: Plan, pruner: str | None) -> None:
             files.write_json(path, now)
             return
         before = files.read_json(path)
-    before["config"] = load.completed(before["config"])
+    before["config"] = completed(before["config"])
     changed = [
         f"{key} {json.dumps(one)} -> {json.dumps(other)}"
-        for key, one, other in load.differences(before, json.loads(json.dumps(now)))
+        for key, one, other in differences(before, json.loads(json.dumps(now)))
     ]
     if changed:
         raise ConfigError(
@@ -112,7 +112,7 @@ def _define(plan: Plan, pruner: str | None) -> None:
         )
 
 
-def _work(trials: Trials, turn: Turn, jobs: int | None) -> None:
+def _work(trials: Trials, turn: TrialTask, jobs: int | None) -> None:
     """Give workers turns until no trial is left to be taken.
 
     Raises:
@@ -126,7 +126,7 @@ def _work(trials: Trials, turn: Turn, jobs: int | None) -> None:
     jobs = min(jobs or len(gpus) or hardware.cores(), missing)
     with (
         console.bar(plan.name, turn.most, "trials", turn.most - missing) as bar,
-        contextlib.closing(worker_pool.each(lambda: turn if left else None, jobs, gpus)) as ended,
+        contextlib.closing(worker_pool.run_tasks(lambda: turn if left else None, jobs, gpus)) as ended,
     ):
         for _, outcome in ended:
             if outcome.status == "bug":
@@ -141,7 +141,7 @@ def _work(trials: Trials, turn: Turn, jobs: int | None) -> None:
             bar.advance(len(trials.ended()) - bar.done)
 
 
-def _say(plan: Plan, result: dict[str, Any] | None) -> None:
+def _say(plan: SweepPlan, result: dict[str, Any] | None) -> None:
     """What came of a trial."""
     if result is not None:
         value = "" if result["value"] is None else f"  {plan.sweep.metric.name} {result['value']:.4g}"
@@ -194,7 +194,7 @@ def _show(trials: Trials) -> dict[str, Any]:
     return about
 
 
-def _draw(plan: Plan, rows: pd.DataFrame, shares: dict[str, float] | None, complete: int) -> list[str]:
+def _draw(plan: SweepPlan, rows: pd.DataFrame, shares: dict[str, float] | None, complete: int) -> list[str]:
     """Draw the figures; their names."""
     figures.history(plan.folder / "history.png", plan, rows)
     figures.parallel_coordinates(plan.folder / "parallel_coordinates.png", plan, rows)
@@ -207,7 +207,7 @@ def _draw(plan: Plan, rows: pd.DataFrame, shares: dict[str, float] | None, compl
     return [*drawn, "importance.png"]
 
 
-def _show_table(plan: Plan, rows: pd.DataFrame) -> None:
+def _show_table(plan: SweepPlan, rows: pd.DataFrame) -> None:
     """The trials, the best first."""
     columns = ["number", "state", plan.metric, "epoch", "epochs", "seconds", *plan.searched]
     shown = [[_cell(row[name]) for name in columns] for row in results.ranked(plan, rows)[:SHOWN]]

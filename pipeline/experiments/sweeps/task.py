@@ -11,7 +11,7 @@ from pipeline.common.locks import Lock
 from pipeline.config.schema import Config
 from pipeline.experiments import worker_pool
 from pipeline.experiments.sweeps import results
-from pipeline.experiments.sweeps.plan import Plan
+from pipeline.experiments.sweeps.plan import SweepPlan
 from pipeline.experiments.sweeps.trials import Claim, Trials
 from pipeline.experiments.worker_pool import Outcome
 
@@ -23,10 +23,10 @@ class Pruned(Stopped):
 
 
 @dataclass(frozen=True)
-class Turn:
+class TrialTask:
     """A task that does one trial; its result is None when there was none left."""
 
-    plan: Plan
+    plan: SweepPlan
     pruner: str | None
     most: int
     """trials of the sweep, whoever does them"""
@@ -39,7 +39,7 @@ class Turn:
             if claim is None:
                 return Outcome("done")
             try:
-                worker_pool.say_into(self.plan.run_dir(claim.number) / "output.log")
+                worker_pool.redirect_output(self.plan.run_dir(claim.number) / "output.log")
                 outcome, value, why = self._train(trials, claim, stop)
                 trials.end(claim.number, outcome, value, why)
             except BaseException:  # a kill leaves it as it is

@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from pipeline.common import locks, seeding
 from pipeline.common.locks import Lock
 from pipeline.experiments.sweeps.parameter import Value
-from pipeline.experiments.sweeps.plan import Plan
+from pipeline.experiments.sweeps.plan import SweepPlan
 
 JOURNAL, LOCKED, TAKING = "study.journal", "study.journal.lock", "take.lock"
 KILLED_AT_MOST = 3  # processes in a row that a trial may cost without a new checkpoint
@@ -60,7 +60,7 @@ class Claim:
 class Trials:
     """The study of a sweep, as this process sees it: nothing is kept between calls but what is in the journal."""
 
-    def __init__(self, plan: Plan, pruner: str | None) -> None:
+    def __init__(self, plan: SweepPlan, pruner: str | None) -> None:
         """pruner: median, hyperband or none; None: as the sweep's early_terminate says."""
         self.plan, self._pruner = plan, _pruner(plan, pruner)
         journal = plan.folder / JOURNAL
@@ -202,7 +202,7 @@ class Trials:
         return last.stat().st_mtime if last.is_file() else 0.0
 
 
-def _pruner(plan: Plan, name: str | None) -> BasePruner:
+def _pruner(plan: SweepPlan, name: str | None) -> BasePruner:
     """When a trial is ended before its last epoch.
 
     W&B's hyperband is what Optuna calls successive halving: the same epochs, the same share that goes on.

