@@ -39,7 +39,7 @@ from torchvision import datasets, transforms
 
 from pipeline.common import console
 from pipeline.common.errors import UserError
-from pipeline.config import load as load_module
+from pipeline.config.load import load_config
 from pipeline.config.schema import Config
 from pipeline.data import loader, prepare, sampling
 from pipeline.data.loader import Batch
@@ -49,8 +49,10 @@ from pipeline.distributed.data_parallel import replicate
 from pipeline.distributed.process_group import Ranks
 from pipeline.models import precision
 from pipeline.models.build import build, without_weights
-from pipeline.runs import log, trackers
-from pipeline.training import optimizer, phases, step
+from pipeline.runs import trackers
+from pipeline.runs.log import CLOCKS, read_log
+from pipeline.training import phases, step
+from pipeline.training.optimizer import build_optimizer, parameter_groups
 from pipeline.training.state import TrainState
 from pipeline.training.trainer import train
 
@@ -100,7 +102,7 @@ def bench_loader(config: Config) -> None:
         batches = sampling.in_batches(
             sampling.epoch_order(rows, config.seed, 0), config.optim.images_per_step
         )
-        return images_per_s(len(rows), lambda: sum(len(batch.label) for batch in server.serve(0, batches)))
+        return images_per_s(len(rows), lambda: sum(len(batch.label) for batch in server.batches(0, batches)))
 
     ours()  # the store's pages come into memory; the files' pages did when they were decoded
     theirs = f"ImageFolder + PIL on the same {len(folder)} images"
@@ -121,11 +123,11 @@ def bench_step(words: list[str], config: Config) -> None:
 
 def step_side(config: Config, ours: bool) -> float:
     """Images a second over two steps after one to warm up."""
-    device = process_group.place(config.train.device) if ours else torch.device("cpu")
+    device = process_group.select_device(config.train.device) if ours else torch.device("cpu")
     ranks = Ranks(0, 1, 1, device)
     chosen = precision.resolve(config.train.precision if ours else "fp32", device)
     state = fresh_state(config, device, chosen, torch.channels_last if ours else torch.contiguous_format)
-    how = step.Learning(0, 0.1, (), None, BATCH, chosen, ranks)
+    how = step.StepSettings(0, 0.1, (), None, BATCH, chosen, ranks)
     console.say(f"       {'ours' if ours else 'plain'}: {chosen} on {device.type}")
     take_steps(state, state.model, random_batch(config, BATCH), BATCH, how, 1)
     return images_per_s(
@@ -138,10 +140,10 @@ def fresh_state(
 ) -> TrainState:
     model, _ = build(without_weights(config.model), 200)
     model = model.to(device, memory_format=layout)
-    groups = optimizer.parameter_groups(model, config.optim, weight_decay=config.optim.weight_decay)
+    groups = parameter_groups(model, config.optim, weight_decay=config.optim.weight_decay)
     phase, begin = config.optim.resolved_phases[0], phases.first(config.optim)
     scaler = torch.amp.GradScaler(device.type, enabled=chosen == "fp16")
-    return TrainState(model, optimizer.make(groups, phase, lr=begin.lr), scaler, None, begin)
+    return TrainState(model, build_optimizer(groups, phase, lr=begin.lr), scaler, None, begin)
 
 
 def random_batch(config: Config, images: int) -> Batch:
@@ -155,11 +157,11 @@ def take_steps(
     parallel: torch.nn.Module,
     batch: Batch,
     images: int,
-    how: step.Learning,
+    how: step.StepSettings,
     count: int,
 ) -> None:
     for _ in range(count):
-        float(step.learn(state, parallel, batch, images, phases.Rates(1e-3, 0.9), how)[0])
+        float(step.train_step(state, parallel, batch, images, phases.Rates(1e-3, 0.9), how)[0])
 
 
 def bench_ddp(words: list[str], config: Config) -> None:
@@ -198,28 +200,28 @@ def bench_ddp(words: list[str], config: Config) -> None:
 
 def ranks_side(config: Config) -> None:
     """Print images a second over all ranks: of steps, and of steps without any exchange."""
-    with process_group.ranks(config.train.device) as ranks:
+    with process_group.join(config.train.device) as ranks:
         chosen = precision.resolve(config.train.precision, ranks.device)
-        own = BATCH_OF_RANKS // ranks.world
+        own = BATCH_OF_RANKS // ranks.world_size
         batch, alone = random_batch(config, own), Ranks(0, 1, 1, ranks.device)
         with_, without = (fresh_state(config, ranks.device, chosen, torch.channels_last) for _ in range(2))
         parallel = replicate(with_.model, config.distributed, ranks)
-        how = step.Learning(0, 0.1, (), None, own, chosen, ranks)
+        how = step.StepSettings(0, 0.1, (), None, own, chosen, ranks)
 
         def rate(exchange: bool, steps: int = STEPS_OF_RANKS) -> float:
-            ranks.wait()
+            ranks.barrier()
             started = time.perf_counter()
             if exchange:
                 take_steps(with_, parallel, batch, BATCH_OF_RANKS, how, steps)
             else:
                 take_steps(without, without.model, batch, own, dataclasses.replace(how, ranks=alone), steps)
-            return BATCH_OF_RANKS * steps / float(max(ranks.gather(time.perf_counter() - started)))
+            return BATCH_OF_RANKS * steps / float(max(ranks.all_gather(time.perf_counter() - started)))
 
         for exchange in (True, False):
             rate(exchange, steps=2)
         pairs = [(rate(True), rate(False)) for _ in range(ROUNDS)]
         rates = [statistics.median(side) for side in zip(*pairs, strict=True)]
-        if ranks.first:
+        if ranks.is_main:
             print(json.dumps(dict(zip(("images_per_s", "without_exchange"), rates, strict=True))))
 
 
@@ -230,12 +232,12 @@ def bench_tracking(words: list[str]) -> None:
     tracked = [*words, *(f"tracking.{one}" for one in wanted), f"train.epochs={EPOCHS_TRACKED}"]
     with tempfile.TemporaryDirectory() as folder:
         config, again = (
-            load_module.load(None, [*tracked, f"run.root={folder}", f"run.name={name}"])
+            load_config(None, [*tracked, f"run.root={folder}", f"run.name={name}"])
             for name in ("run", "again")
         )
         prepare.prepare(config)
         train(config)
-        logged = log.read(config.run_dir / "log.jsonl")
+        logged = read_log(config.run_dir / "log.jsonl")
         ends = [record["seconds"] for record in logged if record["kind"] == "epoch"]
         epoch_s = (ends[-1] - ends[0]) / (len(ends) - 1)
         opening_s, logging_s = zip(*(log_again(again, logged) for _ in range(ROUNDS)), strict=True)
@@ -255,9 +257,9 @@ def bench_tracking(words: list[str]) -> None:
 def log_again(config: Config, logged: list[dict[str, Any]]) -> tuple[float, float]:
     """Seconds to open a run's tracking, and to log its records and close it."""
     shutil.rmtree(config.run_dir, ignore_errors=True)
-    bare = [{k: v for k, v in record.items() if k not in log.CLOCKS} for record in logged]
+    bare = [{k: v for k, v in record.items() if k not in CLOCKS} for record in logged]
     began = time.perf_counter()
-    track = trackers.tracker(config, 0)
+    track = trackers.build_tracker(config, 0)
     opened = time.perf_counter()
     for record in bare:
         track.log(record)
@@ -297,8 +299,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*")
     arguments = parser.parse_intermixed_args()
     overrides = [*([] if arguments.config else DRAWN), *arguments.overrides]
-    config = load_module.load(arguments.config, overrides)
-    small = load_module.load(arguments.config, [*([] if arguments.config else SMALL), *arguments.overrides])
+    config = load_config(arguments.config, overrides)
+    small = load_config(arguments.config, [*([] if arguments.config else SMALL), *arguments.overrides])
     words = [f"--config={arguments.config}"] if arguments.config else []
     words += arguments.overrides
     if arguments.side == "ranks":

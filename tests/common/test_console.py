@@ -33,7 +33,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(console_module, "time", SimpleNamespace(monotonic=clock.monotonic))
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=clock.monotonic))
     return clock
 
 
@@ -130,8 +130,8 @@ def test_an_item_counts_once_the_next_is_asked_for(log: io.StringIO, clock: Cloc
 def test_a_bar_on_a_terminal_leaves_its_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=True, width=120, color_system=None, soft_wrap=True)
-    monkeypatch.setattr(console_module, "_console", console)
-    monkeypatch.setattr(console_module, "REDRAW_SECONDS", 0.0)
+    monkeypatch.setattr(console, "_console", console)
+    monkeypatch.setattr(console, "REDRAW_SECONDS", 0.0)
     with console.bar("store", 3) as bar:
         for _ in range(3):
             bar.advance()

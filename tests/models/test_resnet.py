@@ -19,7 +19,8 @@ from pipeline.models import resnet
 from pipeline.models.build import build
 from pipeline.models.classifier import Classifier
 from pipeline.models.resnet import DESIGNS, ResNet
-from pipeline.training import optimizer
+from pipeline.training.optimizer import parameter_groups
+from pipeline.training.optimizer import stages as backbone_stages
 
 DEPTHS = (18, 34, 50, 101, 152)
 PARAMETERS = {
@@ -188,7 +189,7 @@ def test_as_a_backbone_it_gives_the_losses_of_timms(photographs: Tensor) -> None
     for name in ("plumage/resnet50", "resnet50"):
         torch.manual_seed(5)
         model = classifier(name, dropout=0.2, stochastic_depth=0.3, mid_level_head=True).train()
-        groups = optimizer.parameter_groups(
+        groups = parameter_groups(
             model, OptimConfig(head_lr_multiplier=10, layer_decay=0.8), weight_decay=0.01
         )
         optimizer = torch.optim.SGD([{**group, "lr": 0.01 * group["lr_multiplier"]} for group in groups])
@@ -207,7 +208,7 @@ def test_stages_for_freezing_and_layers_for_decay_are_timms() -> None:
     mine, theirs = classifier("plumage/resnet18"), classifier("resnet18")
     for found in (mine, theirs):
         names = {id(module): name for name, module in found.backbone.named_modules()}
-        stages = [[names[id(module)] for module in stage] for stage in optimizer.stages(found)]
+        stages = [[names[id(module)] for module in stage] for stage in backbone_stages(found)]
         assert [len(stage) for stage in stages] == [2, 8, 10, 10, 10, 1]
         assert stages[0] == ["conv1", "bn1"]
         assert stages[-1] == ["fc"]
