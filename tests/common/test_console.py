@@ -129,8 +129,8 @@ def test_an_item_counts_once_the_next_is_asked_for(log: io.StringIO, clock: Cloc
 
 def test_a_bar_on_a_terminal_leaves_its_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=120, color_system=None, soft_wrap=True)
-    monkeypatch.setattr(console, "_console", console)
+    terminal = Console(file=screen, force_terminal=True, width=120, color_system=None, soft_wrap=True)
+    monkeypatch.setattr(console, "_console", terminal)
     monkeypatch.setattr(console, "REDRAW_SECONDS", 0.0)
     with console.bar("store", 3) as bar:
         for _ in range(3):
