@@ -1,15 +1,21 @@
-"""Memory: freed by a step and kept for the next one, instead of being handed back and faulted in; its peak."""
+"""This machine and process: cores, GPUs, memory, and what is set for the whole process.
+
+Torch is imported where it is needed: `--help` answers without it.
+"""
 
 import ctypes
 import os
 import resource
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 # Parameters of glibc's mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 NEVER = 2**31 - 1
+DEVICES = "CUDA_VISIBLE_DEVICES"
 
 
 def keep_freed_memory() -> bool:
@@ -24,14 +30,13 @@ def keep_freed_memory() -> bool:
     return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, NEVER))
 
 
-def peak_bytes(device: torch.device) -> int:
+def peak_bytes(device: "torch.device") -> int:
     """The most memory that was in use so far: on a GPU by tensors, on the CPU by this process."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-DEVICES = "CUDA_VISIBLE_DEVICES"
 
 
 def cores() -> int:
@@ -49,9 +54,11 @@ def gpus() -> list[str]:
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
-def free_bytes(device: torch.device) -> int:
+def free_bytes(device: "torch.device") -> int:
     """Free memory of a GPU, or of this machine and its container."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.mem_get_info(device)[0]
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     meminfo = Path("/proc/meminfo")
@@ -62,3 +69,18 @@ def free_bytes(device: torch.device) -> int:
     if limit.is_file() and (text := limit.read_text().strip()) != "max":
         free = min(free, int(text) - int(used.read_text()))
     return free
+
+
+def configure(*, deterministic: bool) -> None:
+    """Set what holds for the whole process of a training: cuDNN's choice of algorithms, and torch's.
+
+    Args:
+        deterministic: only algorithms that give the same bits in every run; an operation that has none raises
+            a RuntimeError.
+    """
+    import torch
+
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(deterministic)

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pipeline.data.image_store import Store
+from pipeline.data.prepare import Prepared
 from pipeline.data.sampling import Item
 from pipeline.data.transforms import Augmentation, CentreCrop
 from pipeline.distributed.process_group import Ranks
@@ -102,6 +103,15 @@ class Loader:
         self._plan.batches = [[(epoch, int(draw)) for draw in batch] for batch in batches]
         for image, label, row in self._loader:
             yield Batch(image.permute(0, 3, 1, 2), label, row)
+
+
+def build_loader(data: Prepared, view: View, workers: int | None, ranks: Ranks) -> Loader:
+    """The loader of one rank over all rows of a data set, each seen through a view.
+
+    Args:
+        workers: loader processes of this rank; None: by the cores.
+    """
+    return Loader(Images(data.store, data.labels, view), worker_count(workers, ranks), ranks.device)
 
 
 def worker_count(wanted: int | None, ranks: Ranks) -> int:

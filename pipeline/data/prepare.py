@@ -40,6 +40,11 @@ class Prepared:
         """The rows of a split, in the table's order."""
         return [int(row) for row in (self.samples["split"] == split).to_numpy().nonzero()[0]]
 
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """The label of each row: int64 [n], a copy."""
+        return self.samples["label"].to_numpy("int64", copy=True)
+
 
 def prepare(config: Config) -> Prepared:
     """Run the stages that are due and show what there is.

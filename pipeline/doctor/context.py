@@ -24,7 +24,7 @@ from pipeline.data.sources import cub200
 from pipeline.distributed.process_group import Ranks
 from pipeline.models.precision import Precision
 from pipeline.training import phases
-from pipeline.training.setup import Start, TrainingSetup
+from pipeline.training.setup import RunStart, TrainingSetup
 from pipeline.training.state import TrainState
 from pipeline.training.step import StepSettings
 
@@ -74,12 +74,12 @@ class CheckContext:
     @property
     def steps(self) -> int:
         """Steps of the whole run."""
-        last = self.job.calendar.last_step
+        last = self.job.clock.last_step
         return min(last, self.config.train.max_steps or last)
 
     def how(self, *, alone: bool) -> StepSettings:
         """How a step learns, on all ranks or on this one alone."""
-        start = Start(self.state, self.weights, self.precision, self.batch_size)
+        start = RunStart(self.state, self.weights, self.precision, self.batch_size)
         how = start.step_settings(self.config, self.ranks)
         return dataclasses.replace(how, ranks=self.only_me()) if alone else how
 

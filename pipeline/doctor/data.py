@@ -205,9 +205,9 @@ def evaluation(subject: CheckContext) -> Finding:
     job, ranks = subject.job, subject.ranks
     split, rows = ("val", job.val_rows) if len(job.val_rows) else ("train", job.train_rows)
     rows = rows[: LOOKED_AT * ranks.world_size + 1]  # uneven, so that a rank that pads would be seen
-    batches, _ = sampling.distribute_batches(sampling.in_order(rows, 2), ranks)
-    served = job.val_loader.batches(0, batches)
-    looked = predict.look(subject.state.eval_model, served, rows, subject.precision, ranks)
+    looked = predict.predict_rows(
+        subject.state.eval_model, job.val_loader, rows, subject.precision, ranks, batch_size=2
+    )
     figures = f"{len(rows)} {split} images predicted on {ranks.world_size} rank{'s' * (ranks.world_size > 1)}, each once"
     if not np.isfinite(looked.logits).all():
         what_next = "take another train.precision, or other weights"

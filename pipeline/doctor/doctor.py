@@ -83,7 +83,7 @@ def doctor(config: Config, quick: bool = False) -> dict[str, Any]:
 
 
 def _look(config: Config, ranks: Ranks, scratch: Path, quick: bool) -> dict[str, Finding]:
-    subject = CheckContext(config, ranks, precision.resolve(config.train.precision, ranks.device), scratch)
+    subject = CheckContext(config, ranks, precision.resolve_precision(config.train.precision, ranks.device), scratch)
     found: dict[str, Finding] = {}
     lost: set[str] = set()  # checks that others cannot build on
     for check in CHECKS:

@@ -109,9 +109,9 @@ def rates(subject: CheckContext) -> Finding:
     """Learning rates of the first, the highest and the last step, as the optimizer has them."""
     config, job = subject.config, subject.job
     words, phases_in_numbers = [], []
-    for state, known in schedule_preview.states(config, job.calendar):
+    for state, known in schedule_preview.states(config, job.clock):
         phase = config.optim.resolved_phases[state.index]
-        until = job.calendar.starts[phase.until] if isinstance(phase.until, int) else subject.steps
+        until = job.clock.starts[phase.until] if isinstance(phase.until, int) else subject.steps
         steps = range(state.start_step, min(until, subject.steps))
         if not steps:  # train.max_steps ends the run before
             continue
@@ -120,7 +120,7 @@ def rates(subject: CheckContext) -> Finding:
         if sorted(learned) != sorted(map(id, subject.state.model.parameters())):
             what_next = "report this: a parameter would learn twice, or not at all"
             return Finding("no-go", f"{len(learned)} tensors are in the groups of {phase.name}", what_next)
-        of_steps = [phases.rates(config, state, step, job.calendar) for step in steps]
+        of_steps = [phases.rates(config, state, step, job.clock) for step in steps]
         highest = max(range(len(steps)), key=lambda number: of_steps[number].lr)
         lrs: dict[str, list[float]] = {}
         for name, number in (("first", 0), ("last", len(steps) - 1), ("highest", highest)):

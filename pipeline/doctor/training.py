@@ -132,7 +132,7 @@ def _batches(subject: CheckContext) -> Iterator[Batch]:
 def _learn(
     subject: CheckContext, state: TrainState, parallel: nn.Module, batch: Batch, images: int, *, alone: bool
 ) -> torch.Tensor:
-    of_step = phases.rates(subject.config, state.phase, state.step, subject.job.calendar)
+    of_step = phases.rates(subject.config, state.phase, state.step, subject.job.clock)
     return step.train_step(state, parallel, batch, images, of_step, subject.how(alone=alone))
 
 

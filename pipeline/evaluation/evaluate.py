@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.common import console, files
+from pipeline.common import files
 from pipeline.common.errors import DataError
 from pipeline.config.schema import Config
-from pipeline.data import loader, prepare, sample_table, sampling
+from pipeline.data import prepare, sample_table
+from pipeline.data.loader import build_loader
 from pipeline.data.transforms import CentreCrop
 from pipeline.data.tta import tta_crops
 from pipeline.distributed import consistency, process_group
 from pipeline.distributed.process_group import Ranks
 from pipeline.evaluation import metrics
 from pipeline.evaluation.results import compute_metrics
-from pipeline.inference import features, load_model, predict
+from pipeline.inference import load_model, predict
 from pipeline.inference.load_model import LoadedModel
-from pipeline.inference.predict import _mean
 from pipeline.runs import predictions
 
 NOT_A_RESULT = "not a result: choosing a checkpoint by the test split would make its accuracy unfit to quote"
@@ -64,7 +64,7 @@ class Evaluator:
 
     def __init__(self, config: Config, data: prepare.Prepared, ranks: Ranks) -> None:
         self.config, self.data, self.ranks = config, data, ranks
-        self.labels = data.samples["label"].to_numpy("int64", copy=True)
+        self.labels = data.labels
 
     def predict_split(self, split: str, model: LoadedModel, purpose: str = "eval") -> predict.Predictions:
         """The model's outputs for each image of a split, the mean over the views of `eval.tta`.
@@ -76,14 +76,15 @@ class Evaluator:
         rows = np.array(self.data.rows(split), np.int64)
         if not len(rows):
             raise DataError(f"eval.split: {split} has no image; set data.val_fraction or take another split")
-        seen = tta_crops(self.config.data, self.config.eval.tta)
-        looks = [
-            self._predict_view(
-                view, rows, model, f"eval {split}" + f", view {n} of {len(seen)}" * (len(seen) > 1)
-            )
-            for n, view in enumerate(seen, 1)
+        crops = tta_crops(self.config.data, self.config.eval.tta)
+        labels = [
+            f"eval {split}" + f", view {n} of {len(crops)}" * (len(crops) > 1)
+            for n in range(1, len(crops) + 1)
         ]
-        looked = looks[0] if len(looks) == 1 else _mean(looks)
+        views = [
+            self._predict_view(crop, rows, model, label) for crop, label in zip(crops, labels, strict=True)
+        ]
+        looked = views[0] if len(views) == 1 else predict.average_views(views)
         if split == "test" and self.ranks.is_main:
             count_reading(self.config.run_dir, model, looked.top1_and_loss(self.labels)[0], purpose)
         ids = self.data.samples["id"].to_numpy()[rows]
@@ -103,15 +104,17 @@ class Evaluator:
     ) -> predict.Predictions:
         """The outputs for one view of each row."""
         config = self.config
-        images = loader.Images(self.data.store, self.labels, view)
-        workers = loader.worker_count(config.data.workers, self.ranks)
-        server = loader.Loader(images, workers, self.ranks.device)
-        batches, images_a_round = sampling.distribute_batches(
-            sampling.in_order(rows, config.eval.batch_size), self.ranks
+        loader = build_loader(self.data, view, config.data.workers, self.ranks)
+        return predict.predict_rows(
+            model.model,
+            loader,
+            rows,
+            model.precision,
+            self.ranks,
+            batch_size=config.eval.batch_size,
+            features=True,
+            progress=label,
         )
-        with console.bar(label, len(rows)) as bar, features.penultimate(model.model) as inner:
-            served = bar.count(server.batches(0, batches), images_a_round)
-            return predict.look(model.model, served, rows, model.precision, self.ranks, inner)
 
 
 def count_reading(run_dir: Path, model: LoadedModel, top1: float, purpose: str) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from pipeline.common import console
 from pipeline.config.schema import Config
-from pipeline.data import loader, sampling
+from pipeline.data import sampling
+from pipeline.data.loader import build_loader
 from pipeline.data.prepare import Prepared
 from pipeline.data.transforms import CentreCrop
 from pipeline.distributed.process_group import Ranks
@@ -70,13 +71,11 @@ def grad_cam(
     for weight in layer.parameters():
         weight.requires_grad_(True)
     cam = _Grid(model, [layer], reshape_transform=_channels_first(model))
-    labels = data.samples["label"].to_numpy("int64", copy=True)
-    images = loader.Images(data.store, labels, CentreCrop(config.data))
-    server = loader.Loader(images, loader.worker_count(config.data.workers, ranks), ranks.device)
+    loader = build_loader(data, CentreCrop(config.data), config.data.workers, ranks)
     batches = sampling.in_order(rows, BATCH)
     maps = []
     with console.bar("heat maps", len(rows)) as bar:
-        served = bar.count(server.batches(0, batches), map(len, batches))
+        served = bar.count(loader.batches(0, batches), map(len, batches))
         for batch, classes in zip(served, sampling.in_order(predicted, BATCH), strict=True):
             found = cam(batch.to(ranks.device).image, [ClassifierOutputTarget(int(c)) for c in classes])
             maps.append(found.astype(np.float16))

@@ -1,46 +1,23 @@
 """What the model knows of a picture before it names a class: the input of its last layer."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
 
-from pipeline.common import console, files
+from pipeline.common import files
 from pipeline.config.schema import Config
-from pipeline.data import loader, sampling
+from pipeline.data.loader import build_loader
 from pipeline.data.prepare import Prepared
 from pipeline.data.transforms import CentreCrop
 from pipeline.distributed.process_group import Ranks
+from pipeline.inference.predict import predict_rows
 from pipeline.models.classifier import Classifier
-from pipeline.models.precision import Precision, autocast
+from pipeline.models.precision import Precision
 
 Features = npt.NDArray[np.float32]
 
 
-@contextmanager
-def penultimate(model: Classifier) -> Iterator[list[Tensor]]:
-    """Collect the input of the model's last layer in each forward pass: float32 [B, D], on the CPU.
-
-    Of a network with two classifiers side by side (distillation) it is the input of the first.
-    """
-    seen: list[Tensor] = []
-    head = model.head[0] if isinstance(model.head, nn.ModuleList) else model.head
-
-    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(inputs[0].detach().float().flatten(1).cpu())
-
-    handle = head.register_forward_pre_hook(keep)
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
-@torch.inference_mode()
 def extract_features(
     config: Config,
     data: Prepared,
@@ -54,26 +31,11 @@ def extract_features(
     Args:
         rows: int64 [n], of the sample table, rising.
     """
-    model.eval()
-    labels = data.samples["label"].to_numpy("int64", copy=True)
-    images = loader.Images(data.store, labels, CentreCrop(config.data))
-    server = loader.Loader(images, loader.worker_count(config.data.workers, ranks), ranks.device)
-    batches, images_a_round = sampling.distribute_batches(
-        sampling.in_order(rows, config.eval.batch_size), ranks
-    )
-    own_rows: list[Tensor] = []
-    with console.bar("features", len(rows)) as bar, penultimate(model) as seen:
-        served = bar.count(server.batches(0, batches), images_a_round)
-        for batch in served:
-            if not len(batch.row):  # another rank's turn
-                continue
-            with autocast(ranks.device, precision):
-                model(batch.to(ranks.device).image)
-            own_rows.append(batch.row)
-    own = (torch.cat(own_rows).numpy(), torch.cat(seen).numpy()) if seen else None
-    shares = [share for share in ranks.all_gather(own) if share is not None]
-    order = np.argsort(np.concatenate([share[0] for share in shares]), kind="stable")
-    return np.asarray(np.concatenate([share[1] for share in shares])[order], np.float32)
+    loader = build_loader(data, CentreCrop(config.data), config.data.workers, ranks)
+    batch_size = config.eval.batch_size
+    return predict_rows(
+        model, loader, rows, precision, ranks, batch_size=batch_size, features=True, progress="features"
+    ).features
 
 
 def cached(

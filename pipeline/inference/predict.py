@@ -1,6 +1,7 @@
-"""One pass over rows of the sample table: every row predicted exactly once."""
+"""One pass over rows of the sample table: every row predicted exactly once, on any number of ranks."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,21 +11,26 @@ from scipy.special import log_softmax, logsumexp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.common import console
 from pipeline.common.errors import DataError
-from pipeline.data.loader import Batch
+from pipeline.data.loader import Batch, Loader
+from pipeline.data.sampling import distribute_batches, in_order
 from pipeline.distributed.data_parallel import is_sharded
 from pipeline.distributed.process_group import Ranks
+from pipeline.models.classifier import Classifier
 from pipeline.models.precision import Precision, autocast
+
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a pass over a split gives. rows: int64 [n], rising; logits: float32 [n, C]; features: [n, D].
+    """Outputs for n rows. rows: int64 [n], rising; logits: float32 [n, C]; features: float32 [n, D].
 
-    Features are float32, and of width 0 where none were asked for.
+    Features are the inputs of the model's last layer; D is 0 where none were asked for.
     """
 
-    rows: npt.NDArray[np.int64]
+    rows: Rows
     logits: npt.NDArray[np.float32]
     features: npt.NDArray[np.float32]
 
@@ -35,53 +41,104 @@ class Predictions:
         return float(top1), float(F.cross_entropy(logits.double(), label))
 
 
-@torch.inference_mode()
-def look(
-    model: nn.Module,
-    batches: Iterable[Batch],
-    wanted: npt.NDArray[np.int64],
+def predict_rows(
+    model: Classifier,
+    loader: Loader,
+    rows: Rows,
     precision: Precision,
     ranks: Ranks,
-    seen: Sequence[Tensor] | None = None,
+    *,
+    batch_size: int,
+    features: bool = False,
+    progress: str | None = None,
+    before_batch: Callable[[], None] | None = None,
 ) -> Predictions:
-    """Predict every wanted row exactly once, whatever the number of ranks; the same answer on all of them.
+    """Predict every row exactly once; all ranks return the same bits, whatever their number.
 
     Args:
-        batches: this rank's share of the rows.
-        wanted: int64 [n], rows of the table over all ranks.
-        seen: a list that `features.penultimate` fills while the model runs, a float32 [B, D] a batch.
+        rows: int64 [n], of the sample table, rising.
+        batch_size: images of a batch; whole batches are distributed over the ranks.
+        features: whether to keep the input of the last layer.
+        progress: the label of a progress bar; None: no bar.
+        before_batch: called before each batch, equally often on all ranks.
 
     Raises:
         DataError: a row was predicted twice, or not at all.
     """
+    batches, images_per_round = distribute_batches(in_order(rows, batch_size), ranks)
+    served: Iterable[Batch] = loader.batches(0, batches)
+    if progress is None:
+        return predict_batches(model, served, rows, precision, ranks, features, before_batch)
+    with console.bar(progress, len(rows)) as bar:
+        counted = bar.count(served, images_per_round)
+        return predict_batches(model, counted, rows, precision, ranks, features, before_batch)
+
+
+@torch.inference_mode()
+def predict_batches(
+    model: Classifier,
+    batches: Iterable[Batch],
+    rows: Rows,
+    precision: Precision,
+    ranks: Ranks,
+    features: bool = False,
+    before_batch: Callable[[], None] | None = None,
+) -> Predictions:
+    """As `predict_rows`, from this rank's share of the batches; a batch is empty where only other ranks have one."""
     model.eval()
-    rows, logits = [], []
-    for batch in batches:
-        image = batch.to(ranks.device).image
-        if not len(batch.row):  # another rank's turn
-            if not is_sharded(model):
-                continue
-            image = image.new_zeros((1, *image.shape[1:]))  # all ranks gather shards, or none
-        with autocast(ranks.device, precision):
-            logits.append(model(image)[: len(batch.row)].float().cpu())
-        rows.append(batch.row)
-    inner = seen if seen is not None else [torch.empty(len(row), 0) for row in rows]
-    own = tuple(torch.cat(list(parts)).numpy() for parts in (rows, logits, inner)) if rows else None
-    shares = [share for share in ranks.all_gather(own) if share is not None]
-    row = np.concatenate([share[0] for share in shares])
-    order = np.argsort(row, kind="stable")
-    if not np.array_equal(row[order], np.sort(wanted)):
-        raise DataError(
-            f"{len(wanted)} images were to be predicted and {len(np.unique(row))} different ones were; report this"
-        )
-    return Predictions(
-        row[order], *(np.concatenate([share[part] for share in shares])[order] for part in (1, 2))
-    )
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    hook: AbstractContextManager[list[Tensor]] = last_layer_inputs(model) if features else nullcontext([])
+    with hook as inputs:
+        for batch in batches:
+            if before_batch is not None:
+                before_batch()
+            images = batch.to(ranks.device).image
+            if not len(batch.row):
+                if not is_sharded(model):
+                    continue
+                images = images.new_zeros((1, *images.shape[1:]))  # all ranks gather shards, or none
+            with autocast(ranks.device, precision):
+                logits = model(images)[: len(batch.row)].float().cpu()
+            kept = inputs.pop()[: len(batch.row)] if features else torch.empty(len(batch.row), 0)
+            parts.append((batch.row, logits, kept))
+    return _gather(parts, rows, ranks)
 
 
-def _mean(looks: list[Predictions]) -> Predictions:
+def average_views(views: list[Predictions]) -> Predictions:
     """The outputs over several views: logarithm of the mean probability, mean of the features."""
-    log_probability = [log_softmax(look.logits.astype(np.float64), axis=1) for look in looks]
-    mean = logsumexp(log_probability, axis=0) - np.log(len(looks))
-    features_mean = np.mean([look.features for look in looks], axis=0)
-    return Predictions(looks[0].rows, mean.astype(np.float32), features_mean.astype(np.float32))
+    log_probability = [log_softmax(view.logits.astype(np.float64), axis=1) for view in views]
+    mean = logsumexp(log_probability, axis=0) - np.log(len(views))
+    mean_features = np.mean([view.features for view in views], axis=0)
+    return Predictions(views[0].rows, mean.astype(np.float32), mean_features.astype(np.float32))
+
+
+def _gather(parts: list[tuple[Tensor, Tensor, Tensor]], rows: Rows, ranks: Ranks) -> Predictions:
+    """All ranks' outputs, in the order of the rows."""
+    share = tuple(torch.cat(part).numpy() for part in zip(*parts, strict=True)) if parts else None
+    shares = [share for share in ranks.all_gather(share) if share is not None]
+    predicted, logits, features = (np.concatenate([share[part] for share in shares]) for part in range(3))
+    order = np.argsort(predicted, kind="stable")
+    if not np.array_equal(predicted[order], np.sort(rows)):
+        raise DataError(
+            f"{len(rows)} images were to be predicted and {len(np.unique(predicted))} different ones were; report this"
+        )
+    return Predictions(predicted[order], logits[order], features[order])
+
+
+@contextmanager
+def last_layer_inputs(model: Classifier) -> Iterator[list[Tensor]]:
+    """Collect the input of the model's last layer in each forward pass: float32 [B, D], on the CPU.
+
+    A network with two classifiers side by side (distillation) gives the input of the first.
+    """
+    inputs: list[Tensor] = []
+    head = model.head[0] if isinstance(model.head, nn.ModuleList) else model.head
+
+    def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        inputs.append(arguments[0].detach().float().flatten(1).cpu())
+
+    handle = head.register_forward_pre_hook(keep)
+    try:
+        yield inputs
+    finally:
+        handle.remove()

@@ -4,18 +4,18 @@ from pipeline.common import console, files
 from pipeline.config.load import dump_config
 from pipeline.config.schema import Config
 from pipeline.runs import environment
-from pipeline.training.setup import Start, TrainingSetup
+from pipeline.training.setup import RunStart, TrainingSetup
 
 
-def describe_run(job: TrainingSetup, start: Start, last_step: int) -> None:
+def describe_run(setup: TrainingSetup, start: RunStart) -> None:
     """Write `config.yaml`, `environment.json` and, of changed code, `diff.patch`; say what begins."""
-    config, ranks, weights = job.config, job.ranks, start.weights
+    config, ranks, weights = setup.config, setup.ranks, start.weights
     files.write_text(config.run_dir / "config.yaml", dump_config(config))
     about = {
         **environment.describe(ranks.device),
         "precision": start.precision,
         "weights": weights,
-        "samples": job.samples,
+        "samples": setup.samples,
         "ranks": ranks.world_size,
     }
     files.write_json(config.run_dir / "environment.json", about)
@@ -26,10 +26,10 @@ def describe_run(job: TrainingSetup, start: Start, last_step: int) -> None:
         files.write_text(patch, diff)
     parameters = sum(parameter.numel() for parameter in start.state.model.parameters())
     console.say(
-        f"run    {config.run_dir}, step {start.state.step} of {last_step}\n"
-        f"model  {config.model.name}, {parameters / 1e6:.2f} M parameters, {len(job.classes)} classes; "
+        f"run    {config.run_dir}, step {start.state.step} of {setup.last_step}\n"
+        f"model  {config.model.name}, {parameters / 1e6:.2f} M parameters, {len(setup.classes)} classes; "
         f"weights: {weights['source']}, {weights['share']:.0%} of the body loaded ({weights['tensors']} tensors)\n"
-        f"data   {len(job.train_rows)} images to train on, {len(job.val_rows)} to validate; "
+        f"data   {len(setup.train_rows)} images to train on, {len(setup.val_rows)} to validate; "
         f"{config.data.image_px} px\n"
         f"optim  {optimizers(config)}\n"
         f"batch  {batch(config, start.batch_size, ranks.world_size)}\n"

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline.common import console, tables
+from pipeline.common import console, hardware, tables
 from pipeline.common.errors import ConfigError
 from pipeline.config.schema import Config
 from pipeline.data import sampling
@@ -22,9 +22,10 @@ from pipeline.data.loader import Batch
 from pipeline.distributed import process_group
 from pipeline.distributed.data_parallel import replicate
 from pipeline.plots import training_curves
-from pipeline.training import phases, setup, step
 from pipeline.training.freezing import FreezeSchedule
-from pipeline.training.setup import TrainingSetup
+from pipeline.training.phases import Rates
+from pipeline.training.setup import TrainingSetup, resume_or_start
+from pipeline.training.step import train_step
 
 SMOOTHING = 0.9  # of the losses: an exponential mean, its start corrected for
 DIVERGED = 3.0  # times the lowest smoothed loss
@@ -38,34 +39,36 @@ def find_lr(config: Config) -> dict[str, Any]:
         UserError: the data are not prepared, model, weights or optimizer do not fit, or no rate of the range
             lowers the loss.
     """
+    hardware.configure(deterministic=config.train.deterministic)
     with process_group.join(config.train.device, config.distributed.timeout_s) as ranks:
         config = config.model_copy(update={"train": config.train.model_copy(update={"resume": "never"})})
-        work = TrainingSetup(config, ranks)
-        begin = setup.resume_or_start(work)
-        state, how = begin.state, begin.step_settings(config, ranks)
-        parallel = replicate(state.model, config.distributed, ranks)
+        setup = TrainingSetup(config, ranks)
+        start = resume_or_start(setup)
+        state, settings = start.state, start.step_settings(config, ranks)
+        ddp_model = replicate(state.model, config.distributed, ranks)
         momentum = config.optim.resolved_phases[0].momentum or 0.0
-        wanted = config.lr_find
-        lrs = np.geomspace(wanted.lowest, wanted.highest, wanted.steps)
+        test = config.lr_find
+        lrs = np.geomspace(test.lowest, test.highest, test.steps)
         FreezeSchedule(config, state.model).apply(0)
-        tried: list[float] = []
-        with console.bar("lr-find", wanted.steps, "steps") as bar:
-            for lr, (images, batch) in zip(lrs, _batches(work, wanted.steps), strict=False):
-                sums = step.train_step(state, parallel, batch, images, phases.Rates(float(lr), momentum), how)
-                tried.append(float(ranks.all_reduce_sum(sums)[0]) / images)
-                bar.advance(1, loss=tried[-1], lr=float(lr))
-                smoothed = smooth(np.array(tried))
-                if not math.isfinite(tried[-1]) or smoothed[-1] > DIVERGED * smoothed.min():
+        losses: list[float] = []
+        with console.bar("lr-find", test.steps, "steps") as bar:
+            for lr, (images, batch) in zip(lrs, _batches(setup, test.steps), strict=False):
+                rates = Rates(float(lr), momentum)
+                sums = train_step(state, ddp_model, batch, images, rates, settings)
+                losses.append(float(ranks.all_reduce_sum(sums)[0]) / images)
+                bar.advance(1, loss=losses[-1], lr=float(lr))
+                smoothed = smooth(np.array(losses))
+                if not math.isfinite(losses[-1]) or smoothed[-1] > DIVERGED * smoothed.min():
                     break
-        return _write(config, lrs[: len(tried)], tried) if ranks.is_main else {}
+        return _write(config, lrs[: len(losses)], losses) if ranks.is_main else {}
 
 
-def _batches(work: TrainingSetup, steps: int) -> Iterator[tuple[int, Batch]]:
+def _batches(setup: TrainingSetup, steps: int) -> Iterator[tuple[int, Batch]]:
     """Batches of the training images with their size over all ranks, epoch after epoch."""
     epoch = 0
     while steps > 0:
-        batches = work.epoch_batches(epoch)[:steps]
-        served = work.train_loader.batches(epoch, sampling.shard_batches(batches, work.ranks))
+        batches = setup.epoch_batches(epoch)[:steps]
+        served = setup.train_loader.batches(epoch, sampling.shard_batches(batches, setup.ranks))
         yield from zip(map(len, batches), served, strict=True)
         steps, epoch = steps - len(batches), epoch + 1
 
@@ -85,12 +88,14 @@ def propose(lrs: npt.NDArray[np.float64], losses: npt.NDArray[np.float64]) -> tu
     return float(lrs[steepest]), float(lrs[losses.argmin()] / 10)
 
 
-def _write(config: Config, lrs: npt.NDArray[np.float64], tried: list[float]) -> dict[str, Any]:
-    folder, losses = config.run_dir / "lr_find", smooth(np.array(tried))
-    proposed, at_most = propose(lrs, losses)
-    tables.write_csv(pd.DataFrame({"lr": lrs, "loss": tried, "smoothed": losses}), folder / "lr_find.csv")
-    training_curves.draw_range_test(folder / "lr_find.png", lrs.tolist(), losses.tolist(), proposed, at_most)
-    if losses[0] - np.nanmin(losses) < LEAST_FALL * losses[0]:
+def _write(config: Config, lrs: npt.NDArray[np.float64], losses: list[float]) -> dict[str, Any]:
+    folder, smoothed = config.run_dir / "lr_find", smooth(np.array(losses))
+    proposed, at_most = propose(lrs, smoothed)
+    tables.write_csv(pd.DataFrame({"lr": lrs, "loss": losses, "smoothed": smoothed}), folder / "lr_find.csv")
+    training_curves.draw_range_test(
+        folder / "lr_find.png", lrs.tolist(), smoothed.tolist(), proposed, at_most
+    )
+    if smoothed[0] - np.nanmin(smoothed) < LEAST_FALL * smoothed[0]:
         raise ConfigError(
             f"lr-find: no learning rate of {lrs[0]:.2g} .. {lrs[-1]:.2g} lowers the loss ({folder / 'lr_find.png'}); "
             "widen lr_find.lowest and lr_find.highest, or take more lr_find.steps"

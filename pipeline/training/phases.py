@@ -66,7 +66,7 @@ def following(config: OptimConfig, state: PhaseState, step: int) -> PhaseState:
     return PhaseState(state.index + 1, step, lr, plateau=plateau)
 
 
-def is_over(phase: Phase, state: PhaseState, step: int, calendar: StepClock) -> bool:
+def is_over(phase: Phase, state: PhaseState, step: int, clock: StepClock) -> bool:
     """Whether a step no longer belongs to the phase."""
     match phase.until:
         case None:
@@ -76,7 +76,7 @@ def is_over(phase: Phase, state: PhaseState, step: int, calendar: StepClock) -> 
         case SwatsRule():
             return state.swats.proposed is not None
         case epoch:
-            return step >= calendar.starts[epoch]
+            return step >= clock.starts[epoch]
 
 
 def observe(config: Config, state: PhaseState, loss: float) -> None:
@@ -92,14 +92,14 @@ def observe(config: Config, state: PhaseState, loss: float) -> None:
         state.plateau.observe(schedule, loss)
 
 
-def rates(config: Config, state: PhaseState, step: int, calendar: StepClock) -> Rates:
+def rates(config: Config, state: PhaseState, step: int, clock: StepClock) -> Rates:
     """Learning rate and momentum with which a step (from 0) is taken."""
-    phase, moment = config.optim.resolved_phases[state.index], calendar.moment(step)
+    phase, moment = config.optim.resolved_phases[state.index], clock.moment(step)
     assert phase.momentum is not None, "resolved"
     if phase.schedule is not None:
         if isinstance(phase.until, int):
             moment = dataclasses.replace(moment, epochs=phase.until)
-        moment = moment.since(calendar.moment(state.start_step).epoch)
+        moment = moment.since(clock.moment(state.start_step).epoch)
     schedule = phase.schedule or config.schedule
     return Rates(
         lr_at(schedule, state.lr, moment, state.plateau), momentum_at(schedule, phase.momentum, moment)

@@ -1,8 +1,7 @@
-"""What a training is made of and what stays the same while it runs: data, order, calendar, model, precision."""
+"""What a training is made of and what stays the same while it runs: data, order, clock, model, precision."""
 
-import dataclasses
-import os
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,23 +12,22 @@ from pipeline.common import seeding
 from pipeline.common.errors import ConfigError, DataError
 from pipeline.config.optim import SwatsRule
 from pipeline.config.schema import Config
-from pipeline.config.training import TrainConfig
-from pipeline.data import loader, prepare, sample_table, sampling
-from pipeline.data.loader import Images, Loader
+from pipeline.data import prepare, sample_table, sampling
+from pipeline.data.loader import build_loader
 from pipeline.data.prepare import training_rows
 from pipeline.data.transforms import Augmentation, CentreCrop
 from pipeline.distributed import consistency, data_parallel, sync_batchnorm
 from pipeline.distributed.process_group import Ranks
 from pipeline.models.build import build, without_weights
 from pipeline.models.classifier import Classifier
-from pipeline.models.precision import Precision, resolve
+from pipeline.models.precision import Precision, resolve_precision
 from pipeline.training import auto_batch_size, phases, resume
 from pipeline.training.optimizer import Optimizer, build_optimizer, parameter_groups
 from pipeline.training.phases import PhaseState
 from pipeline.training.schedule import images_per_step, step_clock
 from pipeline.training.state import TrainState, restore
 from pipeline.training.step import StepSettings
-from pipeline.training.swats import watch
+from pipeline.training.swats import attach_swats
 
 
 class TrainingSetup:
@@ -48,17 +46,22 @@ class TrainingSetup:
         if not len(self.train_rows):
             raise DataError("the sample table has no training image; check the data set's official split")
         self.ids = data.samples["id"].to_numpy("int64", copy=True)
-        self.labels = data.samples["label"].to_numpy("int64", copy=True)
+        self.labels = data.labels
         self.classes, self.samples = sample_table.class_names(data.samples), sample_table.digest(data.samples)
         consistency.check_ranks_agree(config, self.samples, ranks)
-        self.calendar = step_clock(config, len(self.train_rows))
+        self.clock = step_clock(config, len(self.train_rows))
+        self.last_step = min(self.clock.last_step, config.train.max_steps or self.clock.last_step)
         self._check_ranks()
-        self.train_loader = self._loader(data, Augmentation(config.data, config.seed))
-        self.val_loader = self._loader(data, CentreCrop(config.data))
-        _choose_algorithms(config.train)
+        workers = config.data.workers
+        self.train_loader = build_loader(data, Augmentation(config.data, config.seed), workers, ranks)
+        self.val_loader = build_loader(data, CentreCrop(config.data), workers, ranks)
+
+    def is_epoch_end(self, step: int) -> bool:
+        """Whether an epoch, or the whole run, is over when `step` steps have been taken."""
+        return step in self.clock.starts or step >= self.last_step
 
     def epoch_batches(self, epoch: int) -> list[npt.NDArray[np.int64]]:
-        """The draws of each batch of an epoch, over all ranks."""
+        """The samples of each batch of an epoch, over all ranks: int64 arrays (`data.loader` says what a sample is)."""
         config = self.config
         if config.data.sampler == "class_balanced":
             order = sampling.balanced_order(self.train_rows, self.labels, config.seed, epoch)
@@ -67,45 +70,44 @@ class TrainingSetup:
         return sampling.in_batches(order, images_per_step(config, epoch))
 
     def _check_ranks(self) -> None:
-        smallest = min(len(self.train_rows) // steps for steps in self.calendar.steps)
+        smallest = min(len(self.train_rows) // steps for steps in self.clock.steps)
         if smallest < self.ranks.world_size:
             raise ConfigError(
                 f"optim.batch_size: a batch of {smallest} images is too small for {self.ranks.world_size} ranks; "
                 "take a larger batch or fewer ranks"
             )
 
-    def build_state(self, phase: PhaseState, in_precision: Precision, *, pretrained: bool) -> "Fresh":
-        """A state at the beginning of a phase, its weights new or pretrained: those of the first rank.
+    def build_state(self, phase: PhaseState, in_precision: Precision, *, pretrained: bool) -> "BuiltState":
+        """A state at the beginning of a phase; its weights, random or pretrained, are those of the first rank.
 
         Raises:
             UserError: the model, its weights or the optimizer do not exist or do not fit.
         """
         config, device = self.config, self.ranks.device
-        of_model = config.model if pretrained and self.ranks.is_main else without_weights(config.model)
+        model_config = config.model if pretrained and self.ranks.is_main else without_weights(config.model)
         torch.manual_seed(seeding.seed_of("weights", config.seed))
-        model, weights = build(of_model, len(self.classes))
-        content, weights = self.ranks.broadcast((model.state_dict(), weights))
-        model.load_state_dict(content)
+        model, weights = build(model_config, len(self.classes))
+        state_dict, weights = self.ranks.broadcast((model.state_dict(), weights))
+        model.load_state_dict(state_dict)
         if config.distributed.sync_batchnorm and self.ranks.world_size > 1:
             model = sync_batchnorm.synchronise(model, device)
-        decay, in_shards = config.train.ema_decay, config.distributed.shard == "full"
-        ema = (
-            ModelEmaV3(model, decay, use_warmup=config.train.ema_warmup, foreach=not in_shards)
-            if decay
-            else None
-        )
-        for one in [model] if ema is None else [model, ema.module]:
-            self._move_to_device(one)
+        ema = self._build_ema(model)
+        self._move_to_device(model)
+        if ema is not None:
+            self._move_to_device(ema.module)
         scaler = torch.amp.GradScaler(device.type, enabled=in_precision == "fp16")
-        state = TrainState(model, self.build_optimizer(model, phase), scaler, ema, phase)
-        return Fresh(state, weights)
+        return BuiltState(TrainState(model, self.build_optimizer(model, phase), scaler, ema, phase), weights)
+
+    def _build_ema(self, model: Classifier) -> ModelEmaV3 | None:
+        train, sharded = self.config.train, self.config.distributed.shard == "full"
+        if not train.ema_decay:
+            return None
+        return ModelEmaV3(model, train.ema_decay, use_warmup=train.ema_warmup, foreach=not sharded)
 
     def _move_to_device(self, model: Classifier) -> None:
         """Move a model to this rank's device, all of it or its shard."""
-        if self.config.distributed.shard == "full":
-            data_parallel.shard(
-                model, model.backbone, self.ranks
-            )  # which takes parameters in the default layout alone
+        if self.config.distributed.shard == "full":  # takes parameters in the default layout alone
+            data_parallel.shard(model, model.backbone, self.ranks)
         elif self.config.train.channels_last:
             model.to(memory_format=torch.channels_last)
         model.to(self.ranks.device)
@@ -117,25 +119,20 @@ class TrainingSetup:
         groups = parameter_groups(model, self.config.optim, weight_decay=phase.weight_decay)
         optimizer = build_optimizer(groups, phase, lr=state.lr)
         if isinstance(phase.until, SwatsRule):
-            watch(optimizer, state.swats, phase.until)
+            attach_swats(optimizer, state.swats, phase.until)
         return optimizer
 
-    def _loader(self, data: prepare.Prepared, view: Augmentation | CentreCrop) -> Loader:
-        images = Images(data.store, self.labels, view)
-        return Loader(images, loader.worker_count(self.config.data.workers, self.ranks), self.ranks.device)
 
-
-@dataclasses.dataclass
-class Fresh:
-    """A state, and where its first weights came from."""
+class BuiltState(NamedTuple):
+    """A state, and where its first weights came from (source, tensors, share loaded)."""
 
     state: TrainState
     weights: dict[str, Any]
 
 
-@dataclasses.dataclass
-class Start:
-    """A state to go on from, and what was decided once for the whole run."""
+@dataclass(frozen=True)
+class RunStart:
+    """The state to go on from, and what is decided once for the whole run."""
 
     state: TrainState
     weights: dict[str, Any]
@@ -145,43 +142,37 @@ class Start:
     """images computed at once, over all ranks"""
 
     def step_settings(self, config: Config, ranks: Ranks) -> StepSettings:
-        """How each step learns."""
+        """What is the same for every training step."""
         return StepSettings(
-            config.seed,
-            config.train.label_smoothing,
-            config.train.mix,
-            config.optim.clip_norm,
-            max(1, self.batch_size // ranks.world_size),
-            self.precision,
-            ranks,
+            seed=config.seed,
+            label_smoothing=config.train.label_smoothing,
+            mix=config.train.mix,
+            clip_norm=config.optim.clip_norm,
+            micro_batch_size=max(1, self.batch_size // ranks.world_size),
+            precision=self.precision,
+            ranks=ranks,
         )
 
 
-def resume_or_start(job: TrainingSetup) -> Start:
-    """A fresh state, or that of the checkpoint from which the run goes on.
+def resume_or_start(setup: TrainingSetup) -> RunStart:
+    """A new state, or that of the checkpoint from which the run goes on.
 
     Raises:
         UserError: model, weights or optimizer do not fit, or the checkpoint is of another run.
     """
-    config, ranks = job.config, job.ranks
-    before = ranks.broadcast(resume.start_from(config, job.classes, job.samples) if ranks.is_main else None)
-    if before is None:
-        resolved = ranks.broadcast(resolve(config.train.precision, ranks.device))
-        fresh = job.build_state(phases.first(config.optim), resolved, pretrained=True)
-        batch_size = auto_batch_size.auto_batch_size(config, fresh.state.model, resolved, ranks)
-        return Start(fresh.state, fresh.weights, resolved, batch_size)
-    path, content = before
+    config, ranks = setup.config, setup.ranks
+    checkpoint = resume.start_from(config, setup.classes, setup.samples) if ranks.is_main else None
+    checkpoint = ranks.broadcast(checkpoint)
+    if checkpoint is None:
+        precision = ranks.broadcast(resolve_precision(config.train.precision, ranks.device))
+        state, weights = setup.build_state(phases.first(config.optim), precision, pretrained=True)
+        batch_size = auto_batch_size.auto_batch_size(config, state.model, precision, ranks)
+        return RunStart(state, weights, precision, batch_size)
+    path, content = checkpoint
     phase = PhaseState.load(content["phase"])
-    fresh = job.build_state(phase, content["precision"], pretrained=False)
-    restore(fresh.state, content, path)
+    state, _ = setup.build_state(phase, content["precision"], pretrained=False)
+    restore(state, content, path)
     lr = config.optim.resolved_phases[phase.index].lr
     if lr is not None:  # with train.resume_force it may be another one
-        fresh.state.phase.lr = lr
-    return Start(fresh.state, content["weights"], content["precision"], content["batch_size"])
-
-
-def _choose_algorithms(config: TrainConfig) -> None:
-    torch.backends.cudnn.benchmark = not config.deterministic
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    torch.use_deterministic_algorithms(config.deterministic)
+        state.phase.lr = lr
+    return RunStart(state, content["weights"], content["precision"], content["batch_size"])

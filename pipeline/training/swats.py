@@ -62,7 +62,7 @@ class Projection:
         return -squares / along if along else None
 
 
-def watch(optimizer: Optimizer, state: SwatsState, rule: SwatsRule) -> None:
+def attach_swats(optimizer: Optimizer, state: SwatsState, rule: SwatsRule) -> None:
     """Have `state` observe every step that the optimizer takes from here on."""
     beta = optimizer.param_groups[0].get("betas", (0.9, BETA))[1]
     looks: list[Projection] = []

@@ -1,34 +1,41 @@
 """A whole run: from a configuration to `best.pt`, and from wherever it was interrupted."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import nn
 
 from pipeline.common import console, files, hardware, signals
-from pipeline.common.errors import Stopped, UserError
+from pipeline.common.errors import UserError
 from pipeline.config.schema import Config
 from pipeline.data import sampling
-from pipeline.data.loader import Batch
 from pipeline.distributed import process_group
 from pipeline.distributed.data_parallel import replicate
 from pipeline.distributed.process_group import Ranks
-from pipeline.inference import predict
 from pipeline.plots import training_curves
 from pipeline.runs import status
-from pipeline.runs.checkpoints import keep_last, save
 from pipeline.runs.trackers import MultiTracker, NullTracker, Tracker, build_tracker
-from pipeline.training import gradient_histograms, phases, resume, setup, step
+from pipeline.training import gradient_histograms, phases, resume
+from pipeline.training.checkpointing import Checkpointer
 from pipeline.training.description import describe_run
 from pipeline.training.epoch_meter import EpochMeter, NotFinite
 from pipeline.training.freezing import FreezeSchedule
 from pipeline.training.optimizer import carry_momentum
-from pipeline.training.setup import TrainingSetup
-from pipeline.training.state import Best, Totals, checkpoint_content
+from pipeline.training.setup import TrainingSetup, resume_or_start
+from pipeline.training.state import Best, Totals
+from pipeline.training.step import train_step
+from pipeline.training.validation import Validator
 
-REDRAW_S = 60.0  # of curves.png, at the most
+REDRAW_S = 60.0  # between two drawings of curves.png, at least
+SHOWN_OF_AN_EPOCH = (
+    *("lr", "train_loss", "train_top1", "val_loss", "val_top1"),
+    *("grad_norm", "images_per_s", "data_wait"),
+)
 
 
 def train(config: Config, watch: Tracker = NullTracker()) -> dict[str, Any]:  # noqa: B008  # it has no state
@@ -41,64 +48,70 @@ def train(config: Config, watch: Tracker = NullTracker()) -> dict[str, Any]:  # 
         UserError: data, weights or checkpoint are missing or do not fit, or the loss diverged.
         Stopped: a signal came; `last.pt` holds everything to go on from.
     """
+    hardware.configure(deterministic=config.train.deterministic)
     joined = process_group.join(config.train.device, config.distributed.timeout_s)
     with joined as ranks, signals.deferred() as stop:
-        run = Trainer(config, ranks, stop)
+        trainer = Trainer(config, ranks, stop)
         try:
             with status.running(config.run_dir) if ranks.is_main else nullcontext():
-                run.open(watch)
-                run.complete()
+                trainer.open(watch)
+                trainer.run()
         finally:
-            run.close()
-        return run.result() if ranks.is_main else {}
+            trainer.close()
+        return trainer.result() if ranks.is_main else {}
 
 
 class Trainer:
     """One run on one rank: the `TrainState` on its way through the epochs."""
 
-    track: Tracker = NullTracker()
+    tracker: Tracker = NullTracker()
 
     def __init__(self, config: Config, ranks: Ranks, stop: signals.StopRequest) -> None:
-        self.config, self.ranks, self.stop = config, ranks, stop
+        self.config, self.ranks = config, ranks
         self.setup = TrainingSetup(config, ranks)
-        self.calendar = self.setup.calendar
-        self.last_step = min(self.calendar.last_step, config.train.max_steps or self.calendar.last_step)
-        self.start = setup.resume_or_start(self.setup)
+        self.clock = self.setup.clock
+        self.start = resume_or_start(self.setup)
         self.state, self.settings = self.start.state, self.start.step_settings(config, ranks)
-        self.freezing = FreezeSchedule(config, self.state.model)
-        self.ddp_model, self.frozen = self.state.model, -1
-        # Of an epoch that an earlier process learned, and that is only to be closed, the speed is not known.
+        self.checkpointer = Checkpointer(self.setup, self.start, stop)
+        self.validator = Validator(self.setup, self.start, self.checkpointer)
+        self.freeze_schedule = FreezeSchedule(config, self.state.model)
+        self.ddp_model: nn.Module = self.state.model
+        self.wrapped_for: int | None = None  # the number of frozen stages that ddp_model was made for
+        # The speed of an epoch that an earlier process trained, and that is only to be closed, is not known.
         self.speed: dict[str, float | None] = {"images_per_s": None, "data_wait": None}
-        self.saved_at = self.drawn_at = time.monotonic()
+        self.drawn_at = time.monotonic()
         if ranks.is_main and resume.wanted_of(config) == "never":
             resume.put_aside(config.run_dir)
 
     def open(self, watch: Tracker) -> None:
-        """Say what begins, and open the log, on the first rank."""
+        """Describe the run, and open its log, on the first rank."""
         if self.ranks.is_main:
-            if not self._finished():  # else leave its record alone: it may be of other code, another machine
-                describe_run(self.setup, self.start, self.last_step)
-            self.track = MultiTracker(build_tracker(self.config, self.state.step), watch)
+            if (
+                not self._is_finished()
+            ):  # a finished run keeps its description: of other code, another machine
+                describe_run(self.setup, self.start)
+            self.tracker = MultiTracker(build_tracker(self.config, self.state.step), watch)
 
-    def complete(self) -> None:
-        """Learn and validate, epoch by epoch, until the last step.
+    def run(self) -> None:
+        """Train and validate, epoch by epoch, until the last step.
 
         Raises:
             UserError: the loss is not finite.
+            Stopped: a signal came.
         """
         try:
             while True:
-                if self.state.totals.seen and self._epoch_is_over():
+                if self.state.totals.seen and self.setup.is_epoch_end(self.state.step):
                     self._close_epoch()
-                if self._finished():
+                if self._is_finished():
                     return
                 self._train_epoch()
-        except NotFinite as found:
-            raise self._diverged(found) from found
+        except NotFinite as error:
+            raise self._diverged(error) from error
 
     def close(self) -> None:
         """End the log, and draw it."""
-        self.track.close()
+        self.tracker.close()
         if self.ranks.is_main:
             training_curves.draw(self.config.run_dir)
 
@@ -119,164 +132,114 @@ class Trainer:
             "checkpoint": str(path),
         }
 
-    def _epoch_is_over(self) -> bool:
-        return self.state.step in self.calendar.starts or self.state.step >= self.last_step
-
-    def _finished(self) -> bool:
-        """Whether the last step is taken, or validation has not improved for too long."""
-        best, patience = self.state.best, self.config.train.early_stop_epochs
-        over = self.calendar.epochs_over(self.state.step)
-        waited_enough = bool(patience and best and over - best.epoch >= patience)
-        closed = not self.state.totals.seen
-        return closed and (self.state.step >= self.last_step or (waited_enough and self._epoch_is_over()))
-
-    # Learning
+    # One epoch
 
     def _train_epoch(self) -> None:
-        """Learn from wherever the epoch stands to its end, to the last step, or to a signal."""
-        state, epoch = self.state, self.calendar.epoch(self.state.step)
-        begun = state.step - self.calendar.starts[epoch]
-        batches = self.setup.epoch_batches(epoch)[begun : begun + self.last_step - state.step]
-        served = self.setup.train_loader.batches(epoch, sampling.shard_batches(batches, self.ranks))
-        self._set_train_mode(epoch)
+        """Train from wherever the epoch stands to its end, the last step, or a signal to stop."""
+        state = self.state
+        epoch, batches = self._rest_of_epoch()
+        shards = self.setup.train_loader.batches(epoch, sampling.shard_batches(batches, self.ranks))
         meter = EpochMeter(state.totals, self.ranks)
+        self._set_train_mode(epoch)
         with console.bar(f"epoch {epoch + 1}/{self.config.train.epochs}", sum(map(len, batches))) as bar:
-            for draws, batch in zip(batches, meter.timed(served), strict=True):
-                self._switch_phase_if_due()
-                rates = phases.rates(self.config, state.phase, state.step, self.calendar)
-                inspect = self._log_gradients if self._histograms_are_due() else None
-                of_batch = step.train_step(
-                    state, self.ddp_model, batch, len(draws), rates, self.settings, inspect
+            for samples, batch in zip(batches, meter.timed(shards), strict=True):
+                self._switch_phase_if_due()  # Adam -> SGD
+                rates = self._rates(state.step)
+                on_gradients = self._gradient_logger()
+                sums = train_step(
+                    state, self.ddp_model, batch, len(samples), rates, self.settings, on_gradients
                 )
-                meter.add(state.step, draws, of_batch)
-                bar.advance(len(draws), **self._log_step(rates, meter))
-                if self._look_is_due():
-                    self._look_within_epoch(epoch, meter)
-                stopping, due = self.ranks.any_rank(self.stop.name is not None, self._save_is_due())
-                if stopping or due:
-                    state.totals = meter.totals()
-                    self._save("last.pt")
-                if stopping:
-                    self._stop()
+                meter.add(state.step, samples, sums)
+                bar.advance(len(samples), **self._log_step_if_due(rates, meter))
+                if self.validator.run_if_due(meter, self.tracker):
+                    self._set_train_mode(epoch)
+                self.checkpointer.save_if_due(meter)  # raises Stopped when any rank was asked to stop
         state.totals = meter.totals()
         self.speed = {**meter.speed()}
 
+    def _rest_of_epoch(self) -> tuple[int, list[npt.NDArray[np.int64]]]:
+        """The epoch of the next step (from 0), and its batches that are still to come, over all ranks."""
+        step = self.state.step
+        epoch = self.clock.epoch(step)
+        done = step - self.clock.starts[epoch]
+        return epoch, self.setup.epoch_batches(epoch)[done : done + self.setup.last_step - step]
+
     def _set_train_mode(self, epoch: int) -> None:
-        """Training mode; what exchanges gradients is made anew for the parameters that have some."""
-        frozen = self.freezing.apply(epoch)
-        if frozen != self.frozen:
-            model = self.state.model
-            compiled = torch.compile(model) if self.config.train.compile else model
-            replica = replicate(compiled, self.config.distributed, self.ranks)  # type: ignore[arg-type]
-            self.ddp_model, self.frozen = replica, frozen  # type: ignore[assignment]
+        """Training mode but for what is frozen; compiled, and in DDP, which buckets what has gradients."""
+        frozen_stages = self.freeze_schedule.apply(epoch)
+        if frozen_stages != self.wrapped_for:
+            model = torch.compile(self.state.model) if self.config.train.compile else self.state.model
+            self.ddp_model = replicate(model, self.config.distributed, self.ranks)  # type: ignore[arg-type]
+            self.wrapped_for = frozen_stages
 
     def _switch_phase_if_due(self) -> None:
         """Change the optimizer when the phase that the next step belongs to is another one."""
         state, optim_config = self.state, self.config.optim
         phase = optim_config.resolved_phases[state.phase.index]
-        if not phases.is_over(phase, state.phase, state.step, self.calendar):
+        if not phases.is_over(phase, state.phase, state.step, self.clock):
             return
         state.phase = phases.following(optim_config, state.phase, state.step)
         phase, before = optim_config.resolved_phases[state.phase.index], state.optimizer
         state.optimizer = self.setup.build_optimizer(state.model, state.phase)
         if phase.carry_momentum:
             carry_momentum(before, state.optimizer, phase.momentum or 0.0)
-        epoch = self.calendar.moment(state.step).epoch
-        self.track.log(
-            {
-                "kind": "phase",
-                "step": state.step + 1,
-                "epoch": epoch,
-                "phase": phase.name,
-                "lr": state.phase.lr,
-            }
-        )
-        console.say(
-            f"phase  {phase.name} from step {state.step + 1} (epoch {epoch:.4g}), lr {state.phase.lr:.4g}"
-        )
+        step, epoch, lr = state.step + 1, self.clock.moment(state.step).epoch, state.phase.lr
+        self.tracker.log({"kind": "phase", "step": step, "epoch": epoch, "phase": phase.name, "lr": lr})
+        console.say(f"phase  {phase.name} from step {step} (epoch {epoch:.4g}), lr {lr:.4g}")
 
-    def _log_step(self, rates: phases.Rates, meter: EpochMeter) -> dict[str, float]:
-        """Log every so many steps, and tell the bar: only then are the losses waited for."""
+    def _rates(self, step: int) -> phases.Rates:
+        return phases.rates(self.config, self.state.phase, step, self.clock)
+
+    def _gradient_logger(self) -> Callable[[], None] | None:
+        """What logs histograms of the next step's gradients, where they are due."""
+        every = self.config.tracking.gradients_every_steps
+        if not self.ranks.is_main or every is None or (self.state.step + 1) % every:
+            return None
+        return self._log_gradients
+
+    def _log_gradients(self) -> None:
+        histograms = gradient_histograms.histograms(self.state.model)
+        self.tracker.log({"kind": "gradients", "step": self.state.step + 1, "histograms": histograms})
+
+    def _log_step_if_due(self, rates: phases.Rates, meter: EpochMeter) -> dict[str, float]:
+        """Log every so many steps; return what the bar shows. Only then are the losses waited for."""
         if self.state.step % self.config.tracking.log_every_steps:
             return {}
         last = meter.last()
-        self.track.log({"kind": "step", "step": self.state.step, **rates._asdict(), **last})
+        self.tracker.log({"kind": "step", "step": self.state.step, **rates._asdict(), **last})
         return {"loss": last["loss"], "lr": rates.lr}
 
-    def _histograms_are_due(self) -> bool:
-        every = self.config.tracking.gradients_every_steps
-        return self.ranks.is_main and every is not None and (self.state.step + 1) % every == 0
-
-    def _log_gradients(self) -> None:
-        found = gradient_histograms.histograms(self.state.model)
-        self.track.log({"kind": "gradients", "step": self.state.step + 1, "histograms": found})
-
-    def _look_is_due(self) -> bool:
-        every = self.config.train.eval_every_steps
-        return every is not None and self.state.step % every == 0 and not self._epoch_is_over()
-
-    def _look_within_epoch(self, epoch: int, meter: EpochMeter) -> None:
-        """Validate between two steps; the best so far is saved. Then go on in training mode."""
-        state, last = self.state, Best(epoch + 1, self.state.step)
-        with meter.paused():
-            last.top1, last.loss = self._validate()
-        chosen = self._choose(last)
-        within = self.calendar.moment(state.step).epoch
-        looked = {"val_loss": last.loss, "val_top1": last.top1}
-        self.track.log({"kind": "val", "step": state.step, "epoch": within, **looked})
-        if chosen:
-            state.totals = meter.totals()
-            self._save("best.pt")
-        self._set_train_mode(epoch)
-
-    # The end of an epoch
+    # The end of an epoch, and of the run
 
     def _close_epoch(self) -> None:
-        """Validate, see whether it is the best, log, save."""
+        """Validate, keep the best, log, save."""
         state, totals = self.state, self.state.totals
-        now = Best(self.calendar.epochs_over(state.step), state.step)
+        now = Best(self.clock.epochs_over(state.step), state.step)
         if len(self.setup.val_rows):
-            now.top1, now.loss = self._validate()
+            now.top1, now.loss = self.validator.measure()
             phases.observe(self.config, state.phase, now.loss)
-        chosen = self._choose(now)
+        is_best = self.validator.keep_if_best(now)
         record = self._epoch_record(now, totals)
-        self.track.log(record)
+        self.tracker.log(record)
         state.totals = Totals()
-        if chosen:
-            self._save("best.pt")
-        self._save("last.pt")
+        if is_best:
+            self.checkpointer.save("best.pt")
+        self.checkpointer.save("last.pt")
         if self.ranks.is_main and time.monotonic() - self.drawn_at >= REDRAW_S:
             self.drawn_at = time.monotonic()
             training_curves.draw(self.config.run_dir)
-        shown = (
-            "lr",
-            "train_loss",
-            "train_top1",
-            "val_loss",
-            "val_top1",
-            "grad_norm",
-            "images_per_s",
-            "data_wait",
-        )
-        figures = [f"{name} {record[name]:.4g}" for name in shown if record[name] is not None]
+        figures = [f"{name} {record[name]:.4g}" for name in SHOWN_OF_AN_EPOCH if record[name] is not None]
         epoch = f"epoch {now.epoch}/{self.config.train.epochs}"
-        console.say("  ".join([epoch, *figures, *["best so far"] * chosen]))
-
-    def _choose(self, now: Best) -> bool:
-        """Whether a look is the best so far; if it is, it becomes the state's."""
-        chosen = now.beats(self.state.best)
-        self.state.best = now if chosen else self.state.best
-        return chosen
+        console.say("  ".join([epoch, *figures, *["best so far"] * is_best]))
 
     def _epoch_record(self, now: Best, totals: Totals) -> dict[str, Any]:
         state = self.state
-        rates = phases.rates(self.config, state.phase, state.step - 1, self.calendar)
         return {
             "kind": "epoch",
             "step": state.step,
             "epoch": now.epoch,
             "phase": self.config.optim.resolved_phases[state.phase.index].name,
-            **rates._asdict(),
+            **self._rates(state.step - 1)._asdict(),
             "train_loss": totals.loss / totals.seen,
             "train_top1": totals.correct / totals.seen,
             "val_loss": now.loss,
@@ -286,63 +249,24 @@ class Trainer:
             "memory_gib": hardware.peak_bytes(self.ranks.device) / 2**30,
         }
 
-    def _validate(self) -> tuple[float, float]:
-        rows = self.setup.val_rows
-        batches, _ = sampling.distribute_batches(
-            sampling.in_order(rows, self.config.eval.batch_size), self.ranks
-        )
-        served = self._until_stopped(self.setup.val_loader.batches(0, batches))
-        looked = predict.look(self.state.eval_model, served, rows, self.settings.precision, self.ranks)
-        return looked.top1_and_loss(self.setup.labels)
+    def _is_finished(self) -> bool:
+        """Whether the last step is taken and its epoch closed, or validation has not improved for too long."""
+        if self.state.totals.seen:  # of an epoch that is not closed
+            return False
+        best, patience, step = self.state.best, self.config.train.early_stop_epochs, self.state.step
+        waited = self.clock.epochs_over(step) - best.epoch if best else 0
+        stops_early = bool(patience and best and waited >= patience)
+        return step >= self.setup.last_step or (stops_early and self.setup.is_epoch_end(step))
 
-    def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        for batch in batches:
-            # Within an epoch a stop waits for the look's end: a checkpoint of its step means that it was made.
-            if self.ranks.any_rank(self.stop.name is not None and self._epoch_is_over())[0]:
-                self._save("last.pt")
-                self._stop()
-            yield batch
-
-    # Saving and ending
-
-    def _save_is_due(self) -> bool:
-        every, minutes = self.config.train.checkpoint_every_steps, self.config.train.checkpoint_every_minutes
-        by_step = every is not None and self.state.step % every == 0
-        return by_step or (minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes)
-
-    def _save(self, name: str) -> None:
-        about = {
-            "config": self.config.model_dump(mode="json"),
-            "classes": self.setup.classes,
-            "samples": self.setup.samples,
-            "precision": self.settings.precision,
-            "batch_size": self.start.batch_size,
-            "weights": self.start.weights,
-        }
-        content = checkpoint_content(self.state, self.calendar.epoch(self.state.step), about, self.ranks)
-        if self.ranks.is_main:
-            folder = self.config.checkpoints_dir
-            save(folder / name, content)
-            if name == "last.pt":
-                keep_last(folder, self.state.step, self.config.train.keep_checkpoints)
-        self.saved_at = time.monotonic()
-        self.ranks.barrier()
-
-    def _stop(self) -> None:
-        raise Stopped(
-            f"stopped by {self.stop.name or 'a signal on another rank'} at step {self.state.step} of "
-            f"{self.last_step}, saved in {self.config.checkpoints_dir / 'last.pt'}; the same command goes on"
-        )
-
-    def _diverged(self, found: NotFinite) -> UserError:
-        """Write down which images were in the batch; the sentence that ends the run."""
+    def _diverged(self, error: NotFinite) -> UserError:
+        """Write down which images were in the batch; return the sentence that ends the run."""
         path = self.config.run_dir / "diverged.json"
-        images = self.setup.ids[found.draws % len(self.setup.labels)].tolist()
-        rates = phases.rates(self.config, self.state.phase, found.step - 1, self.calendar)
+        images = self.setup.ids[error.draws % len(self.setup.labels)].tolist()
+        rates = self._rates(error.step - 1)
         if self.ranks.is_main:
-            about = {"step": found.step, "loss": str(found.loss), **rates._asdict(), "images": images}
+            about = {"step": error.step, "loss": str(error.loss), **rates._asdict(), "images": images}
             files.write_json(path, about)
         return UserError(
-            f"step {found.step}: the loss is {found.loss}, training has diverged at learning rate {rates.lr:g}; "
+            f"step {error.step}: the loss is {error.loss}, training has diverged at learning rate {rates.lr:g}; "
             f"lower optim.lr or set optim.clip_norm; the ids of the batch's images are in {path}"
         )

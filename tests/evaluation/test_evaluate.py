@@ -122,11 +122,11 @@ def test_a_row_predicted_twice_or_not_at_all_is_an_error() -> None:
             return torch.zeros(len(images), 4)
 
     wanted = np.arange(4)
-    looked = predict.look(Constant(), [batch(3, 1), batch(0, 2)], wanted, "fp32", ranks)
+    looked = predict.predict_batches(Constant(), [batch(3, 1), batch(0, 2)], wanted, "fp32", ranks)
     assert looked.rows.tolist() == [0, 1, 2, 3]
     for batches in ([batch(0, 1, 2)], [batch(0, 1, 2, 3), batch(3)], [batch(0, 1, 2, 2)]):
         with pytest.raises(DataError, match="4 images were to be predicted"):
-            predict.look(Constant(), batches, wanted, "fp32", ranks)
+            predict.predict_batches(Constant(), batches, wanted, "fp32", ranks)
 
 
 def test_outputs_are_kept_in_the_order_of_the_predictions(run: Path) -> None:
@@ -163,13 +163,13 @@ def test_without_validation_no_temperature_is_fitted_and_that_is_said(
 
 def test_views_are_averaged_as_probabilities(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tables, served = {}, []
-    original = predict.look
+    original = predict.predict_rows
 
-    def noted(*arguments: Any) -> predict.Predictions:
-        served.append(original(*arguments))
+    def noted(*arguments: Any, **options: Any) -> predict.Predictions:
+        served.append(original(*arguments, **options))
         return served[-1]
 
-    monkeypatch.setattr(predict, "look", noted)
+    monkeypatch.setattr(predict, "predict_rows", noted)
     for tta, views in (("none", 1), ("flip", 2), ("ten_crop", 10)):
         served.clear()
         assert tiny.do("eval", run, f"eval.tta={tta}", "eval.split=val") == 0

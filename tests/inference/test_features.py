@@ -10,6 +10,7 @@ from pipeline.config.schema import Config
 from pipeline.data import prepare
 from pipeline.distributed.process_group import Ranks
 from pipeline.inference import features, load_model
+from pipeline.inference.predict import last_layer_inputs
 from pipeline.models.build import build, without_weights
 from pipeline.models.classifier import Classifier
 from pipeline.runs.checkpoints import read
@@ -69,11 +70,11 @@ def test_networks_of_other_families_have_features_too(name: str) -> None:
     px = 160 if name == "test_vit" else 64
     images = torch.randint(0, 256, (2, 3, px, px), dtype=torch.uint8)
     model.eval()
-    with torch.no_grad(), features.penultimate(model) as seen:
+    with torch.no_grad(), last_layer_inputs(model) as inputs:
         logits = model(images)
-    assert seen[0].shape[0] == 2
+    assert inputs[0].shape[0] == 2
     assert isinstance(model.head, nn.Linear)
-    torch.testing.assert_close(model.head(seen[0]), logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model.head(inputs[0]), logits, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         model(images)
-    assert len(seen) == 1  # the hook is gone
+    assert len(inputs) == 1  # the hook is gone

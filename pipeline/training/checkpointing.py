@@ -1,0 +1,76 @@
+"""Writing `best.pt` and `last.pt` of a run: when they are due, and before a run that was asked to stop ends."""
+
+import time
+
+from pipeline.common import signals
+from pipeline.common.errors import Stopped
+from pipeline.runs import checkpoints
+from pipeline.training.epoch_meter import EpochMeter
+from pipeline.training.setup import RunStart, TrainingSetup
+from pipeline.training.state import checkpoint_content
+
+
+class Checkpointer:
+    """Saves the state of one run; all ranks call every method, and the first one writes."""
+
+    def __init__(self, setup: TrainingSetup, start: RunStart, stop: signals.StopRequest) -> None:
+        self.setup, self.start, self.stop = setup, start, stop
+        self.config, self.ranks, self.state = setup.config, setup.ranks, start.state
+        self.saved_at = time.monotonic()
+
+    def save(self, name: str) -> None:
+        """Write checkpoints/NAME; with `last.pt`, keep those of the last few steps too."""
+        run_facts = {
+            "config": self.config.model_dump(mode="json"),
+            "classes": self.setup.classes,
+            "samples": self.setup.samples,
+            "precision": self.start.precision,
+            "batch_size": self.start.batch_size,
+            "weights": self.start.weights,
+        }
+        epochs = self.setup.clock.epoch(self.state.step)
+        content = checkpoint_content(self.state, epochs, run_facts, self.ranks)
+        if self.ranks.is_main:
+            folder = self.config.checkpoints_dir
+            checkpoints.save(folder / name, content)
+            if name == "last.pt":
+                checkpoints.keep_last(folder, self.state.step, self.config.train.keep_checkpoints)
+        self.saved_at = time.monotonic()
+        self.ranks.barrier()
+
+    def save_if_due(self, meter: EpochMeter) -> None:
+        """Within an epoch: save every so many steps or minutes, and before the run stops.
+
+        Raises:
+            Stopped: any rank was asked to stop.
+        """
+        stopping, due = self.ranks.any_rank(self.stop.name is not None, self._is_due())
+        if stopping or due:
+            self.state.totals = meter.totals()
+            self.save("last.pt")
+        if stopping:
+            raise self._stopped()
+
+    def stop_if_asked(self) -> None:
+        """Between two batches of validation: save and stop, unless validation is within an epoch.
+
+        There a stop waits for validation's end: the checkpoint of that step means that it is done.
+
+        Raises:
+            Stopped: any rank was asked to stop.
+        """
+        asked = self.stop.name is not None and self.setup.is_epoch_end(self.state.step)
+        if self.ranks.any_rank(asked)[0]:
+            self.save("last.pt")
+            raise self._stopped()
+
+    def _is_due(self) -> bool:
+        every, minutes = self.config.train.checkpoint_every_steps, self.config.train.checkpoint_every_minutes
+        by_step = every is not None and self.state.step % every == 0
+        return by_step or (minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes)
+
+    def _stopped(self) -> Stopped:
+        return Stopped(
+            f"stopped by {self.stop.name or 'a signal on another rank'} at step {self.state.step} of "
+            f"{self.setup.last_step}, saved in {self.config.checkpoints_dir / 'last.pt'}; the same command goes on"
+        )

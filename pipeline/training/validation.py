@@ -1,0 +1,60 @@
+"""Validation of a run, at the end of an epoch and between its steps, and the choice of the best checkpoint."""
+
+from pipeline.inference.predict import predict_rows
+from pipeline.runs.trackers import Tracker
+from pipeline.training.checkpointing import Checkpointer
+from pipeline.training.epoch_meter import EpochMeter
+from pipeline.training.setup import RunStart, TrainingSetup
+from pipeline.training.state import Best
+
+
+class Validator:
+    """Measures the state of one run on the validation images; all ranks call every method."""
+
+    def __init__(self, setup: TrainingSetup, start: RunStart, checkpointer: Checkpointer) -> None:
+        self.setup, self.config, self.ranks = setup, setup.config, setup.ranks
+        self.state, self.precision, self.checkpointer = start.state, start.precision, checkpointer
+
+    def measure(self) -> tuple[float, float]:
+        """Top-1 (0..1) and mean cross-entropy (nats) over the validation images; the model is in eval mode then.
+
+        Raises:
+            Stopped: at the end of an epoch, a rank was asked to stop.
+        """
+        predictions = predict_rows(
+            self.state.eval_model,
+            self.setup.val_loader,
+            self.setup.val_rows,
+            self.precision,
+            self.ranks,
+            batch_size=self.config.eval.batch_size,
+            before_batch=self.checkpointer.stop_if_asked,
+        )
+        return predictions.top1_and_loss(self.setup.labels)
+
+    def run_if_due(self, meter: EpochMeter, tracker: Tracker) -> bool:
+        """Between two steps: validate every `train.eval_every_steps`; save `best.pt` when it is the best so far.
+
+        Returns whether it was due.
+        """
+        state, every = self.state, self.config.train.eval_every_steps
+        if every is None or state.step % every or self.setup.is_epoch_end(state.step):
+            return False
+        now = Best(self.setup.clock.epochs_over(state.step), state.step)
+        with meter.paused():
+            now.top1, now.loss = self.measure()
+        is_best = self.keep_if_best(now)
+        epoch = self.setup.clock.moment(state.step).epoch
+        tracker.log(
+            {"kind": "val", "step": state.step, "epoch": epoch, "val_loss": now.loss, "val_top1": now.top1}
+        )
+        if is_best:
+            state.totals = meter.totals()
+            self.checkpointer.save("best.pt")
+        return True
+
+    def keep_if_best(self, now: Best) -> bool:
+        """Whether a validation is the best so far; if so, the state remembers it."""
+        is_best = now.beats(self.state.best)
+        self.state.best = now if is_best else self.state.best
+        return is_best
