@@ -125,7 +125,7 @@ def step_side(config: Config, ours: bool) -> float:
     """Images a second over two steps after one to warm up."""
     device = process_group.select_device(config.train.device) if ours else torch.device("cpu")
     ranks = Ranks(0, 1, 1, device)
-    chosen = precision.resolve(config.train.precision if ours else "fp32", device)
+    chosen = precision.resolve_precision(config.train.precision if ours else "fp32", device)
     state = fresh_state(config, device, chosen, torch.channels_last if ours else torch.contiguous_format)
     how = step.StepSettings(0, 0.1, (), None, BATCH, chosen, ranks)
     console.say(f"       {'ours' if ours else 'plain'}: {chosen} on {device.type}")
@@ -201,7 +201,7 @@ def bench_ddp(words: list[str], config: Config) -> None:
 def ranks_side(config: Config) -> None:
     """Print images a second over all ranks: of steps, and of steps without any exchange."""
     with process_group.join(config.train.device) as ranks:
-        chosen = precision.resolve(config.train.precision, ranks.device)
+        chosen = precision.resolve_precision(config.train.precision, ranks.device)
         own = BATCH_OF_RANKS // ranks.world_size
         batch, alone = random_batch(config, own), Ranks(0, 1, 1, ranks.device)
         with_, without = (fresh_state(config, ranks.device, chosen, torch.channels_last) for _ in range(2))

@@ -9,7 +9,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def resolve(wanted: Literal["auto"] | Precision, device: torch.device) -> Precision:
+def resolve_precision(wanted: Literal["auto"] | Precision, device: torch.device) -> Precision:
     """`wanted`; for auto, bf16 on GPUs and CPUs that compute in it, fp32 elsewhere.
 
     bf16 halves the memory of a step. Its speed over fp32 depends on the processor: `make bench`.

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from pipeline.models import precision
-from pipeline.models.precision import autocast, resolve
+from pipeline.models.precision import autocast, resolve_precision
 from tests.helpers import tiny
 
 CPU = torch.device("cpu")
@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("wanted", ["fp32", "bf16", "fp16"])
 def test_a_precision_that_is_asked_for_is_taken(wanted: precision.Precision) -> None:
-    assert resolve(wanted, CPU) == wanted
+    assert resolve_precision(wanted, CPU) == wanted
 
 
 @pytest.mark.parametrize(("has_it", "expected"), [(True, "bf16"), (False, "fp32")])
@@ -21,7 +21,7 @@ def test_auto_takes_bf16_on_a_cpu_that_has_it(
     monkeypatch: pytest.MonkeyPatch, has_it: bool, expected: str
 ) -> None:
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: has_it)
-    assert resolve("auto", CPU) == expected
+    assert resolve_precision("auto", CPU) == expected
 
 
 def test_autocast_computes_in_the_precision_and_is_inert_for_fp32() -> None:

@@ -110,7 +110,7 @@ def problem(optimizer: type[torch.optim.Optimizer], lr: float, **options: Any) -
 def test_a_step_of_sgd_is_seen_with_sgds_own_rate_whatever_the_multiplier() -> None:
     weight, optimizer = problem(torch.optim.SGD, 0.03)
     state = SwatsState()
-    swats.watch(optimizer, state, SwatsRule(tolerance=1e-7))
+    swats.attach_swats(optimizer, state, SwatsRule(tolerance=1e-7))
     for _ in range(2):
         weight.grad = torch.randn(5, 3)
         optimizer.step()
@@ -122,7 +122,7 @@ def test_a_step_of_adam_is_seen_as_the_paper_says() -> None:
     weight, optimizer = problem(torch.optim.Adam, 0.01)
     optimizer.param_groups[0]["lr_multiplier"] = 1.0
     state = SwatsState()
-    swats.watch(optimizer, state, SwatsRule(tolerance=1e-12))
+    swats.attach_swats(optimizer, state, SwatsRule(tolerance=1e-12))
     mean, rates = 0.0, []
     for count in range(1, 4):
         weight.grad = torch.randn(5, 3)

@@ -219,20 +219,20 @@ def test_reduce_on_plateau_is_that_of_torch(options: dict[str, int]) -> None:
 
 
 def test_a_calendar_of_epochs_of_different_lengths() -> None:
-    calendar = StepClock((2, 2, 5))
-    assert calendar.last_step == 9
-    assert [calendar.epoch(step) for step in range(10)] == [0, 0, 1, 1, 2, 2, 2, 2, 2, 3]
-    assert [calendar.epochs_over(step) for step in range(10)] == [0, 1, 1, 2, 2, 3, 3, 3, 3, 3]
-    assert calendar.moment(3) == TrainTime(1.5, 0.5, 3)
-    assert calendar.moment(6).epoch == pytest.approx(2.4)
-    assert calendar.moment(9).epoch == pytest.approx(3.0)
+    clock = StepClock((2, 2, 5))
+    assert clock.last_step == 9
+    assert [clock.epoch(step) for step in range(10)] == [0, 0, 1, 1, 2, 2, 2, 2, 2, 3]
+    assert [clock.epochs_over(step) for step in range(10)] == [0, 1, 1, 2, 2, 3, 3, 3, 3, 3]
+    assert clock.moment(3) == TrainTime(1.5, 0.5, 3)
+    assert clock.moment(6).epoch == pytest.approx(2.4)
+    assert clock.moment(9).epoch == pytest.approx(3.0)
 
 
 @pytest.mark.parametrize("steps", [3, 7, 13, 49, 93, 750])
 def test_a_milestone_falls_at_the_first_step_of_its_epoch_whatever_the_epochs_length(steps: int) -> None:
-    calendar = StepClock((steps,) * 90)
+    clock = StepClock((steps,) * 90)
     for schedule in (MultiStep(milestones=(29, 61), gamma=0.1), Step(every_epochs=29)):
-        before, at = (lr_at(schedule, 1.0, calendar.moment(29 * steps - back)) for back in (1, 0))
+        before, at = (lr_at(schedule, 1.0, clock.moment(29 * steps - back)) for back in (1, 0))
         assert (before, at) == (1.0, pytest.approx(0.1))
 
 

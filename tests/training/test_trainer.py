@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.common.errors import CheckpointError
 from pipeline.runs.checkpoints import FORMAT, read
-from pipeline.training.state import CheckpointError
-from pipeline.training.trainer import Trainer
+from pipeline.training.validation import Validator
 from tests.helpers import tiny
 
 STEPS_PER_EPOCH = 5  # 36 training images in batches of at most 8
@@ -159,15 +159,15 @@ def test_a_run_with_looks_that_is_stopped_ends_as_one_that_was_not(
 def test_a_stop_that_comes_within_a_look_waits_for_its_end(
     looked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    validate, looks = Trainer._validate, []
+    measure, steps = Validator.measure, []
 
-    def stopped_in_the_second(self: Trainer) -> tuple[float, float]:
-        looks.append(self.state.step)
-        if len(looks) == 2:
-            self.stop.name = "SIGTERM"
-        return validate(self)
+    def stopped_in_the_second(self: Validator) -> tuple[float, float]:
+        steps.append(self.state.step)
+        if len(steps) == 2:
+            self.checkpointer.stop.name = "SIGTERM"
+        return measure(self)
 
-    monkeypatch.setattr(Trainer, "_validate", stopped_in_the_second)
+    monkeypatch.setattr(Validator, "measure", stopped_in_the_second)
     assert tiny.do("train", tmp_path, *LOOKS) == 75
     assert tiny.records(tmp_path / "runs/tiny/log.jsonl")[-1]["kind"] == "val"
     monkeypatch.undo()
