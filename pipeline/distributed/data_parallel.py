@@ -1,11 +1,11 @@
 """How a model is spread over ranks: a replica on each (DDP), or a shard on each (FSDP2); on one rank, neither.
 
-A sharded state has the same names and, put together by `whole`, the same tensors as one that is not, so that
+A sharded state has the same names and, after `gather_full_tensors`, the same tensors as one that is not, so that
 checkpoints load anywhere.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -45,15 +45,14 @@ def replicate(model: nn.Module, config: DistributedConfig, ranks: Ranks) -> nn.M
 
 
 @contextmanager
-def without_gradient_sync(model: nn.Module, while_: bool) -> Iterator[None]:
-    """No gradients are exchanged in the backward passes of the block, while more of a step are to come."""
-    if while_ and isinstance(model, DistributedDataParallel):
-        with model.no_sync():
-            yield
-        return
+def gradient_sync(model: nn.Module, ranks: Ranks, *, last: bool) -> Iterator[None]:
+    """Average gradients over ranks in the backward pass of the block, if it is the `last` of a step."""
+    ranks.count_collective()
     if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(not while_)
-    yield
+        model.set_requires_gradient_sync(last)
+    skip = not last and isinstance(model, DistributedDataParallel)
+    with model.no_sync() if skip else nullcontext():  # type: ignore[operator]
+        yield
 
 
 def shard(model: nn.Module, backbone: nn.Module, ranks: Ranks) -> None:
@@ -103,12 +102,14 @@ def gather_full_tensors(tree: Tree, keep: bool) -> Tree:
         full = tensor.full_tensor()
         return full.cpu() if keep else full.new_empty(0)
 
-    found: Tree = pytree.tree_map_only(DTensor, gathered, tree)
-    return found
+    full_tree: Tree = pytree.tree_map_only(DTensor, gathered, tree)
+    return full_tree
 
 
-def shard_like(value: Any, own: Tensor) -> Any:
-    """A whole tensor, which every rank has, in shards as `own` is; anything else as it is."""
-    if not (isinstance(own, DTensor) and isinstance(value, Tensor) and value.shape == own.shape):
+def shard_like(value: Any, target: Tensor) -> Any:
+    """A full tensor, which every rank has, sharded as `target` is; anything else as it is."""
+    if not (isinstance(target, DTensor) and isinstance(value, Tensor) and value.shape == target.shape):
         return value
-    return distribute_tensor(value.to(own.device), own.device_mesh, own.placements, src_data_rank=None)
+    return distribute_tensor(
+        value.to(target.device), target.device_mesh, target.placements, src_data_rank=None
+    )

@@ -1,7 +1,7 @@
 """Two images of a batch become one, with both labels: mixup, CutMix, SnapMix.
 
-Which way, which partners, which ratio and which box are functions of a name such as (seed, step), so
-nothing is saved or restored. One ratio and one box serve a whole batch, as in the papers' own code.
+The way, the partners, the ratio and the box are functions of (seed, step, rank), so nothing is saved or
+restored. One ratio and one box serve a whole batch, as in the papers' own code.
 """
 
 from collections.abc import Sequence
@@ -19,65 +19,49 @@ from pipeline.models.classifier import Classifier, evaluating
 Box = tuple[slice, slice]  # rows, columns
 
 
-class Mixed(NamedTuple):
+class MixedBatch(NamedTuple):
     """A batch, two labels for each image, and the weight of each label in its loss."""
 
     image: Tensor
     """[B, 3, H, W], uint8, or float32 in 0..255"""
     label: Tensor
     """int64 [B]"""
-    other: Tensor
+    other_label: Tensor
     """int64 [B]"""
     weight: Tensor
     """float32 [B]"""
     other_weight: Tensor
     """float32 [B]; with SnapMix the two do not add up to 1"""
 
-    def loss(self, logits: Tensor, label_smoothing: float) -> Tensor:
-        """Sum over images (and heads) of the weighted cross-entropies; logits float32 [heads, B, C]."""
-        total = logits.new_zeros(())
-        for of_head in logits:
-            own = F.cross_entropy(of_head, self.label, reduction="none", label_smoothing=label_smoothing)
-            total = total + (self.weight * own).sum()
-            if self.other is not self.label:
-                other = F.cross_entropy(
-                    of_head, self.other, reduction="none", label_smoothing=label_smoothing
-                )
-                total = total + (self.other_weight * other).sum()
-        return total
 
-    def correct(self, logits: Tensor) -> Tensor:
-        """How many images are predicted as the heavier of their labels; logits [heads, B, C]."""
-        heavier = torch.where(self.weight >= self.other_weight, self.label, self.other)
-        return (logits.mean(0).argmax(1) == heavier).sum()
-
-
-def mix(batch: Batch, ways: Sequence[MixConfig], draws: np.random.Generator, model: Classifier) -> Mixed:
+def mix(
+    batch: Batch, ways: Sequence[MixConfig], generator: np.random.Generator, model: Classifier
+) -> MixedBatch:
     """Mix a batch in one of the ways, by their probabilities, or leave it as it is.
 
     Args:
         batch: on the model's device.
-        draws: a generator of this batch's own.
+        generator: of this batch's own random numbers.
         model: SnapMix asks it where the class is in an image.
     """
     one = torch.ones(len(batch.label), device=batch.label.device)
-    way = _chosen(ways, draws.random())
+    way = _chosen(ways, generator.random())
     if way is None or len(one) == 1:
-        return Mixed(batch.image, batch.label, batch.label, one, 0 * one)
-    partner = torch.from_numpy(draws.permutation(len(one))).to(one.device)
-    other = batch.label[partner]
-    ratio = draws.beta(way.alpha, way.alpha)
+        return MixedBatch(batch.image, batch.label, batch.label, one, 0 * one)
+    partner = torch.from_numpy(generator.permutation(len(one))).to(one.device)
+    other_label = batch.label[partner]
+    ratio = generator.beta(way.alpha, way.alpha)
     if way.name == "mixup":
         image = ratio * batch.image.float() + (1 - ratio) * batch.image[partner].float()
-        return Mixed(image, batch.label, other, ratio * one, (1 - ratio) * one)
+        return MixedBatch(image, batch.label, other_label, ratio * one, (1 - ratio) * one)
     height, width = batch.image.shape[2:]
-    box = random_box(height, width, 1 - ratio, draws)
+    box = random_box(height, width, 1 - ratio, generator)
     if way.name == "cutmix":
         image = batch.image.clone()
         image[(..., *box)] = batch.image[partner][(..., *box)]
         pasted = _area(box) / (height * width)
-        return Mixed(image, batch.label, other, (1 - pasted) * one, pasted * one)
-    source = random_box(height, width, 1 - draws.beta(way.alpha, way.alpha), draws)
+        return MixedBatch(image, batch.label, other_label, (1 - pasted) * one, pasted * one)
+    source = random_box(height, width, 1 - generator.beta(way.alpha, way.alpha), generator)
     return _snapmix(batch, partner, box, source, model)
 
 
@@ -89,10 +73,10 @@ def _chosen(ways: Sequence[MixConfig], draw: float) -> MixConfig | None:
     return None
 
 
-def random_box(height: int, width: int, area: float, draws: np.random.Generator) -> Box:
+def random_box(height: int, width: int, area: float, generator: np.random.Generator) -> Box:
     """A box of a share of the area around a random point, cut at the border (Yun et al. 2019, arXiv:1905.04899)."""
     tall, wide = int(height * area**0.5), int(width * area**0.5)
-    y, x = int(draws.integers(height)), int(draws.integers(width))
+    y, x = int(generator.integers(height)), int(generator.integers(width))
     rows = slice(max(0, y - tall // 2), min(height, y + tall // 2))
     return rows, slice(max(0, x - wide // 2), min(width, x + wide // 2))
 
@@ -102,7 +86,7 @@ def _area(box: Box) -> int:
     return int((rows.stop - rows.start) * (columns.stop - columns.start))
 
 
-def _snapmix(batch: Batch, partner: Tensor, box: Box, source: Box, model: Classifier) -> Mixed:
+def _snapmix(batch: Batch, partner: Tensor, box: Box, source: Box, model: Classifier) -> MixedBatch:
     """SnapMix (Huang et al. 2021, arXiv:2012.04846).
 
     A box of the partner is pasted into another box of the image, scaled to fit. A label weighs as much
@@ -110,7 +94,7 @@ def _snapmix(batch: Batch, partner: Tensor, box: Box, source: Box, model: Classi
     """
     if not _area(box) or not _area(source):
         one = torch.ones(len(batch.label), device=batch.label.device)
-        return Mixed(batch.image, batch.label, batch.label, one, 0 * one)
+        return MixedBatch(batch.image, batch.label, batch.label, one, 0 * one)
     share = semantic_share(model, batch)
     rows, columns = box
     size = rows.stop - rows.start, columns.stop - columns.start
@@ -119,7 +103,7 @@ def _snapmix(batch: Batch, partner: Tensor, box: Box, source: Box, model: Classi
     image[(..., *box)] = F.interpolate(patch, size, mode="bilinear", align_corners=True)
     lost = share[(..., *box)].sum((1, 2))
     gained = share[partner][(..., *source)].sum((1, 2))
-    return Mixed(image, batch.label, batch.label[partner], 1 - lost, gained)
+    return MixedBatch(image, batch.label, batch.label[partner], 1 - lost, gained)
 
 
 def semantic_share(model: Classifier, batch: Batch) -> Tensor:

@@ -6,8 +6,8 @@ from pipeline.common import console
 from pipeline.common.errors import DataError
 from pipeline.config.schema import Config
 from pipeline.data import prepare
-from pipeline.data.prepare import training_rows
 from pipeline.plots import training_curves
+from pipeline.runs.directory import RunDirectory
 from pipeline.training import phases
 from pipeline.training.phases import PhaseState
 from pipeline.training.schedule import StepClock, step_clock
@@ -22,9 +22,9 @@ def preview(config: Config) -> dict[str, Any]:
     A phase that a rule ends, and those after it, may begin at any time: they are drawn, dashed, over all
     epochs that they can have. Reduce-on-plateau is drawn as if no plateau came.
     """
-    dates, counted = _calendar(config)
-    lines = [_line(config, state, known, dates) for state, known in states(config, dates)]
-    path = config.run_dir / "schedule.png"
+    clock, counted = _step_clock(config)
+    lines = [_line(config, state, known, clock) for state, known in states(config, clock)]
+    path = RunDirectory(config.run_dir).schedule_file
     training_curves.draw_rates(path, f"{config.run.name}: {config.train.epochs} epochs", lines)
     for line in lines:
         _show(line)
@@ -33,39 +33,39 @@ def preview(config: Config) -> dict[str, Any]:
             f"the data are not prepared: drawn for {NOMINAL_STEPS} steps an epoch; run `make data` first"
         )
     console.say(f"picture  {path}")
-    return {"steps": dates.last_step if counted else None, "picture": str(path)}
+    return {"steps": clock.last_step if counted else None, "picture": str(path)}
 
 
-def _calendar(config: Config) -> tuple[StepClock, bool]:
+def _step_clock(config: Config) -> tuple[StepClock, bool]:
     try:
-        return step_clock(config, len(training_rows(config, prepare.load(config)))), True
+        return step_clock(config, len(prepare.load(config).training_rows(config))), True
     except DataError:
         return StepClock((NOMINAL_STEPS,) * config.train.epochs), False
 
 
-def states(config: Config, dates: StepClock) -> list[tuple[PhaseState, bool]]:
+def states(config: Config, clock: StepClock) -> list[tuple[PhaseState, bool]]:
     """The phases with the first step that each can have, and whether it is known to be its first."""
     states, known = [(phases.first(config.optim), True)], True
     for before in config.optim.resolved_phases[:-1]:
         state = states[-1][0]
         known = known and isinstance(before.until, int)
-        step = dates.starts[before.until] if isinstance(before.until, int) else state.start_step + 1
+        step = clock.starts[before.until] if isinstance(before.until, int) else state.start_step + 1
         if getattr(before.until, "name", None) == "swats":
             state.swats.proposed = state.lr  # unknown before the run: drawn as if it were Adam's
         states.append((phases.following(config.optim, state, step), known))
     return states
 
 
-def _line(config: Config, state: PhaseState, known: bool, dates: StepClock) -> dict[str, Any]:
+def _line(config: Config, state: PhaseState, known: bool, clock: StepClock) -> dict[str, Any]:
     """The rates of a phase at each step that it can have."""
     phase = config.optim.resolved_phases[state.index]
-    last = dates.starts[phase.until] if isinstance(phase.until, int) else dates.last_step
+    last = clock.starts[phase.until] if isinstance(phase.until, int) else clock.last_step
     steps = range(state.start_step, last)
-    rates = [phases.rates(config, state, step, dates) for step in steps]
+    rates = [phases.rates(config, state, step, clock) for step in steps]
     return {
         "name": phase.name,
         "known": known,
-        "epoch": [dates.moment(step).epoch for step in steps],
+        "epoch": [clock.moment(step).epoch for step in steps],
         "lr": [rate.lr for rate in rates],
         "momentum": [rate.momentum for rate in rates],
     }

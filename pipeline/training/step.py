@@ -1,4 +1,4 @@
-"""One pass over the data: learning, or looking."""
+"""One optimizer step: forward and backward over micro-batches, clipping, update, EMA."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from pipeline.common import seeding
 from pipeline.config.training import MixConfig
 from pipeline.data.loader import Batch
-from pipeline.distributed.data_parallel import without_gradient_sync
+from pipeline.distributed.data_parallel import gradient_sync
 from pipeline.distributed.process_group import Ranks
 from pipeline.distributed.sync_batchnorm import running_statistics
 from pipeline.models.precision import Precision, autocast
+from pipeline.training.loss import count_correct, cross_entropy_sum
 from pipeline.training.mixing import mix
 from pipeline.training.optimizer import clip, set_rates
 from pipeline.training.phases import Rates
@@ -22,14 +23,14 @@ from pipeline.training.state import TrainState
 
 @dataclass(frozen=True)
 class StepSettings:
-    """How a step learns, the same for all steps."""
+    """What is the same for all steps of a run."""
 
     seed: int
     label_smoothing: float
     mix: tuple[MixConfig, ...]
     clip_norm: float | None
     micro_batch_size: int
-    """images that a rank computes at once; gradients of a step's passes are accumulated"""
+    """images that a rank computes at once; the gradients of a step's micro-batches are accumulated"""
     precision: Precision
     ranks: Ranks
 
@@ -43,30 +44,28 @@ def train_step(
     settings: StepSettings,
     on_gradients: Callable[[], None] | None = None,
 ) -> Tensor:
-    """Take one optimizer step; return this rank's sums: float64 [3], loss, correct, and the gradient's norm.
+    """Take one optimizer step; return this rank's sums: float64 [3], loss, correct images, gradient norm.
 
-    The loss is the mean cross-entropy over the whole batch, whatever the shares of ranks and passes in it.
-    The norm (over all ranks and parameters, before clipping) is given on the first rank, and 0 on others.
+    The loss is the mean cross-entropy over the whole batch, whatever its division into ranks and micro-batches.
+    The norm (L2, over all ranks and parameters, before clipping) is given on the first rank, and 0 on others.
 
     Args:
-        parallel: `state.model`, wrapped to average gradients over ranks.
+        ddp_model: `state.model`, wrapped to average gradients over ranks.
         batch: this rank's share.
-        images: size of the batch over all ranks.
-        inspect: called while the parameters have the step's gradients, before clipping.
+        global_batch_size: images of the batch over all ranks.
+        on_gradients: called while the parameters have the step's gradients, before clipping.
     """
     # Dropout and stochastic depth draw from a stream named by the step: nothing to save or restore.
     torch.manual_seed(seeding.seed_of("step", settings.seed, state.step, settings.ranks.rank))
-    draws = seeding.generator("mix", settings.seed, state.step, settings.ranks.rank)
+    generator = seeding.generator("mix", settings.seed, state.step, settings.ranks.rank)
     set_rates(state.optimizer, *rates)
     batch = batch.to(settings.ranks.device)
     sums = torch.zeros(3, dtype=torch.float64, device=settings.ranks.device)
-    micro_batches = batch.split(
-        accumulation_steps(global_batch_size, settings.micro_batch_size, settings.ranks.world_size)
-    )
-    for number, part in enumerate(micro_batches, start=1):
-        settings.ranks.count_collective()  # to the exchange of gradients
-        with without_gradient_sync(ddp_model, while_=number < len(micro_batches)):
-            sums[:2] += _backward(state, ddp_model, part, global_batch_size, draws, settings)
+    parts = accumulation_steps(global_batch_size, settings.micro_batch_size, settings.ranks.world_size)
+    micro_batches = batch.split(parts)
+    for number, micro_batch in enumerate(micro_batches, start=1):
+        with gradient_sync(ddp_model, settings.ranks, last=number == len(micro_batches)):
+            sums[:2] += _backward(state, ddp_model, micro_batch, global_batch_size, generator, settings)
     state.scaler.unscale_(state.optimizer)
     if on_gradients is not None:
         on_gradients()
@@ -82,10 +81,10 @@ def train_step(
     return sums
 
 
-def accumulation_steps(images: int, images_per_pass: int, world: int) -> int:
-    """Into how many passes every rank cuts its share of a batch: the same on all, and none of them empty."""
-    largest_share, smallest_share = -(-images // world), images // world
-    return max(1, min(-(-largest_share // images_per_pass), smallest_share))
+def accumulation_steps(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:
+    """The number of micro-batches that every rank cuts its share of a batch into; none of them is empty."""
+    largest_share, smallest_share = -(-global_batch_size // world_size), global_batch_size // world_size
+    return max(1, min(-(-largest_share // micro_batch_size), smallest_share))
 
 
 def _backward(
@@ -93,14 +92,14 @@ def _backward(
     ddp_model: nn.Module,
     batch: Batch,
     global_batch_size: int,
-    draws: np.random.Generator,
+    generator: np.random.Generator,
     settings: StepSettings,
 ) -> Tensor:
-    """Add the gradients of one pass; return float64 [2]: sums of losses (a mean over heads) and correct images."""
+    """Add the gradients of one micro-batch; return float64 [2]: summed loss (mean over heads), correct images."""
     with autocast(settings.ranks.device, settings.precision):
-        mixed = mix(batch, settings.mix, draws, state.model)
+        mixed = mix(batch, settings.mix, generator, state.model)
         logits = ddp_model(mixed.image).float()
-    loss = mixed.loss(logits, settings.label_smoothing)
+    loss = cross_entropy_sum(logits, mixed, settings.label_smoothing)
     # DistributedDataParallel divides by the number of ranks; the batch is divided by its images.
     state.scaler.scale(loss * settings.ranks.world_size / global_batch_size).backward()  # type: ignore[no-untyped-call]
-    return torch.stack([loss.detach().double() / len(logits), mixed.correct(logits.detach()).double()])
+    return torch.stack([loss.detach().double() / len(logits), count_correct(logits.detach(), mixed).double()])

@@ -14,7 +14,8 @@ from pipeline.data.loader import Batch
 from pipeline.models.build import build
 from pipeline.models.classifier import Classifier
 from pipeline.training import mixing
-from pipeline.training.mixing import Mixed, mix, random_box, semantic_share
+from pipeline.training.loss import count_correct, cross_entropy_sum
+from pipeline.training.mixing import MixedBatch, mix, random_box, semantic_share
 
 SIDE = 64
 
@@ -72,7 +73,7 @@ def test_mixup_blends_two_images_as_it_blends_their_labels(batch: Batch, model: 
     partner = draws_of_partner(3)
     expected = weight * batch.image.double() + (1 - weight) * batch.image[partner].double()
     torch.testing.assert_close(mixed.image.double(), expected, rtol=1e-5, atol=1e-3)
-    assert mixed.other.tolist() == batch.label[partner].tolist()
+    assert mixed.other_label.tolist() == batch.label[partner].tolist()
 
 
 def draws_of_partner(seed: int) -> Tensor:
@@ -165,24 +166,24 @@ def test_the_loss_is_that_of_both_labels_by_their_weights_summed_over_heads() ->
         torch.tensor([1, 1, 0, 0, 2]),
     )
     weights = torch.tensor([0.9, 0.5, 0.2, 0.0, 1.0])
-    mixed = Mixed(torch.zeros(5), labels, others, weights, 0.7 - weights / 2)
+    mixed = MixedBatch(torch.zeros(5), labels, others, weights, 0.7 - weights / 2)
     own, other = (
         torch.stack([F.cross_entropy(head, of, reduction="none", label_smoothing=0.1) for head in logits])
         for of in (labels, others)
     )
     expected = (weights * own + (0.7 - weights / 2) * other).sum()
-    torch.testing.assert_close(mixed.loss(logits, 0.1), expected)
-    plain = Mixed(torch.zeros(5), labels, labels, torch.ones(5), torch.zeros(5))
+    torch.testing.assert_close(cross_entropy_sum(logits, mixed, 0.1), expected)
+    plain = MixedBatch(torch.zeros(5), labels, labels, torch.ones(5), torch.zeros(5))
     reference = F.cross_entropy(logits[0], labels, reduction="sum")
-    torch.testing.assert_close(plain.loss(logits[:1], 0.0), reference)
+    torch.testing.assert_close(cross_entropy_sum(logits[:1], plain, 0.0), reference)
 
 
 def test_an_image_counts_as_right_when_its_heavier_label_is_predicted() -> None:
     logits = torch.eye(3)[None]
-    mixed = Mixed(
+    mixed = MixedBatch(
         torch.zeros(3), torch.tensor([0, 0, 2]), torch.tensor([1, 1, 0]), *weights_of([0.9, 0.3, 0.2])
     )
-    assert mixed.correct(logits).item() == 2
+    assert count_correct(logits, mixed).item() == 2
 
 
 def weights_of(values: list[float]) -> tuple[Tensor, Tensor]:
