@@ -24,7 +24,7 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 
-from pipeline.common import console
+from pipeline.common import console, hardware
 from pipeline.common.errors import RankLost, Stopped
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
@@ -38,7 +38,7 @@ def launch(argv: Sequence[str]) -> int:
     args.module, args.training_script_args = True, [args.training_script, *args.training_script_args]
     args.training_script = "pipeline"
     ranks = torchrun.determine_local_world_size(args.nproc_per_node)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, hardware.cores() // ranks)))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a rank that is lost is named, not its stack
     threading.Thread(target=_watch, args=(args.rdzv_endpoint,), daemon=True).start()
     try:

@@ -95,7 +95,7 @@ def bench_loader(config: Config) -> None:
     server = loader.Loader(images, 0, torch.device("cpu"))
     tensor = [transforms.ToTensor(), transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
     steps = [transforms.Resize(size.resize_px), transforms.RandomCrop(size.image_px), *tensor]
-    folder = datasets.ImageFolder(str(prepare.bring(size) / "images"), transforms.Compose(steps))
+    folder = datasets.ImageFolder(str(prepare.fetch(size) / "images"), transforms.Compose(steps))
     usual = DataLoader(folder, batch_size=config.optim.images_per_step, shuffle=True)
 
     def ours() -> float:
@@ -124,7 +124,7 @@ def bench_step(words: list[str], config: Config) -> None:
 def step_side(config: Config, ours: bool) -> float:
     """Images a second over two steps after one to warm up."""
     device = process_group.select_device(config.train.device) if ours else torch.device("cpu")
-    ranks = Ranks(0, 1, 1, device)
+    ranks = Ranks.single(device)
     chosen = precision.resolve_precision(config.train.precision if ours else "fp32", device)
     state = fresh_state(config, device, chosen, torch.channels_last if ours else torch.contiguous_format)
     how = step.StepSettings(0, 0.1, (), None, BATCH, chosen, ranks)
@@ -203,7 +203,7 @@ def ranks_side(config: Config) -> None:
     with process_group.join(config.train.device) as ranks:
         chosen = precision.resolve_precision(config.train.precision, ranks.device)
         own = BATCH_OF_RANKS // ranks.world_size
-        batch, alone = random_batch(config, own), Ranks(0, 1, 1, ranks.device)
+        batch, alone = random_batch(config, own), Ranks.single(ranks.device)
         with_, without = (fresh_state(config, ranks.device, chosen, torch.channels_last) for _ in range(2))
         parallel = replicate(with_.model, config.distributed, ranks)
         how = step.StepSettings(0, 0.1, (), None, own, chosen, ranks)
@@ -268,7 +268,7 @@ def log_again(config: Config, logged: list[dict[str, Any]]) -> tuple[float, floa
 
 
 def bench_data(config: Config) -> None:
-    root = prepare.bring(config.data)
+    root = prepare.fetch(config.data)
     paths = sorted(root.glob("images/*/*.jpg"))
     target = (config.data.resize_px, config.data.resize_px)
     cores = os.cpu_count() or 1

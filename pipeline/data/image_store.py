@@ -6,7 +6,6 @@ files of quality 95 instead, for when the disk is short.
 """
 
 import io
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image, UnidentifiedImageError
 
-from pipeline.common import console, files
+from pipeline.common import console, files, hardware
 from pipeline.common.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
@@ -188,7 +187,7 @@ def _fill(
     """Write the pictures end to end, in their order; the index, or one `DataError` for all that are bad."""
     rows: list[dict[str, int | bool]] = []
     bad: list[str] = []
-    workers = (os.cpu_count() or 1) + 1
+    workers = hardware.cores() + 1
 
     def make(position: int) -> tuple[Pixels, dict[str, int | bool]] | str:
         try:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from pipeline.common import hardware
 from pipeline.data.image_store import Store
 from pipeline.data.prepare import Prepared
 from pipeline.data.sampling import Item
@@ -120,7 +121,7 @@ def worker_count(wanted: int | None, ranks: Ranks) -> int:
         return wanted
     if ranks.device.type == "cpu":
         return 0
-    return min(WORKERS_AT_MOST, max(1, (os.cpu_count() or 1) // ranks.local_world_size))
+    return min(WORKERS_AT_MOST, max(1, hardware.cores() // ranks.local_world_size))
 
 
 def _server() -> BaseContext:

@@ -23,8 +23,7 @@ from pipeline.common.errors import DataError
 from pipeline.config.data import DataConfig
 from pipeline.config.schema import Config
 from pipeline.data import image_store, sample_table, splits
-from pipeline.data.sources import array_datasets, cub200, download, extract
-from pipeline.data.sources.drawn_birds import dataset
+from pipeline.data.sources.source import SOURCES
 
 STAGES_VERSION = 1  # raise it when a stage's output changes for the same inputs
 
@@ -45,6 +44,22 @@ class Prepared:
         """The label of each row: int64 [n], a copy."""
         return self.samples["label"].to_numpy("int64", copy=True)
 
+    def training_rows(self, config: Config) -> npt.NDArray[np.int64]:
+        """The rows that training learns from, rising: `train.subset` of each class of the training split.
+
+        A smaller subset is part of a larger one of the same seed. Each class keeps one image at least.
+        """
+        rows = np.array(self.rows("train"), np.int64)
+        if config.train.subset == 1:
+            return rows
+        labels = self.labels[rows]
+        kept = []
+        for label in np.unique(labels):
+            class_rows = rows[labels == label]
+            order = seeding.generator("subset", config.seed, int(label)).permutation(len(class_rows))
+            kept.append(class_rows[order[: max(1, round(config.train.subset * len(class_rows)))]])
+        return np.sort(np.concatenate(kept))
+
 
 def prepare(config: Config) -> Prepared:
     """Run the stages that are due and show what there is.
@@ -52,22 +67,21 @@ def prepare(config: Config) -> Prepared:
     Raises:
         DataError: anything about the archive, its files or the disk that the user can mend.
     """
-    folder, how = _folder(config.data), layout(config.data)
-    root = bring(config.data)
-    listed, digest = _listed(config.data, root)
-    of_table, of_store = _inputs(digest, config)
-    _stage(
-        "store",
-        folder / how.name,
-        of_store,
-        lambda output: image_store.build(listed, root / "images", output, how),
-    )
-    _stage(
-        "splits",
-        _samples_path(config),
-        of_table,
-        lambda output: _draw(listed, folder / how.name, config, output),
-    )
+    source, root = SOURCES[config.data.source], fetch(config.data)
+    images = source.read(config.data, root)
+    samples_path, store_folder = output_paths(config)
+    samples_inputs, store_inputs = _inputs(source.digest(root), config)
+
+    def build_store(output: Path) -> None:
+        image_store.build(images, root / "images", output, layout(config.data))
+
+    def write_samples(output: Path) -> None:
+        pictures = pd.read_csv(store_folder / "index.csv")[["id", *sample_table.PICTURE_COLUMNS]]
+        samples = images.merge(pictures, on="id", validate="one_to_one")
+        tables.write_csv(draw_splits(samples, config), output)
+
+    _stage("store", store_folder, store_inputs, build_store)
+    _stage("splits", samples_path, samples_inputs, write_samples)
     prepared = load(config)
     _show(prepared, config)
     return prepared
@@ -79,71 +93,38 @@ def load(config: Config) -> Prepared:
     Raises:
         DataError: it did not run, or ran for another configuration.
     """
-    samples_path, store_folder = places(config)
+    samples_path, store_folder = output_paths(config)
     samples = sample_table.read(samples_path)
     return Prepared(samples, image_store.Store(store_folder, samples["id"].to_numpy("int64")))
 
 
-def _listed(config: DataConfig, root: Path) -> tuple[pd.DataFrame, str]:
-    """The source's table, checked, and a digest of the files that it was read from."""
-    if config.source in array_datasets.READERS:
-        return array_datasets.read(root), array_datasets.digest(root)
-    listed = cub200.read(root)
-    if is_official(config):
-        cub200.check_official(listed, root)
-    return listed, cub200.text_digest(root)
-
-
-def places(config: Config) -> tuple[Path, Path]:
+def output_paths(config: Config) -> tuple[Path, Path]:
     """Where the sample table and the store of a configuration are, or will be."""
     return _samples_path(config), _folder(config.data) / layout(config.data).name
 
 
 def outdated(config: Config, root: Path) -> list[str]:
-    """The outputs among `places` that `make data` would make anew; root: the folder that `unpacked` finds."""
-    texts = (
-        array_datasets.digest(root)
-        if config.data.source in array_datasets.READERS
-        else cub200.text_digest(root)
-    )
-    both = zip(places(config), _inputs(texts, config), strict=True)
-    return [output.name for output, inputs in both if not _is_done(output, inputs)]
+    """The names of the outputs that `make data` would make anew.
 
-
-def _inputs(texts: str, config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the sample table and the store are made from; the same table serves stores of any size.
-
-    texts: digest of the source's own tables.
+    Args:
+        root: as `find_root` returns it.
     """
-    return {"texts": texts}, {"texts": texts, "layout": layout(config.data).name}
+    digest = SOURCES[config.data.source].digest(root)
+    outputs = zip(output_paths(config), _inputs(digest, config), strict=True)
+    return [path.name for path, inputs in outputs if not _is_done(path, inputs)]
 
 
-def _md5(config: DataConfig) -> str:
-    return config.archive_md5 or cub200.ARCHIVE.md5
+def _inputs(source_digest: str, config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the sample table and the store are made from; the same table serves stores of any size."""
+    return {"texts": source_digest}, {"texts": source_digest, "layout": layout(config.data).name}
 
 
 def _folder(config: DataConfig) -> Path:
-    """Where a data set lives: its name tells other archives and other drawn sets apart."""
-    if config.source == "synthetic":
-        drawn = config.synthetic
-        size = f"{drawn.species}x{drawn.images_per_species}-{drawn.train_per_species}-{drawn.long_side_px}px"
-        planted = "".join(
-            f"-{word}{share:g}"
-            for word, share in (("flipped", drawn.flipped_labels), ("doubled", drawn.duplicates))
-            if share
-        )
-        return config.root / f"synthetic-{size}-seed{drawn.seed}{planted}"
-    if config.source == "digits":
-        return config.root / "digits"
-    if config.archive is not None and (config.archive.is_dir() or config.source in array_datasets.READERS):
-        return config.root / f"{config.source}-{files.digest_of(str(config.archive.resolve()))[:8]}"
-    if config.source in array_datasets.READERS:
-        return config.root / config.source
-    return config.root / ("cub200" if _md5(config) == cub200.ARCHIVE.md5 else f"cub200-{_md5(config)[:8]}")
+    return config.root / SOURCES[config.source].folder_name(config)
 
 
 def layout(config: DataConfig) -> image_store.Layout:
-    """How the pictures of a configuration stand in its store."""
+    """How the store holds its pictures."""
     return image_store.Layout(config.resize, config.resize_px, config.store)
 
 
@@ -174,93 +155,34 @@ def _stamp_of(output: Path) -> Path:
     return output.with_name(output.name + ".stamp.json")
 
 
-def is_official(config: DataConfig) -> bool:
-    """Whether the data are the published archive of CUB-200-2011, by its digest."""
-    return config.source == "cub200" and _md5(config) == cub200.ARCHIVE.md5
+def fetch(config: DataConfig) -> Path:
+    """The folder with the data set's tables and `images`, which is fetched first if that is due."""
+    source, raw = SOURCES[config.source], _folder(config) / "raw"
+    inputs = source.inputs(config)
+    if inputs is not None:
+        _stage(source.verb, raw, inputs, lambda output: source.fetch(config, output))
+    return source.find_root(config, raw)
 
 
-def bring(config: DataConfig) -> Path:
-    """The folder with the data set's text files and `images`: drawn, given, or unpacked, if it is not yet."""
-    raw = _folder(config) / "raw"
-    if config.source in array_datasets.READERS:
-        _stage("write", raw, {"source": config.source}, lambda output: _write_arrays(config, output))
-        return raw
-    if config.source == "synthetic":
-        _stage("draw", raw, config.synthetic.model_dump(), lambda output: _draw_birds(config, output))
-    elif config.archive is not None and config.archive.is_dir():
-        return cub200.find_root(config.archive)
-    else:
-        _stage("unpack", raw, {"md5": _md5(config)}, lambda output: _unpack(config, output))
-    return cub200.find_root(raw)
-
-
-def raw(config: DataConfig) -> Path | None:
-    """What people marked: the folder that `bring` left, without bringing anything; None when there is none."""
-    if config.source in array_datasets.READERS:
-        return None
-    given = config.source == "cub200" and config.archive is not None and config.archive.is_dir()
-    folder = config.archive if given and config.archive is not None else _folder(config) / "raw"
+def find_root(config: DataConfig) -> Path | None:
+    """The folder that `fetch` returns, without fetching anything; None: it is not there."""
     try:
-        return cub200.find_root(folder)
+        return SOURCES[config.source].find_root(config, _folder(config) / "raw")
     except DataError:
         return None
 
 
-def unpacked(config: DataConfig) -> Path | None:
-    """The folder with `images` that `bring` left, without bringing anything; None when it is gone."""
-    if config.source in array_datasets.READERS:
-        folder = _folder(config) / "raw"
-        return folder if (folder / array_datasets.LIST).is_file() else None
-    return raw(config)
-
-
-def _write_arrays(config: DataConfig, output: Path) -> None:
-    read = array_datasets.READERS[config.source](
-        config.archive or config.root / "downloads", config.archive is None
-    )
-    with files.replacing_folder(output) as part:
-        array_datasets.write(read, part)
-
-
-def _draw_birds(config: DataConfig, output: Path) -> None:
-    drawn = config.synthetic
-    with files.replacing_folder(output) as part:
-        dataset.write(
-            part,
-            species=drawn.species,
-            images_per_species=drawn.images_per_species,
-            train_per_species=drawn.train_per_species,
-            long_side_px=drawn.long_side_px,
-            seed=drawn.seed,
-            flipped_labels=drawn.flipped_labels,
-            duplicates=drawn.duplicates,
-        )
-
-
-def _unpack(config: DataConfig, output: Path) -> None:
-    if config.archive is None:
-        archive = config.root / "downloads" / "CUB_200_2011.tgz"
-        download.fetch(cub200.ARCHIVE, archive)
-    else:
-        archive = config.archive
-        official = _md5(config) == cub200.ARCHIVE.md5
-        download.verify_archive(archive, _md5(config), cub200.ARCHIVE.size_bytes if official else None)
-    with files.replacing_folder(output) as part:
-        extract.unpack(archive, part)
-
-
-def _draw(listed: pd.DataFrame, store_folder: Path, config: Config, output: Path) -> None:
+def draw_splits(samples: pd.DataFrame, config: Config) -> pd.DataFrame:
+    """A sample table of all images with the split of each that is kept: columns `sample_table.COLUMNS`."""
     data = config.data
-    pictures = pd.read_csv(store_folder / "index.csv")[["id", *sample_table.PICTURE_COLUMNS]]
-    samples = splits.draw(
-        listed.merge(pictures, on="id", validate="one_to_one"),
+    return splits.draw(
+        samples,
         val_fraction=data.val_fraction,
         folds=data.folds,
         fold=data.fold,
         seed=config.seed,
         sizes=splits.Sizes(data.train_images, data.val_images, data.test_images),
-    )
-    tables.write_csv(samples[sample_table.COLUMNS], output)
+    )[sample_table.COLUMNS]
 
 
 def _show(prepared: Prepared, config: Config) -> None:
@@ -282,20 +204,3 @@ def _show(prepared: Prepared, config: Config) -> None:
             ]
         ],
     )
-
-
-def training_rows(config: Config, data: Prepared) -> npt.NDArray[np.int64]:
-    """The rows of the sample table that are learned from, rising: of split train, `train.subset` of each class.
-
-    A smaller share of the same seed is a part of a larger one. At least one image of each class stays.
-    """
-    rows = np.array(data.rows("train"), np.int64)
-    if config.train.subset == 1:
-        return rows
-    labels = data.samples["label"].to_numpy("int64")[rows]
-    kept = []
-    for label in np.unique(labels):
-        of_class = rows[labels == label]
-        order = seeding.generator("subset", config.seed, int(label)).permutation(len(of_class))
-        kept.append(of_class[order[: max(1, round(config.train.subset * len(of_class)))]])
-    return np.sort(np.concatenate(kept))

@@ -13,8 +13,9 @@ from pipeline.data import image_store, prepare, sample_table, sampling
 from pipeline.data.image_store import Pixels
 from pipeline.data.loader import Batch, Images, Loader
 from pipeline.data.sources import cub200
+from pipeline.data.sources.source import SOURCES
 from pipeline.data.transforms import Augmentation
-from pipeline.doctor.context import CheckContext, expected, stand_in
+from pipeline.doctor.context import CheckContext, stand_in
 from pipeline.doctor.finding import Finding, of_error
 from pipeline.inference import predict
 from pipeline.training.setup import TrainingSetup
@@ -37,7 +38,7 @@ def opened(subject: CheckContext) -> Finding:
         return finding
     subject.config = stand_in(config, subject.scratch)
     subject.data = prepare.load(subject.config)
-    _, train, test = expected(config)
+    _, train, test = SOURCES[config.data.source].expected(config.data)
     return replace(finding, figures=f"{finding.figures} (below, {train + test:,} random pictures stand in)")
 
 
@@ -66,7 +67,7 @@ def _described(subject: CheckContext) -> Finding:
             "delete the table and run `make data`",
             numbers,
         )
-    root = prepare.unpacked(config.data)
+    root = prepare.find_root(config.data)
     if root is None:
         what_next = "keep the unpacked pictures, or take the store as it is"
         return Finding(
@@ -77,7 +78,7 @@ def _described(subject: CheckContext) -> Finding:
             "no-go", f"{figures}; {', '.join(outdated)} made from other inputs", "run `make data`", numbers
         )
     whole = config.data.train_images is None and config.data.test_images is None
-    if whole and prepare.is_official(config.data):
+    if whole and cub200.is_official(config.data):
         cub200.check_official(samples, root)
         figures += "; as many as published"
     return Finding("ok", figures, numbers=numbers)
@@ -86,7 +87,7 @@ def _described(subject: CheckContext) -> Finding:
 def pixels(subject: CheckContext) -> Finding:
     """Pictures of the store against their files, decoded and resized once more."""
     config, data = subject.config, subject.data
-    root = prepare.unpacked(config.data)
+    root = prepare.find_root(config.data)
     if root is None:
         return Finding("not applicable", "the unpacked pictures are gone")
     layout = prepare.layout(config.data)

@@ -11,15 +11,10 @@ from pipeline.config.optim import Phase
 from pipeline.config.schema import Config
 from pipeline.data import prepare
 from pipeline.data.image_store import JPEG_BYTES_PER_PIXEL
-from pipeline.data.sources import cub200
-from pipeline.doctor.context import SMALL, CheckContext, expected
+from pipeline.data.sources.source import SOURCES
+from pipeline.doctor.context import CheckContext
 from pipeline.doctor.finding import Finding
 from pipeline.training.optimizer import build_optimizer
-
-SMALL_PICTURE_BYTES = 2 * 4096  # a small picture takes a block of the disk, and its archive some more
-
-
-UNPACKED = 1.05  # what an archive of JPEGs takes once unpacked, over its size
 
 
 def disk(subject: CheckContext) -> Finding:
@@ -79,21 +74,12 @@ def _remembered(phase: Phase) -> float:
 
 def _data_to_come(config: Config) -> int:
     """Bytes that `make data` still writes: the archive, the unpacked pictures, the store."""
-    data = config.data
-    _, train, test = expected(config)
+    data, source = config.data, SOURCES[config.data.source]
+    _, train, test = source.expected(data)
     per_pixel = 3.0 if data.store == "packed" else JPEG_BYTES_PER_PIXEL
     wider = 1.0 if data.resize == "squash" else 4 / 3
     store = round((train + test) * data.resize_px**2 * wider * per_pixel)
-    if prepare.unpacked(data) is not None:
-        return store
-    if data.source == "synthetic":
-        return store + (train + test) * data.synthetic.long_side_px**2
-    if data.source in SMALL:
-        return store + (train + test) * SMALL_PICTURE_BYTES
-    if data.archive is not None:
-        return store + (round(UNPACKED * data.archive.stat().st_size) if data.archive.is_file() else 0)
-    there = sum(path.stat().st_size for path in (data.root / "downloads").glob("CUB_200_2011.tgz*"))
-    return store + round((1 + UNPACKED) * cub200.ARCHIVE.size_bytes) - min(there, cub200.ARCHIVE.size_bytes)
+    return store if prepare.find_root(data) is not None else store + source.bytes_to_fetch(data)
 
 
 def _existing(folder: Path) -> Path:

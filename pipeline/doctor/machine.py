@@ -8,6 +8,7 @@ from urllib.parse import urlparse
 
 import torch
 
+from pipeline.common import hardware
 from pipeline.common.files import size_in_words
 from pipeline.doctor.context import CheckContext
 from pipeline.doctor.finding import Finding, unlike
@@ -80,7 +81,7 @@ def _torch() -> str:
 
 
 def _cpu(subject: CheckContext) -> Finding:
-    cores, threads = os.cpu_count() or 1, torch.get_num_threads()
+    cores, threads = hardware.cores(), torch.get_num_threads()
     ranks = subject.ranks
     figures = (
         f"no GPU; {cores} cores, {ranks.local_world_size} x {threads} threads"
@@ -142,7 +143,7 @@ def workers(subject: CheckContext) -> Finding:
     config, ranks, processes = subject.config, subject.ranks, subject.workers * subject.ranks.local_world_size
     if not processes:
         return Finding("not applicable", "no loader processes: each rank draws its own batches")
-    cores = os.cpu_count() or 1
+    cores = hardware.cores()
     images = -(-config.optim.images_per_step // ranks.world_size)
     ready = processes * PREFETCHED + 2 * ranks.local_world_size  # two more on their way, each rank
     needed, free = ready * images * 3 * config.data.image_px**2, shutil.disk_usage(SHARED_MEMORY).free

@@ -23,7 +23,6 @@ import pandas as pd
 from pipeline.common import files, tables
 from pipeline.config.schema import Config
 from pipeline.data import prepare
-from pipeline.data.prepare import training_rows
 from pipeline.distributed import process_group
 from pipeline.distributed.process_group import Ranks
 from pipeline.explain import annotations, grad_cam, neighbours, selection
@@ -92,8 +91,7 @@ class _Source:
 
     def __init__(self, evaluation: StoredEvaluation) -> None:
         self._evaluation = evaluation
-        self.ranks = Ranks(
-            0, 1, 1, process_group.select_device(evaluation.config.train.device)
+        self.ranks = Ranks.single(process_group.select_device(evaluation.config.train.device)
         )  # this process alone
 
     @cached_property
@@ -156,7 +154,7 @@ def _point(evaluation: StoredEvaluation, drawn: list[int], found: Explained) -> 
     if np.isnan(boxes).any(axis=1).all():
         found.left_out["pointing game"] = "The data set has no boxes to hold the heat maps against."
         return
-    root = prepare.raw(config)
+    root = prepare.find_root(config)
     parts = annotations.parts_in_crop(config, samples, root) if root else None
     predicted = evaluation.predicted.set_index("id", drop=False).loc[drawn].reset_index(drop=True)
     maps = np.stack([found.maps[image] for image in drawn])
@@ -195,7 +193,7 @@ def _features(evaluation: StoredEvaluation, found: Explained) -> None:
 def _nearest(evaluation: StoredEvaluation, source: _Source, found: Explained) -> None:
     """The training images nearest to each mistaken one that a page of a pair shows."""
     k = evaluation.config.report.neighbours
-    rows = training_rows(evaluation.config, evaluation.data)
+    rows = evaluation.data.training_rows(evaluation.config)
     ids = selection.of_pairs(evaluation.predicted, evaluation.pairs, evaluation.config.report.pairs)
     if k == 0 or not ids:
         return

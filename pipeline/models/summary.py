@@ -8,10 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.common import console
 from pipeline.config.schema import Config
+from pipeline.data.sources.source import SOURCES
 from pipeline.models.build import build, without_weights
 from pipeline.models.classifier import Classifier
 
-CLASSES = {"cub200": 200, "digits": 10, "mnist": 10, "cifar10": 10}
 FLOPS_A_MULTIPLY_ADD = 2  # torch's counter has the multiplication and the addition as one each
 
 
@@ -25,7 +25,7 @@ def summarise(config: Config) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such model.
     """
-    classes = config.summary.classes or CLASSES.get(config.data.source, config.data.synthetic.species)
+    classes = config.summary.classes or SOURCES[config.data.source].expected(config.data)[0]
     with torch.device("meta"):  # where tensors have a shape and nothing is computed
         model, _ = build(without_weights(config.model), classes)
     layers, multiply_adds = measure(model.eval(), config.data.image_px, config.summary.depth)

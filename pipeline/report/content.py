@@ -85,7 +85,7 @@ def confusion(evaluation: StoredEvaluation) -> Values:
 
 def pairs(evaluation: StoredEvaluation, explained: Explained, pictures: Pictures) -> list[Values]:
     """The most confused pairs, each with what its page shows."""
-    root = prepare.raw(evaluation.config.data)
+    root = prepare.find_root(evaluation.config.data)
     names = _table(evaluation, "per_class.csv")["class_name"].astype(str).tolist()
     known = annotations.attributes(root, names) if root else None
     found = []

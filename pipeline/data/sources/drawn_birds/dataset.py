@@ -4,17 +4,19 @@ Each picture is a function of (seed, class, image) alone, so the files have the 
 whatever the number of processes that write them.
 """
 
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import cv2
 
-from pipeline.common import console, seeding
+from pipeline.common import console, files, hardware, seeding
 from pipeline.common.errors import DataError
+from pipeline.config.data import DataConfig
+from pipeline.data.sources.cub200 import CubLayout
 from pipeline.data.sources.drawn_birds import bird, faults
 
 GREY_SHARE = 1 / 150  # CUB has a few greyscale JPEGs; a reader has to cope with them
@@ -47,7 +49,7 @@ def write(
     kinds = bird.species_list(species, seed)
     total = species * images_per_species
     if workers is None:
-        workers = _cores() if total > SMALL_SET else 1
+        workers = hardware.cores() if total > SMALL_SET else 1
     root = folder / "CUB_200_2011"
     for kind in kinds:
         (root / "images" / kind.name).mkdir(parents=True)
@@ -88,12 +90,6 @@ def _check(species: int, images_per_species: int, train_per_species: int, long_s
         raise DataError(
             f"drawn birds: a long side of {long_side_px} px is too small; choose {MIN_SIDE_PX} or more"
         )
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _draw_class(
@@ -154,3 +150,40 @@ def _lines(path: Path, values: Sequence[object]) -> None:
     """Write `1 value`, `2 value`, ... as all of CUB's lists are."""
     text = "".join(f"{number} {value}\n" for number, value in enumerate(values, 1))
     path.write_text(text, encoding="ascii", newline="\n")
+
+
+class DrawnBirds(CubLayout):
+    """The data set that `data.synthetic` describes."""
+
+    verb = "draw"
+
+    def folder_name(self, config: DataConfig) -> str:
+        """The settings that make one set differ from another."""
+        drawn = config.synthetic
+        size = f"{drawn.species}x{drawn.images_per_species}-{drawn.train_per_species}-{drawn.long_side_px}px"
+        planted = "".join(
+            f"-{fault}{share:g}"
+            for fault, share in (("flipped", drawn.flipped_labels), ("doubled", drawn.duplicates))
+            if share
+        )
+        return f"synthetic-{size}-seed{drawn.seed}{planted}"
+
+    def inputs(self, config: DataConfig) -> Mapping[str, Any] | None:
+        """All settings."""
+        return config.synthetic.model_dump()
+
+    def fetch(self, config: DataConfig, output: Path) -> None:
+        """Draw the set."""
+        with files.replacing_folder(output) as part:
+            write(part, **config.synthetic.model_dump())
+
+    def expected(self, config: DataConfig) -> tuple[int, int, int]:
+        """As the settings say."""
+        drawn = config.synthetic
+        train = drawn.species * drawn.train_per_species
+        return drawn.species, train, drawn.species * drawn.images_per_species - train
+
+    def bytes_to_fetch(self, config: DataConfig) -> int:
+        """A byte a pixel of a square picture, which is more than a JPEG takes."""
+        drawn = config.synthetic
+        return drawn.species * drawn.images_per_species * drawn.long_side_px**2

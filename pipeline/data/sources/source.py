@@ -1,0 +1,69 @@
+"""What a data source has to offer, and the list of all sources.
+
+A new source is one file beside this one and one entry in `SOURCES`, whose name `data.source` then allows.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+
+from pipeline.config.data import DataConfig
+from pipeline.data.sources import array_datasets
+from pipeline.data.sources.cub200 import Cub200
+from pipeline.data.sources.drawn_birds.dataset import DrawnBirds
+
+
+class Source(Protocol):
+    """How a data set comes to the disk as pictures, and how it becomes a sample table."""
+
+    @property
+    def verb(self) -> str:
+        """The name of the stage that fetches it, such as "unpack"."""
+
+    def folder_name(self, config: DataConfig) -> str:
+        """The name of its folder below `data.root`, different for each content that the configuration can ask for."""
+
+    def inputs(self, config: DataConfig) -> Mapping[str, Any] | None:
+        """What `fetch` makes its output from, in plain types; None: the user gave a folder and nothing is fetched."""
+
+    def fetch(self, config: DataConfig, output: Path) -> None:
+        """Draw, unpack or write the data set into `output`, through `files.replacing_folder`.
+
+        Raises:
+            DataError: it cannot be had.
+        """
+
+    def find_root(self, config: DataConfig, raw: Path) -> Path:
+        """The folder with the data set's tables and its folder `images`.
+
+        Args:
+            raw: the output of `fetch`.
+
+        Raises:
+            DataError: there is no such folder.
+        """
+
+    def read(self, config: DataConfig, root: Path) -> pd.DataFrame:
+        """The sample table, checked: one row an image, columns `sample_table.SOURCE_COLUMNS`.
+
+        Raises:
+            DataError: the tables are damaged, or list other images than they should.
+        """
+
+    def digest(self, root: Path) -> str:
+        """A digest of the files that `read` reads."""
+
+    def expected(self, config: DataConfig) -> tuple[int, int, int]:
+        """The numbers of classes, official training images and official test images, known before any is there."""
+
+    def bytes_to_fetch(self, config: DataConfig) -> int:
+        """About how much `fetch` still writes to the disk."""
+
+
+SOURCES: dict[str, Source] = {
+    "cub200": Cub200(),
+    "synthetic": DrawnBirds(),
+    **{source.name: source for source in array_datasets.SOURCES},
+}
