@@ -14,7 +14,6 @@ from pipeline.config.optim import SwatsRule
 from pipeline.config.schema import Config
 from pipeline.data import prepare, sample_table, sampling
 from pipeline.data.loader import build_loader
-from pipeline.data.prepare import training_rows
 from pipeline.data.transforms import Augmentation, CentreCrop
 from pipeline.distributed import consistency, data_parallel, sync_batchnorm
 from pipeline.distributed.process_group import Ranks
@@ -41,7 +40,7 @@ class TrainingSetup:
         """
         self.config, self.ranks = config, ranks
         data = prepare.load(config)
-        self.train_rows = training_rows(config, data)
+        self.train_rows = data.training_rows(config)
         self.val_rows = np.array(data.rows("val"), np.int64)
         if not len(self.train_rows):
             raise DataError("the sample table has no training image; check the data set's official split")
