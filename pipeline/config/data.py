@@ -110,3 +110,7 @@ class DataConfig(Section):
         if ends != sorted(set(ends)):
             raise ValueError(f"progressive: until_epoch has to rise, and is {ends}")
         return self
+
+    def stage(self, epoch: int) -> Smaller | None:
+        """The progressive stage of an epoch (from 0); None: images have their full size."""
+        return next((stage for stage in self.progressive if epoch < stage.until_epoch), None)

@@ -70,10 +70,8 @@ class Augmentation:
 
     def image_px(self, epoch: int) -> int:
         """Side of a training image in an epoch (from 0): progressive resizing (Howard 2018, fast.ai)."""
-        for stage in self.config.progressive:
-            if epoch < stage.until_epoch:
-                return stage.image_px
-        return self.config.image_px
+        stage = self.config.stage(epoch)
+        return stage.image_px if stage else self.config.image_px
 
 
 def _padding(config: DataConfig) -> list[A.BasicTransform]:
