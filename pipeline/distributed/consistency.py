@@ -2,7 +2,7 @@
 
 from pipeline import __version__
 from pipeline.common.errors import ConfigError, DataError
-from pipeline.config.key_effects import OWN_KEYS
+from pipeline.config.key_effects import effect_of
 from pipeline.config.load import differences
 from pipeline.config.schema import Config
 from pipeline.distributed.process_group import Ranks
@@ -23,7 +23,7 @@ def check_ranks_agree(config: Config, samples: str, ranks: Ranks) -> None:
         changed = [
             f"{key} {here} -> {there}"
             for key, here, there in differences(first[0], settings)
-            if not key.startswith(OWN_KEYS)
+            if not effect_of(key).per_machine
         ]
         if changed or version != first[1]:
             what = ", ".join(changed) or f"version {first[1]} -> {version}"

@@ -1,8 +1,8 @@
-"""Who takes part in a job of several ranks, who still answers, and why it ends: in the rendezvous' store.
+"""Which ranks of a run are alive, and why the run ends: notes in the rendezvous' store.
 
-A rank that dies leaves the others waiting for an exchange that never comes, or with "connection closed".
-So every rank's heart beats in the store, from a thread of its own, and the rank that ends the job says there
-why, once: then each of the others can name the rank and the machine.
+A rank that dies leaves the others waiting in a collective, or with "connection closed". So every rank writes
+a heartbeat to the store, from a thread of its own, and the rank that ends the run writes there why, once: then
+each of the others can name the rank and the machine.
 """
 
 import os
@@ -15,14 +15,14 @@ from contextlib import suppress
 from datetime import timedelta
 from typing import Protocol
 
-MEET_S = 0.05  # between two looks for the others, at the start
+POLL_S = 0.05  # between two polls for the other ranks, at the rendezvous
 BEAT_S = 1.0
-LOOK_S = 5.0  # between two looks at the beats: who has not beaten in that time does not answer
-STORE_S = 20.0  # for an answer of the store; on a network that was cut, TCP itself waits a quarter of an hour
+SILENT_S = 5.0  # between two readings of the beats: a rank whose beat stands still is dead
+STORE_S = 20.0  # for an answer of the store; on a network that is cut, TCP itself waits a quarter of an hour
 
 
 class Store(Protocol):
-    """What is used of `torch.distributed.Store`: texts by name, on one machine, for all."""
+    """The part of `torch.distributed.Store` used here: texts by name, on one machine, for all ranks."""
 
     def set_timeout(self, timeout: timedelta, /) -> None: ...
     def set(self, key: str, value: str, /) -> None: ...
@@ -33,14 +33,14 @@ class Store(Protocol):
 
 
 def rendezvous(store: Store, rank: int, world: int, timeout_s: float) -> str:
-    """A name for this attempt of the job, the same on all ranks and on no earlier attempt.
+    """A name for this attempt of the run: the same on all ranks, and new at every restart.
 
-    torchrun's store outlives a restart, with all that the ranks before have left in it. So each rank waits
-    for an answer to a number of its own, and the first rank answers every number that it finds, be it an old one,
-    until all ranks have thanked.
+    torchrun's store outlives a restart, with all that earlier ranks have left in it. So each rank sends a random
+    number and waits for its answer; rank 0 answers every number that it finds, also an old one, until all ranks
+    have acknowledged.
 
     Raises:
-        TimeoutError: with the ranks that did not come.
+        TimeoutError: names the ranks that did not come.
     """
     own, deadline = secrets.token_hex(8), time.monotonic() + timeout_s
     store.set(f"hello/{rank}", own)
@@ -57,25 +57,25 @@ def rendezvous(store: Store, rank: int, world: int, timeout_s: float) -> str:
         elif store.check([f"welcome/{rank}/{own}"]):
             attempt, missing = store.get(f"welcome/{rank}/{own}").decode(), []
             store.set(f"thanks/{rank}/{attempt}", "")
-        time.sleep(MEET_S)
+        time.sleep(POLL_S)
     return attempt
 
 
 class Heartbeat:
-    """This rank's entry in the list of all, and its view of the others'."""
+    """This rank's sign of life in the store, and its view of the other ranks."""
 
     def __init__(self, store: Store, rank: int, world: int) -> None:
         """store: of torchrun's rendezvous, which every rank reaches."""
         self.rank, self.world = rank, world
         self.collectives = 0
-        """how many exchanges this rank has come to: who is behind the others keeps them waiting"""
+        """collectives that this rank has called: a rank behind the others keeps them waiting"""
         self._store, self._end = store, threading.Event()
         store.set_timeout(timedelta(seconds=STORE_S))
         store.set(f"name/{rank}", f"rank {rank} on {platform.node()}, process {os.getpid()}")
         threading.Thread(target=self._beat, args=(store.clone(),), daemon=True).start()
 
     def close(self) -> None:
-        """Let the heart stop."""
+        """Stop the beat."""
         self._end.set()
 
     def name(self, rank: int) -> str:
@@ -83,35 +83,35 @@ class Heartbeat:
         return self._store.get(f"name/{rank}").decode()
 
     def first_to_say(self, why: str) -> bool:
-        """Say why the job ends; False when another rank has said it before. A lost store counts as nobody."""
+        """Note why the run ends; False when another rank noted it before. A lost store counts as True."""
         own = f"rank {self.rank}: {why}"
         said = _in_time(lambda: self._store.compare_set("why", "", own).decode())
         return said is None or said == own
 
     def why(self) -> str | None:
-        """What the rank that ended the job said, with its name."""
+        """The reason that the rank that ended the run noted, with its name; None while there is none."""
         if not self._store.check(["why"]):
             return None
         rank, _, why = self._store.get("why").decode().partition(": ")
         return f"{self.name(int(rank.removeprefix('rank ')))}: {why}"
 
     def mark_done(self, what: str) -> None:
-        """Say that this rank has done something others wait for."""
+        """Note that this rank has done something that others wait for."""
         self._store.set(f"done/{what}/{self.rank}", "")
 
     def is_done(self, what: str, rank: int) -> bool:
-        """Whether a rank has said so."""
+        """Whether a rank has noted so."""
         return self._store.check([f"done/{what}/{rank}"])
 
     def dead_ranks(self) -> list[int]:
-        """The ranks whose heart does not beat; takes `LOOK_S` seconds."""
+        """The ranks whose beat stands still; takes `SILENT_S` seconds."""
         before = self._beats()
-        time.sleep(LOOK_S)
+        time.sleep(SILENT_S)
         after = self._beats()
         return [rank for rank in range(self.world) if before[rank] == after[rank]]
 
     def verdict(self) -> str:
-        """Why an exchange failed: what another rank said, who does not answer, or who has not come to it."""
+        """Why a collective failed: the noted reason, the ranks that do not answer, or the ranks that missed it."""
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         return (
             _in_time(self._verdict)

@@ -1,8 +1,8 @@
-"""Who this rank is, and how ranks agree: torchrun's environment, and no launcher at all for one.
+"""This rank among all, and the collectives between them, in the environment that torchrun sets.
 
-The same code runs on one device and on many; on one, nothing is initialised and nothing is sent. What
-ranks agree on goes over gloo, from the CPU, so that it neither waits for a GPU nor hangs in one; gradients and
-sums of the device's own tensors go over NCCL on GPUs and gloo on CPUs.
+The same code runs on one device and on many; on one, nothing is initialised and nothing is sent. Agreements
+(flags, objects, barriers) go over gloo, from the CPU, so that they neither wait for a GPU nor hang in one;
+gradients and sums of the device's own tensors go over NCCL on GPUs and gloo on CPUs.
 """
 
 import os
@@ -26,7 +26,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among all: `rank` of `world`; `local_world` of them are on this machine."""
+    """This process: rank `rank` of `world_size`; `local_world_size` of them are on this machine."""
 
     rank: int
     world_size: int
@@ -35,11 +35,16 @@ class Ranks:
     heartbeat: Heartbeat | None = None
     """None on one rank"""
     control: dist.ProcessGroup | None = None
-    """over gloo; None on one rank"""
+    """the gloo group of the agreements; None on one rank"""
+
+    @classmethod
+    def single(cls, device: torch.device) -> "Ranks":
+        """One process alone on a device: no collective sends anything."""
+        return cls(rank=0, world_size=1, local_world_size=1, device=device)
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the rank that writes and speaks."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
@@ -50,7 +55,7 @@ class Ranks:
         return tensor
 
     def all_reduce_mean(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors of one dtype by their mean over all ranks, in one exchange."""
+        """Replace tensors of one dtype by their mean over all ranks, in one collective."""
         if self.world_size == 1 or not tensors:
             return
         flat = self.all_reduce_sum(torch.cat([tensor.flatten() for tensor in tensors])) / self.world_size
@@ -61,7 +66,7 @@ class Ranks:
         torch._foreach_copy_(list(tensors), means)
 
     def any_rank(self, *flags: bool) -> list[bool]:
-        """Whether each flag is raised on any rank: the same answer on all of them."""
+        """Whether each flag is set on any rank; all ranks get the same answer."""
         if self.world_size == 1:
             return list(flags)
         counts = torch.tensor(flags).int()
@@ -70,7 +75,7 @@ class Ranks:
         return [count > 0 for count in counts.tolist()]
 
     def all_gather(self, value: Value) -> list[Value]:
-        """The values of all ranks, on all ranks, by rank."""
+        """The values of all ranks in the order of the ranks, on every rank; they are pickled."""
         if self.world_size == 1:
             return [value]
         gathered: list[Any] = [None] * self.world_size
@@ -79,7 +84,7 @@ class Ranks:
         return gathered
 
     def broadcast(self, value: Value) -> Value:
-        """The first rank's value, on all ranks: plain types, and tensors on the CPU, which are sent one by one."""
+        """Rank 0's value on every rank: plain types, and CPU tensors, which are sent one by one."""
         if self.world_size == 1:
             return value
         shape = [_empty(value, torch.device("meta")) if self.is_main else None]
@@ -93,19 +98,19 @@ class Ranks:
         return received
 
     def barrier(self) -> None:
-        """Return when all ranks have come here."""
+        """Wait until all ranks have called it."""
         if self.world_size > 1:
             self.count_collective()
             dist.barrier(group=self.control)
 
     def count_collective(self) -> None:
-        """Say that this rank has come to an exchange: one that does not come in time can then be named."""
+        """Count a collective call, so that a rank that misses one can be named."""
         if self.heartbeat is not None:
             self.heartbeat.collectives += 1
 
 
 def _empty(tree: Any, device: torch.device) -> Any:
-    """A tree with room for its tensors, laid out as they are, or on "meta" with their shapes alone."""
+    """The tree with uninitialised tensors of the same shapes and strides on a device."""
     return pytree.tree_map_only(Tensor, lambda tensor: torch.empty_like(tensor, device=device), tree)
 
 
@@ -134,18 +139,18 @@ def select_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
 def join(device: Literal["auto", "cpu", "cuda"], timeout_s: float = 600.0) -> Iterator[Ranks]:
     """Join the process group that torchrun describes in the environment, and leave it at the end.
 
-    Only the first rank speaks, but for errors. When the block raises, the others learn why.
+    Only rank 0 prints, except for errors. When the block raises, the other ranks are told why.
 
     Args:
-        timeout_s: how long an exchange may take; more means that a rank is lost.
+        timeout_s: how long a collective may take; after that a rank counts as lost.
 
     Raises:
         ConfigError: CUDA is asked for and there is none.
-        RankLost: another rank died, ended with an error, or did not come to an exchange in time.
+        RankLost: another rank died, ended with an error, or missed a collective.
     """
     here = select_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Ranks(0, 1, 1, here)
+        yield Ranks.single(here)
         return
     timeout = timedelta(seconds=timeout_s)
     store, rank, world = next(iter(dist.rendezvous("env://")))  # type: ignore[attr-defined]
@@ -155,50 +160,50 @@ def join(device: Literal["auto", "cpu", "cuda"], timeout_s: float = 600.0) -> It
     except TimeoutError as error:
         raise RankLost(f"rank {rank} waits in vain: {error}; the same command goes on", said=False) from error
     store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
-    roll = Heartbeat(store, rank, world)
-    console.sign(roll.name(rank))
+    heartbeat = Heartbeat(store, rank, world)
+    console.sign(heartbeat.name(rank))
     if rank:
         console.mute()
     try:
         control = _init_process_groups(here, store, rank, world, timeout)
-        yield Ranks(rank, world, local_world, here, roll, control)
+        yield Ranks(rank, world, local_world, here, heartbeat, control)
     except Exception as error:
         if _is_collective_error(error):
-            raise _lost_rank_error(roll) from error
-        _tell_other_ranks(error, roll)
+            raise _lost_rank_error(heartbeat) from error
+        _tell_other_ranks(error, heartbeat)
         raise
     finally:
-        roll.close()
+        heartbeat.close()
         if dist.is_initialized():
             dist.destroy_process_group()
 
 
 def _init_process_groups(device: torch.device, store: Any, rank: int, world: int, timeout: timedelta) -> Any:
-    """Start the process group that tensors of the device go through, and return the one for agreements."""
+    """Start the process group for tensors of the device; return the gloo group for agreements."""
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
     return dist.new_group(backend="gloo", timeout=timeout)
 
 
-def _tell_other_ranks(error: Exception, roll: Heartbeat) -> None:
-    """Let the other ranks know why this one ends the job; what several of them find out is said once."""
+def _tell_other_ranks(error: Exception, heartbeat: Heartbeat) -> None:
+    """Tell the other ranks why this one ends the run; what several ranks find out is printed once."""
     if isinstance(error, UserError):
-        error.said = not roll.first_to_say(str(error))
+        error.said = not heartbeat.first_to_say(str(error))
     elif not isinstance(error, Stopped):
-        roll.first_to_say(f"a bug, {type(error).__name__}: {error}")
+        heartbeat.first_to_say(f"a bug, {type(error).__name__}: {error}")
         console.fail(f"a bug, {type(error).__name__}: {error}; its traceback follows")
 
 
-def _lost_rank_error(roll: Heartbeat) -> RankLost:
-    """Find out which rank an exchange failed for; the first to know says it, and the first of each machine."""
+def _lost_rank_error(heartbeat: Heartbeat) -> RankLost:
+    """Find out which rank made a collective fail; the first rank to know prints it, and one of each machine."""
     with signals.deferred():  # torchrun ends the ranks that are left: each first says why
-        verdict = roll.verdict()
-    said = not roll.first_to_say(verdict) and os.environ.get("LOCAL_RANK") != "0"
+        verdict = heartbeat.verdict()
+    said = not heartbeat.first_to_say(verdict) and os.environ.get("LOCAL_RANK") != "0"
     if dist.group.WORLD is not None:
-        dist.group.WORLD.abort()  # an exchange that hangs, on a GPU say, would not let this process end
+        dist.group.WORLD.abort()  # a collective that hangs, on a GPU say, would not let this process end
     return RankLost(f"{verdict}; the same command goes on from the last checkpoint", said)
 
 
 def _is_collective_error(error: Exception) -> bool:
-    """Whether an exchange between ranks failed: gloo's errors are RuntimeErrors that name a place in its code."""
+    """Whether a collective failed: gloo's errors are RuntimeErrors that name a place in its code."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

@@ -25,4 +25,4 @@ def network(member: Member) -> Classifier:
     """The run's best network on the CPU, in evaluation mode."""
     samples = prepare.load(member.config).samples
     path = load_model.checkpoint_path(member.config)
-    return load_model.load_model(member.config, samples, path, Ranks(0, 1, 1, torch.device("cpu"))).model
+    return load_model.load_model(member.config, samples, path, Ranks.single(torch.device("cpu"))).model
