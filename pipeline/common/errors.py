@@ -4,6 +4,11 @@ The message of a `UserError` is one sentence: where, what, and what to do next. 
 line prints it without a traceback. Every other exception is a bug and keeps its traceback.
 """
 
+from collections.abc import Collection
+from typing import Any
+
+NAMED_AT_MOST = 5
+
 
 class UserError(Exception):
     """Something the user can mend."""
@@ -42,3 +47,10 @@ class RankLost(Stopped):
         """said: whether another rank of this machine says it too."""
         super().__init__(why)
         self.said = said
+
+
+def name_some(values: Collection[Any]) -> str:
+    """`17, 23 (2 in all)`, with the first five where there are more."""
+    named = [str(value) for value in list(values)[:NAMED_AT_MOST]]
+    more = ", ..." if len(values) > NAMED_AT_MOST else ""
+    return f"{', '.join(named)}{more} ({len(values):,} in all)"

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.common import files
-from pipeline.common.errors import DataError
+from pipeline.common.errors import DataError, name_some
 from pipeline.config.data import DataConfig
 from pipeline.data.sample_table import SOURCE_COLUMNS
 from pipeline.data.sources import download, extract
@@ -38,7 +38,6 @@ LINES = {
     ),
 }
 PER_IMAGE = [name for name in LINES if name != "classes.txt"]
-NAMED_AT_MOST = 5
 WHAT_NEXT = "delete the folder and run `make data` to unpack the archive again"
 
 
@@ -139,7 +138,7 @@ def text_digest(root: Path) -> str:
     """The SHA-256 of the text files that `read` uses: 64 hexadecimal digits."""
     missing = [name for name in LINES if not (root / name).is_file()]
     if missing:
-        raise DataError(f"{root}: {_some(missing)} missing; {WHAT_NEXT}")
+        raise DataError(f"{root}: {name_some(missing)} missing; {WHAT_NEXT}")
     return files.digest_of({name: files.digest_of_file(root / name) for name in LINES})
 
 
@@ -174,7 +173,7 @@ def check_official(table: pd.DataFrame, where: Path) -> None:
         counts = counts.reindex(table["class_name"].unique(), fill_value=0)
         odd = sorted(counts.index[~counts.between(fewest, most)])
         if odd:
-            problems.append(f"{_some(odd)} without {fewest} to {most} {split} images")
+            problems.append(f"{name_some(odd)} without {fewest} to {most} {split} images")
     if problems:
         raise DataError(
             f"{where}: not the official CUB-200-2011: {'; '.join(problems)}; "
@@ -201,7 +200,7 @@ def _parse(path: Path, problems: list[str]) -> pd.DataFrame:
     bad = table["id"].isna()
     if bad.any():
         shown = [f"line {number + 1} ({lines[number][:40]})" for number in table.index[bad]]
-        problems.append(f"{path.name}: {_some(shown)} not of the form `{words}`")
+        problems.append(f"{path.name}: {name_some(shown)} not of the form `{words}`")
     table = table[~bad]
     return table.assign(id=table["id"].astype("int64"))
 
@@ -211,12 +210,12 @@ def _ids(tables: dict[str, pd.DataFrame]) -> list[str]:
     problems = []
     for name, table in tables.items():
         if doubled := sorted(table.loc[table["id"].duplicated(), "id"].unique()):
-            problems.append(f"{name}: ids {_some(doubled)} more than once")
+            problems.append(f"{name}: ids {name_some(doubled)} more than once")
     filled = [name for name in PER_IMAGE if len(tables[name])]  # _parse has named the others
     everywhere = set().union(*(tables[name]["id"] for name in filled))
     for name in filled:
         if missing := sorted(everywhere.difference(tables[name]["id"])):
-            problems.append(f"{name}: no row for image ids {_some(missing)}")
+            problems.append(f"{name}: no row for image ids {name_some(missing)}")
     return problems
 
 
@@ -235,7 +234,7 @@ def _paths(root: Path, images: pd.DataFrame) -> list[str]:
         "outside the folder images": outside,
         "not in the folder images": absent,
     }
-    return [f"images.txt: {_some(paths)} {kind}" for kind, paths in kinds.items() if paths]
+    return [f"images.txt: {name_some(paths)} {kind}" for kind, paths in kinds.items() if paths]
 
 
 def _values(tables: dict[str, pd.DataFrame]) -> list[str]:
@@ -244,16 +243,16 @@ def _values(tables: dict[str, pd.DataFrame]) -> list[str]:
     labels, classes = tables["image_class_labels.txt"], tables["classes.txt"]
     unknown = sorted(set(labels["class_id"].astype("int64")).difference(classes["id"]))
     if unknown and len(classes):
-        problems.append(f"image_class_labels.txt: class ids {_some(unknown)} not in classes.txt")
+        problems.append(f"image_class_labels.txt: class ids {name_some(unknown)} not in classes.txt")
     if doubled := classes.loc[classes["class_name"].duplicated(), "class_name"].unique().tolist():
-        problems.append(f"classes.txt: {_some(doubled)} more than once")
+        problems.append(f"classes.txt: {name_some(doubled)} more than once")
     split = tables["train_test_split.txt"]
     if odd := split.loc[~split["flag"].isin(["0", "1"]), "id"].tolist():
-        problems.append(f"train_test_split.txt: a flag other than 0 and 1 for image ids {_some(odd)}")
+        problems.append(f"train_test_split.txt: a flag other than 0 and 1 for image ids {name_some(odd)}")
     boxes = tables["bounding_boxes.txt"]
     flat = (boxes[["box_w", "box_h"]].astype("float64") <= 0).any(axis=1)
     if empty := boxes.loc[flat, "id"].tolist():
-        problems.append(f"bounding_boxes.txt: an empty box for image ids {_some(empty)}")
+        problems.append(f"bounding_boxes.txt: an empty box for image ids {name_some(empty)}")
     return problems
 
 
@@ -271,9 +270,3 @@ def _join(tables: dict[str, pd.DataFrame]) -> pd.DataFrame:
     boxes = [name for name in SOURCE_COLUMNS if name.startswith("box_")]
     table[boxes] = table[boxes].astype("float64")
     return table[SOURCE_COLUMNS]
-
-
-def _some(values: list[str] | list[int]) -> str:
-    """`17, 23 (2 in all)`, with a few of the values when there are many."""
-    more = ", ..." if len(values) > NAMED_AT_MOST else ""
-    return f"{', '.join(str(value) for value in values[:NAMED_AT_MOST])}{more} ({len(values):,} in all)"
