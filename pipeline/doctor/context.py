@@ -1,6 +1,5 @@
 """What every check knows from the start: the configuration, the ranks, the precision, a scratch folder."""
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,10 +33,3 @@ class CheckContext:
     def is_sharded(self) -> bool:
         """Whether no rank has the whole model."""
         return self.ranks.world_size > 1 and self.config.distributed.shard == "full"
-
-    @property
-    def single_rank(self) -> Ranks:
-        """This rank as if it were the only one: nothing is sent."""
-        return dataclasses.replace(
-            self.ranks, rank=0, world_size=1, local_world_size=1, heartbeat=None, control=None
-        )

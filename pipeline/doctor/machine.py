@@ -1,4 +1,4 @@
-"""Checks of the machine: what is installed, what computes, what it talks to, and whether there is room."""
+"""Checks of the machine: what is installed, what computes, the key of W&B, cores and memory for loader processes."""
 
 import netrc
 import os
@@ -11,7 +11,7 @@ import torch
 from pipeline.common import hardware
 from pipeline.common.files import size_in_words
 from pipeline.doctor.context import CheckContext
-from pipeline.doctor.finding import Finding, unlike
+from pipeline.doctor.finding import Finding, difference_between_ranks
 from pipeline.models.precision import cpu_has_bf16
 from pipeline.runs import environment
 
@@ -21,22 +21,22 @@ SHOWN = ("torch", "torchvision", "timm", "albumentations", "numpy")
 PREFETCHED = 2  # batches that a loader process has ready: DataLoader's prefetch_factor
 
 
-def packages(subject: CheckContext) -> Finding:
-    """Versions; the same on all ranks."""
-    about = environment.describe(subject.ranks.device)
+def packages(context: CheckContext) -> Finding:
+    """Say the versions, the same on all ranks."""
+    about = environment.describe(context.ranks.device)
     versions = {"python": about["python"], "cuda": about["cuda"], **about["packages"]}
     shown = ", ".join(f"{name} {versions[name]}" for name in SHOWN)
-    if found := unlike(versions, subject.ranks):
-        return Finding("no-go", found, "install the same versions on all machines")
+    if difference := difference_between_ranks(versions, context.ranks):
+        return Finding("no-go", difference, "install the same versions on all machines")
     return Finding("ok", f"Python {about['python']}, {shown}", numbers=versions)
 
 
-def code(subject: CheckContext) -> Finding:
-    """The commit; the same on all ranks."""
-    about = environment.describe(subject.ranks.device)["git"]
+def code(context: CheckContext) -> Finding:
+    """Say the commit, the same on all ranks."""
+    about = environment.describe(context.ranks.device)["git"]
     figures = "no git checkout" if about is None else f"commit {about['commit'][:10]}"
-    if found := unlike({"the code": figures}, subject.ranks):
-        return Finding("no-go", found, "bring the same commit to all machines")
+    if difference := difference_between_ranks({"the code": figures}, context.ranks):
+        return Finding("no-go", difference, "bring the same commit to all machines")
     numbers = {"git": about}
     if about is None:
         return Finding("warning", figures, "run from a checkout: the run's record names its commit", numbers)
@@ -46,18 +46,20 @@ def code(subject: CheckContext) -> Finding:
     return Finding("ok", f"{figures}, no file differs from it", numbers=numbers)
 
 
-def device(subject: CheckContext) -> Finding:
-    """GPUs, or cores and threads; the same kind on all ranks."""
-    ranks, wanted = subject.ranks, subject.config.train.device
+def device(context: CheckContext) -> Finding:
+    """Say the GPUs, or cores and threads; they are of one kind on all ranks."""
+    ranks, configured = context.ranks, context.config.train.device
     kind = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU"
-    if wanted == "cuda" and ranks.device.type != "cuda":
+    if configured == "cuda" and ranks.device.type != "cuda":
         return Finding(
             "no-go",
             f"train.device is cuda and no CUDA device is visible ({_torch()})",
             "see whether nvidia-smi lists a GPU and torch.version.cuda suits its driver, or set train.device=cpu",
         )
-    if found := unlike({"the device": kind}, ranks):
-        return Finding("warning" if "CPU" not in found else "no-go", found, "take machines of one kind")
+    if difference := difference_between_ranks({"the device": kind}, ranks):
+        return Finding(
+            "warning" if "CPU" not in difference else "no-go", difference, "take machines of one kind"
+        )
     if ranks.device.type == "cuda":
         about = torch.cuda.get_device_properties(ranks.device)
         nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
@@ -66,23 +68,23 @@ def device(subject: CheckContext) -> Finding:
             f"{about.major}.{about.minor}, CUDA {torch.version.cuda}, NCCL {nccl}"
         )
         return Finding("ok", figures, numbers={"device": kind, "memory_bytes": about.total_memory})
-    if wanted == "auto" and NVIDIA_DRIVER.exists():
+    if configured == "auto" and NVIDIA_DRIVER.exists():
         return Finding(
             "no-go",
             f"this machine has an NVIDIA driver, and no CUDA device is visible ({_torch()})",
             "see whether nvidia-smi lists a GPU and torch.version.cuda suits its driver; to train on the CPU all "
             "the same set train.device=cpu",
         )
-    return _cpu(subject)
+    return _cpu(context)
 
 
 def _torch() -> str:
     return f"torch {torch.__version__}, CUDA {torch.version.cuda or 'not built in'}"
 
 
-def _cpu(subject: CheckContext) -> Finding:
+def _cpu(context: CheckContext) -> Finding:
     cores, threads = hardware.cores(), torch.get_num_threads()
-    ranks = subject.ranks
+    ranks = context.ranks
     figures = (
         f"no GPU; {cores} cores, {ranks.local_world_size} x {threads} threads"
         if ranks.local_world_size > 1
@@ -95,16 +97,15 @@ def _cpu(subject: CheckContext) -> Finding:
     return Finding("ok", figures, numbers=numbers)
 
 
-def precision(subject: CheckContext) -> Finding:
-    """The number format that `auto` becomes, and the memory layout."""
-    train, device = subject.config.train, subject.ranks.device
+def precision(context: CheckContext) -> Finding:
+    """Say the precision that `auto` becomes, and the memory layout."""
+    train, device = context.config.train, context.ranks.device
     asked = "" if train.precision != "auto" else " (auto)"
     layout = "channels last" if train.channels_last else "default layout"
-    figures = f"{subject.precision}{asked}, {layout}" + (", compiled" if train.compile else "")
-    numbers = {"precision": subject.precision, "channels_last": train.channels_last, "compile": train.compile}
-    slow = subject.precision == "fp16" if device.type == "cpu" else False
-    slow = slow or (subject.precision == "bf16" and device.type == "cpu" and not cpu_has_bf16())
-    if slow:
+    figures = f"{context.precision}{asked}, {layout}" + (", compiled" if train.compile else "")
+    numbers = {"precision": context.precision, "channels_last": train.channels_last, "compile": train.compile}
+    is_slow = context.precision == "fp16" or (context.precision == "bf16" and not cpu_has_bf16())
+    if device.type == "cpu" and is_slow:
         what_next = (
             "set train.precision=auto: this processor has no products in that format, and is slow in it"
         )
@@ -112,10 +113,10 @@ def precision(subject: CheckContext) -> Finding:
     return Finding("ok", figures, numbers=numbers)
 
 
-def tracking(subject: CheckContext) -> Finding:
+def tracking(context: CheckContext) -> Finding:
     """Whether W&B will find a key."""
-    mode = subject.config.tracking.wandb
-    if mode != "online" or not subject.ranks.is_main:
+    mode = context.config.tracking.wandb
+    if mode != "online" or not context.ranks.is_main:
         return Finding("not applicable", f"tracking.wandb is {mode}")
     url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     host = urlparse(url).hostname or url
@@ -138,9 +139,9 @@ def _in_netrc(host: str) -> bool:
         return False
 
 
-def workers(subject: CheckContext) -> Finding:
-    """Whether there are cores for the loader processes, and room in /dev/shm for the batches they have ready."""
-    config, ranks, processes = subject.config, subject.ranks, subject.workers * subject.ranks.local_world_size
+def workers(context: CheckContext) -> Finding:
+    """Whether there are cores for the loader processes, and space in /dev/shm for their prefetched batches."""
+    config, ranks, processes = context.config, context.ranks, context.workers * context.ranks.local_world_size
     if not processes:
         return Finding("not applicable", "no loader processes: each rank draws its own batches")
     cores = hardware.cores()
@@ -159,9 +160,3 @@ def workers(subject: CheckContext) -> Finding:
         what_next = f"set data.workers={max(1, cores // ranks.local_world_size)}: more processes than cores"
         return Finding("warning", figures, what_next, numbers)
     return Finding("ok", figures, numbers=numbers)
-
-
-# Disk
-
-
-# Between ranks

@@ -1,81 +1,76 @@
-"""Checks of what is trained: where it begins, from which weights, and with which learning rates."""
+"""Checks of what is trained: where the run starts, with which weights, and with which learning rates."""
 
 import torch
 
 from pipeline.common import seeding
-from pipeline.common.errors import UserError
+from pipeline.config.training import DistributedConfig
+from pipeline.distributed.process_group import Ranks
 from pipeline.doctor.context import CheckContext
-from pipeline.doctor.finding import Finding, of_error
+from pipeline.doctor.finding import Finding, on_main_rank
+from pipeline.doctor.products import RANDOM_WEIGHTS, STEP_0, BuiltModel, OwnData, PretrainedWeights, StartStep
 from pipeline.models.build import build, without_weights
 from pipeline.training import phases, resume, schedule_preview
 from pipeline.training.optimizer import set_rates
 from pipeline.training.phases import PhaseState
 from pipeline.training.schedule import images_per_step
+from pipeline.training.setup import TrainingSetup
 from pipeline.training.state import restore
 
 
-def start(subject: CheckContext) -> Finding:
-    """Whether the run begins, goes on, or may not; the first rank reads the checkpoint."""
-    step, finding = 0, Finding("not applicable", "the first rank knows")
-    try:
-        if subject.ranks.is_main:
-            step, finding = _start(subject)
-    except UserError as error:
-        finding = of_error(error)
-    subject.step = subject.ranks.all_gather(step)[0]
-    return finding
-
-
-def _start(subject: CheckContext) -> tuple[int, Finding]:
-    config, job = subject.config, subject.job
-    found = resume.start_from(config, job.classes, job.samples)
-    if found is None:
-        return 0, Finding(
-            "ok", f"a new run of {subject.steps:,} steps in {config.run_dir}", numbers={"step": 0}
-        )
-    path, content = found
-    fresh = subject.job_of_mine().build_state(
-        PhaseState.load(content["phase"]), content["precision"], pretrained=False
+def start(context: CheckContext, data: OwnData, setup: TrainingSetup) -> tuple[Finding, StartStep]:
+    """Say whether the run starts anew, goes on from a checkpoint, or may not."""
+    finding, of_main = on_main_rank(
+        lambda: _check_start(data, setup), context.ranks, elsewhere="the first rank knows"
     )
-    restore(fresh.state, content, path)
+    return finding, StartStep(of_main.numbers.get("step", 0))
+
+
+def _check_start(data: OwnData, setup: TrainingSetup) -> Finding:
+    config = data.config
+    checkpoint = resume.start_from(config, setup.classes, setup.samples)
+    if checkpoint is None:
+        figures = f"a new run of {setup.last_step:,} steps in {config.run_dir}"
+        return Finding("ok", figures, numbers={"step": 0})
+    path, content = checkpoint
+    phase = PhaseState.load(content["phase"])
+    state, _ = _single_rank_setup(setup).build_state(phase, content["precision"], pretrained=False)
+    restore(state, content, path)
     step = int(content["step"])
     numbers = {"step": step, "checkpoint": str(path)}
-    if step >= subject.steps:
-        figures = f"{path} is of step {step:,} of {subject.steps:,}: nothing is left to train"
-        return step, Finding("warning", figures, "take another run.name for another run", numbers)
-    return step, Finding("ok", f"goes on from {path}, step {step:,} of {subject.steps:,}", numbers=numbers)
+    if step >= setup.last_step:
+        figures = f"{path} is of step {step:,} of {setup.last_step:,}: nothing is left to train"
+        return Finding("warning", figures, "take another run.name for another run", numbers)
+    return Finding("ok", f"goes on from {path}, step {step:,} of {setup.last_step:,}", numbers=numbers)
 
 
-def weights(subject: CheckContext) -> Finding:
-    """Which share of the body's tensors was loaded, from where, and that they are not random."""
-    finding = Finding("not applicable", "the first rank loads them")
-    try:
-        if subject.ranks.is_main:
-            finding = _weights(subject)
-    except UserError as error:
-        finding = of_error(error)
-    wanted = subject.config.model.pretrained and not subject.step
-    subject.pretrained = wanted and subject.ranks.all_gather(finding)[0].state in ("ok", "warning")
-    return finding
+def weights(
+    context: CheckContext, setup: TrainingSetup, start: StartStep = STEP_0
+) -> tuple[Finding, PretrainedWeights]:
+    """Say which share of the body's tensors was loaded, from where, and that they are not random."""
+    finding, of_main = on_main_rank(
+        lambda: _check_weights(setup, start), context.ranks, elsewhere="the first rank loads them"
+    )
+    begins_pretrained = setup.config.model.pretrained and not start.step
+    return finding, PretrainedWeights(begins_pretrained and of_main.state in ("ok", "warning"))
 
 
-def _weights(subject: CheckContext) -> Finding:
-    """Hold the pretrained weights against the random ones that the same seed gives."""
-    config = subject.config.model
-    if subject.step:
+def _check_weights(setup: TrainingSetup, start: StartStep) -> Finding:
+    """Compare the pretrained weights with the random ones that the same seed gives."""
+    config = setup.config.model
+    if start.step:
         return Finding("not applicable", "the run goes on with its checkpoint's weights")
     if not config.pretrained:
         return Finding("ok", "random, as model.pretrained=false says")
-    loaded, origin = build(config, len(subject.job.classes))
-    torch.manual_seed(seeding.seed_of("weights", subject.config.seed))
-    random, _ = build(without_weights(config), len(subject.job.classes))
-    new = {id(parameter) for module in random.new_layers for parameter in module.parameters()}
+    loaded, origin = build(config, len(setup.classes))
+    torch.manual_seed(seeding.seed_of("weights", setup.config.seed))
+    random, _ = build(without_weights(config), len(setup.classes))
+    new_layers = {id(parameter) for module in random.new_layers for parameter in module.parameters()}
     pairs = [
-        (own, other)
-        for own, other in zip(loaded.parameters(), random.parameters(), strict=True)
-        if other.ndim > 1 and id(other) not in new
+        (parameter, random_parameter)
+        for parameter, random_parameter in zip(loaded.parameters(), random.parameters(), strict=True)
+        if parameter.ndim > 1 and id(random_parameter) not in new_layers
     ]
-    unlike_random = sum(not torch.equal(own, other) for own, other in pairs)
+    unlike_random = sum(not torch.equal(*pair) for pair in pairs)
     digest = f", sha256 {origin['sha256'][:12]}" if "sha256" in origin else ""
     figures = (
         f"{origin['source']}{digest}: {origin['share']:.0%} of the body's {origin['tensors']} tensors loaded; "
@@ -90,59 +85,67 @@ def _weights(subject: CheckContext) -> Finding:
     return Finding("ok", figures, numbers=numbers)
 
 
-def built(subject: CheckContext) -> Finding:
-    """The state with which trial steps begin: pretrained where those weights are there, else random."""
-    config, job = subject.config, subject.job
-    fresh = job.build_state(phases.first(config.optim), subject.precision, pretrained=subject.pretrained)
-    subject.state, subject.weights = fresh.state, fresh.weights
-    subject.own = fresh.state
-    if subject.ranks.world_size > 1 and config.distributed.sync_batchnorm and not subject.in_shards:
-        alone = subject.job_of_mine()
-        subject.own = alone.build_state(fresh.state.phase, subject.precision, pretrained=False).state
-        subject.own.model.load_state_dict(fresh.state.model.state_dict())
-    parameters = [parameter.numel() for parameter in subject.state.model.parameters()]
-    what = f"{config.model.name}, {sum(parameters) / 1e6:.2f} M parameters, {len(job.classes)} classes"
-    return Finding("ok", what, numbers={"parameters": sum(parameters), "tensors": len(parameters)})
+def build_model(
+    context: CheckContext, setup: TrainingSetup, weights: PretrainedWeights = RANDOM_WEIGHTS
+) -> tuple[Finding, BuiltModel]:
+    """Build the state with which trial steps begin: pretrained where those weights are available, else random."""
+    first_phase = phases.first(setup.config.optim)
+    state, origin = setup.build_state(first_phase, context.precision, pretrained=weights.available)
+    single_rank_state = state
+    syncs = context.ranks.world_size > 1 and setup.config.distributed.sync_batchnorm
+    if syncs and not context.is_sharded:
+        alone = _single_rank_setup(setup)
+        single_rank_state, _ = alone.build_state(state.phase, context.precision, pretrained=False)
+        single_rank_state.model.load_state_dict(state.model.state_dict())
+    sizes = [parameter.numel() for parameter in state.model.parameters()]
+    figures = f"{setup.config.model.name}, {sum(sizes) / 1e6:.2f} M parameters, {len(setup.classes)} classes"
+    finding = Finding("ok", figures, numbers={"parameters": sum(sizes), "tensors": len(sizes)})
+    return finding, BuiltModel(state, single_rank_state, origin)
 
 
-def rates(subject: CheckContext) -> Finding:
-    """Learning rates of the first, the highest and the last step, as the optimizer has them."""
-    config, job = subject.config, subject.job
-    words, phases_in_numbers = [], []
-    for state, known in schedule_preview.states(config, job.clock):
+def _single_rank_setup(setup: TrainingSetup) -> TrainingSetup:
+    """The same training as if this rank were the only one."""
+    config = setup.config.model_copy(update={"distributed": DistributedConfig()})
+    return TrainingSetup(config, Ranks.single(setup.ranks.device))
+
+
+def learning_rates(context: CheckContext, setup: TrainingSetup, model: BuiltModel) -> Finding:
+    """Say the learning rates of the first, the highest and the last step, as the optimizer has them."""
+    config, figures, phases_in_numbers = setup.config, [], []
+    for state, is_certain in schedule_preview.states(config, setup.clock):
         phase = config.optim.resolved_phases[state.index]
-        until = job.clock.starts[phase.until] if isinstance(phase.until, int) else subject.steps
-        steps = range(state.start_step, min(until, subject.steps))
+        until = setup.clock.starts[phase.until] if isinstance(phase.until, int) else setup.last_step
+        steps = range(state.start_step, min(until, setup.last_step))
         if not steps:  # train.max_steps ends the run before
             continue
-        optimizer = job.build_optimizer(subject.state.model, state)
-        learned = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
-        if sorted(learned) != sorted(map(id, subject.state.model.parameters())):
+        optimizer = setup.build_optimizer(model.state.model, state)
+        in_groups = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+        if sorted(in_groups) != sorted(map(id, model.state.model.parameters())):
             what_next = "report this: a parameter would learn twice, or not at all"
-            return Finding("no-go", f"{len(learned)} tensors are in the groups of {phase.name}", what_next)
-        of_steps = [phases.rates(config, state, step, job.clock) for step in steps]
-        highest = max(range(len(steps)), key=lambda number: of_steps[number].lr)
-        lrs: dict[str, list[float]] = {}
+            return Finding("no-go", f"{len(in_groups)} tensors are in the groups of {phase.name}", what_next)
+        rates = [phases.rates(config, state, step, setup.clock) for step in steps]
+        highest = max(range(len(steps)), key=lambda number: rates[number].lr)
+        group_lrs: dict[str, list[float]] = {}
         for name, number in (("first", 0), ("last", len(steps) - 1), ("highest", highest)):
-            set_rates(optimizer, *of_steps[number])
-            lrs[name] = [group["lr"] for group in optimizer.param_groups]
-        if max(lrs["highest"]) == 0:
+            set_rates(optimizer, *rates[number])
+            group_lrs[name] = [group["lr"] for group in optimizer.param_groups]
+        if max(group_lrs["highest"]) == 0:
             return Finding(
                 "no-go", f"{phase.name}: the learning rate is always 0", "see optim.lr and schedule"
             )
-        words.append(
-            f"{phase.name} lr {of_steps[0].lr:.3g} first, {of_steps[highest].lr:.3g} at most (step "
-            f"{steps[highest] + 1:,}), {of_steps[-1].lr:.3g} last"
-            + _spread(lrs["highest"], of_steps[highest].lr)
-            + ("" if known else ", whenever its rule is met")
+        figures.append(
+            f"{phase.name} lr {rates[0].lr:.3g} first, {rates[highest].lr:.3g} at most (step "
+            f"{steps[highest] + 1:,}), {rates[-1].lr:.3g} last"
+            + _group_factors(group_lrs["highest"], rates[highest].lr)
+            + ("" if is_certain else ", whenever its rule is met")
         )
-        phases_in_numbers.append({"phase": phase.name, "groups": len(optimizer.param_groups), **lrs})
-    images = images_per_step(config, subject.last_epoch)
+        phases_in_numbers.append({"phase": phase.name, "groups": len(optimizer.param_groups), **group_lrs})
+    images = images_per_step(config, context.last_epoch)
     numbers = {"phases": phases_in_numbers, "images_per_step": images}
-    return Finding("ok", f"{'; '.join(words)}; for {images} images a step", numbers=numbers)
+    return Finding("ok", f"{'; '.join(figures)}; for {images} images a step", numbers=numbers)
 
 
-def _spread(lrs: list[float], lr: float) -> str:
-    """What the groups' own multipliers make of a learning rate: `, in groups x1 to x10`."""
-    least, most = min(lrs) / lr, max(lrs) / lr
-    return "" if least == most == 1 else f", its groups x{least:.3g} to x{most:.3g}"
+def _group_factors(group_lrs: list[float], lr: float) -> str:
+    """The learning rates of the parameter groups over that of the phase: `, its groups x1 to x10`."""
+    lowest, highest = min(group_lrs) / lr, max(group_lrs) / lr
+    return "" if lowest == highest == 1 else f", its groups x{lowest:.3g} to x{highest:.3g}"

@@ -1,0 +1,77 @@
+"""Run checks in order: each takes products of earlier ones, and may return one next to its finding."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from inspect import Parameter, signature
+from typing import Any, get_args
+
+from pipeline.common.errors import UserError
+from pipeline.doctor.context import CheckContext
+from pipeline.doctor.finding import Finding, of_error, worst_of_ranks
+
+
+@dataclass(frozen=True)
+class Check:
+    """A named check. The signature of `run` says what it takes and returns:
+
+    `run(context, *products) -> Finding`, or `-> tuple[Finding, Product]`. A product is known by its type. The check
+    is skipped when a product is missing, unless that parameter has a default.
+    """
+
+    name: str
+    run: Callable[..., Finding | tuple[Finding, Any]]
+    trains: bool = False
+    """left out by --quick"""
+
+    @property
+    def inputs(self) -> list[Parameter]:
+        """The products that it takes."""
+        _context, *products = signature(self.run).parameters.values()
+        return products
+
+    @property
+    def output(self) -> tuple[Any, ...]:
+        """The type of the product that it returns; empty when it returns a finding alone."""
+        return get_args(signature(self.run).return_annotation)[1:]
+
+
+def run_checks(
+    checks: Sequence[Check], context: CheckContext, *, quick: bool
+) -> Iterator[tuple[str, Finding]]:
+    """Yield the name and the finding of each check, the same finding on all ranks."""
+    products: list[Any] = []
+    causes: dict[str, set[str]] = {}  # of a skipped check: all checks whose products it, or they, lacked
+    for check in checks:
+        if quick and check.trains:
+            yield check.name, Finding("not applicable", "left out by --quick")
+            continue
+        taken = {
+            parameter.name: product
+            for parameter in check.inputs
+            for product in products
+            if isinstance(product, parameter.annotation)
+        }
+        required = [p for p in check.inputs if p.default is Parameter.empty and p.name not in taken]
+        if missing := [origin(checks, parameter).name for parameter in required]:
+            farther = set().union(*(causes.get(name, set()) for name in missing))
+            causes[check.name] = farther | set(missing)
+            nearest = [name for name in missing if name not in farther]
+            yield check.name, Finding("not applicable", f"not looked at, because of {' and '.join(nearest)}")
+            continue
+        finding, product = _run(check, context, taken)
+        yield check.name, worst_of_ranks(finding, context.ranks)
+        if check.output and all(context.ranks.all_gather(product is not None)):
+            products.append(product)
+
+
+def origin(checks: Sequence[Check], parameter: Parameter) -> Check:
+    """The check that returns the product that a parameter takes."""
+    return next(check for check in checks if issubclass(parameter.annotation, check.output))
+
+
+def _run(check: Check, context: CheckContext, products: dict[str, Any]) -> tuple[Finding, Any]:
+    try:
+        returned = check.run(context, **products)
+    except UserError as error:
+        returned = of_error(error)
+    return returned if isinstance(returned, tuple) else (returned, None)
