@@ -4,6 +4,7 @@ Every mistake is reported at once: its dotted key, the value, what is allowed, a
 """
 
 import difflib
+import functools
 import io
 import json
 import os
@@ -16,11 +17,17 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import YAMLError
 
+from pipeline.common import console
 from pipeline.common.errors import ConfigError
 from pipeline.config.messages import sentence
 from pipeline.config.schema import Config
 
 Model = TypeVar("Model", bound=BaseModel)
+RENAMED_KEYS = {
+    "schedule.least_factor": "schedule.min_factor",
+    "schedule.rise_fraction": "schedule.warmup_fraction",
+}
+"""SECTION.OLD -> SECTION.NEW, for a section of this name at any depth; the old names are still read"""
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -29,7 +36,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: the file is missing or not YAML, or any key or value is not allowed.
     """
-    tree = read_tree(path) if path else {}
+    tree = rename_keys(read_tree(path)) if path else {}
     for override in overrides:
         _apply(tree, override)
     run = tree.setdefault("run", {})
@@ -39,15 +46,15 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
 
 
 def _default_name(path: Path | None) -> str:
-    """The file's name; with W&B's id of the run where W&B's agent runs the trials of a sweep."""
+    """The file's name; under W&B's sweep agent, with W&B's id of the run."""
     name = path.stem if path else "baseline"
-    # The agent fills in ${envvar:WANDB_RUN_ID} in a sweep's command before it sets that variable.
+    # An override run.name=${envvar:WANDB_RUN_ID} fails: the agent fills it in before it sets that variable.
     trial = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
     return f"{name}-{trial}" if trial else name
 
 
 def validate_tree(tree: dict[str, Any], where: str, kind: type[Model]) -> Model:
-    """A tree of plain types becomes a `Config`, or a model like it; all that is wrong is one `ConfigError`."""
+    """Make a `Config`, or another model, of a tree of plain types; one `ConfigError` tells all that is wrong."""
     try:
         # JSON's strict mode takes "x" for a path and a list for a tuple, but never "1" for 1.
         return kind.model_validate_json(json.dumps(tree, default=str))
@@ -66,25 +73,25 @@ def dump_config(config: Config, comments: bool = False) -> str:
 
 
 def dump_departures(config: Config) -> str:
-    """What departs from the defaults, as YAML: a file that `load` makes the same configuration of."""
-    tree = _departing(config.model_dump(mode="json"), Config().model_dump(mode="json"))
-    if "schedule" in tree:  # of which there are several, each with defaults of its own
+    """The keys that depart from the defaults, as YAML; `load_config` makes the same configuration of it."""
+    tree = _departures(config.model_dump(mode="json"), Config().model_dump(mode="json"))
+    if "schedule" in tree:  # each kind of schedule has its own defaults
         schedule = config.schedule
-        own = _departing(schedule.model_dump(mode="json"), type(schedule)().model_dump(mode="json"))
-        tree["schedule"] = {"name": schedule.name, **own}
+        departures = _departures(schedule.model_dump(mode="json"), type(schedule)().model_dump(mode="json"))
+        tree["schedule"] = {"name": schedule.name, **departures}
     return _yaml(tree)
 
 
-def _departing(own: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
-    departing: dict[str, Any] = {}
-    for key, value in own.items():
-        usual = default.get(key)
-        if isinstance(value, dict) and isinstance(usual, dict) and usual:
-            if inner := _departing(value, usual):
-                departing[key] = inner
-        elif value != usual:
-            departing[key] = value
-    return departing
+def _departures(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    departures: dict[str, Any] = {}
+    for key, value in tree.items():
+        default = defaults.get(key)
+        if isinstance(value, dict) and isinstance(default, dict) and default:
+            if inner := _departures(value, default):
+                departures[key] = inner
+        elif value != default:
+            departures[key] = value
+    return departures
 
 
 def _yaml(tree: Any) -> str:
@@ -98,35 +105,71 @@ def _yaml(tree: Any) -> str:
     return stream.getvalue()
 
 
-def differences(
-    one: dict[str, Any], other: dict[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, Any, Any]]:
+def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """The dotted keys in which two dumped configurations differ, with both values."""
-    for key in sorted(one.keys() | other.keys()):
-        a, b = one.get(key), other.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            yield from differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            yield f"{prefix}{key}", a, b
+    for key in sorted(a.keys() | b.keys()):
+        value_a, value_b = a.get(key), b.get(key)
+        if isinstance(value_a, dict) and isinstance(value_b, dict):
+            yield from differences(value_a, value_b, f"{prefix}{key}.")
+        elif value_a != value_b:
+            yield f"{prefix}{key}", value_a, value_b
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted keys of a dumped configuration with their values."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def completed(saved: dict[str, Any]) -> dict[str, Any]:
-    """A dumped configuration of an earlier version, with the defaults of the keys that there were not yet."""
-    return _filled(saved, Config().model_dump(mode="json"))
+    """A dumped configuration of an earlier version, with today's names and the defaults of newer keys."""
+    return _with_defaults(rename_keys(saved), Config().model_dump(mode="json"))
 
 
-def _filled(own: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
-    kinds = own.keys() - {"schedule"}  # of which there are several, each with keys of its own
-    inner = {
-        key: _filled(own[key], default[key])
-        for key in kinds & default.keys()
-        if isinstance(own[key], dict) and isinstance(default[key], dict)
+def _with_defaults(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    sections = {
+        key: _with_defaults(value, defaults[key])
+        for key, value in tree.items()
+        if key != "schedule"  # each kind of schedule has its own keys
+        and isinstance(value, dict)
+        and isinstance(defaults.get(key), dict)
     }
-    return {**default, **own, **inner}
+    return {**defaults, **tree, **sections}
+
+
+def rename_keys(tree: Any, section: str = "") -> Any:
+    """A tree with today's names of its keys; one that also has the new name keeps the old one, an unknown key."""
+    if isinstance(tree, list):
+        return [rename_keys(entry, section) for entry in tree]
+    if not isinstance(tree, dict):
+        return tree
+    names = {key: _new_name(section, key) for key in tree}
+    return {key if names[key] in tree else names[key]: rename_keys(value, key) for key, value in tree.items()}
+
+
+def _new_name(section: str, key: str) -> str:
+    old = f"{section}.{key}"
+    if old not in RENAMED_KEYS:
+        return key
+    warn_renamed(old)
+    return RENAMED_KEYS[old].rpartition(".")[2]
+
+
+@functools.cache  # one line a process, however many runs are read
+def warn_renamed(old: str) -> None:
+    """Say that a key has another name now."""
+    console.warn(f"{old} is now {RENAMED_KEYS[old]}")
 
 
 def read_tree(path: Path) -> dict[str, Any]:
-    """A configuration file as plain types, unchecked; a `ConfigError` when it is missing or not YAML."""
+    """A configuration file as plain types, unchecked.
+
+    Raises:
+        ConfigError: it is missing or not YAML.
+    """
     try:
         tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -153,20 +196,20 @@ def _apply(tree: Any, override: str) -> None:
     *sections, last = key.split(".")
     for section in sections:
         in_list = isinstance(tree, list)
-        tree = tree[_position(tree, section, key)] if in_list else tree.setdefault(section, {})
+        tree = tree[_index(tree, section, key)] if in_list else tree.setdefault(section, {})
         if not isinstance(tree, dict | list):
-            raise ConfigError(f"{key}: unknown key; {section} has a value of its own, not keys below it")
+            raise ConfigError(f"{key}: unknown key; {section} has a value, not keys below it")
     if isinstance(tree, list):
-        tree[_position(tree, last, key)] = value
+        tree[_index(tree, last, key)] = rename_keys(value)
     else:
-        tree[last] = value
+        tree[_new_name(sections[-1] if sections else "", last)] = rename_keys(value, last)
 
 
-def _position(entries: list[Any], part: str, key: str) -> int:
-    """Which entry of a list a part of a dotted key means, counted from 0."""
+def _index(entries: list[Any], part: str, key: str) -> int:
+    """The index that a part of a dotted key names in a list."""
     if part.isdigit() and int(part) < len(entries):
         return int(part)
-    raise ConfigError(f"{key}: {part} is no entry of a list of {len(entries)}; they are counted from 0")
+    raise ConfigError(f"{key}: the list has {len(entries)} entries, counted from 0; there is no {part}")
 
 
 def _commented(section: BaseModel) -> CommentedMap:

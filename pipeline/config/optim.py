@@ -1,5 +1,7 @@
 """The settings of the solver: optimizer, its phases, and the schedule of its rates."""
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -64,7 +66,7 @@ class Cosine(_Schedule):
 
 class OneCycle(_Schedule):
     name: Literal["one_cycle"] = "one_cycle"
-    rise_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    warmup_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """share of the training in which the learning rate rises to optim.lr"""
     initial_factor: Share = 0.04
     """learning rate at the beginning over optim.lr"""
@@ -92,7 +94,7 @@ class ReduceOnPlateau(_Schedule):
     """a loss is lower when it is below (1 - threshold) times the lowest so far"""
     cooldown_epochs: Annotated[int, Field(ge=0)] = 0
     """epochs after a drop that do not count"""
-    least_factor: Share = 0.0
+    min_factor: Share = 0.0
     """the learning rate does not fall below this times optim.lr"""
 
 
@@ -176,6 +178,23 @@ class Phase(Section):
         return self
 
 
+@dataclass(frozen=True)
+class ResolvedPhase:
+    """A phase with its values from `optim` filled in."""
+
+    name: str
+    lr: float | None
+    """learning rate at the schedule's height; None: SWATS proposes it when the phase before ends"""
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    options: Options
+    schedule: ScheduleConfig | None
+    """over this phase; None: the run's schedule"""
+    until: int | PlateauRule | SwatsRule | None
+    carry_momentum: bool
+
+
 class OptimConfig(Section):
     name: str = "sgd"
     """sgd, adagrad, rmsprop, adadelta, adam, adamw, or any other optimizer of timm"""
@@ -229,16 +248,21 @@ class OptimConfig(Section):
         assert images != "auto", "the validator asks for effective_batch_size"
         return images
 
-    @property
-    def resolved_phases(self) -> tuple[Phase, ...]:
-        """The phases with everything that is null filled in, but for a learning rate that SWATS proposes."""
-        own = Phase(name=self.name, options=self.options)
-        filled, proposed = [], False
-        for phase in self.phases or (own,):
-            default = {key: getattr(self, key) for key in ("momentum", "nesterov", "weight_decay")}
-            if not proposed:
-                default["lr"] = self.lr
-            absent = {key: value for key, value in default.items() if getattr(phase, key) is None}
-            filled.append(phase.model_copy(update=absent))
-            proposed = isinstance(phase.until, SwatsRule)
-        return tuple(filled)
+    @cached_property
+    def resolved_phases(self) -> tuple[ResolvedPhase, ...]:
+        """The phases, or `optim` itself as the only one."""
+        phases = self.phases or (Phase(name=self.name, options=self.options),)
+        rules = (None, *(phase.until for phase in phases))
+        return tuple(self._resolve(phase, before) for before, phase in zip(rules, phases, strict=False))
+
+    def _resolve(self, phase: Phase, rule_before: Any) -> ResolvedPhase:
+        values = {key: getattr(phase, key) for key in Phase.model_fields}
+        for key in ("lr", "momentum", "nesterov", "weight_decay"):
+            if values[key] is None and not (key == "lr" and isinstance(rule_before, SwatsRule)):
+                values[key] = getattr(self, key)
+        return ResolvedPhase(**values)
+
+    def __copy__(self) -> "OptimConfig":  # `model_copy` may change what the phases were resolved from
+        copy = super().__copy__()
+        copy.__dict__.pop("resolved_phases", None)
+        return copy

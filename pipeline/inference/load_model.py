@@ -9,6 +9,7 @@ import torch
 
 from pipeline.common import files
 from pipeline.common.errors import CheckpointError
+from pipeline.config.key_effects import effect_of
 from pipeline.config.load import differences
 from pipeline.config.schema import Config
 from pipeline.data import sample_table
@@ -18,9 +19,6 @@ from pipeline.models.classifier import Classifier
 from pipeline.models.precision import Precision
 from pipeline.models.pretrained import load_weights
 from pipeline.runs.checkpoints import check_data, read
-
-# Keys of `model` that may differ: they change how it was trained, not what it is.
-FREE_KEYS = {"pretrained", "weights", "freeze_batchnorm", "dropout", "stochastic_depth"}
 
 
 @dataclass(frozen=True)
@@ -78,10 +76,13 @@ def _loaded_model(
 def _model(config: Config, content: dict[str, Any], path: Path) -> Classifier:
     """The checkpoint's model; the configuration has to describe the one that was trained."""
     before = content["config"]["model"]
-    now = config.model.model_dump(mode="json", exclude=FREE_KEYS)
-    now = {key: value for key, value in now.items() if key in before}
+    now = {key: value for key, value in config.model.model_dump(mode="json").items() if key in before}
     before = {key: before[key] for key in now}
-    changed = [f"model.{key} {a} -> {b}" for key, a, b in differences(before, now)]
+    changed = [
+        f"model.{key} {a} -> {b}"
+        for key, a, b in differences(before, now)
+        if effect_of(f"model.{key}").effect == "identity"
+    ]
     if changed:
         raise CheckpointError(
             f"{path}: was trained with another model ({', '.join(changed)}); give the configuration it was trained with"

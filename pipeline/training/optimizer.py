@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pipeline.common.errors import ConfigError
-from pipeline.config.optim import OptimConfig, Phase
+from pipeline.config.optim import OptimConfig, ResolvedPhase
 from pipeline.models.classifier import Classifier
 
 Optimizer = torch.optim.Optimizer
@@ -80,7 +80,7 @@ def _matcher(model: Classifier, *, coarse: bool) -> Any:
     return model.backbone.group_matcher(coarse=coarse)  # type: ignore[operator]
 
 
-def build_optimizer(groups: Iterable[dict[str, Any]], phase: Phase, *, lr: float) -> Optimizer:
+def build_optimizer(groups: Iterable[dict[str, Any]], phase: ResolvedPhase, *, lr: float) -> Optimizer:
     """The optimizer of a phase over parameter groups; weight decay stands in the groups.
 
     SGD's (Nesterov) momentum is that of Sutskever et al. 2013, as PyTorch has it: the learning rate is outside

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from pipeline.config.optim import OptimConfig, Phase, PlateauRule, ReduceOnPlateau, SwatsRule
+from pipeline.config.optim import OptimConfig, PlateauRule, ReduceOnPlateau, ResolvedPhase, SwatsRule
 from pipeline.config.schema import Config
 from pipeline.training.schedule import PlateauState, StepClock, lr_at, momentum_at
 from pipeline.training.swats import SwatsState, sgd_rate
@@ -56,7 +56,6 @@ def first(config: OptimConfig) -> PhaseState:
 def following(config: OptimConfig, state: PhaseState, step: int) -> PhaseState:
     """The state in which the next phase begins with a step."""
     phase = config.resolved_phases[state.index + 1]
-    assert phase.momentum is not None, "resolved"
     lr = phase.lr
     if lr is None:
         assert state.swats.proposed is not None, "SWATS ended the phase before"
@@ -66,7 +65,7 @@ def following(config: OptimConfig, state: PhaseState, step: int) -> PhaseState:
     return PhaseState(state.index + 1, step, lr, plateau=plateau)
 
 
-def is_over(phase: Phase, state: PhaseState, step: int, clock: StepClock) -> bool:
+def is_over(phase: ResolvedPhase, state: PhaseState, step: int, clock: StepClock) -> bool:
     """Whether a step no longer belongs to the phase."""
     match phase.until:
         case None:
@@ -95,7 +94,6 @@ def observe(config: Config, state: PhaseState, loss: float) -> None:
 def rates(config: Config, state: PhaseState, step: int, clock: StepClock) -> Rates:
     """Learning rate and momentum with which a step (from 0) is taken."""
     phase, moment = config.optim.resolved_phases[state.index], clock.moment(step)
-    assert phase.momentum is not None, "resolved"
     if phase.schedule is not None:
         if isinstance(phase.until, int):
             moment = dataclasses.replace(moment, epochs=phase.until)

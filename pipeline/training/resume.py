@@ -7,9 +7,10 @@ from typing import Any
 from pipeline.common import console
 from pipeline.common.errors import CheckpointError
 from pipeline.config import load
-from pipeline.config.key_effects import FORCED_KEYS, FREE_KEYS
+from pipeline.config.key_effects import effect_of
 from pipeline.config.schema import Config
 from pipeline.runs.checkpoints import check_data, read
+from pipeline.runs.directory import RunDirectory
 
 
 def start_from(config: Config, classes: list[str], samples: str) -> tuple[Path, dict[str, Any]] | None:
@@ -21,7 +22,7 @@ def start_from(config: Config, classes: list[str], samples: str) -> tuple[Path, 
     Raises:
         CheckpointError: it is missing, damaged, or of other data or another configuration.
     """
-    wanted, last = wanted_of(config), config.checkpoints_dir / "last.pt"
+    wanted, last = wanted_of(config), RunDirectory(config.run_dir).checkpoint("last")
     if wanted == "never" or (wanted == "auto" and not last.is_file()):
         return None
     path = last if wanted == "auto" else Path(wanted)
@@ -29,15 +30,15 @@ def start_from(config: Config, classes: list[str], samples: str) -> tuple[Path, 
     check_data(content, path, classes, samples)
     differences = load.differences(load.completed(content["config"]), config.model_dump(mode="json"))
     changed = {
-        key: f"{key} {before} -> {now}" for key, before, now in differences if not key.startswith(FREE_KEYS)
+        key: f"{key} {before} -> {now}"
+        for key, before, now in differences
+        if effect_of(key).on_resume != "free"
     }
-    refused = [key for key in changed if not (config.train.resume_force and key.startswith(FORCED_KEYS))]
+    forcible = {key for key in changed if effect_of(key).on_resume == "forced"}
+    refused = [key for key in changed if not (config.train.resume_force and key in forcible)]
     if refused:
-        force = (
-            ""
-            if config.train.resume_force or not all(key.startswith(FORCED_KEYS) for key in refused)
-            else ("train.resume_force=true, which goes on with these, ")
-        )
+        can_force = not config.train.resume_force and forcible.issuperset(refused)
+        force = "train.resume_force=true, which goes on with these, " if can_force else ""
         raise CheckpointError(
             f"{path}: was trained with another configuration ({', '.join(changed[key] for key in refused)}); take the "
             f"same one, {force}another run.name, or train.resume=never, which puts the earlier run aside"
@@ -52,7 +53,7 @@ def wanted_of(config: Config) -> str:
     again = any(
         int(os.environ.get(name, "0")) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
     )
-    begun = (config.checkpoints_dir / "last.pt").is_file()
+    begun = RunDirectory(config.run_dir).checkpoint("last").is_file()
     return "auto" if again and begun else config.train.resume
 
 

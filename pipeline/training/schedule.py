@@ -98,7 +98,7 @@ class PlateauState:
         if self.cooldown:
             self.cooldown, self.bad_epochs = self.cooldown - 1, 0
         if self.bad_epochs > schedule.patience_epochs:
-            self.factor = max(self.factor * schedule.gamma, schedule.least_factor)
+            self.factor = max(self.factor * schedule.gamma, schedule.min_factor)
             self.cooldown, self.bad_epochs = schedule.cooldown_epochs, 0
 
 
@@ -176,17 +176,15 @@ def _cosine(schedule: Cosine, moment: TrainTime) -> float:
 
 def _one_cycle(schedule: OneCycle, moment: TrainTime) -> tuple[float, float]:
     """How far the rise is, and the fall after it; 0..1 (Smith & Topin 2018, arXiv:1708.07120, as torch has it)."""
-    peak = schedule.rise_fraction * moment.epochs - moment.width
+    peak = schedule.warmup_fraction * moment.epochs - moment.width
     end = moment.epochs - moment.width
     return min(1.0, moment.epoch / peak) if peak > 0 else 1.0, min(1.0, (moment.epoch - peak) / (end - peak))
 
 
 def images_per_step(config: Config, epoch: int) -> int:
     """Images that a step of an epoch (from 0) learns from."""
-    for stage in config.data.progressive:
-        if epoch < stage.until_epoch:
-            return stage.images_per_step or config.optim.images_per_step
-    return config.optim.images_per_step
+    stage = config.data.stage(epoch)
+    return (stage and stage.images_per_step) or config.optim.images_per_step
 
 
 def step_clock(config: Config, images: int) -> StepClock:

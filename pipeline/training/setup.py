@@ -114,7 +114,6 @@ class TrainingSetup:
     def build_optimizer(self, model: Any, state: PhaseState) -> Optimizer:
         """The optimizer of a phase, without anything remembered."""
         phase = self.config.optim.resolved_phases[state.index]
-        assert phase.weight_decay is not None, "resolved"
         groups = parameter_groups(model, self.config.optim, weight_decay=phase.weight_decay)
         optimizer = build_optimizer(groups, phase, lr=state.lr)
         if isinstance(phase.until, SwatsRule):

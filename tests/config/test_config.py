@@ -118,7 +118,7 @@ def test_a_wrong_override_is_one_sentence(override: str, sentence: str) -> None:
         ),
         (
             ["seed=1", "seed.x=2"],
-            "seed.x: unknown key; seed has a value of its own, not keys below it",
+            "seed.x: unknown key; seed has a value, not keys below it",
         ),
         (
             ["optim.phases=[{name: adam}, {name: sgd}]"],
@@ -155,7 +155,7 @@ def test_a_wrong_override_is_one_sentence(override: str, sentence: str) -> None:
         ),
         (
             ["optim.phases=[{name: sgd}]", "optim.phases.1.lr=1"],
-            "optim.phases.1.lr: 1 is no entry of a list of 1; they are counted from 0",
+            "optim.phases.1.lr: the list has 1 entries, counted from 0; there is no 1",
         ),
         (
             ["optim.phases=[{name: adam, carry_momentum: true}]"],

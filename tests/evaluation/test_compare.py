@@ -11,6 +11,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from pipeline.cli import main
 from pipeline.common import files, tables
 from pipeline.common.errors import UserError
+from pipeline.config.load import dump_config, load_config
 from pipeline.evaluation import metrics, verdict
 from pipeline.evaluation.compare import compare
 
@@ -40,7 +41,7 @@ def write_run(
             "class_name": [NAMES[label] for label in labels],
         }
     )
-    predicted = metrics.predictions(samples, 2 * np.eye(4, dtype=np.float32)[guess], NAMES)
+    predicted = metrics.predictions_table(samples, 2 * np.eye(4, dtype=np.float32)[guess], NAMES)
     folder = root / name / "eval/test"
     tables.write_csv(predicted, folder / "predictions.csv")
     tables.write_csv(metrics.per_class(predicted, NAMES), folder / "per_class.csv")
@@ -130,6 +131,78 @@ def test_two_seeds_of_one_configuration_are_compared_with_each_other(
     (comparison,) = found["comparisons"]
     assert (comparison["a"], comparison["b"]) == ("one", "two")
     assert "this is what a seed can do, not a better recipe" in comparison["verdict"]
+
+
+def groups_of(tmp_path: Path, right: np.ndarray, *override: str) -> int:
+    """The number of groups of two seeds, of which the second also has an override."""
+    paths = [write_run(tmp_path, "one", right), write_run(tmp_path, "two", right)]
+    for path, overrides in zip(paths, [["seed=0"], ["seed=1", *override]], strict=True):
+        config = load_config(None, [f"run.name={path.name}", *overrides])
+        files.write_text(path / "config.yaml", dump_config(config))
+    return len(compare(paths, "test", None)["groups"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "train.keep_checkpoints=3",
+        "train.checkpoint_every_minutes=10",
+        "train.checkpoint_every_steps=7",
+        "train.resume=never",
+        "train.device=cpu",
+        "train.compile=true",
+        "distributed.timeout_s=900",
+        "distributed.data_timeout_minutes=5",
+        "distributed.bucket_mb=50",
+        "distributed.static_graph=true",
+        "distributed.shard=full",
+        "data.workers=2",
+        "data.archive_md5=97eceeb196236b17998738112f37df78",
+        "lr_find.steps=50",
+        "summary.depth=3",
+        "eval.batch_size=7",
+        "report.gallery=3",
+        "tracking.log_every_steps=1",
+    ],
+)
+def test_seeds_that_differ_in_a_key_that_changes_no_number_are_one_recipe(
+    tmp_path: Path, base: np.ndarray, override: str
+) -> None:
+    assert groups_of(tmp_path, base, override) == 1
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model.weights=other.pth",
+        "model.pretrained=false",
+        "model.name=resnet18",
+        "train.max_steps=7",
+        "train.precision=fp32",
+        "train.resume_force=true",
+        "data.val_fraction=0.2",
+        "data.store=jpeg",
+        "distributed.compress=bf16",
+        "optim.momentum=0.8",
+        "schedule.final_factor=0.1",
+    ],
+)
+def test_runs_that_differ_in_a_key_that_changes_numbers_are_two_recipes(
+    tmp_path: Path, base: np.ndarray, override: str
+) -> None:
+    assert groups_of(tmp_path, base, override) == 2
+
+
+def test_a_run_of_an_earlier_version_is_of_the_recipe_that_its_names_and_defaults_are_today(
+    tmp_path: Path, base: np.ndarray
+) -> None:
+    paths = [write_run(tmp_path, "one", base), write_run(tmp_path, "two", base)]
+    today = dump_config(load_config(None, ["seed=1", "schedule={name: plateau, min_factor: 0.1}"]))
+    earlier = today.replace("min_factor", "least_factor").replace("  pad_px: 0\n", "")
+    assert len(earlier) < len(today)
+    for path, text in zip(paths, (earlier + "removed: 3\n", today + "removed: 3\n"), strict=True):
+        files.write_text(path / "config.yaml", text)
+    assert len(compare(paths, "test", None)["groups"]) == 1
 
 
 def test_the_order_of_the_stored_rows_does_not_matter(tmp_path: Path, base: np.ndarray) -> None:

@@ -166,11 +166,11 @@ def test_cosine_with_restarts_is_that_of_torch(multiplier: int) -> None:
     assert found[2 * SPE] == pytest.approx(0.4)  # restarted
 
 
-@pytest.mark.parametrize("rise_fraction", [0.3, 0.5])
-def test_one_cycle_is_that_of_torch_in_rate_and_momentum(rise_fraction: float) -> None:
+@pytest.mark.parametrize("warmup_fraction", [0.3, 0.5])
+def test_one_cycle_is_that_of_torch_in_rate_and_momentum(warmup_fraction: float) -> None:
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
     scheduler = lr_scheduler.OneCycleLR(
-        optimizer, 0.4, STEPS, pct_start=rise_fraction, base_momentum=0.85, max_momentum=0.9
+        optimizer, 0.4, STEPS, pct_start=warmup_fraction, base_momentum=0.85, max_momentum=0.9
     )
     lrs, torchs_momenta = [], []
     for _ in range(STEPS):
@@ -179,7 +179,7 @@ def test_one_cycle_is_that_of_torch_in_rate_and_momentum(rise_fraction: float) -
         optimizer.step()
         if len(lrs) < STEPS:
             scheduler.step()
-    schedule = OneCycle(rise_fraction=rise_fraction)
+    schedule = OneCycle(warmup_fraction=warmup_fraction)
     assert rates(schedule) == pytest.approx(lrs)
     assert momenta(schedule) == pytest.approx(torchs_momenta)
 
@@ -197,7 +197,7 @@ def test_momentum_rises_linearly_from_its_start() -> None:
     "options", [{}, {"patience_epochs": 1}, {"cooldown_epochs": 2, "patience_epochs": 0}]
 )
 def test_reduce_on_plateau_is_that_of_torch(options: dict[str, int]) -> None:
-    schedule = ReduceOnPlateau(**{"gamma": 0.5, "patience_epochs": 2, "least_factor": 0.05, **options})
+    schedule = ReduceOnPlateau(**{"gamma": 0.5, "patience_epochs": 2, "min_factor": 0.05, **options})
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.4)
     scheduler = lr_scheduler.ReduceLROnPlateau(
         optimizer,

@@ -18,6 +18,7 @@ import yaml
 from pydantic import Field
 
 from pipeline.common.errors import ConfigError
+from pipeline.config.key_effects import NAMING_SECTIONS, effect_of
 from pipeline.config.load import load_config, validate_tree
 from pipeline.config.schema import Config
 from pipeline.config.types import Count, Section
@@ -31,7 +32,6 @@ COMMAND = (
     f'{ARGUMENTS}"]'
 )
 METRICS = {"val_top1": "maximize", "val_loss": "minimize", "train_top1": "maximize", "train_loss": "minimize"}
-OWN_KEYS = ("run.", "train.resume")  # of every trial, these are the sweep's
 COMBINATIONS = 1_000  # so many are checked, and tried by a grid, at the most
 
 
@@ -174,7 +174,7 @@ class SweepPlan:
         """What must not change while a sweep goes on, as plain types."""
         common = self.common.model_dump(mode="json")
         sweep = {**self.sweep.model_dump(mode="json"), "run_cap": None}
-        return {"sweep": sweep, "pruner": pruner, "config": {**common, "run": None, "tracking": None}}
+        return {"sweep": sweep, "pruner": pruner, "config": {**common, **NAMING_SECTIONS}}
 
     def check(self) -> None:
         """Find every mistake that can be found before a trial.
@@ -189,7 +189,7 @@ class SweepPlan:
                 f"{self.path}: parameters: none has more than one value; there is nothing to search"
             )
         for key in self.parameters:
-            if key.startswith(OWN_KEYS):
+            if effect_of(key).per_trial:
                 raise ConfigError(
                     f"{self.path}: parameters.{key}: every trial has its own, given by the sweep"
                 )
