@@ -23,7 +23,7 @@ from pipeline.common.errors import DataError
 from pipeline.config.data import DataConfig
 from pipeline.config.schema import Config
 from pipeline.data import image_store, sample_table, splits
-from pipeline.data.sources.source import SOURCES
+from pipeline.data.sources.source import source_of
 
 STAGES_VERSION = 1  # raise it when a stage's output changes for the same inputs
 
@@ -67,8 +67,8 @@ def prepare(config: Config) -> Prepared:
     Raises:
         DataError: anything about the archive, its files or the disk that the user can mend.
     """
-    source, root = SOURCES[config.data.source], fetch(config.data)
-    images = source.read(config.data, root)
+    source, root = source_of(config.data), fetch(config.data)
+    images = source.read(root)
     samples_path, store_folder = output_paths(config)
     samples_inputs, store_inputs = _inputs(source.digest(root), config)
 
@@ -109,7 +109,7 @@ def outdated(config: Config, root: Path) -> list[str]:
     Args:
         root: as `find_root` returns it.
     """
-    digest = SOURCES[config.data.source].digest(root)
+    digest = source_of(config.data).digest(root)
     outputs = zip(output_paths(config), _inputs(digest, config), strict=True)
     return [path.name for path, inputs in outputs if not _is_done(path, inputs)]
 
@@ -120,7 +120,7 @@ def _inputs(source_digest: str, config: Config) -> tuple[dict[str, Any], dict[st
 
 
 def _folder(config: DataConfig) -> Path:
-    return config.root / SOURCES[config.source].folder_name(config)
+    return config.root / source_of(config).folder_name
 
 
 def layout(config: DataConfig) -> image_store.Layout:
@@ -157,17 +157,16 @@ def _stamp_of(output: Path) -> Path:
 
 def fetch(config: DataConfig) -> Path:
     """The folder with the data set's tables and `images`, which is fetched first if that is due."""
-    source, raw = SOURCES[config.source], _folder(config) / "raw"
-    inputs = source.inputs(config)
-    if inputs is not None:
-        _stage(source.verb, raw, inputs, lambda output: source.fetch(config, output))
-    return source.find_root(config, raw)
+    source, raw = source_of(config), _folder(config) / "raw"
+    if source.inputs is not None:
+        _stage(source.verb, raw, source.inputs, source.fetch)
+    return source.find_root(raw)
 
 
 def find_root(config: DataConfig) -> Path | None:
     """The folder that `fetch` returns, without fetching anything; None: it is not there."""
     try:
-        return SOURCES[config.source].find_root(config, _folder(config) / "raw")
+        return source_of(config).find_root(_folder(config) / "raw")
     except DataError:
         return None
 

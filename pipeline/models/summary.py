@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.common import console
 from pipeline.config.schema import Config
-from pipeline.data.sources.source import SOURCES
+from pipeline.data.sources.source import source_of
 from pipeline.models.build import build, without_weights
 from pipeline.models.classifier import Classifier
 
@@ -25,7 +25,7 @@ def summarise(config: Config) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such model.
     """
-    classes = config.summary.classes or SOURCES[config.data.source].expected(config.data)[0]
+    classes = config.summary.classes or source_of(config.data).expected[0]
     with torch.device("meta"):  # where tensors have a shape and nothing is computed
         model, _ = build(without_weights(config.model), classes)
     layers, multiply_adds = measure(model.eval(), config.data.image_px, config.summary.depth)

@@ -5,6 +5,7 @@ They become PNG files, which lose nothing, and a table of them; behind it they a
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,6 @@ def write(arrays: Arrays, folder: Path) -> None:
     tables.write_csv(pd.DataFrame({**about, "official": arrays.official, **boxes}), folder / LIST)
 
 
-def read(root: Path) -> pd.DataFrame:
-    """The sample table of a folder that `write` filled: columns `sample_table.SOURCE_COLUMNS`."""
-    return sample_table.read(root / LIST, sample_table.SOURCE_COLUMNS)
-
-
 def _official(kind: Callable[..., Any], root: Path, download: bool) -> list[Any]:
     """The training and the test part, as torchvision has them."""
     try:
@@ -122,57 +118,56 @@ def _joined(parts: list[tuple[Any, Any]], class_names: list[str]) -> Arrays:
 class ArraySource:
     """One of these data sets."""
 
-    name: str
+    config: DataConfig
     load: Callable[[Path, bool], Arrays]
     """from torchvision's folder; true: download into it first"""
-    counts: tuple[int, int, int]
+    expected: tuple[int, int, int]
     """classes, official training and test images"""
     packaged: bool = False
     """whether a Python package brings the arrays, so that there is no folder of them"""
 
     verb = "write"
 
-    def folder_name(self, config: DataConfig) -> str:
-        """The name, with a digest of the path of a given folder."""
-        if config.archive is None or self.packaged:
-            return self.name
-        return f"{self.name}-{files.digest_of(str(config.archive.resolve()))[:8]}"
+    @property
+    def folder_name(self) -> str:
+        """The data set's name, with a digest of the path of a given folder."""
+        if self.config.archive is None or self.packaged:
+            return self.config.source
+        return f"{self.config.source}-{files.digest_of(str(self.config.archive.resolve()))[:8]}"
 
-    def inputs(self, config: DataConfig) -> Mapping[str, Any] | None:  # noqa: ARG002
+    @property
+    def inputs(self) -> Mapping[str, Any] | None:
         """The name alone: the arrays never change."""
-        return {"source": self.name}
+        return {"source": self.config.source}
 
-    def fetch(self, config: DataConfig, output: Path) -> None:
+    def fetch(self, output: Path) -> None:
         """Write the pictures and their list, after downloading the arrays where no folder is given."""
-        arrays = self.load(config.archive or config.root / "downloads", config.archive is None)
+        archive = self.config.archive
+        arrays = self.load(archive or self.config.root / "downloads", archive is None)
         with files.replacing_folder(output) as part:
             write(arrays, part)
 
-    def find_root(self, config: DataConfig, raw: Path) -> Path:  # noqa: ARG002
+    def find_root(self, raw: Path) -> Path:
         """`raw` itself."""
         if not (raw / LIST).is_file():
             raise DataError(f"{raw / LIST}: missing; run `make data`")
         return raw
 
-    def read(self, config: DataConfig, root: Path) -> pd.DataFrame:  # noqa: ARG002
-        """The sample table."""
-        return read(root)
+    def read(self, root: Path) -> pd.DataFrame:
+        """The sample table that `write` wrote."""
+        return sample_table.read(root / LIST, sample_table.SOURCE_COLUMNS)
 
     def digest(self, root: Path) -> str:
         """The SHA-256 of the list."""
         return files.digest_of_file(root / LIST)
 
-    def expected(self, config: DataConfig) -> tuple[int, int, int]:  # noqa: ARG002
-        """As published."""
-        return self.counts
-
-    def bytes_to_fetch(self, config: DataConfig) -> int:  # noqa: ARG002
+    def bytes_to_fetch(self) -> int:
         """The pictures, and the arrays that they are written from."""
-        return sum(self.counts[1:]) * PNG_BYTES
+        return sum(self.expected[1:]) * PNG_BYTES
 
 
-SOURCES = [
-    ArraySource("digits", lambda *_: digits(), (10, 4_000, 1_000), packaged=True),
-    ArraySource("mnist", mnist, (10, 60_000, 10_000)),
-    ArraySource("cifar10", cifar10, (10, 50_000, 10_000)),
-]
+SOURCES = {
+    "digits": partial(ArraySource, load=lambda *_: digits(), expected=(10, 4_000, 1_000), packaged=True),
+    "mnist": partial(ArraySource, load=mnist, expected=(10, 60_000, 10_000)),
+    "cifar10": partial(ArraySource, load=cifar10, expected=(10, 50_000, 10_000)),
+}

@@ -1,6 +1,7 @@
 """CUB-200-2011: its text files become the sample table. `images.txt` lists the images, never a glob."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -41,14 +42,17 @@ PER_IMAGE = [name for name in LINES if name != "classes.txt"]
 WHAT_NEXT = "delete the folder and run `make data` to unpack the archive again"
 
 
+@dataclass(frozen=True)
 class CubLayout:
     """What all sources share whose files lie as in the archive of CUB-200-2011."""
 
-    def find_root(self, config: DataConfig, raw: Path) -> Path:  # noqa: ARG002
+    config: DataConfig
+
+    def find_root(self, raw: Path) -> Path:
         """The folder with images.txt: `raw`, or a folder in it."""
         return find_root(raw)
 
-    def read(self, config: DataConfig, root: Path) -> pd.DataFrame:  # noqa: ARG002
+    def read(self, root: Path) -> pd.DataFrame:
         """The sample table."""
         return read(root)
 
@@ -57,55 +61,62 @@ class CubLayout:
         return text_digest(root)
 
 
+@dataclass(frozen=True)
 class Cub200(CubLayout):
     """The published archive, another one of the same layout, or a folder where one was unpacked."""
 
     verb = "unpack"
+    expected = CLASSES, IMAGES["train"], IMAGES["test"]
 
-    def folder_name(self, config: DataConfig) -> str:
+    @property
+    def folder_name(self) -> str:
         """`cub200`, with a digest of the archive or of the folder's path where it is not the published archive."""
-        if (folder := _unpacked_folder(config)) is not None:
-            return f"cub200-{files.digest_of(str(folder.resolve()))[:8]}"
-        return "cub200" if is_official(config) else f"cub200-{_md5(config)[:8]}"
+        if self._unpacked is not None:
+            return f"cub200-{files.digest_of(str(self._unpacked.resolve()))[:8]}"
+        return "cub200" if is_official(self.config) else f"cub200-{_md5(self.config)[:8]}"
 
-    def inputs(self, config: DataConfig) -> Mapping[str, Any] | None:
+    @property
+    def inputs(self) -> Mapping[str, Any] | None:
         """The archive's digest; None: the archive is already unpacked."""
-        return None if _unpacked_folder(config) is not None else {"md5": _md5(config)}
+        return {"md5": _md5(self.config)} if self._unpacked is None else None
 
-    def fetch(self, config: DataConfig, output: Path) -> None:
+    def fetch(self, output: Path) -> None:
         """Unpack the archive, after downloading it where none is given."""
-        archive = config.archive
+        archive = self.config.archive
         if archive is None:
-            archive = config.root / "downloads" / "CUB_200_2011.tgz"
+            archive = self.config.root / "downloads" / "CUB_200_2011.tgz"
             download.fetch(ARCHIVE, archive)
         else:
-            size_bytes = ARCHIVE.size_bytes if is_official(config) else None
-            download.verify_archive(archive, _md5(config), size_bytes)
+            size_bytes = ARCHIVE.size_bytes if is_official(self.config) else None
+            download.verify_archive(archive, _md5(self.config), size_bytes)
         with files.replacing_folder(output) as part:
             extract.unpack(archive, part)
 
-    def find_root(self, config: DataConfig, raw: Path) -> Path:
+    def find_root(self, raw: Path) -> Path:
         """The folder with images.txt, in the given folder or in `raw`."""
-        return find_root(_unpacked_folder(config) or raw)
+        return find_root(self._unpacked or raw)
 
-    def read(self, config: DataConfig, root: Path) -> pd.DataFrame:
+    def read(self, root: Path) -> pd.DataFrame:
         """The sample table; of the published archive, with the published numbers of images."""
         table = read(root)
-        if is_official(config):
+        if is_official(self.config):
             check_official(table, root)
         return table
 
-    def expected(self, config: DataConfig) -> tuple[int, int, int]:  # noqa: ARG002
-        """As published."""
-        return CLASSES, IMAGES["train"], IMAGES["test"]
-
-    def bytes_to_fetch(self, config: DataConfig) -> int:
+    def bytes_to_fetch(self) -> int:
         """The archive, as far as it is not downloaded, and the unpacked pictures."""
-        if config.archive is not None:
-            return round(UNPACKED * config.archive.stat().st_size) if config.archive.is_file() else 0
-        downloads = (config.root / "downloads").glob("CUB_200_2011.tgz*")
+        archive = self.config.archive
+        if archive is not None:
+            return round(UNPACKED * archive.stat().st_size) if archive.is_file() else 0
+        downloads = (self.config.root / "downloads").glob("CUB_200_2011.tgz*")
         downloaded = sum(path.stat().st_size for path in downloads)
         return round((1 + UNPACKED) * ARCHIVE.size_bytes) - min(downloaded, ARCHIVE.size_bytes)
+
+    @property
+    def _unpacked(self) -> Path | None:
+        """The folder that `data.archive` names where it does not name a file."""
+        archive = self.config.archive
+        return archive if archive is not None and archive.is_dir() else None
 
 
 def is_official(config: DataConfig) -> bool:
@@ -115,11 +126,6 @@ def is_official(config: DataConfig) -> bool:
 
 def _md5(config: DataConfig) -> str:
     return config.archive_md5 or ARCHIVE.md5
-
-
-def _unpacked_folder(config: DataConfig) -> Path | None:
-    """The folder that `data.archive` names where it names no file."""
-    return config.archive if config.archive is not None and config.archive.is_dir() else None
 
 
 def find_root(folder: Path) -> Path:

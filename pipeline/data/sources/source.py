@@ -3,7 +3,7 @@
 A new source is one file beside this one and one entry in `SOURCES`, whose name `data.source` then allows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,20 +22,29 @@ class Source(Protocol):
     def verb(self) -> str:
         """The name of the stage that fetches it, such as "unpack"."""
 
-    def folder_name(self, config: DataConfig) -> str:
-        """The name of its folder below `data.root`, different for each content that the configuration can ask for."""
+    @property
+    def folder_name(self) -> str:
+        """The name of its folder below `data.root`, another one for each content that can be configured."""
 
-    def inputs(self, config: DataConfig) -> Mapping[str, Any] | None:
+    @property
+    def inputs(self) -> Mapping[str, Any] | None:
         """What `fetch` makes its output from, in plain types; None: the user gave a folder and nothing is fetched."""
 
-    def fetch(self, config: DataConfig, output: Path) -> None:
+    @property
+    def expected(self) -> tuple[int, int, int]:
+        """The numbers of classes, official training images and official test images, before any is there."""
+
+    def bytes_to_fetch(self) -> int:
+        """About how much `fetch` still writes to the disk."""
+
+    def fetch(self, output: Path) -> None:
         """Draw, unpack or write the data set into `output`, through `files.replacing_folder`.
 
         Raises:
             DataError: it cannot be had.
         """
 
-    def find_root(self, config: DataConfig, raw: Path) -> Path:
+    def find_root(self, raw: Path) -> Path:
         """The folder with the data set's tables and its folder `images`.
 
         Args:
@@ -45,7 +54,7 @@ class Source(Protocol):
             DataError: there is no such folder.
         """
 
-    def read(self, config: DataConfig, root: Path) -> pd.DataFrame:
+    def read(self, root: Path) -> pd.DataFrame:
         """The sample table, checked: one row an image, columns `sample_table.SOURCE_COLUMNS`.
 
         Raises:
@@ -55,15 +64,14 @@ class Source(Protocol):
     def digest(self, root: Path) -> str:
         """A digest of the files that `read` reads."""
 
-    def expected(self, config: DataConfig) -> tuple[int, int, int]:
-        """The numbers of classes, official training images and official test images, known before any is there."""
 
-    def bytes_to_fetch(self, config: DataConfig) -> int:
-        """About how much `fetch` still writes to the disk."""
-
-
-SOURCES: dict[str, Source] = {
-    "cub200": Cub200(),
-    "synthetic": DrawnBirds(),
-    **{source.name: source for source in array_datasets.SOURCES},
+SOURCES: dict[str, Callable[[DataConfig], Source]] = {
+    "cub200": Cub200,
+    "synthetic": DrawnBirds,
+    **array_datasets.SOURCES,
 }
+
+
+def source_of(config: DataConfig) -> Source:
+    """The source that `data.source` names."""
+    return SOURCES[config.source](config)

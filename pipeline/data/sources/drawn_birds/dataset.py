@@ -6,6 +6,7 @@ whatever the number of processes that write them.
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,7 +16,6 @@ import cv2
 
 from pipeline.common import console, files, hardware, seeding
 from pipeline.common.errors import DataError
-from pipeline.config.data import DataConfig
 from pipeline.data.sources.cub200 import CubLayout
 from pipeline.data.sources.drawn_birds import bird, faults
 
@@ -152,14 +152,16 @@ def _lines(path: Path, values: Sequence[object]) -> None:
     path.write_text(text, encoding="ascii", newline="\n")
 
 
+@dataclass(frozen=True)
 class DrawnBirds(CubLayout):
     """The data set that `data.synthetic` describes."""
 
     verb = "draw"
 
-    def folder_name(self, config: DataConfig) -> str:
+    @property
+    def folder_name(self) -> str:
         """The settings that make one set differ from another."""
-        drawn = config.synthetic
+        drawn = self.config.synthetic
         size = f"{drawn.species}x{drawn.images_per_species}-{drawn.train_per_species}-{drawn.long_side_px}px"
         planted = "".join(
             f"-{fault}{share:g}"
@@ -168,22 +170,24 @@ class DrawnBirds(CubLayout):
         )
         return f"synthetic-{size}-seed{drawn.seed}{planted}"
 
-    def inputs(self, config: DataConfig) -> Mapping[str, Any] | None:
+    @property
+    def inputs(self) -> Mapping[str, Any] | None:
         """All settings."""
-        return config.synthetic.model_dump()
+        return self.config.synthetic.model_dump()
 
-    def fetch(self, config: DataConfig, output: Path) -> None:
+    def fetch(self, output: Path) -> None:
         """Draw the set."""
         with files.replacing_folder(output) as part:
-            write(part, **config.synthetic.model_dump())
+            write(part, **self.config.synthetic.model_dump())
 
-    def expected(self, config: DataConfig) -> tuple[int, int, int]:
+    @property
+    def expected(self) -> tuple[int, int, int]:
         """As the settings say."""
-        drawn = config.synthetic
+        drawn = self.config.synthetic
         train = drawn.species * drawn.train_per_species
         return drawn.species, train, drawn.species * drawn.images_per_species - train
 
-    def bytes_to_fetch(self, config: DataConfig) -> int:
+    def bytes_to_fetch(self) -> int:
         """A byte a pixel of a square picture, which is more than a JPEG takes."""
-        drawn = config.synthetic
+        drawn = self.config.synthetic
         return drawn.species * drawn.images_per_species * drawn.long_side_px**2
