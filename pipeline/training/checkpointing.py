@@ -5,6 +5,7 @@ import time
 from pipeline.common import signals
 from pipeline.common.errors import Stopped
 from pipeline.runs import checkpoints
+from pipeline.runs.directory import Checkpoint, RunDirectory
 from pipeline.training.epoch_meter import EpochMeter
 from pipeline.training.setup import RunStart, TrainingSetup
 from pipeline.training.state import checkpoint_content
@@ -18,8 +19,8 @@ class Checkpointer:
         self.config, self.ranks, self.state = setup.config, setup.ranks, start.state
         self.saved_at = time.monotonic()
 
-    def save(self, name: str) -> None:
-        """Write checkpoints/NAME; with `last.pt`, keep those of the last few steps too."""
+    def save(self, name: Checkpoint) -> None:
+        """Write the best or the last checkpoint; with the last one, keep those of the last few steps too."""
         run_facts = {
             "config": self.config.model_dump(mode="json"),
             "classes": self.setup.classes,
@@ -31,10 +32,10 @@ class Checkpointer:
         epochs = self.setup.clock.epoch(self.state.step)
         content = checkpoint_content(self.state, epochs, run_facts, self.ranks)
         if self.ranks.is_main:
-            folder = self.config.checkpoints_dir
-            checkpoints.save(folder / name, content)
-            if name == "last.pt":
-                checkpoints.keep_last(folder, self.state.step, self.config.train.keep_checkpoints)
+            path = RunDirectory(self.config.run_dir).checkpoint(name)
+            checkpoints.save(path, content)
+            if name == "last":
+                checkpoints.keep_last(path, self.state.step, self.config.train.keep_checkpoints)
         self.saved_at = time.monotonic()
         self.ranks.barrier()
 
@@ -47,7 +48,7 @@ class Checkpointer:
         stopping, due = self.ranks.any_rank(self.stop.name is not None, self._is_due())
         if stopping or due:
             self.state.totals = meter.totals()
-            self.save("last.pt")
+            self.save("last")
         if stopping:
             raise self._stopped()
 
@@ -61,7 +62,7 @@ class Checkpointer:
         """
         asked = self.stop.name is not None and self.setup.is_epoch_end(self.state.step)
         if self.ranks.any_rank(asked)[0]:
-            self.save("last.pt")
+            self.save("last")
             raise self._stopped()
 
     def _is_due(self) -> bool:
@@ -70,7 +71,9 @@ class Checkpointer:
         return by_step or (minutes is not None and time.monotonic() - self.saved_at >= 60 * minutes)
 
     def _stopped(self) -> Stopped:
+        signal = self.stop.name or "a signal on another rank"
+        path = RunDirectory(self.config.run_dir).checkpoint("last")
         return Stopped(
-            f"stopped by {self.stop.name or 'a signal on another rank'} at step {self.state.step} of "
-            f"{self.setup.last_step}, saved in {self.config.checkpoints_dir / 'last.pt'}; the same command goes on"
+            f"stopped by {signal} at step {self.state.step} of {self.setup.last_step}, saved in {path}; "
+            "the same command goes on"
         )

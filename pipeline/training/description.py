@@ -1,16 +1,18 @@
-"""What a run is: written down beside its results, and said when it starts."""
+"""The description of a run: config.yaml, environment.json, diff.patch, and the lines printed at its start."""
 
 from pipeline.common import console, files
 from pipeline.config.load import dump_config
 from pipeline.config.schema import Config
 from pipeline.runs import environment
+from pipeline.runs.directory import RunDirectory
 from pipeline.training.setup import RunStart, TrainingSetup
 
 
 def describe_run(setup: TrainingSetup, start: RunStart) -> None:
     """Write `config.yaml`, `environment.json` and, of changed code, `diff.patch`; say what begins."""
     config, ranks, weights = setup.config, setup.ranks, start.weights
-    files.write_text(config.run_dir / "config.yaml", dump_config(config))
+    run = RunDirectory(config.run_dir)
+    files.write_text(run.config_file, dump_config(config))
     about = {
         **environment.describe(ranks.device),
         "precision": start.precision,
@@ -18,12 +20,12 @@ def describe_run(setup: TrainingSetup, start: RunStart) -> None:
         "samples": setup.samples,
         "ranks": ranks.world_size,
     }
-    files.write_json(config.run_dir / "environment.json", about)
-    diff, patch = environment.diff(), config.run_dir / "diff.patch"
+    files.write_json(run.environment_file, about)
+    diff = environment.diff()
     if diff is None:
-        patch.unlink(missing_ok=True)
+        run.diff_file.unlink(missing_ok=True)
     else:
-        files.write_text(patch, diff)
+        files.write_text(run.diff_file, diff)
     parameters = sum(parameter.numel() for parameter in start.state.model.parameters())
     console.say(
         f"run    {config.run_dir}, step {start.state.step} of {setup.last_step}\n"

@@ -1,6 +1,6 @@
-"""What an epoch measures while it learns: sums over its images, the time waited for data, and its losses.
+"""Meters of a training epoch: summed loss and accuracy, images per second, the time waited for data.
 
-The sums stay on the device; only when they are asked for does the program wait for it.
+The sums stay on the device; the program waits for it only when they are read.
 """
 
 import time
@@ -20,12 +20,12 @@ Item = TypeVar("Item")
 
 
 class NotFinite(Exception):
-    """A loss is not a number, or infinite."""
+    """The loss of a step is NaN or infinite."""
 
-    def __init__(self, step: int, loss: float, draws: npt.NDArray[np.int64]) -> None:
-        """step: the number of the step (from 1); draws: int64, of its batch over all ranks."""
+    def __init__(self, step: int, loss: float, samples: npt.NDArray[np.int64]) -> None:
+        """step: its number, from 1; samples: int64, those of its batch over all ranks."""
         super().__init__(f"the loss of step {step} is {loss}")
-        self.step, self.loss, self.draws = step, loss, draws
+        self.step, self.loss, self.samples = step, loss, samples
 
 
 class EpochMeter:
@@ -43,7 +43,7 @@ class EpochMeter:
         self._waited_s = 0.0
 
     def timed(self, batches: Iterable[Item]) -> Iterator[Item]:
-        """The batches; the time until each of them is there counts as waited."""
+        """The batches; the time until each is there counts as waiting for data."""
         iterator = iter(batches)
         while True:
             asked = time.perf_counter()
@@ -55,24 +55,24 @@ class EpochMeter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The time of the block is not learning's."""
+        """The time of the block does not count as training."""
         begun = time.perf_counter()
         yield
         self._started += time.perf_counter() - begun
 
-    def add(self, step: int, draws: npt.NDArray[np.int64], of_batch: Tensor) -> None:
+    def add(self, step: int, samples: npt.NDArray[np.int64], sums: Tensor) -> None:
         """Count a step.
 
         Args:
             step: its number, from 1.
-            draws: int64, of the batch over all ranks.
-            of_batch: float64 [3], this rank's sums of losses, correct images, and the gradient's norm.
+            samples: int64, of the batch over all ranks.
+            sums: float64 [3], this rank's sums of losses, correct images, and the gradient's norm.
         """
-        self._sums += of_batch
-        self._seen += len(draws)
-        self._images += len(draws)
+        self._sums += sums
+        self._seen += len(samples)
+        self._images += len(samples)
         self._steps += 1
-        self._unchecked.append((step, draws, of_batch))
+        self._unchecked.append((step, samples, sums))
 
     def last(self) -> dict[str, float]:
         """Loss and gradient norm of the last step, over all ranks.
@@ -80,10 +80,10 @@ class EpochMeter:
         Raises:
             NotFinite: the loss of a step since the last call is not a number, or infinite.
         """
-        sums = self.ranks.all_reduce_sum(torch.stack([of_batch for *_, of_batch in self._unchecked])).tolist()
-        for (step, draws, _), (loss, *_) in zip(self._unchecked, sums, strict=True):
+        sums = self.ranks.all_reduce_sum(torch.stack([sums for *_, sums in self._unchecked])).tolist()
+        for (step, samples, _), (loss, *_) in zip(self._unchecked, sums, strict=True):
             if not np.isfinite(loss):
-                raise NotFinite(step, loss, draws)
+                raise NotFinite(step, loss, samples)
         images, (loss, _, norm) = len(self._unchecked[-1][1]), sums[-1]
         self._unchecked = []
         return {"loss": loss / images, "grad_norm": norm}

@@ -1,4 +1,4 @@
-"""What does not learn: the first stages until their epoch, and batch norm's statistics."""
+"""Frozen stages (the first ones, until an epoch), and frozen statistics of batch norm."""
 
 from torch import nn
 
@@ -15,7 +15,7 @@ class FreezeSchedule:
         """Find the model's stages, where some of them are to be frozen.
 
         Raises:
-            ConfigError: the body does not have so many stages, or timm does not say what they are.
+            ConfigError: the backbone has fewer stages, or timm does not say what its stages are.
         """
         self.config, self.model = config, model
         frozen = config.optim.frozen_stages
@@ -27,10 +27,7 @@ class FreezeSchedule:
             )
 
     def apply(self, epoch: int) -> int:
-        """Put the model into training mode, but for what is frozen in an epoch (from 0).
-
-        Returns the number of frozen stages.
-        """
+        """Set training mode for an epoch (from 0), except for its frozen stages; return their number."""
         thaw = self.config.optim.unfreeze_epoch
         frozen = 0 if thaw is not None and epoch >= thaw else self.config.optim.frozen_stages
         self.model.train()

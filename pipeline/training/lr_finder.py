@@ -22,6 +22,7 @@ from pipeline.data.loader import Batch
 from pipeline.distributed import process_group
 from pipeline.distributed.data_parallel import replicate
 from pipeline.plots import training_curves
+from pipeline.runs.directory import RunDirectory
 from pipeline.training.freezing import FreezeSchedule
 from pipeline.training.phases import Rates
 from pipeline.training.setup import TrainingSetup, resume_or_start
@@ -46,7 +47,7 @@ def find_lr(config: Config) -> dict[str, Any]:
         start = resume_or_start(setup)
         state, settings = start.state, start.step_settings(config, ranks)
         ddp_model = replicate(state.model, config.distributed, ranks)
-        momentum = config.optim.resolved_phases[0].momentum or 0.0
+        momentum = config.optim.resolved_phases[0].momentum
         test = config.lr_find
         lrs = np.geomspace(test.lowest, test.highest, test.steps)
         FreezeSchedule(config, state.model).apply(0)
@@ -89,15 +90,13 @@ def propose(lrs: npt.NDArray[np.float64], losses: npt.NDArray[np.float64]) -> tu
 
 
 def _write(config: Config, lrs: npt.NDArray[np.float64], losses: list[float]) -> dict[str, Any]:
-    folder, smoothed = config.run_dir / "lr_find", smooth(np.array(losses))
+    run, smoothed = RunDirectory(config.run_dir), smooth(np.array(losses))
     proposed, at_most = propose(lrs, smoothed)
-    tables.write_csv(pd.DataFrame({"lr": lrs, "loss": losses, "smoothed": smoothed}), folder / "lr_find.csv")
-    training_curves.draw_range_test(
-        folder / "lr_find.png", lrs.tolist(), smoothed.tolist(), proposed, at_most
-    )
+    tables.write_csv(pd.DataFrame({"lr": lrs, "loss": losses, "smoothed": smoothed}), run.lr_find_table)
+    training_curves.draw_range_test(run.lr_find_figure, lrs.tolist(), smoothed.tolist(), proposed, at_most)
     if smoothed[0] - np.nanmin(smoothed) < LEAST_FALL * smoothed[0]:
         raise ConfigError(
-            f"lr-find: no learning rate of {lrs[0]:.2g} .. {lrs[-1]:.2g} lowers the loss ({folder / 'lr_find.png'}); "
+            f"lr-find: no learning rate of {lrs[0]:.2g} .. {lrs[-1]:.2g} lowers the loss ({run.lr_find_figure}); "
             "widen lr_find.lowest and lr_find.highest, or take more lr_find.steps"
         )
     console.say(

@@ -18,7 +18,7 @@ from pipeline.training.swats import SwatsState, sgd_rate
 
 
 class Rates(NamedTuple):
-    """With which a step is taken."""
+    """Learning rate and momentum of a step."""
 
     lr: float
     momentum: float
@@ -26,7 +26,7 @@ class Rates(NamedTuple):
 
 @dataclass
 class PhaseState:
-    """Where in its phases a training is, and what their rules remember."""
+    """The current phase of a training, and what its rules remember."""
 
     index: int = 0
     start_step: int = 0

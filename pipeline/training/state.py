@@ -1,7 +1,7 @@
-"""TrainState, and its passage to disk and back.
+"""`TrainState`, the content of a checkpoint made from it, and the way back.
 
-A checkpoint holds tensors and plain types only and is read with `weights_only=True`. Order,
-augmentation and dropout are functions of (seed, step), so no random state is in it.
+A checkpoint holds tensors and plain types only and is read with `weights_only=True`. Order, augmentation and
+dropout are functions of (seed, step), so a checkpoint has no random state.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -62,16 +62,18 @@ class TrainState:
 
     @property
     def eval_model(self) -> Classifier:
-        """The model that validation looks at and evaluation takes: the average of the weights, if there is one."""
+        """The model that is validated and evaluated: the average of the weights (EMA), if there is one."""
         return self.ema.module if self.ema is not None else self.model
 
 
-def checkpoint_content(state: TrainState, epoch: int, about: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
-    """What a checkpoint holds; shards are gathered on the first rank, so all of them have to call it.
+def checkpoint_content(
+    state: TrainState, epoch: int, run_facts: dict[str, Any], ranks: Ranks
+) -> dict[str, Any]:
+    """The content of a checkpoint; shards are gathered on the first rank, so all ranks have to call it.
 
     Args:
         epoch: epochs completed.
-        about: plain facts of the run: `config`, `classes`, `samples` (the sample table's digest), `precision`,
+        run_facts: plain types: `config`, `classes`, `samples` (the digest of the sample table), `precision`,
             `batch_size`, `weights` (where the first ones came from).
     """
     content: dict[str, Any] = {
@@ -85,30 +87,28 @@ def checkpoint_content(state: TrainState, epoch: int, about: dict[str, Any], ran
         "step": state.step,
         "totals": vars(state.totals),
         "best": None if state.best is None else vars(state.best),
-        **about,
+        **run_facts,
     }
     return data_parallel.gather_full_tensors(content, keep=ranks.is_main)
 
 
 def restore(state: TrainState, content: dict[str, Any], path: Path) -> None:
-    """Put a checkpoint's content into a state of the same shape, whose phase is already the checkpoint's."""
+    """Load a checkpoint's content into a state that was built for the checkpoint's phase."""
     load_weights(state.model, content["model"], content, path)
     if state.ema is not None:
         load_weights(state.eval_model, content["ema"], content, path)
-    own, saved = state.optimizer.state_dict()["param_groups"], content["optimizer"]
+    new_groups, saved = state.optimizer.state_dict()["param_groups"], content["optimizer"]
     settings = ("params", "weight_decay", "lr_multiplier")  # they are the configuration's; all else is state
     groups = [
         {**group, **{key: new[key] for key in settings}}
-        for group, new in zip(saved["param_groups"], own, strict=True)
+        for group, new in zip(saved["param_groups"], new_groups, strict=True)
     ]
     parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
-    remembered = {
-        number: {
-            name: data_parallel.shard_like(value, parameters[number]) for name, value in of_parameter.items()
-        }
-        for number, of_parameter in saved["state"].items()
+    moments = {
+        number: {name: data_parallel.shard_like(value, parameters[number]) for name, value in values.items()}
+        for number, values in saved["state"].items()
     }
-    state.optimizer.load_state_dict({"state": remembered, "param_groups": groups})
+    state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
     state.scaler.load_state_dict(content["scaler"])
     state.step = content["step"]
     state.totals = Totals(**content["totals"])

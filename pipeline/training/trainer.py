@@ -18,7 +18,7 @@ from pipeline.distributed import process_group
 from pipeline.distributed.data_parallel import replicate
 from pipeline.distributed.process_group import Ranks
 from pipeline.plots import training_curves
-from pipeline.runs import status
+from pipeline.runs.directory import RunDirectory
 from pipeline.runs.trackers import MultiTracker, NullTracker, Tracker, build_tracker
 from pipeline.training import gradient_histograms, phases, resume
 from pipeline.training.checkpointing import Checkpointer
@@ -53,7 +53,7 @@ def train(config: Config, watch: Tracker = NullTracker()) -> dict[str, Any]:  # 
     with joined as ranks, signals.deferred() as stop:
         trainer = Trainer(config, ranks, stop)
         try:
-            with status.running(config.run_dir) if ranks.is_main else nullcontext():
+            with RunDirectory(config.run_dir).running() if ranks.is_main else nullcontext():
                 trainer.open(watch)
                 trainer.run()
         finally:
@@ -113,14 +113,14 @@ class Trainer:
         """End the log, and draw it."""
         self.tracker.close()
         if self.ranks.is_main:
-            training_curves.draw(self.config.run_dir)
+            training_curves.draw(RunDirectory(self.config.run_dir))
 
     def result(self) -> dict[str, Any]:
         """Where the run and its best epoch are, in plain types."""
         best = self.state.best
         assert best is not None, "the last step closes an epoch, and an epoch that is closed has a best"
         chosen_by = "last epoch" if best.top1 is None else "validation"
-        path = self.config.checkpoints_dir / "best.pt"
+        path = RunDirectory(self.config.run_dir).checkpoint("best")
         console.say(f"done   best epoch {best.epoch} (by {chosen_by}): {path}")
         return {
             "run": str(self.config.run_dir),
@@ -182,7 +182,7 @@ class Trainer:
         phase, before = optim_config.resolved_phases[state.phase.index], state.optimizer
         state.optimizer = self.setup.build_optimizer(state.model, state.phase)
         if phase.carry_momentum:
-            carry_momentum(before, state.optimizer, phase.momentum or 0.0)
+            carry_momentum(before, state.optimizer, phase.momentum)
         step, epoch, lr = state.step + 1, self.clock.moment(state.step).epoch, state.phase.lr
         self.tracker.log({"kind": "phase", "step": step, "epoch": epoch, "phase": phase.name, "lr": lr})
         console.say(f"phase  {phase.name} from step {step} (epoch {epoch:.4g}), lr {lr:.4g}")
@@ -223,11 +223,11 @@ class Trainer:
         self.tracker.log(record)
         state.totals = Totals()
         if is_best:
-            self.checkpointer.save("best.pt")
-        self.checkpointer.save("last.pt")
+            self.checkpointer.save("best")
+        self.checkpointer.save("last")
         if self.ranks.is_main and time.monotonic() - self.drawn_at >= REDRAW_S:
             self.drawn_at = time.monotonic()
-            training_curves.draw(self.config.run_dir)
+            training_curves.draw(RunDirectory(self.config.run_dir))
         figures = [f"{name} {record[name]:.4g}" for name in SHOWN_OF_AN_EPOCH if record[name] is not None]
         epoch = f"epoch {now.epoch}/{self.config.train.epochs}"
         console.say("  ".join([epoch, *figures, *["best so far"] * is_best]))
@@ -260,8 +260,8 @@ class Trainer:
 
     def _diverged(self, error: NotFinite) -> UserError:
         """Write down which images were in the batch; return the sentence that ends the run."""
-        path = self.config.run_dir / "diverged.json"
-        images = self.setup.ids[error.draws % len(self.setup.labels)].tolist()
+        path = RunDirectory(self.config.run_dir).diverged_file
+        images = self.setup.ids[error.samples % len(self.setup.labels)].tolist()
         rates = self._rates(error.step - 1)
         if self.ranks.is_main:
             about = {"step": error.step, "loss": str(error.loss), **rates._asdict(), "images": images}

@@ -50,7 +50,7 @@ class Validator:
         )
         if is_best:
             state.totals = meter.totals()
-            self.checkpointer.save("best.pt")
+            self.checkpointer.save("best")
         return True
 
     def keep_if_best(self, now: Best) -> bool:
