@@ -4,25 +4,20 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from pipeline.cli.arguments import parse
-from pipeline.cli.verbs import OF_A_CONFIG
 from pipeline.common import console, signals
 from pipeline.common.errors import RankLost, Stopped, UserError
-from pipeline.config.load import load_config
 
 
 def run(argv: Sequence[str]) -> int:
     """Do what the command line says; return the exit code. A bug raises."""
-    arguments = parse(argv)
+    verb, arguments = parse(argv)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signals.raise_stopped)
     try:
-        given: Any = arguments
-        if arguments.verb in OF_A_CONFIG:
-            given = load_config(arguments.config, arguments.words)
-        result: dict[str, Any] | None = arguments.do(given)
+        result = verb.run(arguments)
     except (UserError, RankLost) as error:
         if not error.said:
             console.fail(str(error))

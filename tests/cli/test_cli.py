@@ -1,65 +1,132 @@
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from pipeline.cli import main, verbs
+from pipeline.cli import arguments, main
+from pipeline.cli.verbs.verb import config_of, paths_and_overrides
+from pipeline.config.load import load_config
 from tests.helpers import tiny
 
-LATE = "torch", "pandas", "cv2", "albumentations", "wandb", "timm"
+LATE = "torch", "pandas", "cv2", "albumentations", "wandb", "timm", "optuna", "matplotlib"
+VERBS = {name: verb for group in arguments.GROUPS.values() for name, verb in group.items()}
 
 
 def python(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["train", "optim.lrr=1"], ["train", "--help"], ["config"]])
-def test_help_and_config_answer_without_importing_torch(argv: list[str]) -> None:
+def help_of(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main.run([*argv, "--help"])
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_and_config_answer_without_importing_torch() -> None:
     code = (
         "import sys, contextlib\n"
-        "from pipeline import cli\n"
-        f"with contextlib.suppress(SystemExit): cli.run({argv!r})\n"
+        "from pipeline.cli import main\n"
+        "for argv in [['--help'], ['train', 'optim.lrr=1'], ['train', '--help'], ['config']]:\n"
+        "    with contextlib.suppress(SystemExit): main.run(argv)\n"
         f"print('LATE', [name for name in {LATE!r} if name in sys.modules])"
     )
     assert python(code).splitlines()[-1] == "LATE []"
 
 
-def test_help_shows_every_verb_and_examples(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main.run(["--help"])
-    assert ended.value.code == 0
-    said = capsys.readouterr().out
-    assert all(f"    {verb} " in said for verb in verbs.OF_A_CONFIG)
-    assert "examples:" in said
+@pytest.mark.parametrize("columns", ["80", "100"])
+def test_help_shows_every_verb_on_one_line_of_its_group(
+    columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    lines = help_of(capsys).splitlines()
+    assert all(len(line) <= max(int(columns), len(arguments.DESCRIPTION)) for line in lines)
+    first, last = lines.index("prepare:"), lines.index("options:")
+    shown = [line.split()[0] if line.startswith(" ") else line for line in lines[first:last] if line]
+    assert shown == [text for title, verbs in arguments.GROUPS.items() for text in (f"{title}:", *verbs)]
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_the_help_of_a_verb_ends_with_its_own_two_examples(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    *_, title, first, second = help_of(capsys, name).splitlines()
+    assert title == "examples:"
+    assert [first.strip(), second.strip()] == list(VERBS[name].examples)
+
+
+@pytest.mark.parametrize("example", [example for verb in VERBS.values() for example in verb.examples])
+def test_every_example_is_understood(example: str) -> None:
+    words = shlex.split(example.partition(" > ")[0])
+    words = words[words.index("train") if "pipeline.launch" in words else 1 :]
+    verb, parsed = arguments.parse(words)
+    assert example in verb.examples
+    if verb.arguments is VERBS["train"].arguments:
+        config_of(parsed)
+
+
+def test_python_m_pipeline_has_the_help_of_the_installed_command(capsys: pytest.CaptureFixture[str]) -> None:
+    done = tiny.launch([sys.executable, "-m", "pipeline", "data", "--help"])
+    assert (done.returncode, done.stdout) == (0, help_of(capsys, "data"))
+    assert done.stdout.startswith("usage: plumage data ")
+
+
+def test_positional_arguments_may_stand_before_and_behind_options() -> None:
+    _, parsed = arguments.parse(["compare", "runs/a", "--split", "val", "runs/b"])
+    assert parsed.positionals == ["runs/a", "runs/b"]
+
+
+def test_an_override_is_told_from_a_path_by_its_equals_sign(tmp_path: Path) -> None:
+    picture = tmp_path / "size=64.png"
+    picture.touch()
+    positionals = ["runs/a", "optim.lr=0.1", str(picture)]
+    assert paths_and_overrides(positionals) == ([Path("runs/a"), picture], ["optim.lr=0.1"])
 
 
 @pytest.mark.parametrize(
     "argv", [["train", "optim.lr=fast"], ["eval", "--config", "no.yaml"], ["data", "lr"]]
 )
-def test_a_wrong_configuration_is_one_sentence_and_exit_code_2(argv: list[str]) -> None:
-    done = tiny.launch([sys.executable, "-m", "pipeline", *argv])
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert done.stdout == ""
+def test_a_wrong_configuration_is_one_sentence_and_exit_code_2(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main.run(argv) == 2
+    output = capsys.readouterr()
+    assert output.err.startswith("error: ")
+    assert output.err.count("\n") == 1
+    assert output.out == ""
 
 
-def test_an_unknown_verb_is_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_exit_code_of_the_process_is_that_of_the_verb() -> None:
+    assert tiny.launch([sys.executable, "-m", "pipeline", "data", "lr"]).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["fly"], "invalid choice: 'fly'"),
+        (["train", "--lr", "1"], "unknown option --lr; overrides are written section.key=value"),
+    ],
+)
+def test_an_unknown_verb_or_option_is_exit_code_2(
+    argv: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
-        main.run(["fly"])
+        main.run(argv)
     assert ended.value.code == 2
-    assert "invalid choice: 'fly'" in capsys.readouterr().err
+    assert sentence in capsys.readouterr().err
 
 
-def test_a_bug_keeps_its_traceback_and_is_exit_code_1(tmp_path: Path) -> None:
+def test_a_bug_keeps_its_traceback_and_is_exit_code_1() -> None:
     code = (
-        "from pipeline import cli\n"
-        "def broken(config): raise KeyError('a bug')\n"
-        "cli.OF_A_CONFIG['data'] = broken\n"
+        "from pipeline.cli import arguments, main\n"
+        "def broken(_): raise KeyError('a bug')\n"
+        "data = arguments.GROUPS['prepare']\n"
+        "data['data'] = data['data']._replace(run=broken)\n"
         "import sys; sys.argv = ['x', 'data']\n"
-        "cli.main()"
+        "main.main()"
     )
     done = tiny.launch([sys.executable, "-c", code])
     assert done.returncode == 1
@@ -72,8 +139,7 @@ def test_config_prints_yaml_that_reads_back_as_the_same_configuration(
 ) -> None:
     assert main.run(["config", "--config", "configs/demo.yaml", "optim.lr=0.5"]) == 0
     (tmp_path / "demo.yaml").write_text(capsys.readouterr().out)
-    read_back = main.config_file.load(tmp_path / "demo.yaml")
-    assert read_back == main.config_file.load(Path("configs/demo.yaml"), ["optim.lr=0.5"])
+    assert load_config(tmp_path / "demo.yaml") == load_config(Path("configs/demo.yaml"), ["optim.lr=0.5"])
 
 
 def test_train_ends_in_one_json_line_that_says_where_the_best_epoch_is(
@@ -81,7 +147,7 @@ def test_train_ends_in_one_json_line_that_says_where_the_best_epoch_is(
 ) -> None:
     assert tiny.do("train", trained) == 0
     (line,) = capsys.readouterr().out.splitlines()
-    said = json.loads(line)
-    assert said["run"] == str(trained / "runs/tiny")
-    assert Path(said["checkpoint"]).is_file()
-    assert said["best_epoch"] in (1, 2, 3)
+    result = json.loads(line)
+    assert result["run"] == str(trained / "runs/tiny")
+    assert Path(result["checkpoint"]).is_file()
+    assert result["best_epoch"] in (1, 2, 3)

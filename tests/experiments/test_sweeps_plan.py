@@ -244,10 +244,10 @@ def test_wandbs_agent_makes_of_the_file_a_command_that_trains_the_same(
 
     words = started[1]["command"]
     assert words[:5] == ["/usr/bin/env", "python", "-m", "pipeline", "train"]
-    arguments = parse(words[4:])
+    _, arguments = parse(words[4:])
     for name in ("WANDB_RUN_ID", "WANDB_SWEEP_ID"):
         monkeypatch.setenv(name, started[1]["env"][name])
-    config = load_config(arguments.config, arguments.words)
+    config = load_config(arguments.config, arguments.positionals)
     assert config.run_dir == tmp_path / "runs/base-second"  # each trial has a folder of its own
     assert config.tracking.wandb == "online"
     choices = SweepPlan(path).parameters["schedule"].choices

@@ -1,0 +1,112 @@
+"""Verbs of several runs."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from pipeline.cli.verbs.verb import OVERRIDE, Result, Verb, paths_and_overrides
+from pipeline.common.errors import ConfigError, UserError
+
+
+def _study_arguments(parser: ArgumentParser) -> None:
+    names = f"a file of configs/studies, a path, or all; then {OVERRIDE} of every run"
+    parser.add_argument("positionals", nargs="+", metavar="NAME", help=names)
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at once; default: one a core")
+
+
+def study(arguments: Namespace) -> Result:
+    """Do the runs of a study; write its table and its figure."""
+    from pipeline.experiments.studies.study import study
+
+    name, *overrides = arguments.positionals
+    return study(name, arguments.jobs, overrides)
+
+
+def _sweep_arguments(parser: ArgumentParser) -> None:
+    path = f"a sweep file, or a folder of stages; then {OVERRIDE} of every trial"
+    trials = "trials of the sweep in all, whoever does them; default: run_cap, or the size of the grid"
+    parser.add_argument("positionals", nargs="+", metavar="FILE", help=path)
+    parser.add_argument("--trials", type=int, metavar="N", help=trials)
+    parser.add_argument("--jobs", type=int, metavar="N", help="trials at once; default: one a GPU or core")
+    pruners = ("median", "hyperband", "none")
+    parser.add_argument("--pruner", choices=pruners, help="default: what early_terminate says")
+
+
+def sweep(arguments: Namespace) -> Result:
+    """Do the trials of a sweep; write their table and the best one.
+
+    It reads W&B's sweep files (configs/sweeps) and needs no W&B.
+    """
+    from pipeline.experiments.sweeps.sweep import sweep
+
+    path, *overrides = arguments.positionals
+    return sweep(Path(path), arguments.trials, arguments.jobs, arguments.pruner, overrides)
+
+
+def _runs_arguments(parser: ArgumentParser) -> None:
+    what = "a folder of runs, default: runs; or: diff RUN RUN; or: rm RUN..."
+    parser.add_argument("positionals", nargs="*", metavar="FOLDER", help=what)
+    parser.add_argument("--sort", default="started", metavar="COLUMN", help="of the list; default: started")
+    columns = "the list as CSV, with a column for each key that differs"
+    parser.add_argument("--csv", action="store_true", help=columns)
+    parser.add_argument("--yes", action="store_true", help="rm: do not ask")
+
+
+def runs(arguments: Namespace) -> Result:
+    """List runs, show in what two of them differ, or delete some."""
+    from pipeline.runs import listing
+
+    what, *rest = arguments.positionals or ["runs"]
+    paths = [Path(run) for run in rest]
+    if what == "diff" and len(paths) == 2:
+        return listing.difference(*paths)
+    if what == "rm" and paths:
+        return listing.remove(paths, arguments.yes)
+    if what in ("diff", "rm") or rest:
+        raise ConfigError("runs: give a folder, or diff RUN RUN, or rm RUN...")
+    listing.list_runs(Path(what), arguments.sort, arguments.csv)
+    return None
+
+
+def _sync_arguments(parser: ArgumentParser) -> None:
+    runs = f"run directories, such as runs/NAME, and {OVERRIDE}: overrides of their configuration"
+    parser.add_argument("positionals", nargs="+", metavar="RUN", help=runs)
+    offline = "write RUN/wandb/offline-run-... for `wandb sync`"
+    parser.add_argument("--offline", action="store_true", help=offline)
+    follow = "send while process PID, the parent, trains the run; training itself calls this"
+    parser.add_argument("--follow", type=int, metavar="PID", help=follow)
+
+
+def sync(arguments: Namespace) -> Result:
+    """Complete the W&B runs of run directories from their logs.
+
+    It may be called any number of times.
+    """
+    from pipeline.wandb_sync import sync as wandb_sync
+
+    runs, overrides = paths_and_overrides(arguments.positionals)
+    if not runs:
+        raise UserError("sync: no run is named; give run directories, such as runs/NAME")
+    if arguments.follow:
+        return wandb_sync.follow(runs[0], arguments.follow, overrides)
+    return (wandb_sync.offline if arguments.offline else wandb_sync.sync)(runs, overrides)
+
+
+VERBS = {
+    "study": Verb(study, _study_arguments, ("plumage study residual --jobs 2", "plumage study all")),
+    "sweep": Verb(
+        sweep,
+        _sweep_arguments,
+        (
+            "plumage sweep configs/sweeps/birds.yaml --trials 12 --jobs 2",
+            "plumage sweep configs/sweeps/article",
+        ),
+    ),
+    "runs": Verb(
+        runs, _runs_arguments, ("plumage runs --sort best", "plumage runs diff runs/baseline runs/low_lr")
+    ),
+    "sync": Verb(
+        sync,
+        _sync_arguments,
+        ("plumage sync runs/baseline runs/low_lr", "plumage sync runs/baseline --offline"),
+    ),
+}

@@ -1,0 +1,103 @@
+"""Verbs around a training: before it, and the training itself."""
+
+from argparse import ArgumentParser, Namespace
+
+from pipeline.cli.verbs.verb import Result, Verb, config_of, configuration
+
+
+def train(arguments: Namespace) -> Result:
+    """Train, or go on training where the run was interrupted."""
+    config = config_of(arguments)
+    from pipeline.training.trainer import train
+
+    return train(config)
+
+
+def schedule(arguments: Namespace) -> Result:
+    """Draw learning rate, momentum and optimizer over a run to come."""
+    config = config_of(arguments)
+    from pipeline.training.schedule_preview import preview
+
+    return preview(config)
+
+
+def lr_find(arguments: Namespace) -> Result:
+    """Propose a learning rate: a short training in which it grows.
+
+    This is the range test; nothing of that training is kept.
+    """
+    config = config_of(arguments)
+    from pipeline.training.lr_finder import find_lr
+
+    return find_lr(config)
+
+
+def _doctor_arguments(parser: ArgumentParser) -> None:
+    configuration(parser)
+    parser.add_argument("--quick", action="store_true", help="leave out the checks that take training steps")
+
+
+def doctor(arguments: Namespace) -> Result:
+    """Check machine, data and configuration before an expensive run.
+
+    It proves what the run will do. It trains nothing and keeps nothing.
+    """
+    config = config_of(arguments)
+    from pipeline.doctor.doctor import doctor
+
+    return doctor(config, arguments.quick)
+
+
+def summary(arguments: Namespace) -> Result:
+    """Show a network's layers, output shapes, parameters, multiply-adds.
+
+    It needs no data and no weights.
+    """
+    config = config_of(arguments)
+    from pipeline.models.summary import summarise
+
+    return summarise(config)
+
+
+VERBS = {
+    "train": Verb(
+        train,
+        configuration,
+        (
+            "plumage train --config configs/cub200_resnet50.yaml optim.lr=0.01 run.name=low_lr",
+            "python -m pipeline.launch --standalone --nproc-per-node 4 train --config configs/cub200_resnet50.yaml",
+        ),
+    ),
+    "schedule": Verb(
+        schedule,
+        configuration,
+        (
+            "plumage schedule --config configs/adam_to_sgd.yaml",
+            "plumage schedule --config configs/demo.yaml schedule.warmup_epochs=1 train.epochs=10",
+        ),
+    ),
+    "lr-find": Verb(
+        lr_find,
+        configuration,
+        (
+            "plumage lr-find --config configs/demo.yaml",
+            "plumage lr-find --config configs/demo.yaml lr_find.steps=50",
+        ),
+    ),
+    "doctor": Verb(
+        doctor,
+        _doctor_arguments,
+        (
+            "plumage doctor --config configs/cub200_resnet50.yaml",
+            "plumage doctor --config configs/demo.yaml --quick",
+        ),
+    ),
+    "summary": Verb(
+        summary,
+        configuration,
+        (
+            "plumage summary --config configs/cub200_resnet50.yaml",
+            "plumage summary --config configs/digits_resnet18.yaml summary.depth=3",
+        ),
+    ),
+}

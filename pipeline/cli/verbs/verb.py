@@ -1,0 +1,50 @@
+"""What a verb of the command line is, and the arguments that several verbs share."""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.config.load import load_config
+from pipeline.config.schema import Config
+
+Result = dict[str, Any] | None  # printed as JSON; None on ranks other than the first
+OVERRIDE = "section.key=value"
+OVERRIDES = "overrides of the configuration, such as optim.lr=0.01; `plumage config` lists every key"
+
+
+class Verb(NamedTuple):
+    """One verb of the command line."""
+
+    run: Callable[[Namespace], Result]
+    """its docstring is the verb's help; the first line stands in the list of verbs"""
+    arguments: Callable[[ArgumentParser], None]
+    """adds the arguments to a parser; the positional ones become `Namespace.positionals`"""
+    examples: tuple[str, str]
+
+
+def configuration(parser: ArgumentParser) -> None:
+    """The arguments of a verb that needs a configuration and nothing else."""
+    parser.add_argument("positionals", nargs="*", metavar=OVERRIDE, help=OVERRIDES)
+    config_option(parser)
+
+
+def config_option(parser: ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML; default: the baseline recipe")
+
+
+def config_of(arguments: Namespace) -> Config:
+    """The configuration of a verb whose arguments are `configuration`."""
+    return load_config(arguments.config, arguments.positionals)
+
+
+def paths_and_overrides(positionals: Iterable[str]) -> tuple[list[Path], list[str]]:
+    """Separate paths from overrides: an override holds a "=" and is no path that exists."""
+    paths: list[Path] = []
+    overrides: list[str] = []
+    for text in positionals:
+        if "=" in text and not Path(text).exists():
+            overrides.append(text)
+        else:
+            paths.append(Path(text))
+    return paths, overrides
