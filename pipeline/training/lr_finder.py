@@ -101,6 +101,6 @@ def _write(config: Config, lrs: npt.NDArray[np.float64], losses: list[float]) ->
         )
     console.say(
         f"lr-find  proposes optim.lr={proposed:.2g}, or up to {at_most:.2g}, for batches of "
-        f"{config.optim.images_per_step}: {folder}"
+        f"{config.optim.images_per_step}: {run.lr_find_table.parent}"
     )
-    return {"lr": proposed, "lr_at_most": at_most, "folder": str(folder)}
+    return {"lr": proposed, "lr_at_most": at_most, "folder": str(run.lr_find_table.parent)}
