@@ -16,16 +16,26 @@ READY := .venv/ready
 LAUNCH := $(if $(filter-out 1,$(GPUS)),$(BIN)/python -m pipeline.launch --standalone --nproc-per-node $(GPUS),$(BIN)/python -m pipeline)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup doctor data train eval predict report audit study sweep runs sync schedule lr-find summary config demo smoke test kill-test check format bench clean
+.PHONY: help setup doctor data train eval predict report audit study sweep runs sync schedule lr-find summary config demo smoke test test-all kill-test check format bench clean
 
 help: ## list the targets and their variables
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
-	@echo
-	@echo '  CONFIG=$(CONFIG)   the configuration of all but demo, smoke, test and check'
-	@echo '  ARGS="optim.lr=0.01 run.name=x"   overrides, as `make config` lists them'
-	@echo '  SWEEP=$(SWEEP) N=20   a sweep file or a folder of stages, and trials in all'
-	@echo '  GPUS=$(GPUS)   processes of train, eval and doctor on this machine, one a GPU'
-	@echo '  BENCH=$(BENCH)   all, loader, step, data, ddp or tracking'
+	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@printf '\nVariables\n'
+	@printf '  %-8s %s\n' \
+	  CONFIG 'configuration file; not of demo, smoke, test, check ($(CONFIG))' \
+	  ARGS   'overrides such as "optim.lr=0.01 run.name=x", or options of the verb' \
+	  GPUS   'processes of train, eval, audit and doctor on this machine, one a GPU ($(GPUS))' \
+	  IMAGES 'pictures of predict' \
+	  NAME   'study of configs/studies, or all ($(NAME))' \
+	  SWEEP  'sweep file, or a folder of stages ($(SWEEP))' \
+	  N      'number of trials of the sweep, in all' \
+	  SORT   'column by which runs are listed ($(SORT))' \
+	  RUN    'run directories of sync' \
+	  BENCH  'all, loader, step, data, ddp or tracking ($(BENCH))' \
+	  PYTHON 'Python of setup, 3.11 or newer ($(PYTHON))'
+
+##@ Set up
 
 setup: $(READY) ## make .venv with all that is needed; again only when pyproject.toml changes
 
@@ -34,35 +44,29 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $(READY)
 
-doctor: $(READY) ## check this machine before an expensive run; ARGS=--quick leaves out training steps
+demo: $(READY) ## data, train, eval on drawn birds, no download; about four minutes on 2 CPU cores
+	$(BIN)/python -m pipeline data --config configs/demo.yaml $(ARGS)
+	$(BIN)/python -m pipeline train --config configs/demo.yaml $(ARGS)
+	$(BIN)/python -m pipeline eval --config configs/demo.yaml $(ARGS)
+
+smoke: $(READY) ## data, train, eval on a few drawn birds, in a temporary folder: does it work here?
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && for verb in data train eval; do \
+	  $(BIN)/python -m pipeline $$verb --config configs/smoke.yaml data.root=$$folder/data run.root=$$folder/runs $(ARGS) || exit; \
+	done
+
+doctor: $(READY) ## check this machine before an expensive run (ARGS=--quick: without training steps)
 	$(LAUNCH) doctor --config $(CONFIG) $(ARGS)
+
+clean: ## remove .venv and caches; data and runs stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
+
+##@ Prepare data and settings
 
 data: $(READY) ## download or take the archive, unpack, check, store, split
 	$(BIN)/python -m pipeline data --config $(CONFIG) $(ARGS)
 
-train: $(READY) ## train, or go on where the run was interrupted
-	$(LAUNCH) train --config $(CONFIG) $(ARGS)
-
-eval: $(READY) ## accuracy per class of the run's best epoch, on the test split
-	$(LAUNCH) eval --config $(CONFIG) $(ARGS)
-
-report: $(READY) ## report.html again, from stored predictions
-	$(BIN)/python -m pipeline report --config $(CONFIG) $(ARGS)
-
-audit: $(READY) ## likely label errors and near-duplicates, by a trained model's features
-	$(LAUNCH) audit --config $(CONFIG) $(ARGS)
-
-study: $(READY) ## the runs of configs/studies/NAME.yaml, its table and its figure (NAME=all: all of them)
-	$(BIN)/python -m pipeline study $(NAME) $(ARGS)
-
-sweep: $(READY) ## the trials of SWEEP (a file or a folder of stages), N in all; a sweep that was killed goes on
-	$(BIN)/python -m pipeline sweep $(SWEEP) $(if $(N),--trials $(N)) $(ARGS)
-
-runs: $(READY) ## all runs and what came of them (SORT=best; ARGS=--csv)
-	@$(BIN)/python -m pipeline runs --sort $(SORT) $(ARGS)
-
-sync: $(READY) ## complete the W&B runs of run directories, RUN="runs/a runs/b" (ARGS=--offline: as folders for `wandb sync`)
-	$(BIN)/python -m pipeline sync $(RUN) $(ARGS)
+config: $(READY) ## print every key with its value and meaning
+	$(BIN)/python -m pipeline config --config $(CONFIG) $(ARGS)
 
 schedule: $(READY) ## draw learning rate, momentum and optimizer, before anything is trained
 	$(BIN)/python -m pipeline schedule --config $(CONFIG) $(ARGS)
@@ -73,24 +77,46 @@ lr-find: $(READY) ## propose a learning rate: the range test
 summary: $(READY) ## the network's layers, parameters and multiply-adds; needs no data
 	$(BIN)/python -m pipeline summary --config $(CONFIG) $(ARGS)
 
-predict: $(READY) ## the most likely classes of single pictures, IMAGES="a.jpg b.jpg"
+##@ Train
+
+train: $(READY) ## train, or resume where the run was interrupted
+	$(LAUNCH) train --config $(CONFIG) $(ARGS)
+
+##@ Evaluate
+
+eval: $(READY) ## accuracy per class of the run's best epoch, on the test split
+	$(LAUNCH) eval --config $(CONFIG) $(ARGS)
+
+report: $(READY) ## report.html again, from stored predictions
+	$(BIN)/python -m pipeline report --config $(CONFIG) $(ARGS)
+
+audit: $(READY) ## likely label errors and near-duplicates, by a trained model's features
+	$(LAUNCH) audit --config $(CONFIG) $(ARGS)
+
+predict: $(READY) ## the most likely classes of single pictures (IMAGES="a.jpg b.jpg")
 	$(BIN)/python -m pipeline predict --config $(CONFIG) $(IMAGES) $(ARGS)
 
-config: $(READY) ## print every key with its value and meaning
-	$(BIN)/python -m pipeline config --config $(CONFIG) $(ARGS)
+##@ Many runs
 
-demo: $(READY) ## the whole job on drawn birds, without any download
-	$(BIN)/python -m pipeline data --config configs/demo.yaml $(ARGS)
-	$(BIN)/python -m pipeline train --config configs/demo.yaml $(ARGS)
-	$(BIN)/python -m pipeline eval --config configs/demo.yaml $(ARGS)
+study: $(READY) ## the runs of configs/studies/NAME.yaml, its table and figure (NAME=all: all)
+	$(BIN)/python -m pipeline study $(NAME) $(ARGS)
 
-smoke: $(READY) ## data, train and eval on a few drawn birds, in a temporary folder: does all of it work here?
-	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && for verb in data train eval; do \
-	  $(BIN)/python -m pipeline $$verb --config configs/smoke.yaml data.root=$$folder/data run.root=$$folder/runs $(ARGS) || exit; \
-	done
+sweep: $(READY) ## the trials of SWEEP, N in all; a sweep that was killed resumes
+	$(BIN)/python -m pipeline sweep $(SWEEP) $(if $(N),--trials $(N)) $(ARGS)
 
-test: $(READY) ## run the tests
+runs: $(READY) ## list all runs with their results (SORT=best; ARGS=--csv)
+	@$(BIN)/python -m pipeline runs --sort $(SORT) $(ARGS)
+
+sync: $(READY) ## complete the W&B runs of RUN="runs/a runs/b" (ARGS=--offline: as folders)
+	$(BIN)/python -m pipeline sync $(RUN) $(ARGS)
+
+##@ Develop
+
+test: $(READY) ## run the quick suite
 	$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(READY) ## run every test, also those marked slow
+	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
 
 kill-test: $(READY) ## kill a small training 20 times; it has to end as one that was never killed
 	$(BIN)/python scripts/kill_test.py $(ARGS)
@@ -106,6 +132,3 @@ format: $(READY) ## format the code and mend what the linter can
 
 bench: $(READY) ## measure speeds, each as a ratio within one run
 	$(BIN)/python scripts/bench.py $(BENCH) $(if $(filter file,$(origin CONFIG)),,--config $(CONFIG)) $(ARGS)
-
-clean: ## remove .venv and caches; data and runs stay
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
