@@ -10,6 +10,7 @@ import pytest
 from pipeline.common import seeding
 from pipeline.common.errors import DataError
 from pipeline.data.sources.drawn_birds import bird, dataset
+from pipeline.data.sources.drawn_birds.species import Species, species_list
 from tests.helpers.folders import digests, read_rows
 
 SPECIES, IMAGES, TRAIN, SIDE_PX = 5, 4, 3, 96
@@ -29,7 +30,7 @@ def written(folder: Path, seed: int = 3, workers: int | None = None) -> Path:
     return folder
 
 
-def differing(one: bird.Species, other: bird.Species) -> list[str]:
+def differing(one: Species, other: Species) -> list[str]:
     return [name for name, value in one.traits.items() if other.traits[name] != value]
 
 
@@ -106,7 +107,7 @@ def test_attributes_are_percentages_and_match_the_species(folder: Path, root: Pa
     assert table.shape == (SPECIES, 312)
     assert set(np.unique(table)) == {0.0, 100.0}
     names = [name for _, name in read_rows(folder / "attributes.txt")]
-    for species, row in zip(bird.species_list(SPECIES, 3), table, strict=True):
+    for species, row in zip(species_list(SPECIES, 3), table, strict=True):
         assert row[names.index(f"has_belly_color::{species.belly_color}")] == 100
         groups = {name.split("::")[0] for name, value in zip(names, row, strict=True) if value}
         assert len(groups) == 28, "a group without any attribute"
@@ -134,7 +135,7 @@ def test_sizes_boxes_and_parts_lie_in_the_picture(root: Path) -> None:
 
 def test_a_bird_shows_one_side_and_fills_its_box() -> None:
     where = {name: place for place, name in enumerate(bird.PARTS)}
-    for number, species in enumerate(bird.species_list(12, 1)):
+    for number, species in enumerate(species_list(12, 1)):
         drawing = bird.draw(species, seeding.generator("test", number), 160)
         w, h = drawing.box[2:]
         parts = {name: drawing.parts[place] for name, place in where.items()}
@@ -150,7 +151,7 @@ def test_a_bird_shows_one_side_and_fills_its_box() -> None:
 
 
 def test_the_pictures_of_a_species_differ_in_more_than_noise() -> None:
-    species = bird.species_list(2, 0)[0]
+    species = species_list(2, 0)[0]
     drawings = [bird.draw(species, seeding.generator("test", number), 64) for number in range(20)]
     assert len({drawing.image.shape for drawing in drawings}) > 3
     assert len({drawing.box for drawing in drawings}) == 20
@@ -159,7 +160,7 @@ def test_the_pictures_of_a_species_differ_in_more_than_noise() -> None:
 
 def test_every_trait_is_visible() -> None:
     """The same pose in the same light: a trait of difference has to change the picture."""
-    for one, other in itertools.pairwise(bird.species_list(32, 5)):
+    for one, other in itertools.pairwise(species_list(32, 5)):
         if len(differing(one, other)) != 1:
             continue
         for number in range(2):
@@ -171,7 +172,7 @@ def test_every_trait_is_visible() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
 def test_neighbours_differ_in_exactly_one_trait(seed: int) -> None:
-    species = bird.species_list(200, seed)
+    species = species_list(200, seed)
     for first in range(0, 200, 4):
         genus = species[first : first + 4]
         around = [len(differing(genus[i], genus[(i + 1) % 4])) for i in range(4)]
@@ -180,16 +181,16 @@ def test_neighbours_differ_in_exactly_one_trait(seed: int) -> None:
 
 
 def test_two_hundred_species_have_names_and_traits_of_their_own() -> None:
-    species = bird.species_list(200, 0)
+    species = species_list(200, 0)
     assert len({tuple(one.traits.values()) for one in species}) == 200
     assert len({one.name[4:] for one in species}) == 200
     assert [one.name[:4] for one in species] == [f"{number:03d}." for number in range(1, 201)]
     assert all(one.name[4:].replace("_", "").isalpha() for one in species)
-    assert bird.species_list(7, 0) == species[:7]
+    assert species_list(7, 0) == species[:7]
 
 
 def test_no_genus_looks_like_another() -> None:
-    vectors = [tuple(one.traits.values()) for one in bird.species_list(200, 0)]
+    vectors = [tuple(one.traits.values()) for one in species_list(200, 0)]
     for one, other in itertools.combinations(range(200), 2):
         if one // 4 != other // 4:
             assert sum(a != b for a, b in zip(vectors[one], vectors[other], strict=True)) >= 2

@@ -1,19 +1,17 @@
-"""Birds that are drawn: a list of species, and a picture of one bird.
+"""A picture of one bird, and what a person would annotate in it.
 
-Species differ as `species.py` says. All else in a picture (pose, place, light, what is behind and
-before the bird) says nothing about the species.
+The traits of `species.py` say how the bird looks. All else in a picture (pose, place, light, what is
+behind and before the bird) says nothing about the species.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pipeline.common import seeding
 from pipeline.data.sources.drawn_birds.canvas import (
     LANDSCAPES,
     Canvas,
-    Frame,
     Image,
     Points,
     blades,
@@ -28,9 +26,15 @@ from pipeline.data.sources.drawn_birds.canvas import (
     smooth,
     sprig,
 )
-from pipeline.data.sources.drawn_birds.species import BILLS, COLOURS, Species, attributes, genus
-
-__all__ = ["PARTS", "Drawing", "Species", "attributes", "draw", "species_list"]
+from pipeline.data.sources.drawn_birds.pose import (
+    BODY_OUTLINE,
+    HEAD_OUTLINE,
+    TAIL_LENGTHS,
+    TAIL_TIPS,
+    Pose,
+    sample_pose,
+)
+from pipeline.data.sources.drawn_birds.species import BILLS, COLOURS, Species
 
 PARTS = (
     "back", "beak", "belly", "breast", "crown", "forehead", "left eye", "left leg", "left wing",
@@ -47,61 +51,11 @@ class Drawing:
     parts: tuple[tuple[float, float, int], ...]  # x, y, visible in the order of `PARTS`; 0, 0, 0 if not
 
 
-def species_list(count: int, seed: int) -> list[Species]:
-    """The first `count` species of the world that `seed` names: unique traits and unique names.
-
-    Names are `NNN.Words_With_Underscores` as in CUB-200-2011, numbered from 1. A longer list
-    begins with the shorter one.
-    """
-    found: list[Species] = []
-    names: set[str] = set()
-    vectors: set[tuple[Any, ...]] = set()
-    attempt = 0
-    while len(found) < count:
-        group = genus(seeding.generator("genus", seed, attempt))
-        attempt += 1
-        fresh = {tuple(one.traits.values()) for one in group}
-        if vectors & fresh or names & {one.name for one in group}:
-            continue
-        vectors |= fresh
-        names |= {one.name for one in group}
-        found += [replace(one, name=f"{len(found) + i:03d}.{one.name}") for i, one in enumerate(group, 1)]
-    return found[:count]
-
-
-# Drawing. The body's frame has its origin in the middle of the body and a body length as its unit,
-# the head's frame has the middle of the head and its radius; the bird looks along x, y is down.
-HEAD_RADIUS = 0.27
-HEAD_OUTLINE = [(0.90, 0.30), (0.98, -0.12), (0.74, -0.70), (0.10, -1.0), (-0.62, -0.80), (-0.98, -0.10)]
-BODY_OUTLINE = [(0.04, -0.335), (-0.22, -0.27), (-0.45, -0.15), (-0.60, -0.05), (-0.58, 0.05)]
-BODY_OUTLINE += [(-0.42, 0.17), (-0.12, 0.31), (0.20, 0.32), (0.46, 0.17), (0.59, -0.06)]
-TAIL_LENGTHS = {"short": 0.38, "medium": 0.56, "long": 0.86}
-TAIL_TIPS = {  # how far the feathers reach, from the outermost inwards
-    "squared": (0.96, 0.98, 1.0),
-    "rounded": (0.78, 0.94, 1.0),
-    "pointed": (0.50, 0.85, 1.22),
-    "forked": (1.12, 0.78, 0.50),
-}
-
-
-@dataclass(frozen=True)
-class Pose:
-    """Where the bird is: its frames in pixels, its feet, and pixels a body length."""
-
-    body: Frame
-    head: Frame
-    tail: Frame
-    feet: Points  # [2, 2]
-    unit: float
-    mirrored: bool
-    window: tuple[int, int, int, int]  # left, top, right, bottom: all of the bird lies within
-
-
 def draw(species: Species, rng: np.random.Generator, long_side_px: int = 256) -> Drawing:
     """Draw one bird of a species; everything but the species comes from `rng`."""
     sides = long_side_px, round(long_side_px / rng.choice([1.0, 1.2, 4 / 3, 4 / 3, 1.5]))
     height, width = sides if rng.random() < 0.3 else sides[::-1]
-    pose = _pose(species, rng, height, width)
+    pose = sample_pose(species, rng, height, width)
     unit = pose.unit
     place = list(LANDSCAPES)[rng.integers(len(LANDSCAPES))]
     stand = LANDSCAPES[place][1]
@@ -122,32 +76,6 @@ def draw(species: Species, rng: np.random.Generator, long_side_px: int = 256) ->
     box = (left + columns[0], top + rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1)
     x, y, w, h = (float(value) for value in box)
     return Drawing(lit(rng, picture), (x, y, w, h), _parts(species, pose, front.mask))
-
-
-def _pose(species: Species, rng: np.random.Generator, height: int, width: int) -> Pose:
-    mirrored = bool(rng.random() < 0.5)
-    flat = Frame(np.array([[-1.0 if mirrored else 1.0, 0, 0], [0, 1, 0]]))
-    tilt = rng.uniform(-44, -18)
-    body = flat.turned((0, 0), tilt, 1.0)
-    head = body.turned((0.43, -0.30), -tilt + rng.uniform(-16, 12), HEAD_RADIUS)
-    tail = body.turned((-0.48, 0.0), rng.uniform(-12, 12), 1.0)
-    hips = body([[-0.06, 0.30], [0.08, 0.31]])
-    feet = np.column_stack([hips[:, 0], np.full(2, hips[:, 1].max() + rng.uniform(0.13, 0.22))])
-    bill = 0.9 + BILLS[species.bill_shape][0]
-    extent = [body(BODY_OUTLINE), head(HEAD_OUTLINE), head([(bill, 0.5), (bill, 0)]), np.add(feet, [0, 0.06])]
-    reach = max(TAIL_TIPS[species.tail_shape]) * TAIL_LENGTHS[species.tail_length]
-    extent += [tail([(-reach, -0.24 * reach), (-reach, 0.24 * reach)])]
-    extent += [head([(-1.2, -1.7)])] if species.crest else []
-    points = np.vstack(extent)
-    low, high = points.min(axis=0), points.max(axis=0)
-    room = np.array([width, height], np.float64)
-    unit = rng.uniform(0.80, 0.97) * float((room / (high - low)).min())
-    slack = room - unit * (high - low)
-    offset = slack * rng.uniform(0.15, 0.85, 2) - unit * low
-    body, head, tail = (frame.moved(unit, offset) for frame in (body, head, tail))
-    corners = np.clip(unit * np.array([low - 0.08, high + 0.08]) + offset, 0, room)
-    left, top, right, bottom = (int(value) for value in corners.ravel())
-    return Pose(body, head, tail, feet * unit + offset, unit, mirrored, (left, top, right, bottom))
 
 
 def _bird(species: Species, pose: Pose, rng: np.random.Generator) -> Canvas:

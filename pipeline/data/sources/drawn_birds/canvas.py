@@ -1,7 +1,7 @@
 """A small paint box: smooth shapes, feathers, blurred landscapes, perches, leaves and light.
 
 Pictures are uint8 [H, W, 3] in RGB; points are float [..., 2], x to the right and y down. Nothing
-here knows a bird: `birds.py` says what to paint.
+here knows a bird: `bird.py` says what to paint.
 """
 
 from collections.abc import Sequence

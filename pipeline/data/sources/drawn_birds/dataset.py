@@ -18,6 +18,7 @@ from pipeline.common import console, files, hardware, seeding
 from pipeline.common.errors import DataError
 from pipeline.data.sources.cub200 import CubLayout
 from pipeline.data.sources.drawn_birds import bird, faults
+from pipeline.data.sources.drawn_birds.species import Species, attributes, species_list
 
 GREY_SHARE = 1 / 150  # CUB has a few greyscale JPEGs; a reader has to cope with them
 JPEG_QUALITY = 93
@@ -46,7 +47,7 @@ def write(
     `DataError` says which argument is out of range.
     """
     _check(species, images_per_species, train_per_species, long_side_px)
-    kinds = bird.species_list(species, seed)
+    kinds = species_list(species, seed)
     total = species * images_per_species
     if workers is None:
         workers = hardware.cores() if total > SMALL_SET else 1
@@ -93,7 +94,7 @@ def _check(species: int, images_per_species: int, train_per_species: int, long_s
 
 
 def _draw_class(
-    kind: bird.Species, class_number: int, *, images: Path, count: int, long_side_px: int, seed: int
+    kind: Species, class_number: int, *, images: Path, count: int, long_side_px: int, seed: int
 ) -> list[faults.Row]:
     """Draw and write all images of one species; the path, box and parts of each."""
     rows: list[faults.Row] = []
@@ -112,7 +113,7 @@ def _draw_class(
     return rows
 
 
-def _write_lists(root: Path, kinds: Sequence[bird.Species], rows: Sequence[faults.Row]) -> None:
+def _write_lists(root: Path, kinds: Sequence[Species], rows: Sequence[faults.Row]) -> None:
     """Write what is known of each image; ids run from 1 through the classes."""
     numbers = {kind.name: number for number, kind in enumerate(kinds, 1)}
     _lines(root / "images.txt", [path for path, _, _ in rows])
@@ -136,9 +137,9 @@ def _write_split(root: Path, species: int, images: int, train: int, seed: int) -
     _lines(root / "train_test_split.txt", flags)
 
 
-def _write_attributes(folder: Path, kinds: Sequence[bird.Species]) -> None:
+def _write_attributes(folder: Path, kinds: Sequence[Species]) -> None:
     """Write the names of the attributes, and for each class in percent how far it has them."""
-    table = [bird.attributes(kind) for kind in kinds]
+    table = [attributes(kind) for kind in kinds]
     _lines(folder / "attributes.txt", list(table[0]))
     (folder / "CUB_200_2011" / "attributes").mkdir()
     rows = [" ".join("100.0" if has else "0.0" for has in one.values()) + "\n" for one in table]

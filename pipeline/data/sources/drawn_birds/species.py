@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.common import seeding
+
 COLOURS: dict[str, tuple[int, int, int]] = {
     "blue": (58, 104, 186),
     "brown": (120, 84, 54),
@@ -102,7 +104,33 @@ class Species:
         return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "name"}
 
 
-def genus(rng: np.random.Generator) -> list[Species]:
+def species_list(count: int, seed: int) -> list[Species]:
+    """The first `count` species of the world that `seed` names: unique traits and unique names.
+
+    Names are `NNN.Words_With_Underscores` as in CUB-200-2011, numbered from 1. A longer list
+    begins with the shorter one.
+    """
+    numbered: list[Species] = []
+    names: set[str] = set()
+    vectors: set[tuple[Any, ...]] = set()
+    attempt = 0
+    while len(numbered) < count:
+        group = _genus(seeding.generator("genus", seed, attempt))
+        attempt += 1
+        new_vectors, new_names = (
+            {tuple(bird.traits.values()) for bird in group},
+            {bird.name for bird in group},
+        )
+        if vectors & new_vectors or names & new_names:
+            continue
+        vectors |= new_vectors
+        names |= new_names
+        for bird in group:
+            numbered.append(replace(bird, name=f"{len(numbered) + 1:03d}.{bird.name}"))
+    return numbered[:count]
+
+
+def _genus(rng: np.random.Generator) -> list[Species]:
     """Four species around a square of two traits; their names have no number yet."""
 
     def pick(*values: Any) -> Any:
