@@ -1,4 +1,4 @@
-"""A backbone, of timm or our own, with its weights and a head for C classes, behind one forward for uint8 images."""
+"""A model by its name: a backbone, timm's or ours, with its weights and a head for C classes."""
 
 import difflib
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from pipeline.models.pretrained import backbone_tensors, load_pretrained
 
 
 def build(config: ModelConfig, classes: int) -> tuple[Classifier, dict[str, Any]]:
-    """A model for `classes` classes, and what is known of its weights: source, sha256, share loaded.
+    """A model for `classes` classes, and the origin of its weights: source, sha256, tensors and share loaded.
 
     Raises:
         ConfigError: there is no such model, or it does not take one of `model.options`.
@@ -25,19 +25,19 @@ def build(config: ModelConfig, classes: int) -> tuple[Classifier, dict[str, Any]
     """
     from_hub = config.pretrained and config.weights is None
     if config.name.startswith(resnet.PREFIX):
-        backbone = _own(config, classes)
+        backbone = _build_resnet(config, classes)
     else:
-        backbone = _create(config, classes, pretrained=from_hub)  # timm is strict: all but the head
+        backbone = _build_timm(config, classes, pretrained=from_hub)  # timm is strict: all but the head
     origin: dict[str, Any] = {"source": "random", "tensors": 0, "share": 0.0}
     if from_hub:
         origin = {
-            "source": _hub(backbone.pretrained_cfg),
+            "source": _hub_name(backbone.pretrained_cfg),
             "tensors": len(backbone_tensors(backbone)),
             "share": 1.0,
         }
     elif config.weights is not None:
         origin = load_pretrained(backbone, config.weights)
-    usual, channels = backbone.pretrained_cfg, getattr(backbone, "in_chans", 3)
+    pretrained_cfg, channels = backbone.pretrained_cfg, getattr(backbone, "in_chans", 3)
     if channels not in (1, 3):
         raise ConfigError(
             f"model.options: images have 3 channels, or 1 when they become grey, and not {channels}"
@@ -45,7 +45,7 @@ def build(config: ModelConfig, classes: int) -> tuple[Classifier, dict[str, Any]
     if config.pool == "gem":
         pool_by_gem(backbone)
     mid_head = mid_level_head(backbone, classes) if config.mid_level_head else None
-    mean, std = config.mean or usual["mean"], config.std or usual["std"]
+    mean, std = config.mean or pretrained_cfg["mean"], config.std or pretrained_cfg["std"]
     return Classifier(backbone, mean, std, mid_head, grey=channels == 1), origin
 
 
@@ -54,7 +54,7 @@ def without_weights(config: ModelConfig) -> ModelConfig:
     return config.model_copy(update={"pretrained": False, "weights": None})
 
 
-def _own(config: ModelConfig, classes: int) -> resnet.ResNet:
+def _build_resnet(config: ModelConfig, classes: int) -> resnet.ResNet:
     """A network of `pipeline.models.resnet`; the weights of timm's network of the same name fit it."""
     published = resnet.DESIGNS.get(config.name)
     if published is None:
@@ -62,9 +62,9 @@ def _own(config: ModelConfig, classes: int) -> resnet.ResNet:
     try:
         design = resnet.Design.model_validate({**published.model_dump(), **config.options})
     except ValidationError as error:
-        found = [messages.sentence(one, config.options, resnet.Design) for one in error.errors()]
-        raise ConfigError(f"model.options of {config.name}: {'; '.join(dict.fromkeys(found))}") from error
-    made = resnet.ResNet(
+        problems = [messages.sentence(problem, config.options, resnet.Design) for problem in error.errors()]
+        raise ConfigError(f"model.options of {config.name}: {'; '.join(dict.fromkeys(problems))}") from error
+    network = resnet.ResNet(
         design,
         classes,
         dropout=config.dropout,
@@ -77,16 +77,16 @@ def _own(config: ModelConfig, classes: int) -> resnet.ResNet:
                 f"{config.name}: no weights are published for this network with these model.options; "
                 "set model.pretrained=false, or give a file as model.weights=PATH"
             )
-        twin = config.model_copy(update={"name": resnet.WEIGHTS[config.name], "options": {}})
-        theirs = _create(twin, classes, pretrained=True)
-        made.load_state_dict(theirs.state_dict())
-        made.pretrained_cfg = theirs.pretrained_cfg
-    return made
+        twin_config = config.model_copy(update={"name": resnet.WEIGHTS[config.name], "options": {}})
+        twin = _build_timm(twin_config, classes, pretrained=True)
+        network.load_state_dict(twin.state_dict())
+        network.pretrained_cfg = twin.pretrained_cfg
+    return network
 
 
-def _create(config: ModelConfig, classes: int, *, pretrained: bool) -> Any:
+def _build_timm(config: ModelConfig, classes: int, *, pretrained: bool) -> Any:
     try:
-        options = _options(config)
+        options = _timm_options(config)
         return timm.create_model(config.name, pretrained, num_classes=classes, **options)
     except TypeError as error:
         raise ConfigError(f"model.options: {config.name} does not take {options} ({error})") from error
@@ -109,8 +109,8 @@ def _create(config: ModelConfig, classes: int, *, pretrained: bool) -> Any:
         raise
 
 
-def _options(config: ModelConfig) -> dict[str, Any]:
-    """The arguments of timm.create_model; what is at its default is left out, for models that do not take it."""
+def _timm_options(config: ModelConfig) -> dict[str, Any]:
+    """The arguments of timm.create_model; settings at their default are left out, as not every model takes them."""
     named = {
         "drop_rate": config.dropout,
         "drop_path_rate": config.stochastic_depth,
@@ -119,5 +119,5 @@ def _options(config: ModelConfig) -> dict[str, Any]:
     return {**{name: value for name, value in named.items() if value}, **config.options}
 
 
-def _hub(pretrained_cfg: Mapping[str, Any]) -> str:
+def _hub_name(pretrained_cfg: Mapping[str, Any]) -> str:
     return str(pretrained_cfg.get("hf_hub_id") or pretrained_cfg.get("url"))

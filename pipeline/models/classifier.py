@@ -14,7 +14,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class Classifier(nn.Module):
-    """Normalises inside, so that nothing float is copied and an exported model cannot be fed wrongly."""
+    """A backbone with its heads; it normalises, so that uint8 is copied to the device and no caller can forget it."""
 
     mean: Tensor
     std: Tensor
@@ -28,7 +28,7 @@ class Classifier(nn.Module):
         *,
         grey: bool = False,
     ) -> None:
-        """mean, std: of the RGB values, range 0..1. grey: the backbone takes one channel, the mean of the three."""
+        """mean, std: of each RGB channel, 0..1. grey: the backbone takes one channel, the mean of the three."""
         super().__init__()
         self.backbone = backbone
         self.grey = grey
@@ -45,14 +45,14 @@ class Classifier(nn.Module):
         return logits if self.training else logits.mean(0)
 
     def normalised(self, images: Tensor) -> Tensor:
-        """What the backbone takes: uint8 [B, 3, H, W] -> float32 [B, 3, H, W], or [B, 1, H, W] where it is grey."""
+        """The input of the backbone: uint8 [B, 3, H, W] -> float32 [B, 3, H, W], or [B, 1, H, W] where it is grey."""
         normalised: Tensor = (images - self.mean) / self.std
         return normalised.mean(1, keepdim=True) if self.grey else normalised
 
     def _heads(self, images: Tensor) -> Tensor:
         backbone: Any = self.backbone
         if self.mid_head is None:
-            return torch.stack([backbone(images)])  # a copy: shards do not bear views
+            return torch.stack([backbone(images)])  # a copy: FSDP2 does not allow views
         last, (mid, _) = backbone.forward_intermediates(images, indices=2)
         return torch.stack([backbone.forward_head(last), self.mid_head(mid)])
 
@@ -63,12 +63,12 @@ class Classifier(nn.Module):
 
     @property
     def new_layers(self) -> list[nn.Module]:
-        """What is new for these classes: the heads, and a pooling that learns."""
+        """The layers that are not pretrained: the heads, and a pooling that learns."""
         pools = [module for module in self.backbone.modules() if isinstance(module, GeM)]
         return [self.head, *pools, *([self.mid_head] if self.mid_head else [])]
 
     def class_activation(self, images: Tensor, labels: Tensor) -> Tensor:
-        """How much each place of an image speaks for a class: [B, 3, H, W], int64 [B] -> float32 [B, h, w].
+        """How much each position of an image speaks for a class: [B, 3, H, W], int64 [B] -> float32 [B, h, w].
 
         Class activation maps (Zhou et al. 2016, arXiv:1512.04150): the last feature map, weighted by the
         classifier's row of the class.
@@ -89,7 +89,7 @@ class Classifier(nn.Module):
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without gradients and in evaluation mode, in which nothing of the model changes; then as before."""
+    """Run a block without gradients and with the model in evaluation mode; restore its modes afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()

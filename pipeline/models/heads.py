@@ -1,4 +1,4 @@
-"""What can be added to a backbone: another pooling of its last feature map, and a second head."""
+"""Additions to a backbone: another pooling of its last feature map, and a second head."""
 
 from typing import Any
 
@@ -18,13 +18,13 @@ class GeM(nn.Module):
     """
 
     def __init__(self, flatten: nn.Module) -> None:
-        """flatten: what makes [B, D] of [B, D, 1, 1]; an identity where the backbone wants the latter."""
+        """flatten: makes [B, D] of [B, D, 1, 1], or is an identity where the backbone flattens later."""
         super().__init__()
         self.flatten = flatten
         self.p = nn.Parameter(torch.tensor([P_AT_START]))
 
     def forward(self, features: Tensor) -> Tensor:
-        """features: [B, D, h, w]; what is below 1e-6 counts as that."""
+        """features: [B, D, h, w]; smaller values count as 1e-6."""
         powers: Tensor = features.float().clamp(min=EPSILON).pow(self.p)
         pooled: Tensor = self.flatten(powers.mean((2, 3), keepdim=True).pow(1 / self.p))
         return pooled
@@ -47,7 +47,7 @@ def pool_by_gem(backbone: Any) -> GeM:
 
 
 class MidLevelHead(nn.Module):
-    """A classifier on the last but one stage (conv4_x of a ResNet): 1x1 convolution, ReLU, maximum over places.
+    """A classifier on the last but one stage (conv4_x of a ResNet): 1x1 convolution, ReLU, maximum over positions.
 
     It finds small parts where the last stage sees the whole. Its gradient stops at the backbone, as in
     the code of SnapMix (Huang et al. 2021, arXiv:2012.04846), where it adds 1.64 points on CUB.

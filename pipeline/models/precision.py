@@ -1,4 +1,4 @@
-"""In which number format products are taken: float32, bfloat16 or float16."""
+"""The number format of products: float32, bfloat16 or float16."""
 
 from contextlib import AbstractContextManager
 from typing import Literal
@@ -9,16 +9,16 @@ Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def resolve_precision(wanted: Literal["auto"] | Precision, device: torch.device) -> Precision:
-    """`wanted`; for auto, bf16 on GPUs and CPUs that compute in it, fp32 elsewhere.
+def resolve_precision(setting: Literal["auto"] | Precision, device: torch.device) -> Precision:
+    """The precision that `train.precision` sets; for auto, bf16 on GPUs and CPUs that compute in it, fp32 elsewhere.
 
     bf16 halves the memory of a step. Its speed over fp32 depends on the processor: `make bench`.
     """
-    if wanted != "auto":
-        return wanted
+    if setting != "auto":
+        return setting
     on_gpu = device.type == "cuda"
-    has_it = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_has_bf16()
-    return "bf16" if has_it else "fp32"
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_has_bf16()
+    return "bf16" if has_bf16 else "fp32"
 
 
 def cpu_has_bf16() -> bool:

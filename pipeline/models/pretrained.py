@@ -1,4 +1,4 @@
-"""Pretrained weights from a local file: a state dict, however it was saved."""
+"""Weights from a file into a model: pretrained ones, however they were saved, and those of a checkpoint."""
 
 import pickle
 import struct
@@ -16,7 +16,8 @@ from pipeline.common.errors import CheckpointError, WeightsError
 from pipeline.distributed import data_parallel
 from pipeline.models.classifier import Classifier, head_of
 
-LEAST_SHARE = 0.9  # of the tensors: with fewer, what is trained is not a pretrained network
+MIN_SHARE = 0.9  # of the tensors: a network with fewer of them loaded is not a pretrained one
+ABSENT_NAMED = 5
 WRAPPERS = ("state_dict", "model", "model_state", "state_dict_ema")
 PREFIXES = ("module.", "model.", "backbone.", "_orig_mod.")
 # What the readers raise for damaged files; old .pth files are read by an unpickler that checks little.
@@ -59,11 +60,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return state
 
 
-ABSENT_NAMED = 5
-
-
 def backbone_tensors(backbone: Any) -> dict[str, Tensor]:
-    """Parameters and running statistics without the head's; batch norm's step counter is no weight."""
+    """Parameters and running statistics of a backbone, by name, without its head and batch norm's step counters."""
     head = {tensor.data_ptr() for tensor in head_of(backbone).state_dict().values()}
     return {
         name: tensor
@@ -73,18 +71,27 @@ def backbone_tensors(backbone: Any) -> dict[str, Tensor]:
 
 
 def load_pretrained(backbone: Any, path: Path) -> dict[str, Any]:
-    """Load what fits by name and shape; few tensors loaded is an error."""
-    state, body = read_state_dict(path), backbone_tensors(backbone)
+    """Load the tensors that fit a backbone by name and shape, whatever its head.
+
+    Returns:
+        source (the path), sha256 of the file, number of tensors loaded, and their share of the backbone's.
+
+    Raises:
+        WeightsError: the file is missing or damaged, or less than 90% of the backbone's tensors fit.
+    """
+    state, tensors = read_state_dict(path), backbone_tensors(backbone)
     fitting = {
-        name: state[name] for name, own in body.items() if name in state and state[name].shape == own.shape
+        name: state[name]
+        for name, tensor in tensors.items()
+        if name in state and state[name].shape == tensor.shape
     }
-    share = len(fitting) / len(body)
+    share = len(fitting) / len(tensors)
     if share < 1:
-        absent = ", ".join([name for name in body if name not in fitting][:ABSENT_NAMED])
-        found = f"{path}: fits {len(fitting)} of the model's {len(body)} tensors by name and shape (not: {absent} ...)"
-        if share < LEAST_SHARE:
-            raise WeightsError(f"{found}; bring the weights of this very model or set model.pretrained=false")
-        console.warn(f"{found}; the others start from random values")
+        absent = ", ".join([name for name in tensors if name not in fitting][:ABSENT_NAMED])
+        fit = f"{path}: fits {len(fitting)} of the model's {len(tensors)} tensors by name and shape (not: {absent} ...)"
+        if share < MIN_SHARE:
+            raise WeightsError(f"{fit}; bring the weights of this very model or set model.pretrained=false")
+        console.warn(f"{fit}; the others start from random values")
     backbone.load_state_dict(fitting, strict=False)
     digest = files.digest_of_file(path)
     return {"source": str(path), "sha256": digest, "tensors": len(fitting), "share": share}
@@ -93,9 +100,19 @@ def load_pretrained(backbone: Any, path: Path) -> dict[str, Any]:
 def load_weights(
     model: Classifier, weights: Mapping[str, Tensor], content: dict[str, Any], path: Path
 ) -> None:
-    own = model.state_dict()
+    """Load the weights of a checkpoint, which have to fit the whole model.
+
+    Args:
+        weights: whole tensors by name; a model in shards takes its part of each.
+        content: of the checkpoint, whose configuration an error names.
+        path: of the checkpoint.
+
+    Raises:
+        CheckpointError: they are the weights of another model.
+    """
+    tensors = model.state_dict()
     weights = {
-        name: data_parallel.shard_like(weight, own[name]) if name in own else weight
+        name: data_parallel.shard_like(weight, tensors[name]) if name in tensors else weight
         for name, weight in weights.items()
     }
     try:

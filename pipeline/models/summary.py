@@ -1,4 +1,4 @@
-"""What a network is made of: its layers with output shapes, parameters and multiply-adds. Needs no data."""
+"""The layers of a network with their output shapes, parameters and multiply-adds. Needs no data."""
 
 from typing import Any
 
@@ -12,21 +12,21 @@ from pipeline.data.sources.source import source_of
 from pipeline.models.build import build, without_weights
 from pipeline.models.classifier import Classifier
 
-FLOPS_A_MULTIPLY_ADD = 2  # torch's counter has the multiplication and the addition as one each
+FLOPS_A_MULTIPLY_ADD = 2  # torch's counter counts both
 
 
 def summarise(config: Config) -> dict[str, Any]:
     """Show a network's layers and totals; return them in plain types.
 
-    A multiply-add counts as one, as in He et al. 2015 and in torchvision's documentation. Those of convolutions,
-    linear layers and attention are counted, by `torch.utils.flop_counter`; norms, activations and pooling have
-    none. All is for one image of `data.image_px`, in evaluation.
+    A multiply-add counts as one, as in He et al. 2015 and in torchvision's documentation. `torch.utils.flop_counter`
+    counts them in convolutions, linear layers and attention, and none in norms, activations and pooling. The
+    numbers are for one image of `data.image_px`, in evaluation.
 
     Raises:
         ConfigError: there is no such model.
     """
     classes = config.summary.classes or source_of(config.data).expected[0]
-    with torch.device("meta"):  # where tensors have a shape and nothing is computed
+    with torch.device("meta"):  # where tensors have a shape and no values
         model, _ = build(without_weights(config.model), classes)
     layers, multiply_adds = measure(model.eval(), config.data.image_px, config.summary.depth)
     parameters = sum(parameter.numel() for parameter in model.parameters())
