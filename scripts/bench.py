@@ -48,7 +48,7 @@ from pipeline.distributed import process_group
 from pipeline.distributed.data_parallel import replicate
 from pipeline.distributed.process_group import Ranks
 from pipeline.models import precision
-from pipeline.models.build import build, without_weights
+from pipeline.models.build import build_model, without_weights
 from pipeline.runs import trackers
 from pipeline.runs.log import CLOCKS, read_log
 from pipeline.training import phases, step
@@ -138,7 +138,7 @@ def step_side(config: Config, ours: bool) -> float:
 def fresh_state(
     config: Config, device: torch.device, chosen: precision.Precision, layout: torch.memory_format
 ) -> TrainState:
-    model, _ = build(without_weights(config.model), 200)
+    model, _ = build_model(without_weights(config.model), 200)
     model = model.to(device, memory_format=layout)
     groups = parameter_groups(model, config.optim, weight_decay=config.optim.weight_decay)
     phase, begin = config.optim.resolved_phases[0], phases.first(config.optim)

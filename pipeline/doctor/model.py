@@ -8,7 +8,7 @@ from pipeline.distributed.process_group import Ranks
 from pipeline.doctor.context import CheckContext
 from pipeline.doctor.finding import Finding, on_main_rank
 from pipeline.doctor.products import RANDOM_WEIGHTS, STEP_0, BuiltModel, OwnData, PretrainedWeights, StartStep
-from pipeline.models.build import build, without_weights
+from pipeline.models.build import build_model, without_weights
 from pipeline.training import phases, resume, schedule_preview
 from pipeline.training.optimizer import set_rates
 from pipeline.training.phases import PhaseState
@@ -61,9 +61,9 @@ def _check_weights(setup: TrainingSetup, start: StartStep) -> Finding:
         return Finding("not applicable", "the run goes on with its checkpoint's weights")
     if not config.pretrained:
         return Finding("ok", "random, as model.pretrained=false says")
-    loaded, origin = build(config, len(setup.classes))
+    loaded, origin = build_model(config, len(setup.classes))
     torch.manual_seed(seeding.seed_of("weights", setup.config.seed))
-    random, _ = build(without_weights(config), len(setup.classes))
+    random, _ = build_model(without_weights(config), len(setup.classes))
     new_layers = {id(parameter) for module in random.new_layers for parameter in module.parameters()}
     pairs = [
         (parameter, random_parameter)

@@ -14,11 +14,12 @@ from pipeline.config.load import differences
 from pipeline.config.schema import Config
 from pipeline.data import sample_table
 from pipeline.distributed.process_group import Ranks
-from pipeline.models.build import build, without_weights
+from pipeline.models.build import build_model, without_weights
 from pipeline.models.classifier import Classifier
 from pipeline.models.precision import Precision
 from pipeline.models.pretrained import load_weights
 from pipeline.runs.checkpoints import check_data, read
+from pipeline.runs.directory import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class LoadedModel:
 
 def checkpoint_path(config: Config) -> Path:
     """The checkpoint that `eval.checkpoint` names: best, last, or a path."""
-    wanted = config.eval.checkpoint
-    return config.checkpoints_dir / f"{wanted}.pt" if wanted in ("best", "last") else Path(wanted)
+    run, name = RunDirectory(config.run_dir), config.eval.checkpoint
+    return run.checkpoint("best" if name == "best" else "last") if name in ("best", "last") else Path(name)
 
 
 def load_model(config: Config, samples: pd.DataFrame, path: Path, ranks: Ranks) -> LoadedModel:
@@ -87,7 +88,7 @@ def _model(config: Config, content: dict[str, Any], path: Path) -> Classifier:
         raise CheckpointError(
             f"{path}: was trained with another model ({', '.join(changed)}); give the configuration it was trained with"
         )
-    model, _ = build(without_weights(config.model), len(content["classes"]))
+    model, _ = build_model(without_weights(config.model), len(content["classes"]))
     load_eval_weights(model, content, path)
     layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     placed: Classifier = model.to(memory_format=layout)

@@ -16,7 +16,7 @@ from pipeline.models.heads import mid_level_head, pool_by_gem
 from pipeline.models.pretrained import backbone_tensors, load_pretrained
 
 
-def build(config: ModelConfig, classes: int) -> tuple[Classifier, dict[str, Any]]:
+def build_model(config: ModelConfig, classes: int) -> tuple[Classifier, dict[str, Any]]:
     """A model for `classes` classes, and the origin of its weights: source, sha256, tensors and share loaded.
 
     Raises:

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.common import console
 from pipeline.config.schema import Config
 from pipeline.data.sources.source import source_of
-from pipeline.models.build import build, without_weights
+from pipeline.models.build import build_model, without_weights
 from pipeline.models.classifier import Classifier
 
 FLOPS_A_MULTIPLY_ADD = 2  # torch's counter counts both
@@ -27,7 +27,7 @@ def summarise(config: Config) -> dict[str, Any]:
     """
     classes = config.summary.classes or source_of(config.data).expected[0]
     with torch.device("meta"):  # where tensors have a shape and no values
-        model, _ = build(without_weights(config.model), classes)
+        model, _ = build_model(without_weights(config.model), classes)
     layers, multiply_adds = measure(model.eval(), config.data.image_px, config.summary.depth)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     name, px = config.model.name, config.data.image_px

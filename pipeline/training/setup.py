@@ -17,7 +17,7 @@ from pipeline.data.loader import build_loader
 from pipeline.data.transforms import Augmentation, CentreCrop
 from pipeline.distributed import consistency, data_parallel, sync_batchnorm
 from pipeline.distributed.process_group import Ranks
-from pipeline.models.build import build, without_weights
+from pipeline.models.build import build_model, without_weights
 from pipeline.models.classifier import Classifier
 from pipeline.models.precision import Precision, resolve_precision
 from pipeline.training import auto_batch_size, phases, resume
@@ -85,7 +85,7 @@ class TrainingSetup:
         config, device = self.config, self.ranks.device
         model_config = config.model if pretrained and self.ranks.is_main else without_weights(config.model)
         torch.manual_seed(seeding.seed_of("weights", config.seed))
-        model, weights = build(model_config, len(self.classes))
+        model, weights = build_model(model_config, len(self.classes))
         state_dict, weights = self.ranks.broadcast((model.state_dict(), weights))
         model.load_state_dict(state_dict)
         if config.distributed.sync_batchnorm and self.ranks.world_size > 1:

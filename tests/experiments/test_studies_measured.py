@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipeline.config.model import ModelConfig
 from pipeline.experiments.studies import batch_norm, parity
 from pipeline.experiments.studies.plan import Member
-from pipeline.models.build import build
+from pipeline.models.build import build_model
 from pipeline.models.resnet import ResNet
 from tests.helpers import tiny
 
@@ -26,7 +26,7 @@ NETWORK = {
 def network(**options: Any) -> nn.Module:
     torch.manual_seed(0)
     tree = NETWORK | {"options": {**NETWORK["options"], **options}}  # type: ignore[dict-item]
-    return build(ModelConfig.model_validate_json(json.dumps(tree)), 3)[0]
+    return build_model(ModelConfig.model_validate_json(json.dumps(tree)), 3)[0]
 
 
 def noise(count: int = 64) -> tuple[Tensor, Tensor]:

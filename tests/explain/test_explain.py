@@ -13,7 +13,7 @@ from pipeline.data.transforms import CentreCrop
 from pipeline.distributed.process_group import Ranks
 from pipeline.evaluation.statistics import wilson
 from pipeline.explain import annotations, grad_cam, neighbours, pointing_game, selection
-from pipeline.models.build import build
+from pipeline.models.build import build_model
 from tests.helpers import tiny
 
 ALONE = Ranks(0, 1, 1, torch.device("cpu"))
@@ -90,7 +90,7 @@ def job(birds: Path, tmp_path: Path) -> tuple:
     assert tiny.do("data", tmp_path, *more) == 0
     config = tiny.config(tmp_path, *more)
     torch.manual_seed(0)
-    model, _ = build(config.model, tiny.SPECIES)
+    model, _ = build_model(config.model, tiny.SPECIES)
     return config, prepare.load(config), model.eval()
 
 
@@ -102,7 +102,7 @@ def test_heat_maps_are_the_class_activation_maps_that_theory_says(job: tuple) ->
     with torch.no_grad():
         model.head.weight.normal_(0.02, 1)
     rows, classes = np.array([2, 31, 9, 50]), np.array([1, 4, 0, 5])
-    found = grad_cam.grad_cam(config, data, model, layer, rows, classes, ALONE)
+    found = grad_cam.class_maps(config, data, model, layer, rows, classes, ALONE)
     images = torch.from_numpy(np.stack([data.store[row] for row in rows])).permute(0, 3, 1, 2)
     with torch.no_grad():
         last = model.backbone.forward_features((images - model.mean) / model.std)
@@ -120,7 +120,7 @@ def test_heat_maps_are_the_class_activation_maps_that_theory_says(job: tuple) ->
 )
 def test_which_networks_have_a_spatial_layer(name: str, side: int | None) -> None:
     config = tiny.config(Path("unused"), f"model.name={name}")
-    model, _ = build(config.model, 3)
+    model, _ = build_model(config.model, 3)
     layer = grad_cam.spatial_layer(model, 160)
     assert (layer is None) == (side is None)
     assert not any(module._forward_hooks for module in model.modules())
@@ -133,10 +133,10 @@ def test_maps_with_channels_last_are_turned(job: tuple) -> None:
         "model.name=swin_tiny_patch4_window7_224",
         "model.options={img_size: 96, window_size: 3}",
     )
-    model, _ = build(swin.model, tiny.SPECIES)
+    model, _ = build_model(swin.model, tiny.SPECIES)
     layer = grad_cam.spatial_layer(model.eval(), 96)
     assert layer is not None
-    found = grad_cam.grad_cam(config, data, model, layer, np.array([0]), np.array([1]), ALONE)
+    found = grad_cam.class_maps(config, data, model, layer, np.array([0]), np.array([1]), ALONE)
     assert found.shape == (1, 3, 3)
 
 
@@ -159,7 +159,7 @@ def test_the_pointing_game_by_hand() -> None:
     xy[0, 1] = [29.5, 50]
     parts = annotations.Parts(["back", "beak"], xy)
     maps = np.stack([middle, corner, middle, nothing, middle, right])
-    found = pointing_game.table(predicted, maps, boxes, parts, 80)
+    found = pointing_game.play(predicted, maps, boxes, parts, 80)
     assert found["id"].tolist() == [1, 2, 3, 4, 6]
     assert found["hit"].tolist() == [True, False, True, False, False]
     assert found["part"].tolist() == ["beak", "", "back", "", ""]
@@ -170,12 +170,12 @@ def test_the_pointing_game_by_hand() -> None:
     assert found["energy"].iloc[1] == found["energy"].iloc[3] == 0
     assert 0.6 < found["energy"].iloc[0] < 0.8  # a tent over x 10..50 and y 30..70; inside: x > 20 and y > 40
     assert found["energy"].iloc[4] < 0.2
-    summary = pointing_game.summary(found).set_index("predictions")
+    summary = pointing_game.rates(found).set_index("predictions")
     assert summary["n"].tolist() == [5, 2, 3]
     assert summary["hits"].tolist() == [2, 1, 1]
     assert summary["chance"].tolist() == [0.25] * 3
     assert summary.loc["all", ["rate_low", "rate_high"]].tolist() == list(wilson(2, 5))
-    counts = pointing_game.on_parts(found, parts.names)
+    counts = pointing_game.count_parts(found, parts.names)
     assert counts.to_dict("list") == {
         "part": ["back", "beak", ""],
         "all": [1, 1, 3],
@@ -234,7 +234,7 @@ def test_which_images_are_looked_at() -> None:
     assert selection.mistaken(predicted, "a", "b")["id"].tolist() == [12, 11]
     assert selection.typical(predicted, "a", 2)["id"].tolist() == [10, 11]
     pairs = pd.DataFrame({"class_a": ["a"], "class_b": ["b"]})
-    assert selection.of_pairs(predicted, pairs, 3) == [12, 11, 14]
+    assert selection.mistaken_of_pairs(predicted, pairs, 3) == [12, 11, 14]
     assert selection.sample(predicted, None, 0) == selection.sample(predicted, 6, 0) == list(range(10, 16))
     drawn = selection.sample(predicted, 3, 0)
     assert len(set(drawn)) == 3

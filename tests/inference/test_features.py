@@ -11,9 +11,10 @@ from pipeline.data import prepare
 from pipeline.distributed.process_group import Ranks
 from pipeline.inference import features, load_model
 from pipeline.inference.predict import last_layer_inputs
-from pipeline.models.build import build, without_weights
+from pipeline.models.build import build_model, without_weights
 from pipeline.models.classifier import Classifier
 from pipeline.runs.checkpoints import read
+from pipeline.runs.directory import RunDirectory
 from tests.helpers import tiny
 
 ALONE = Ranks(0, 1, 1, torch.device("cpu"))
@@ -24,7 +25,7 @@ def job(trained: Path, tmp_path: Path) -> tuple[Config, prepare.Prepared, Classi
     shutil.copytree(trained / "runs", tmp_path / "runs")
     config = tiny.config(tmp_path)
     data = prepare.load(config)
-    model, _ = build(without_weights(config.model), tiny.SPECIES)
+    model, _ = build_model(without_weights(config.model), tiny.SPECIES)
     path = config.checkpoints_dir / "best.pt"
     load_model.load_eval_weights(model, read(path), path)
     return config, data, model
@@ -58,7 +59,7 @@ def test_a_split_is_computed_once_for_each_checkpoint(
     changed = features.cached(config, data, model, "val", "fp32", ALONE, "digest-b")
     assert not np.allclose(first, changed)
     ids = data.samples["id"].to_numpy()[data.rows("val")]
-    path = features.cache_path(config, "val")
+    path = RunDirectory(config.run_dir).feature_cache("val")
     assert features.read_cache(path, "digest-b", ids) is not None
     assert features.read_cache(path, "digest-b", ids[::-1]) is None
 
@@ -66,7 +67,7 @@ def test_a_split_is_computed_once_for_each_checkpoint(
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
 def test_networks_of_other_families_have_features_too(name: str) -> None:
     config = tiny.config(Path("unused"), f"model.name={name}")
-    model, _ = build(config.model, 3)
+    model, _ = build_model(config.model, 3)
     px = 160 if name == "test_vit" else 64
     images = torch.randint(0, 256, (2, 3, px, px), dtype=torch.uint8)
     model.eval()

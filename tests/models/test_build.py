@@ -17,7 +17,7 @@ from torchvision.transforms.v2.functional import normalize, to_dtype
 from pipeline.common import files
 from pipeline.common.errors import ConfigError, WeightsError
 from pipeline.config.model import ModelConfig
-from pipeline.models.build import build
+from pipeline.models.build import build_model
 from pipeline.models.classifier import Classifier, freeze_batchnorm
 
 TINY = "test_resnet"
@@ -39,11 +39,11 @@ def pretrained() -> State:
 
 
 def random_model(**changes: Any) -> Classifier:
-    return build(ModelConfig.model_validate({"name": TINY, "pretrained": False} | changes), 3)[0]
+    return build_model(ModelConfig.model_validate({"name": TINY, "pretrained": False} | changes), 3)[0]
 
 
 def from_file(path: Path, classes: int = 3, name: str = TINY) -> tuple[Classifier, dict[str, Any]]:
-    return build(ModelConfig(name=name, weights=path), classes)
+    return build_model(ModelConfig(name=name, weights=path), classes)
 
 
 def body(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -202,7 +202,7 @@ def test_without_network_or_file_one_sentence_says_which_file_to_bring(
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(WeightsError) as caught:
-        build(ModelConfig(name=TINY), 3)
+        build_model(ModelConfig(name=TINY), 3)
     assert str(caught.value) == (
         "test_resnet: its weights cannot be downloaded (LocalEntryNotFoundError); where there is a network, "
         "torch.save timm.create_model('test_resnet', pretrained=True).state_dict(), bring the file and give "
@@ -220,7 +220,7 @@ def test_an_unknown_model_is_named_with_the_nearest() -> None:
 
 def test_an_unknown_tag_is_named_with_those_there_are() -> None:
     with pytest.raises(ConfigError) as caught:
-        build(ModelConfig(name="resnet18.tv_in2k"), 3)
+        build_model(ModelConfig(name="resnet18.tv_in2k"), 3)
     assert "no weights are published as 'resnet18.tv_in2k'; there are: " in str(caught.value)
     assert "resnet18.tv_in1k" in str(caught.value)
 
@@ -259,7 +259,7 @@ def test_the_state_dict_holds_the_backbone_alone() -> None:
 
 
 def test_random_weights_are_said_to_be_random() -> None:
-    _, origin = build(ModelConfig(name=TINY, pretrained=False), 3)
+    _, origin = build_model(ModelConfig(name=TINY, pretrained=False), 3)
     assert origin == {"source": "random", "tensors": 0, "share": 0.0}
 
 

@@ -9,14 +9,14 @@ from torch import nn
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.model import ModelConfig
-from pipeline.models.build import build
+from pipeline.models.build import build_model
 from pipeline.models.classifier import Classifier
 from pipeline.models.heads import GeM
 
 
 def network(**options: Any) -> Classifier:
     torch.manual_seed(0)
-    return build(ModelConfig(pretrained=False, **options), 5)[0]
+    return build_model(ModelConfig(pretrained=False, **options), 5)[0]
 
 
 def images() -> torch.Tensor:

@@ -16,7 +16,7 @@ from pipeline.config.optim import OptimConfig
 from pipeline.experiments.studies import parity
 from pipeline.models import build as building
 from pipeline.models import resnet
-from pipeline.models.build import build
+from pipeline.models.build import build_model
 from pipeline.models.classifier import Classifier
 from pipeline.models.resnet import DESIGNS, ResNet
 from pipeline.training.optimizer import parameter_groups
@@ -48,7 +48,7 @@ def own(depth: int | str, classes: int = CLASSES, **changes: Any) -> ResNet:
 
 def classifier(name: str, **changes: Any) -> Classifier:
     tree = {"name": name, "pretrained": False} | changes
-    return build(ModelConfig.model_validate_json(json.dumps(tree)), CLASSES)[0]
+    return build_model(ModelConfig.model_validate_json(json.dumps(tree)), CLASSES)[0]
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -240,7 +240,7 @@ def test_weights_from_a_file_of_torchvision_fill_it(tmp_path: Path, photographs:
     parity.draw_state(theirs, seed=4)
     torch.save(theirs.state_dict(), tmp_path / "resnet18.pth")
     config = ModelConfig(name="plumage/resnet18", weights=tmp_path / "resnet18.pth")
-    model, origin = build(config, CLASSES)
+    model, origin = build_model(config, CLASSES)
     assert origin["share"] == 1.0
     assert torch.equal(model.backbone.layer4[1].bn2.weight, theirs.layer4[1].bn2.weight)
     assert model.head.weight.shape == (CLASSES, 512)
@@ -258,7 +258,7 @@ def test_pretrained_takes_the_weights_of_timms_twin(monkeypatch: pytest.MonkeyPa
         return theirs
 
     monkeypatch.setattr(building.timm, "create_model", create)
-    model, origin = build(ModelConfig(name="plumage/resnet18"), CLASSES)
+    model, origin = build_model(ModelConfig(name="plumage/resnet18"), CLASSES)
     assert asked == ["resnet18.tv_in1k"]
     assert origin == {"source": "timm/resnet18.tv_in1k", "tensors": 100, "share": 1.0}
     assert torch.equal(model.backbone.conv1.weight, theirs.conv1.weight)
@@ -301,4 +301,4 @@ def test_weights_that_nobody_published_are_one_sentence(config: ModelConfig) -> 
     with pytest.raises(
         WeightsError, match="no weights are published for this network with these model.options"
     ):
-        build(config, CLASSES)
+        build_model(config, CLASSES)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from pipeline.config.model import ModelConfig
 from pipeline.config.training import MixConfig
 from pipeline.data.loader import Batch
-from pipeline.models.build import build
+from pipeline.models.build import build_model
 from pipeline.models.classifier import Classifier
 from pipeline.training import mixing
 from pipeline.training.loss import count_correct, cross_entropy_sum
@@ -31,7 +31,7 @@ def batch() -> Batch:
 @pytest.fixture(scope="module")
 def model() -> Classifier:
     torch.manual_seed(0)
-    return build(ModelConfig(name="test_resnet", pretrained=False), 4)[0]
+    return build_model(ModelConfig(name="test_resnet", pretrained=False), 4)[0]
 
 
 def draws(seed: int) -> np.random.Generator:

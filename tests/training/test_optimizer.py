@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pipeline.common.errors import ConfigError
 from pipeline.config.model import ModelConfig
 from pipeline.config.optim import OptimConfig
-from pipeline.models.build import build
+from pipeline.models.build import build_model
 from pipeline.models.classifier import Classifier
 from pipeline.training.optimizer import (
     Optimizer,
@@ -37,7 +37,7 @@ class Net(nn.Module):
 
 
 def network(name: str, **options: Any) -> Classifier:
-    return build(ModelConfig(name=name, pretrained=False, **options), 3)[0]
+    return build_model(ModelConfig(name=name, pretrained=False, **options), 3)[0]
 
 
 def names_by_group(model: Any, config: OptimConfig) -> dict[tuple[float, float], set[str]]:

@@ -13,7 +13,7 @@ from pipeline.config.optim import OptimConfig
 from pipeline.config.training import MixConfig
 from pipeline.data.loader import Batch
 from pipeline.distributed.process_group import Ranks
-from pipeline.models.build import build
+from pipeline.models.build import build_model
 from pipeline.models.classifier import freeze_batchnorm
 from pipeline.training import phases, step
 from pipeline.training.optimizer import build_optimizer, parameter_groups
@@ -26,7 +26,7 @@ RATES = Rates(0.1, 0.9)
 
 def state_of(ema_decay: float = 0.0, **options: Any) -> TrainState:
     torch.manual_seed(0)
-    model = build(ModelConfig(name="test_resnet", pretrained=False, **options), 4)[0]
+    model = build_model(ModelConfig(name="test_resnet", pretrained=False, **options), 4)[0]
     config = OptimConfig()
     groups = parameter_groups(model, config, weight_decay=0.0)
     optimizer = build_optimizer(groups, config.resolved_phases[0], lr=0.1)
