@@ -1,4 +1,4 @@
-"""What comes of a run: its evaluation, its report, and where its numbers go."""
+"""`eval`, `report` and `summary`."""
 
 from typing import Annotated, Literal
 
@@ -9,14 +9,15 @@ from pipeline.config.types import Count, Section
 
 class EvalConfig(Section):
     split: Literal["train", "val", "test"] = "test"
+    """images to predict"""
     checkpoint: str = "best"
-    """best, last, or a checkpoint's PATH"""
+    """checkpoint of the run to evaluate: best, last, or the PATH of any"""
     batch_size: Count = 64
-    """images a step on one rank; no result depends on it"""
+    """images predicted at once on each rank; no result depends on it"""
     tta: Literal["none", "flip", "ten_crop"] = "none"
-    """views whose probabilities are averaged: centre crop; with its mirror image; centre and corners, mirrored too"""
+    """crops to average; none: centre; flip: centre and its mirror image; ten_crop: centre and corners, mirrored too"""
     peek_gap: bool = False
-    """also read test with the run's other checkpoints, to see what choosing on test would gain; not a result"""
+    """evaluation of the run's other checkpoints on test too: what choosing on test would gain; not a result"""
 
     @model_validator(mode="after")
     def _peek_at_test(self) -> "EvalConfig":
@@ -27,23 +28,23 @@ class EvalConfig(Section):
 
 class ReportConfig(Section):
     write: bool = True
-    """eval ends with report.html; the verb report writes it in any case"""
+    """report.html at the end of `eval`; the verb `report` writes it in any case"""
     gallery: Annotated[int, Field(ge=0)] = 48
-    """wrong predictions shown with their heat maps, the worst first"""
+    """number of wrong predictions shown with heat maps, the least probable true classes first"""
     pairs: Annotated[int, Field(ge=0)] = 12
-    """most confused pairs of classes that are shown side by side"""
+    """number of most confused pairs of classes shown side by side"""
     explained: Count | None = 1000
-    """images, drawn at random, whose heat maps are held against boxes and parts; null: all"""
+    """number of random images whose heat maps are compared with boxes and parts; null: all"""
     neighbours: Annotated[int, Field(ge=0)] = 2
-    """nearest training images beside each mistaken one; 0: none, and no pass over the training images"""
+    """number of nearest training images shown with each mistake; 0: none, without a pass over the training images"""
     picture_px: Annotated[int, Field(ge=32, le=1024)] = 224
-    """longer side of a picture in report.html"""
+    """longer side of an image in report.html, px"""
 
 
 class SummaryConfig(Section):
-    """The table of a network's layers."""
+    """Options of `summary`, the table of a network's layers."""
 
     depth: Count = 2
-    """1: stages; 2: blocks; 3: the layers within blocks"""
+    """depth of the table; 1: stages; 2: blocks; 3: layers of blocks"""
     classes: Count | None = None
-    """outputs of the network; null: the classes of data.source"""
+    """number of outputs of the network; null: the number of classes of data.source"""

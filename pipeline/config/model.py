@@ -10,27 +10,27 @@ from pipeline.config.types import Fraction, Options, Positive, Section
 
 class ModelConfig(Section):
     name: str = "resnet50.tv_in1k"
-    """any model of timm (.tv_in1k: torchvision's ImageNet-1k V1 weights), or plumage/resnet18..152, resnet_small"""
+    """timm model (.tv_in1k: torchvision's ImageNet-1k V1 weights), or plumage/resnet18..152, plumage/resnet_small"""
     pretrained: bool = True
-    """start from ImageNet weights: timm's from its hub, or the file in weights"""
+    """ImageNet weights at the start: timm's from its hub, or those of model.weights; false: random weights"""
     weights: Path | None = None
-    """a state dict of timm or torchvision (.pth, .pt, .safetensors)"""
+    """file with a state dict of timm or torchvision (.pth, .pt, .safetensors); null: timm's hub"""
     options: Options = Field(default={})
-    """further arguments of timm.create_model; of plumage/ networks: residual, shortcut, stem, width, blocks, ..."""
+    """further arguments of timm.create_model, or of a plumage/ network: residual, shortcut, stem, width, blocks, ..."""
     dropout: Fraction = 0.0
-    """before the classifier (timm's drop_rate)"""
+    """dropout probability before the classifier (timm's drop_rate)"""
     stochastic_depth: Fraction = 0.0
-    """residual blocks left out in training, rising with depth to this share (timm's drop_path_rate)"""
+    """share of images that skip the last residual block in training, falling linearly to 0 at the first (drop path)"""
     pool: Literal["avg", "max", "avgmax", "gem"] | None = None
-    """pooling of the last feature map; gem: generalised mean; null: as timm has it for this model"""
+    """pooling of the last feature map; gem: generalised mean; null: timm's for this model"""
     mid_level_head: bool = False
-    """a second classifier on the last but one stage (conv4_x), whose logits are averaged with the first's"""
+    """second classifier on the last but one stage (conv4_x); the logits of both are averaged"""
     mean: tuple[float, float, float] | None = None
-    """of the RGB values, range 0..1; null: as timm has it for this model"""
+    """mean of the RGB values, range 0..1, for normalisation; null: timm's for this model"""
     std: tuple[Positive, Positive, Positive] | None = None
-    """of the RGB values, range 0..1; null: as timm has it for this model"""
+    """standard deviation of the RGB values, range 0..1, for normalisation; null: timm's for this model"""
     freeze_batchnorm: bool = False
-    """keep the pretrained running statistics: batch norm stays in evaluation mode"""
+    """pretrained running statistics are kept: batch norm stays in evaluation mode"""
 
     @model_validator(mode="after")
     def _agree(self) -> "ModelConfig":

@@ -1,4 +1,4 @@
-"""The settings of the solver: optimizer, its phases, and the schedule of its rates."""
+"""`optim` and `schedule`: the optimizer, its phases, and the schedules of learning rate and momentum."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,11 +13,11 @@ from pipeline.config.types import Count, Fraction, NotNegative, Options, Positiv
 
 class _Schedule(Section):
     warmup_epochs: NotNegative = 0.0
-    """linear rise of the learning rate from 0"""
+    """epochs of a linear rise of the learning rate from 0"""
     momentum_warmup_epochs: NotNegative = 0.0
-    """linear rise of the momentum to optim.momentum"""
+    """epochs of a linear rise of the momentum to optim.momentum"""
     momentum_start: Fraction = 0.0
-    """momentum at the first step of its warm-up"""
+    """momentum at the first step of this rise"""
 
 
 class Constant(_Schedule):
@@ -27,9 +27,9 @@ class Constant(_Schedule):
 class Step(_Schedule):
     name: Literal["step"] = "step"
     every_epochs: Count = 30
-    """the learning rate drops each time so many epochs are over"""
+    """epochs between two drops of the learning rate"""
     gamma: Positive = 0.1
-    """the factor of every drop"""
+    """factor of the learning rate at every drop"""
 
 
 class MultiStep(_Schedule):
@@ -37,69 +37,72 @@ class MultiStep(_Schedule):
     milestones: tuple[Count, ...] = (30, 60)
     """epochs at which the learning rate drops"""
     gamma: Positive | tuple[Positive, ...] = 0.1
-    """the factor of every drop, or one for each milestone"""
+    """factor of the learning rate at every drop, or a list with one for each milestone"""
 
     @model_validator(mode="after")
     def _match(self) -> "MultiStep":
         if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError("milestones have to rise")
+            raise ValueError(f"milestones must rise, and are {list(self.milestones)}")
         if isinstance(self.gamma, tuple) and len(self.gamma) != len(self.milestones):
-            raise ValueError(f"gamma has {len(self.gamma)} factors for {len(self.milestones)} milestones")
+            raise ValueError(
+                f"gamma has {len(self.gamma)} factors for {len(self.milestones)} milestones; "
+                "give one number, or a factor for each milestone"
+            )
         return self
 
 
 class Exponential(_Schedule):
     name: Literal["exponential"] = "exponential"
     gamma: Positive = 0.95
-    """the learning rate after an epoch over that before it"""
+    """factor of the learning rate per epoch"""
 
 
 class Cosine(_Schedule):
     name: Literal["cosine"] = "cosine"
     final_factor: Share = 0.0
-    """learning rate at the end over optim.lr"""
+    """learning rate at the end, relative to optim.lr"""
     restart_epochs: Positive | None = None
-    """length of the first cycle; null: one cycle until the end"""
+    """epochs of the first cycle; null: one cycle until the end"""
     restart_multiplier: Annotated[float, Field(ge=1)] = 1.0
-    """length of a cycle over that of the one before"""
+    """length of a cycle, relative to the cycle before"""
 
 
 class OneCycle(_Schedule):
     name: Literal["one_cycle"] = "one_cycle"
     warmup_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.3
-    """share of the training in which the learning rate rises to optim.lr"""
+    """share of the training over which the learning rate rises to optim.lr (torch's pct_start)"""
     initial_factor: Share = 0.04
-    """learning rate at the beginning over optim.lr"""
+    """learning rate at the beginning, relative to optim.lr"""
     final_factor: Share = 4e-6
-    """learning rate at the end over optim.lr"""
+    """learning rate at the end, relative to optim.lr"""
     momentum_low: Fraction = 0.85
-    """momentum where the learning rate is highest; it is optim.momentum at both ends"""
+    """momentum where the learning rate is highest; at both ends it is optim.momentum"""
 
 
 class Polynomial(_Schedule):
     name: Literal["polynomial"] = "polynomial"
     power: Positive = 1.0
-    """1: linear"""
+    """exponent of the decay; 1: linear"""
     final_factor: Share = 0.0
-    """learning rate at the end over optim.lr"""
+    """learning rate at the end, relative to optim.lr"""
 
 
 class ReduceOnPlateau(_Schedule):
     name: Literal["plateau"] = "plateau"
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """the factor of every drop"""
+    """factor of the learning rate at every drop"""
     patience_epochs: Annotated[int, Field(ge=0)] = 10
-    """so many epochs in a row without a lower validation loss are borne; the next one drops the rate"""
+    """epochs in a row without a lower validation loss that are tolerated; the next one drops the learning rate"""
     threshold: Fraction = 1e-4
-    """a loss is lower when it is below (1 - threshold) times the lowest so far"""
+    """smallest relative decrease of the validation loss that counts as lower"""
     cooldown_epochs: Annotated[int, Field(ge=0)] = 0
-    """epochs after a drop that do not count"""
+    """epochs after a drop that are not counted"""
     min_factor: Share = 0.0
-    """the learning rate does not fall below this times optim.lr"""
+    """lowest learning rate, relative to optim.lr"""
 
 
 def _schedule_name(value: Any) -> str:
-    """Cosine is what a schedule without a name is."""
+    """The name of a schedule; without one it is cosine."""
     name = value.get("name", "cosine") if isinstance(value, dict) else getattr(value, "name", "cosine")
     return str(name)
 
@@ -125,17 +128,17 @@ class PlateauRule(Section):
 
     name: Literal["plateau"] = "plateau"
     epochs: Count = 3
-    """so many epochs in a row without a lower validation loss"""
+    """epochs in a row without a lower validation loss that end the phase"""
     min_delta: NotNegative = 0.0
-    """a loss is lower when it is so much below the lowest of the phase, in nats"""
+    """smallest decrease of the validation loss that counts as lower, in nats"""
 
 
 class SwatsRule(Section):
-    """A phase of Adam ends when its steps projected on the gradient are those of one learning rate."""
+    """A phase of Adam ends when its steps, projected on the gradient, agree on one learning rate for SGD."""
 
     name: Literal["swats"] = "swats"
     tolerance: Positive = 1e-9
-    """largest difference between a step's learning rate and their running mean (Keskar & Socher 2017: 1e-9)"""
+    """largest difference of a step's projected learning rate from the running mean (Keskar & Socher 2017: 1e-9)"""
 
 
 def _rule_name(value: Any) -> str:
@@ -153,23 +156,26 @@ Until = Annotated[
 
 
 class Phase(Section):
-    """A part of the training with an optimizer of its own; what is null is as `optim` has it."""
+    """A part of the training with its own optimizer; values that are null are those of `optim`."""
 
     name: str = "sgd"
-    """as optim.name"""
+    """optimizer, as in optim.name"""
     lr: Positive | None = None
-    """null: optim.lr; after a phase that SWATS ended: what it proposes"""
+    """learning rate at the schedule's height; null: optim.lr, or after a swats phase the rate that SWATS proposes"""
     momentum: Fraction | None = None
+    """as in optim.momentum"""
     nesterov: bool | None = None
+    """as in optim.nesterov"""
     weight_decay: NotNegative | None = None
+    """as in optim.weight_decay"""
     options: Options = Field(default_factory=dict)
-    """arguments of this optimizer; those of optim.options are not used in phases"""
+    """further arguments of this optimizer; phases do not use optim.options"""
     schedule: ScheduleConfig | None = None
-    """over this phase, from its first step; null: the run's schedule, over the whole run"""
+    """schedule over this phase, from its first step; null: the run's schedule over the whole run"""
     until: Until | None = None
-    """last epoch of the phase, or a rule: {name: plateau, epochs: 3} or {name: swats}; null: the end"""
+    """last epoch of the phase, or a rule that ends it: {name: plateau, epochs: 3} or {name: swats}; null: the end"""
     carry_momentum: bool = False
-    """start SGD's momentum from the gradient's mean in the optimizer before; false: from 0"""
+    """SGD's momentum starts from the previous optimizer's mean gradient; false: from 0"""
 
     @model_validator(mode="after")
     def _carry_to_sgd(self) -> "Phase":
@@ -197,53 +203,53 @@ class ResolvedPhase:
 
 class OptimConfig(Section):
     name: str = "sgd"
-    """sgd, adagrad, rmsprop, adadelta, adam, adamw, or any other optimizer of timm"""
+    """optimizer: sgd, adagrad, rmsprop, adadelta, adam, adamw, or any other of timm"""
     lr: Positive = 0.025
-    """learning rate at the schedule's height, for the whole batch"""
+    """learning rate at the schedule's height, for a step of effective_batch_size images"""
     momentum: Fraction = 0.9
-    """of SGD; of the Adam family, the first beta"""
+    """SGD's momentum, or beta1 of the Adam family"""
     nesterov: bool = True
-    """of SGD: the gradient is taken where the momentum leads"""
+    """Nesterov's momentum for SGD"""
     weight_decay: NotNegative = 5e-4
-    """L2 penalty on weights (decoupled in adamw); norms and biases have none"""
+    """L2 penalty on weights (decoupled in adamw), not on norms and biases"""
     options: Options = Field(default_factory=dict)
     """further arguments of the optimizer, such as {betas: [0.9, 0.95]}"""
     phases: tuple[Phase, ...] = ()
-    """optimizers one after another, such as Adam and then SGD; none: `optim` itself for the whole run"""
+    """optimizers one after another, such as Adam, then SGD; []: the optimizer above for the whole run"""
     batch_size: Count | Literal["auto"] = 64
-    """images computed at once, over all ranks; auto: as many as fit, for effective_batch_size"""
+    """images of a forward and backward pass, over all ranks; auto: as many as fit into memory"""
     effective_batch_size: Count | None = None
-    """images a step learns from: gradients of several batches are accumulated; null: batch_size"""
+    """images of an optimizer step; gradients of several batches are accumulated; null: batch_size"""
     head_lr_multiplier: Positive = 1.0
-    """the learning rate of the new layers over that of the rest"""
+    """learning rate of the new layers, relative to the others"""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """the learning rate of each layer over that of the layer above it"""
+    """learning rate of a layer, relative to the layer above it"""
     frozen_stages: Annotated[int, Field(ge=0)] = 0
-    """the first stages (1: the stem) that do not learn"""
+    """number of first stages whose weights are frozen; 1: the stem"""
     unfreeze_epoch: Count | None = None
-    """the frozen stages learn from the end of this epoch on; null: never"""
+    """last epoch of the frozen stages; null: they stay frozen"""
     clip_norm: Positive | None = None
     """largest norm of the gradient over all weights; null: not clipped"""
 
     @model_validator(mode="after")
     def _fit(self) -> "OptimConfig":
         if self.batch_size == "auto" and self.effective_batch_size is None:
-            raise ValueError("batch_size auto needs effective_batch_size: the batch that a step learns from")
+            raise ValueError("batch_size=auto needs effective_batch_size, the images of an optimizer step")
         if isinstance(self.batch_size, int) and self.images_per_step < self.batch_size:
             raise ValueError(
                 f"effective_batch_size {self.images_per_step} is below batch_size {self.batch_size}"
             )
         ends = [phase.until for phase in self.phases]
         if any(end is None for end in ends[:-1]) or (ends and ends[-1] is not None):
-            raise ValueError("phases: each but the last needs `until`, and the last has none")
+            raise ValueError("phases: every phase but the last needs `until`, and the last must have none")
         epochs = [end for end in ends if isinstance(end, int)]
         if epochs != sorted(set(epochs)):
-            raise ValueError(f"phases: the epochs of `until` have to rise, and are {epochs}")
+            raise ValueError(f"phases: the epochs of `until` must rise, and are {epochs}")
         return self
 
     @property
     def images_per_step(self) -> int:
-        """Images that an optimizer step learns from, over all ranks."""
+        """Images of an optimizer step, over all ranks."""
         images = self.effective_batch_size or self.batch_size
         assert images != "auto", "the validator asks for effective_batch_size"
         return images

@@ -1,4 +1,4 @@
-"""`run` and `tracking`: the name of a run, and where its numbers go."""
+"""`run` and `tracking`: the name of a run, and the logs that are written."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,34 +10,37 @@ from pipeline.config.types import Count, Section
 
 class RunConfig(Section):
     name: Annotated[str, Field(pattern=r"^[\w][\w.+-]*$")] | None = None
-    """the run lives in ROOT/NAME; null: the name of the configuration file; under W&B's agent, with the run's id"""
+    """name of the run, in folder ROOT/NAME; null: the configuration file's name (under W&B's agent, with its id)"""
     root: Path = Path("runs")
     """folder of all runs"""
 
 
 class TrackingConfig(Section):
-    """log.jsonl is always written; all else is made from it."""
+    """Logs; log.jsonl is always written, the others are made from it."""
 
     log_every_steps: Count = 10
-    """a record of log.jsonl every so many training steps, besides one an epoch"""
+    """training steps between two records in log.jsonl, in addition to one for each epoch"""
     gradients_every_steps: Count | None = None
-    """histograms of each weight's gradient every so many steps; null: none"""
+    """training steps between two histograms of the gradients of all weights; null: no histograms"""
     tensorboard: bool = False
     """event files in RUN/tensorboard"""
     csv: bool = False
-    """tables in RUN/csv, one a kind of record"""
+    """tables in RUN/csv, one for each kind of record"""
     wandb: Literal["disabled", "offline", "online"] = "disabled"
-    """online: while the run goes on; offline: a folder in RUN/wandb; the verb sync does either later"""
+    """W&B; online: sent while the run goes on; offline: a folder in RUN/wandb; the verb `sync` does either later"""
     project: str = "plumage"
+    """W&B project"""
     entity: str | None = None
-    """W&B user or team; null: the key's own"""
+    """W&B user or team; null: the default of the API key"""
     name: str | None = None
-    """of the run in W&B; null: run.name"""
+    """name of the run in W&B; null: run.name"""
     group: str | None = None
-    """runs of one group are shown together, such as the seeds of a recipe"""
+    """W&B group: runs that are shown together, such as the seeds of a recipe"""
     tags: tuple[str, ...] = ()
+    """W&B tags"""
     notes: str | None = None
+    """W&B notes: a longer description of the run"""
     log_checkpoint: bool = True
-    """best.pt goes to W&B too"""
+    """upload of best.pt to W&B"""
     upload_wait_s: Annotated[float, Field(ge=0)] = 300
-    """how long the end of a run waits for W&B to take the rest"""
+    """seconds that a finished run waits for W&B to receive the rest"""

@@ -23,7 +23,7 @@ class Config(Section):
     """A whole run."""
 
     seed: Annotated[int, Field(ge=0)] = 0
-    """fixes validation split, order, augmentation and initial weights"""
+    """seed of validation split, order, augmentation and initial weights"""
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -40,19 +40,21 @@ class Config(Section):
     @model_validator(mode="after")
     def _agree(self) -> "Config":
         schedules = [self.schedule, *(phase.schedule for phase in self.optim.phases)]
-        asks = {
-            "schedule.name=plateau": any(isinstance(one, ReduceOnPlateau) for one in schedules),
+        need_validation = {
+            "schedule.name=plateau": any(isinstance(schedule, ReduceOnPlateau) for schedule in schedules),
             "a phase until a plateau": any(isinstance(p.until, PlateauRule) for p in self.optim.phases),
             "train.early_stop_epochs": self.train.early_stop_epochs is not None,
             "train.eval_every_steps": self.train.eval_every_steps is not None,
         }
-        if wanting := [name for name, asked in asks.items() if asked and not self.validates]:
-            raise ValueError(f"{wanting[0]} looks at validation, and data.val_fraction is 0")
+        if lacking := [name for name, used in need_validation.items() if used and not self.validates]:
+            raise ValueError(f"{lacking[0]} needs validation, and data.val_fraction is 0")
         self._refuse_in_shards()
         for phase in self.optim.phases:
             if isinstance(phase.until, int) and phase.until >= self.train.epochs:
+                place = "the last of" if phase.until == self.train.epochs else "beyond"
                 raise ValueError(
-                    f"optim.phases: {phase.name} until {phase.until} of {self.train.epochs} epochs"
+                    f"optim.phases: {phase.name} ends at epoch {phase.until}, {place} "
+                    f"train.epochs={self.train.epochs}; give `until` a smaller number"
                 )
         if self.eval.tta == "ten_crop" and self.data.image_px > self.data.resize_px:
             raise ValueError(
@@ -63,16 +65,16 @@ class Config(Section):
     def _refuse_in_shards(self) -> None:
         if self.distributed.shard == "none":
             return
-        asks = {
+        unsupported = {
             "train.precision=fp16": self.train.precision == "fp16",
             "train.compile": self.train.compile,
             "optim.batch_size=auto": self.optim.batch_size == "auto",
-            "snapmix": any(way.name == "snapmix" for way in self.train.mix),
+            "snapmix": any(mix.name == "snapmix" for mix in self.train.mix),
             "tracking.gradients_every_steps": self.tracking.gradients_every_steps is not None,
             "a phase until swats": any(isinstance(phase.until, SwatsRule) for phase in self.optim.phases),
         }
-        if asked := [name for name, asks_for_it in asks.items() if asks_for_it]:
-            raise ValueError(f"distributed.shard=full goes without {asked[0]}; drop one of the two")
+        if conflicts := [name for name, used in unsupported.items() if used]:
+            raise ValueError(f"distributed.shard=full does not support {conflicts[0]}; drop one of the two")
 
     @property
     def validates(self) -> bool:
@@ -82,10 +84,10 @@ class Config(Section):
 
     @property
     def run_dir(self) -> Path:
-        """Where the run lives."""
+        """The folder of the run."""
         return self.run.root / (self.run.name or "baseline")
 
     @property
     def checkpoints_dir(self) -> Path:
-        """Where its checkpoints live."""
+        """The folder of its checkpoints."""
         return self.run_dir / "checkpoints"

@@ -8,78 +8,81 @@ from pipeline.config.types import Count, Fraction, Positive, Section, Share
 
 
 class MixConfig(Section):
-    """Two images of a batch become one, with both labels."""
+    """A way to mix two images of a batch into one with both labels."""
 
     name: Literal["mixup", "cutmix", "snapmix"]
-    """mixup: blended; cutmix: a box pasted; snapmix: a box pasted, labels weighted by class activation"""
+    """mixup: images blended; cutmix: a box pasted; snapmix: a box pasted, labels weighted by class activation"""
     alpha: Positive = 1.0
-    """of the Beta(alpha, alpha) distribution of the mixing ratio; SnapMix's authors take 5"""
+    """parameter of the Beta(alpha, alpha) distribution of the mixing ratio; SnapMix's authors use 5"""
     probability: Share = 1.0
-    """share of the batches mixed in this way"""
+    """share of batches mixed in this way"""
 
 
 class TrainConfig(Section):
     epochs: Count = 128
+    """passes over the training images"""
     subset: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """learn from this share of each training class, for a small experiment; validation stays whole"""
+    """share of each training class that is used, for small experiments; validation stays whole"""
     max_steps: Count | None = None
-    """stop after this many steps, validate and save; the schedule still spans all epochs"""
+    """optimizer steps after which the run validates, saves and ends; the schedule still spans all epochs; null: all"""
     label_smoothing: Fraction = 0.1
+    """probability spread over all classes in the target"""
     mix: tuple[MixConfig, ...] = ()
-    """ways of mixing images, such as [{name: mixup, alpha: 0.2, probability: 0.5}]"""
+    """ways to mix images, such as [{name: mixup, alpha: 0.2, probability: 0.5}]"""
     ema_decay: Fraction = 0.0
-    """an exponential moving average of the weights is validated and kept; 0: none"""
+    """decay of an exponential moving average of the weights, which is validated and kept; 0: no average"""
     ema_warmup: bool = True
-    """the decay of step t is at most 1 - (1 + t)^(-2/3), so that early weights are forgotten"""
+    """decay of at most 1 - (1 + t)^(-2/3) at step t, so that early weights are forgotten"""
     eval_every_steps: Count | None = None
-    """validate in mid-epoch too, and keep the best of all looks; null: at every epoch's end alone"""
+    """steps between validations within an epoch, for best.pt; null: only at the end of an epoch"""
     early_stop_epochs: Count | None = None
-    """stop when validation has not improved for so many epochs; null: never"""
+    """epochs without a better validation after which the run ends; null: never"""
     checkpoint_every_steps: Count | None = None
-    """save in mid-epoch too; null: at every epoch's end alone"""
+    """steps between checkpoints within an epoch; null: only at the end of an epoch"""
     checkpoint_every_minutes: Positive | None = None
-    """save in mid-epoch too, by the clock"""
+    """minutes between checkpoints within an epoch; null: only at the end of an epoch"""
     keep_checkpoints: Count = 1
-    """the last so many are kept (step-NNNNNNN.pt), beside last.pt and best.pt"""
+    """number of last checkpoints kept as step-NNNNNNN.pt, beside last.pt and best.pt; 1: only those two"""
     resume: str = "auto"
-    """auto: go on from the run's last checkpoint; never: put an earlier run aside; or a checkpoint's PATH"""
+    """start; auto: from the run's last checkpoint; never: fresh, an earlier run is put aside; or a checkpoint's PATH"""
     resume_force: bool = False
-    """go on although settings have changed, where the state still fits them"""
+    """resume with changed settings, where the checkpoint's state still fits"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """device of every verb; auto: a GPU if there is one"""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: bf16 on GPUs and CPUs that have it, fp32 elsewhere"""
+    """number format of the forward pass; auto: bf16 on GPUs and CPUs that support it, else fp32"""
     channels_last: bool = True
-    """memory layout NHWC: faster convolutions on tensor cores and on CPUs"""
+    """memory layout NHWC, for faster convolutions on tensor cores and CPUs"""
     compile: bool = False
-    """torch.compile the training step"""
+    """torch.compile for the training step"""
     deterministic: bool = False
-    """deterministic algorithms on CUDA, slower; on the CPU a run is bit-identical anyway"""
+    """deterministic algorithms on CUDA, slower; on the CPU a run is always bit-identical"""
 
     @model_validator(mode="after")
     def _shares(self) -> "TrainConfig":
-        share = sum(way.probability for way in self.mix)
+        share = sum(mix.probability for mix in self.mix)
         if share > 1 + 1e-9:
-            raise ValueError(f"mix: the probabilities add up to {share:g}; at most 1")
+            raise ValueError(f"mix: the probabilities add up to {share:g}, more than 1")
         return self
 
 
 class DistributedConfig(Section):
-    """Several ranks, one a GPU; nothing of it matters on one."""
+    """Training on several ranks, one for each GPU; without effect on one rank."""
 
     timeout_s: Annotated[float, Field(ge=5)] = 600
-    """how long ranks wait for one another; more, and a rank is lost"""
+    """seconds that ranks wait for one another before one counts as lost"""
     data_timeout_minutes: Positive = 120
-    """how long ranks wait for the one that downloads and builds the data"""
+    """minutes that ranks wait for the one that downloads and prepares the data"""
     sync_batchnorm: bool = False
-    """batch norm over the images of all ranks: for few images a rank; slower"""
+    """batch norm over the images of all ranks, for few images on each; slower"""
     bucket_mb: Positive = 25
-    """gradients are exchanged in parts of this size (MiB) while the backward pass goes on"""
+    """size in MiB of the parts in which gradients are exchanged during the backward pass"""
     static_graph: bool = False
-    """say that every step uses the same parameters, which saves DDP some work"""
+    """promise that every step uses the same parameters, which saves DDP some work"""
     compress: Literal["none", "bf16", "fp16"] = "none"
-    """type in which gradients are exchanged: half the traffic, fewer digits"""
+    """number format of exchanged gradients; bf16, fp16: half the traffic, fewer digits"""
     shard: Literal["none", "full"] = "none"
-    """full: parameters, gradients and optimizer are spread over the ranks (FSDP2), for what does not fit on one"""
+    """sharding; full: parameters, gradients and optimizer state spread over the ranks (FSDP2), for large models"""
 
 
 class LrFindConfig(Section):
@@ -88,11 +91,12 @@ class LrFindConfig(Section):
     lowest: Positive = 1e-6
     """learning rate of the first step"""
     highest: Positive = 1.0
-    """learning rate of the last step, unless the loss has diverged before"""
+    """learning rate of the last step, unless the loss diverges before"""
     steps: Annotated[int, Field(ge=10)] = 100
+    """number of steps"""
 
     @model_validator(mode="after")
     def _rise(self) -> "LrFindConfig":
         if self.lowest >= self.highest:
-            raise ValueError(f"lowest {self.lowest:g} has to be below highest {self.highest:g}")
+            raise ValueError(f"lowest {self.lowest:g} must be below highest {self.highest:g}")
         return self

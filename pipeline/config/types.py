@@ -23,7 +23,7 @@ Scalar = bool | int | float | str
 
 
 class Section(BaseModel):
-    """A part of the configuration; the text below a field is its documentation."""
+    """A section of the configuration; the text below a field is its documentation."""
 
     model_config = ConfigDict(
         frozen=True,

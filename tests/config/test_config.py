@@ -98,20 +98,23 @@ def test_a_wrong_override_is_one_sentence(override: str, sentence: str) -> None:
     ("overrides", "sentence"),
     [
         (["data.image_px=600"], "data: image_px 600 is larger than resize_px 512"),
-        (["data.folds=3", "data.fold=3"], "data: fold 3 does not exist: folds 3 counts from 0"),
+        (["data.folds=3", "data.fold=3"], "data: fold 3 does not exist; with folds=3 they are 0 to 2"),
         (
             ["model.weights=a.pth", "model.pretrained=false"],
             "model: weights are given although pretrained is false; drop one of the two",
         ),
         (
             ["data.synthetic.train_per_species=50"],
-            "data.synthetic: train_per_species has to be smaller than images_per_species",
+            "data.synthetic: train_per_species 50 must be below images_per_species 50: the rest are the test images",
         ),
         (
             ["schedule.name=multi_step", "schedule.gamma=[0.1]"],
-            "schedule: gamma has 1 factors for 2 milestones",
+            "schedule: gamma has 1 factors for 2 milestones; give one number, or a factor for each milestone",
         ),
-        (["schedule.name=multi_step", "schedule.milestones=[3, 2]"], "schedule: milestones have to rise"),
+        (
+            ["schedule.name=multi_step", "schedule.milestones=[3, 2]"],
+            "schedule: milestones must rise, and are [3, 2]",
+        ),
         (
             ["schedule.name=multi_step", "schedule.gamma=x"],
             'schedule.gamma: "x" is not allowed; allowed: a number above 0, or a list, each a number above 0',
@@ -122,15 +125,19 @@ def test_a_wrong_override_is_one_sentence(override: str, sentence: str) -> None:
         ),
         (
             ["optim.phases=[{name: adam}, {name: sgd}]"],
-            "optim: phases: each but the last needs `until`, and the last has none",
+            "optim: phases: every phase but the last needs `until`, and the last must have none",
         ),
         (
             ["optim.phases=[{name: adam, until: 9}, {name: adamw, until: 5}, {name: sgd}]"],
-            "optim: phases: the epochs of `until` have to rise, and are [9, 5]",
+            "optim: phases: the epochs of `until` must rise, and are [9, 5]",
         ),
         (
             ["optim.phases=[{name: adam, until: 128}, {name: sgd}]"],
-            "optim.phases: adam until 128 of 128 epochs",
+            "optim.phases: adam ends at epoch 128, the last of train.epochs=128; give `until` a smaller number",
+        ),
+        (
+            ["optim.phases=[{name: adam, until: 9}, {name: sgd}]", "train.epochs=5"],
+            "optim.phases: adam ends at epoch 9, beyond train.epochs=5; give `until` a smaller number",
         ),
         (
             ["optim.phases=[{name: adam, until: 0}, {name: sgd}]"],
@@ -163,16 +170,16 @@ def test_a_wrong_override_is_one_sentence(override: str, sentence: str) -> None:
         ),
         (
             ["schedule.name=plateau", "data.val_fraction=0"],
-            "schedule.name=plateau looks at validation, and data.val_fraction is 0",
+            "schedule.name=plateau needs validation, and data.val_fraction is 0",
         ),
         (
             ["optim.batch_size=auto"],
-            "optim: batch_size auto needs effective_batch_size: the batch that a step learns from",
+            "optim: batch_size=auto needs effective_batch_size, the images of an optimizer step",
         ),
         (["optim.effective_batch_size=32"], "optim: effective_batch_size 32 is below batch_size 64"),
         (
             ["train.mix=[{name: mixup}, {name: cutmix, probability: 0.5}]"],
-            "train: mix: the probabilities add up to 1.5; at most 1",
+            "train: mix: the probabilities add up to 1.5, more than 1",
         ),
         (
             ["train.mix=[{name: cutmx}]"],
@@ -180,8 +187,17 @@ def test_a_wrong_override_is_one_sentence(override: str, sentence: str) -> None:
         ),
         (
             ["data.progressive=[{until_epoch: 3, image_px: 449}]"],
-            "data: progressive: an image_px is larger than data.image_px 448",
+            "data: progressive: image_px 449 is larger than data.image_px 448",
         ),
+        (
+            ["data.progressive=[{until_epoch: 3, image_px: 64}, {until_epoch: 2, image_px: 96}]"],
+            "data: progressive: until_epoch must rise from stage to stage, and is [3, 2]",
+        ),
+        (
+            ["distributed.shard=full", "train.compile=true"],
+            "distributed.shard=full does not support train.compile; drop one of the two",
+        ),
+        (["lr_find.lowest=1", "lr_find.highest=0.1"], "lr_find: lowest 1 must be below highest 0.1"),
     ],
 )
 def test_keys_that_do_not_agree_are_one_sentence(overrides: list[str], sentence: str) -> None:
@@ -269,7 +285,7 @@ def test_an_entry_of_a_list_can_be_overridden(tmp_path: Path) -> None:
 
 def test_phases_take_what_they_leave_open_from_optim() -> None:
     swats = "optim.phases=[{name: adam, lr: 1e-3, until: {name: swats}}, {name: sgd}, {name: adamw, momentum: 0.5}]"
-    with pytest.raises(ConfigError, match="each but the last"):
+    with pytest.raises(ConfigError, match="every phase but the last"):
         load_config(None, [swats])
     optim = load_config(None, [swats, "optim.phases.1.until=30"]).optim
     adam, sgd, adamw = optim.resolved_phases
@@ -278,6 +294,15 @@ def test_phases_take_what_they_leave_open_from_optim() -> None:
     assert (adamw.lr, adamw.momentum) == (0.025, 0.5)
     (alone,) = load_config(None, ["optim.name=adam", "optim.options={eps: 1e-6}"]).optim.resolved_phases
     assert (alone.name, alone.lr, alone.options) == ("adam", 0.025, {"eps": 1e-6})
+
+
+def test_phases_are_resolved_once_and_anew_for_a_copy() -> None:
+    optim = load_config(None).optim
+    (phase,) = optim.resolved_phases
+    assert optim.resolved_phases[0] is phase
+    assert optim == load_config(None).optim  # the other one has not resolved them
+    (copied,) = optim.model_copy(update={"lr": 1.0}).resolved_phases
+    assert (phase.lr, copied.lr) == (0.025, 1.0)
 
 
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
@@ -316,7 +341,7 @@ def test_what_is_dumped_is_loaded_again(tmp_path: Path, path: Path, comments: bo
 def test_comments_say_what_a_key_means() -> None:
     lines = dump_config(load_config(None), comments=True).splitlines()
     flip = next(line for line in lines if line.strip().startswith("flip:"))
-    assert re.fullmatch(r"  flip: true +# mirror half of the training images", flip)
+    assert re.fullmatch(r"  flip: true +# horizontal mirroring of half of the training images", flip)
 
 
 def test_differences_are_named_by_their_dotted_keys() -> None:

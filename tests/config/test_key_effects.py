@@ -28,7 +28,9 @@ PREFIXES = {
     "ranks": (["data.root", "data.archive", "data.workers", "model.weights", "run.root"],),
     "runs": (["run.", "tracking."],),
     "sweeps": (["run.", "train.resume"],),
-    "eval": (["model.name", "model.options", "model.pool", "model.mid_level_head", "model.mean", "model.std"],),
+    "eval": (
+        ["model.name", "model.options", "model.pool", "model.mid_level_head", "model.mean", "model.std"],
+    ),
 }
 DERIVED = {
     "resume: free": lambda key: effect_of(key).on_resume == "free",
