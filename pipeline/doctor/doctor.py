@@ -37,7 +37,7 @@ CHECKS = (
     Check("shares", data.shares),
     Check("start", model.start),
     Check("weights", model.weights),
-    Check("model", model.build_model),
+    Check("model", model.initial_state),
     Check("rates", model.learning_rates),
     Check("evaluation", data.evaluation),
     Check("workers", machine.workers),

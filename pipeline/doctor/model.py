@@ -85,7 +85,7 @@ def _check_weights(setup: TrainingSetup, start: StartStep) -> Finding:
     return Finding("ok", figures, numbers=numbers)
 
 
-def build_model(
+def initial_state(
     context: CheckContext, setup: TrainingSetup, weights: PretrainedWeights = RANDOM_WEIGHTS
 ) -> tuple[Finding, BuiltModel]:
     """Build the state with which trial steps begin: pretrained where those weights are available, else random."""
