@@ -53,15 +53,15 @@ def _default_name(path: Path | None) -> str:
     return f"{name}-{trial}" if trial else name
 
 
-def validate_tree(tree: dict[str, Any], where: str, kind: type[Model]) -> Model:
+def validate_tree(tree: dict[str, Any], where: str, model: type[Model]) -> Model:
     """Make a `Config`, or another model, of a tree of plain types; one `ConfigError` tells all that is wrong."""
     try:
         # JSON's strict mode takes "x" for a path and a list for a tuple, but never "1" for 1.
-        return kind.model_validate_json(json.dumps(tree, default=str))
+        return model.model_validate_json(json.dumps(tree, default=str))
     except TypeError as error:  # YAML allows keys such as [a, b]
         raise ConfigError(f"{where}: {error}") from None
     except ValidationError as error:
-        problems = list(dict.fromkeys(sentence(problem, tree, kind) for problem in error.errors()))
+        problems = list(dict.fromkeys(sentence(problem, tree, model) for problem in error.errors()))
     if len(problems) == 1:
         raise ConfigError(f"{where}: {problems[0]}") from None
     raise ConfigError(f"{where}: {len(problems)} problems\n  " + "\n  ".join(problems)) from None

@@ -1,9 +1,9 @@
-"""What is wrong with a configuration, in words: the key, its value, what is allowed, the nearest right one."""
+"""Sentences about mistakes in a configuration: the key, its value, what is allowed, the nearest valid one."""
 
 import difflib
 import json
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 
 from pipeline.config.schema import Config
 
-WORDS: dict[Any, str] = {
+TYPE_NAMES: dict[Any, str] = {
     Any: "a value",
     bool: "true or false",
     int: "a whole number",
@@ -24,17 +24,18 @@ WORDS: dict[Any, str] = {
 }
 
 
-class _Place(NamedTuple):
-    """Where in the configuration a problem lies: dotted key, innermost field, and the section it is in."""
+class _Location(NamedTuple):
+    """Dotted key, innermost field, and section of a problem."""
 
     key: str
     field: FieldInfo | None
-    section: list[type[BaseModel]]  # the kinds that it can be; one, once its name is known
+    sections: list[type[BaseModel]]
+    """the types that the section can have; one where its name tells which"""
 
 
 def sentence(problem: ErrorDetails, tree: Mapping[str, Any], root: type[BaseModel] = Config) -> str:
-    """One problem that pydantic found in a tree that was to become a `root`, for a person."""
-    place = _place(problem["loc"], root)
+    """A sentence about a problem that pydantic reports for a tree as a `root`."""
+    place = _locate(problem["loc"], root)
     match problem["type"], problem.get("ctx", {}):
         case "extra_forbidden", _:
             return _unknown(str(problem["loc"][-1]), place, root)
@@ -42,65 +43,65 @@ def sentence(problem: ErrorDetails, tree: Mapping[str, Any], root: type[BaseMode
             return f"{place.key}: {error}" if place.key else str(error)
         case "union_tag_invalid", {"tag": tag, "expected_tags": tags}:
             names = str(tags).replace("'", "")
-            near = _nearest(str(tag), names.split(", "))
-            return f"{place.key}.name: {tag} is not allowed; allowed: one of {names}{near}"
-    assert place.field is not None, "pydantic names a field, or one of the problems above"
+            hint = _nearest(str(tag), names.split(", "))
+            return f"{place.key}.name: {tag} is not allowed; allowed: one of {names}{hint}"
+    assert place.field is not None, "all other problems are about a field"
     value = _value(place.key.split("."), tree)
     hint = _nearest(str(value), [str(choice) for choice in _choices(place.field.annotation)])
     allowed = _describe(place.field.annotation, place.field.metadata)
     return f"{place.key}: {json.dumps(value, default=str)} is not allowed; allowed: {allowed}{hint}"
 
 
-def _place(loc: Sequence[int | str], root: type[BaseModel]) -> _Place:
-    """Follow pydantic's location; the names of kinds in it (of a schedule, of a union) are no keys."""
+def _locate(loc: Sequence[int | str], root: type[BaseModel]) -> _Location:
+    """Follow pydantic's location, in which the name of a union's member, as of a schedule, is no key."""
     parts: list[str] = []
     field: FieldInfo | None = None
-    section: list[type[BaseModel]] = [root]
-    owners = section
+    sections: list[type[BaseModel]] = [root]
+    owners = sections
     for part in loc:
-        found = [kind.model_fields[part] for kind in section if part in kind.model_fields]
-        named = [kind for kind in section if part in _choices(_field(kind, "name"))]
-        if found:
+        fields = [model.model_fields[part] for model in sections if part in model.model_fields]
+        members = [model for model in sections if part in _choices(_annotation(model, "name"))]
+        if fields:
             parts.append(str(part))
-            field, owners = found[0], section
-            section = _models(field.annotation)
-        elif isinstance(part, int) and section:
+            field, owners = fields[0], sections
+            sections = _models(field.annotation)
+        elif isinstance(part, int) and sections:
             parts.append(str(part))
-        elif named:
-            section = named
-    return _Place(".".join(parts), field, section if loc and loc[-1] not in parts else owners)
+        elif members:
+            sections = members
+    return _Location(".".join(parts), field, sections if loc and loc[-1] not in parts else owners)
 
 
-def _unknown(name: str, place: _Place, root: type[BaseModel]) -> str:
-    """A key that is not known: a kind that has it, or the nearest one."""
+def _unknown(name: str, place: _Location, root: type[BaseModel]) -> str:
+    """A sentence about an unknown key: which section has it, or the nearest key."""
     key = f"{place.key}.{name}" if place.key else name
-    kinds = _models(place.field.annotation) if place.field else []
-    owners = [kind for kind in kinds if name in kind.model_fields]
+    models = _models(place.field.annotation) if place.field else []
+    owners = [model for model in models if name in model.model_fields]
     if owners:
-        names = " or ".join(_choices(_field(kind, "name"))[0] for kind in owners)
+        names = " or ".join(_choices(_annotation(model, "name"))[0] for model in owners)
         return f"{key}: unknown key; it belongs to {place.key}.name={names}"
     return f"{key}: unknown key{_did_you_mean(key, place, root)}"
 
 
-def _did_you_mean(key: str, place: _Place, root: type[BaseModel]) -> str:
-    beside = [f"{place.key}.{name}" for kind in place.section for name in kind.model_fields if place.key]
+def _did_you_mean(key: str, place: _Location, root: type[BaseModel]) -> str:
+    beside = [f"{place.key}.{name}" for model in place.sections for name in model.model_fields if place.key]
     known = [*beside, *_keys(root)]
     by_last = {name.rpartition(".")[2]: name for name in reversed(known)}
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     near = near or [by_last[name] for name in difflib.get_close_matches(key.rpartition(".")[2], by_last, n=1)]
-    return f"; did you mean {near[0]}?" if near else "; `python -m pipeline config` lists all keys"
+    return f"; did you mean {near[0]}?" if near else "; `plumage config` lists all keys"
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """All dotted keys; of a section that is a list, or of several kinds, only its own."""
+    """All dotted keys, without those below a list or a union of sections."""
     for name, field in model.model_fields.items():
         yield f"{prefix}{name}"
-        kinds = _models(field.annotation)
-        if len(kinds) == 1 and get_origin(field.annotation) is not tuple:
-            yield from _keys(kinds[0], f"{prefix}{name}.")
+        models = _models(field.annotation)
+        if len(models) == 1 and get_origin(field.annotation) is not tuple:
+            yield from _keys(models[0], f"{prefix}{name}.")
 
 
-def _field(model: type[BaseModel], name: str) -> Any:
+def _annotation(model: type[BaseModel], name: str) -> Any:
     return model.model_fields[name].annotation if name in model.model_fields else None
 
 
@@ -114,7 +115,7 @@ def _value(parts: Sequence[str], tree: Any) -> Any:
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The sections that an annotation can hold, in a union or a list."""
+    """The section types in an annotation, also within a union or a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if get_origin(annotation) in (Union, types.UnionType, Annotated, tuple):
@@ -132,7 +133,7 @@ def _nearest(value: str, choices: Sequence[str]) -> str:
 
 
 def _describe(annotation: Any, metadata: Sequence[Any] = ()) -> str:
-    """What a field takes, in words: "a number above 0", "one of random, random_resized"."""
+    """The allowed values of a field, such as "a number above 0" or "one of random, random_resized"."""
     origin = get_origin(annotation)
     if origin is Annotated:
         inner, *extra = get_args(annotation)
@@ -142,7 +143,7 @@ def _describe(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         choices = ", ".join(map(str, get_args(annotation)))
         return f"one of {choices}" if "," in choices else choices
     if origin in (Union, types.UnionType):
-        return _either(_describe(part, metadata) for part in get_args(annotation))
+        return ", or ".join(dict.fromkeys(_describe(part, metadata) for part in get_args(annotation)))
     if origin is tuple:
         parts = get_args(annotation)
         return f"a list{'' if ... in parts else f' of {len(parts)}'}, each {_describe(parts[0])}"
@@ -150,11 +151,7 @@ def _describe(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         return "null"
     if _models(annotation) or origin is dict:
         return "keys with values, as {key: value}"
-    return " and ".join([WORDS[annotation], *_bounds(metadata)]).replace(" and ", " ", 1)
-
-
-def _either(choices: Iterable[str]) -> str:
-    return ", or ".join(dict.fromkeys(choices))
+    return " and ".join([TYPE_NAMES[annotation], *_bounds(metadata)]).replace(" and ", " ", 1)
 
 
 def _bounds(metadata: Sequence[Any]) -> Iterator[str]:

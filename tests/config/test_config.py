@@ -36,7 +36,7 @@ def problem_of_file(path: Path, text: str) -> str:
         ("lr=1", "lr: unknown key; did you mean optim.lr?"),
         ("train.batch_size=8", "train.batch_size: unknown key; did you mean optim.batch_size?"),
         ("optm.lr=1", "optm: unknown key; did you mean optim?"),
-        ("xyzzy=1", "xyzzy: unknown key; `python -m pipeline config` lists all keys"),
+        ("xyzzy=1", "xyzzy: unknown key; `plumage config` lists all keys"),
         ("optim.lr=fast", 'optim.lr: "fast" is not allowed; allowed: a number above 0'),
         ("optim.lr='1'", 'optim.lr: "1" is not allowed; allowed: a number above 0'),
         ("seed=true", "seed: true is not allowed; allowed: a whole number of at least 0"),
