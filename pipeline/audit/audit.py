@@ -1,10 +1,8 @@
-"""The data audit: what a trained model's features say of the data set itself.
+"""The data audit: likely label errors and near-duplicates, by the features of a trained model.
 
-Of all splits, test too: its labels are read here to find faults in the data. No accuracy on it is
-computed and nothing is chosen by it, so this counts as no reading of the test split. Whoever mends
-test labels has another test set, and has to say so.
-
-    RUN/eval/SPLIT/audit/label_errors.csv, duplicates.csv, pairs/ID-ID.jpg, summary.json
+It covers all splits. The labels of test are read to find faults in the data; no accuracy on test is computed and
+nothing is chosen by it, so an audit does not count as a reading of the test split. Whoever corrects test labels
+has another test set, and must say so.
 """
 
 from typing import Any
@@ -19,10 +17,10 @@ from pipeline.data import prepare, sample_table
 from pipeline.distributed import consistency, process_group
 from pipeline.inference import features, load_model
 from pipeline.report import page
-from pipeline.runs import predictions
+from pipeline.runs.directory import AuditDirectory, RunDirectory
 
 SHOWN = 10
-PICTURES = 500  # pairs of which a picture is written, the most alike ones
+PICTURES = 500  # pairs with a picture, the most similar ones
 
 
 def audit(config: Config) -> dict[str, Any]:
@@ -35,47 +33,48 @@ def audit(config: Config) -> dict[str, Any]:
         data = prepare.load(config)
         consistency.check_ranks_agree(config, sample_table.digest(data.samples), ranks)
         model = load_model.load_model(config, data.samples, load_model.checkpoint_path(config), ranks)
-        known = _features(config, data, model, ranks)
+        features_of_all = _features(config, data, model, ranks)
         if not ranks.is_main:
             return {}
-        errors = label_errors.likely_errors(data.samples, known)
-        doubles = duplicates.pairs(data.samples, duplicates.hashes(data.store), known)
-        found = {
+        errors = label_errors.likely_errors(data.samples, features_of_all)
+        doubles = duplicates.pairs(data.samples, duplicates.hashes(data.store), features_of_all)
+        result = {
             "images": len(data.samples),
             "checkpoint": str(model.path),
             "checkpoint_sha256": model.sha256,
             **summary(errors, doubles),
         }
-        folder = predictions.folder_of(config.run_dir, config.eval.split) / "audit"
-        with files.replacing_folder(folder) as part:
-            tables.write_csv(errors, part / "label_errors.csv")
-            tables.write_csv(doubles, part / "duplicates.csv")
+        evaluation = RunDirectory(config.run_dir).evaluation(config.eval.split)
+        with files.replacing_folder(evaluation.audit.path) as part:
+            folder = AuditDirectory(part)
+            tables.write_csv(errors, folder.label_errors_file)
+            tables.write_csv(doubles, folder.duplicates_file)
             duplicates.write_pictures(
-                doubles.head(PICTURES), data.samples["id"].tolist(), data.store, part / "pairs"
+                doubles.head(PICTURES), data.samples["id"].tolist(), data.store, folder.pairs
             )
-            files.write_json(part / "summary.json", found)
-        if config.report.write and (folder.parent / "metrics.json").is_file():
-            page.build(config, folder.parent)
-        _show(errors, doubles, found)
-        console.say(f"audit  {folder}")
-        return found
+            files.write_json(folder.summary_file, result)
+        if config.report.write and evaluation.metrics_file.is_file():
+            page.build(config, evaluation)
+        _show(errors, doubles, result)
+        console.say(f"audit  {evaluation.audit.path}")
+        return result
 
 
 def _features(
     config: Config, data: prepare.Prepared, model: load_model.LoadedModel, ranks: process_group.Ranks
 ) -> features.Features:
-    """The features of all images in the order of the sample table, float32 [n, D]; kept for the next time."""
-    of_split = {
+    """The features of all images in the order of the sample table, float32 [n, D]; cached in the run directory."""
+    features_by_split = {
         split: features.cached(config, data, model.model, split, model.precision, ranks, model.sha256)
         for split in sample_table.SPLITS
         if data.rows(split)
     }
-    rows = np.concatenate([data.rows(split) for split in of_split])
-    return np.concatenate(list(of_split.values()))[np.argsort(rows)]
+    rows = np.concatenate([data.rows(split) for split in features_by_split])
+    return np.concatenate(list(features_by_split.values()))[np.argsort(rows)]
 
 
 def summary(errors: pd.DataFrame, doubles: pd.DataFrame) -> dict[str, Any]:
-    """Counts: label_errors, by split; duplicates (pairs), within and across splits; leaked_test_images.
+    """Counts of label errors, in all and by split; of pairs of duplicates, in all and by splits; of leaked test images.
 
     A test image is leaked when a near-duplicate of it is in train or in validation.
     """
@@ -85,9 +84,9 @@ def summary(errors: pd.DataFrame, doubles: pd.DataFrame) -> dict[str, Any]:
     ]
     where = pd.Series([a if a == b else f"{a}-{b}" for a, b in sides], dtype=object).value_counts()
     leaked = set()
-    for mine, other in (("a", "b"), ("b", "a")):
-        across = (doubles[f"split_{mine}"] == "test") & (doubles[f"split_{other}"] != "test")
-        leaked |= set(doubles.loc[across, f"id_{mine}"])
+    for side, partner in (("a", "b"), ("b", "a")):
+        across = (doubles[f"split_{side}"] == "test") & (doubles[f"split_{partner}"] != "test")
+        leaked |= set(doubles.loc[across, f"id_{side}"])
     return {
         "label_errors": len(errors),
         "label_errors_by_split": _counts(errors["split"].value_counts()),
@@ -102,7 +101,7 @@ def _counts(counted: "pd.Series[int]") -> dict[str, int]:
     return {str(name): int(count) for name, count in counted.sort_index().items()}
 
 
-def _show(errors: pd.DataFrame, doubles: pd.DataFrame, found: dict[str, Any]) -> None:
+def _show(errors: pd.DataFrame, doubles: pd.DataFrame, result: dict[str, Any]) -> None:
     if len(errors):
         console.show_table(
             "most doubtful labels",
@@ -120,7 +119,7 @@ def _show(errors: pd.DataFrame, doubles: pd.DataFrame, found: dict[str, Any]) ->
             ].itertuples(index=False),
         )
     console.say(
-        f"{found['images']:,} images: {found['label_errors']} likely label errors {found['label_errors_by_split']}, "
-        f"{found['duplicates']} pairs of near-duplicates {found['duplicates_by_splits']}\n"
-        f"  {found['leaked_test_images']} test images have a near-duplicate in train or validation"
+        f"{result['images']:,} images: {result['label_errors']} likely label errors {result['label_errors_by_split']}, "
+        f"{result['duplicates']} pairs of near-duplicates {result['duplicates_by_splits']}\n"
+        f"  {result['leaked_test_images']} test images have a near-duplicate in train or validation"
     )

@@ -1,8 +1,7 @@
-"""Near-duplicates, within and across splits: a perceptual hash finds them, the model's features confirm.
+"""Near-duplicates, within and across splits: a perceptual hash proposes them, the model's features confirm them.
 
-The hash (imagehash's pHash of 256 bits: the signs of a picture's lowest frequencies) of a picture changes
-little when it is scaled, compressed again, made brighter, or cropped by some per cent; that of a
-mirrored one does.
+The hash (imagehash's pHash of 256 bits: the signs of a picture's lowest frequencies) changes little when a picture
+is scaled, compressed again, made brighter, or cropped by a few per cent. A mirrored picture has another hash.
 """
 
 from collections.abc import Sequence
@@ -31,16 +30,16 @@ Bits = npt.NDArray[np.bool_]
 
 def hashes(store: Store) -> Bits:
     """The perceptual hash of every picture of a store: bool [n, 256]."""
-    found = np.empty((len(store), HASH_BITS), np.bool_)
+    bits = np.empty((len(store), HASH_BITS), np.bool_)
     with console.bar("hashes", len(store)) as bar:
         for row in range(len(store)):
-            found[row] = imagehash.phash(Image.fromarray(store[row]), HASH_SIDE).hash.ravel()
+            bits[row] = imagehash.phash(Image.fromarray(store[row]), HASH_SIDE).hash.ravel()
             bar.advance()
-    return found
+    return bits
 
 
 def pairs(samples: pd.DataFrame, bits: Bits, features: npt.NDArray[np.float32]) -> pd.DataFrame:
-    """The pairs of images that show the same photograph, the most alike first.
+    """The pairs of images that show the same photograph, the most similar first.
 
     Args:
         samples: rows of the sample table, [n].
@@ -48,37 +47,42 @@ def pairs(samples: pd.DataFrame, bits: Bits, features: npt.NDArray[np.float32]) 
         features: float32 [n, D].
 
     Returns:
-        A row a pair, for x of a and b: id_x, path_x, split_x, class_x; and hash_distance (differing bits,
-        0..48 of 256) and feature_similarity (cosine, 0.9..1).
+        A row a pair: id_a, path_a, split_a, class_a, and the same of b; hash_distance (differing bits, 0..48 of
+        256); feature_similarity (cosine, 0.9..1).
     """
     signs = bits.astype(np.float32) * 2 - 1
-    one: list[npt.NDArray[np.int64]] = []
-    other: list[npt.NDArray[np.int64]] = []
+    rows_a: list[npt.NDArray[np.int64]] = []
+    rows_b: list[npt.NDArray[np.int64]] = []
     for start in range(0, len(signs), CHUNK):
         distance = (HASH_BITS - signs[start : start + CHUNK] @ signs[start:].T) / 2
         a, b = (np.triu(distance <= MAX_DISTANCE, k=1)).nonzero()
-        one.append(a + start)
-        other.append(b + start)
-    a, b = np.concatenate(one), np.concatenate(other)
+        rows_a.append(a + start)
+        rows_b.append(b + start)
+    a, b = np.concatenate(rows_a), np.concatenate(rows_b)
     unit = normalised(features)
     similarity = np.einsum("ij,ij->i", unit[a], unit[b])
-    sure = similarity >= MIN_SIMILARITY
-    a, b = a[sure], b[sure]
+    confirmed = similarity >= MIN_SIMILARITY
+    a, b = a[confirmed], b[confirmed]
     columns = {}
     for side, rows in (("a", a), ("b", b)):
         for name in ("id", "path", "split", "class_name"):
             columns[f"{name.removesuffix('_name')}_{side}"] = samples[name].to_numpy()[rows]
-    found = pd.DataFrame(columns).assign(
-        hash_distance=(bits[a] != bits[b]).sum(axis=1), feature_similarity=similarity[sure]
+    doubles = pd.DataFrame(columns).assign(
+        hash_distance=(bits[a] != bits[b]).sum(axis=1), feature_similarity=similarity[confirmed]
     )
-    return found.sort_values(["hash_distance", "id_a", "id_b"], ignore_index=True)
+    return doubles.sort_values(["hash_distance", "id_a", "id_b"], ignore_index=True)
 
 
-def write_pictures(found: pd.DataFrame, ids: Sequence[int], store: Store, folder: Path) -> None:
-    """Write each pair side by side as folder/ID_A-ID_B.jpg; `ids` are those of the store's rows."""
+def write_pictures(doubles: pd.DataFrame, ids: Sequence[int], store: Store, folder: Path) -> None:
+    """Write each pair side by side as ID_A-ID_B.jpg.
+
+    Args:
+        doubles: pairs, as `pairs` returns them.
+        ids: image ids of the rows of the store.
+    """
     folder.mkdir(parents=True)
     row_of = {number: row for row, number in enumerate(ids)}
-    for a, b in zip(found["id_a"], found["id_b"], strict=True):
+    for a, b in zip(doubles["id_a"], doubles["id_b"], strict=True):
         both = np.hstack([_scaled(store[row_of[number]]) for number in (a, b)])
         path = folder / f"{a}-{b}.jpg"
         written = cv2.imwrite(

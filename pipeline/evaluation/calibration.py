@@ -76,7 +76,7 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
     return float(np.exp(min((low, found.x, high), key=loss)))
 
 
-def at_bound(temperature: float) -> bool:
+def is_at_bound(temperature: float) -> bool:
     """Whether a fitted temperature is one of the two bounds: then the images do not determine it."""
     return temperature in [float(np.exp(np.log(bound))) for bound in TEMPERATURES]
 

@@ -89,7 +89,7 @@ def compare(paths: Sequence[Path], split: str, out: Path | None) -> dict[str, An
     p_values = [comparison["p"] for comparison in comparisons]
     for comparison, p in zip(comparisons, statistics.holm(p_values), strict=True):
         comparison["p_adjusted"] = p
-        comparison["verdict"] = verdict.verdict(comparison, len(runs[0].right), seeds_only=len(groups) == 1)
+        comparison["verdict"] = verdict.sentence(comparison, len(runs[0].right), seeds_only=len(groups) == 1)
     result = {
         "split": split,
         "n": len(runs[0].right),

@@ -10,7 +10,7 @@ from scipy.special import softmax
 from sklearn.metrics import confusion_matrix
 
 
-def counts(predicted: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+def matrix(predicted: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """Counts [C, C]: a row a true class, a column a predicted one, both by name."""
     found = confusion_matrix(predicted["label"], predicted["predicted"], labels=range(len(names)))
     return pd.DataFrame(found, index=pd.Index(names, name="class_name"), columns=list(names))

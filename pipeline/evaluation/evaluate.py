@@ -1,8 +1,7 @@
-"""A checkpoint and a split become predictions and numbers. Nothing is trained here."""
+"""Predicts a split with a checkpoint, stores the predictions, and computes the metrics. Nothing is trained here."""
 
 import json
-from datetime import datetime, timezone
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -22,26 +21,27 @@ from pipeline.evaluation.results import compute_metrics
 from pipeline.inference import load_model, predict
 from pipeline.inference.load_model import LoadedModel
 from pipeline.runs import predictions
+from pipeline.runs.directory import EvaluationDirectory, RunDirectory
 
 NOT_A_RESULT = "not a result: choosing a checkpoint by the test split would make its accuracy unfit to quote"
 
 
 def evaluate(config: Config) -> dict[str, Any]:
-    """Predict every image of a split once; write tables; return the content of `metrics.json`.
+    """Predict every image of a split once; write predictions, metrics and tables; return the metrics.
 
     Raises:
-        UserError: the checkpoint or the data are missing, or do not belong together, or the model's
+        UserError: the checkpoint or the data are missing or do not belong together, or the model's
             outputs are not finite.
     """
     with process_group.join(config.train.device, config.distributed.timeout_s) as ranks:
         data = prepare.load(config)
         consistency.check_ranks_agree(config, sample_table.digest(data.samples), ranks)
         model = load_model.load_model(config, data.samples, load_model.checkpoint_path(config), ranks)
-        look = Evaluator(config, data, ranks)
-        looked = look.predict_split(config.eval.split, model)
-        of_val = config.eval.split != "val" and data.rows("val")
-        validated = look.predict_split("val", model) if of_val else None
-        gap = {"peek_gap": _peek_gap(look, model, looked)} if config.eval.peek_gap else {}
+        evaluator = Evaluator(config, data, ranks)
+        outputs = evaluator.predict_split(config.eval.split, model)
+        fits_temperature = config.eval.split != "val" and data.rows("val")
+        validation = evaluator.predict_split("val", model) if fits_temperature else None
+        gap = {"peek_gap": _peek_gap(evaluator, model, outputs)} if config.eval.peek_gap else {}
         if not ranks.is_main:
             return {}
         origin = {
@@ -53,25 +53,34 @@ def evaluate(config: Config) -> dict[str, Any]:
             "step": model.step,
             "classes": data.samples["label"].nunique(),
             "tta": config.eval.tta,
-            **look.test_readings(),
+            **evaluator.test_readings(),
             **gap,
         }
-        return _report(config, data, looked, validated, origin)
+        folder = RunDirectory(config.run_dir).evaluation(config.eval.split)
+        _store(data, outputs, validation, folder)
+        metrics_json, _ = compute_metrics(folder, data.samples, data.training_rows(config), origin)
+        return metrics_json
 
 
 class Evaluator:
-    """Passes over the splits of a data set, each with what it gave; readings of test are counted."""
+    """Predicts the splits of a data set with checkpoints of a run, and counts the readings of the test split."""
 
     def __init__(self, config: Config, data: prepare.Prepared, ranks: Ranks) -> None:
         self.config, self.data, self.ranks = config, data, ranks
         self.labels = data.labels
+        self.run = RunDirectory(config.run_dir)
 
     def predict_split(self, split: str, model: LoadedModel, purpose: str = "eval") -> predict.Predictions:
-        """The model's outputs for each image of a split, the mean over the views of `eval.tta`.
+        """The model's outputs for each image of a split, averaged over the views of `eval.tta`.
 
-        Probabilities are averaged, as Krizhevsky et al. (2012) do: a view of which the model is sure
-        weighs no more than 1, where among logits it could outvote all others. The logits are the
-        logarithm of that mean.
+        Probabilities are averaged, as Krizhevsky et al. (2012) do, and the logits are the logarithm of the
+        mean: so the most confident view weighs as much as any other, while a mean of logits could follow it alone.
+
+        Args:
+            purpose: for the list of readings of the test split.
+
+        Raises:
+            DataError: the split has no image, or the model's outputs are not finite.
         """
         rows = np.array(self.data.rows(split), np.int64)
         if not len(rows):
@@ -84,20 +93,17 @@ class Evaluator:
         views = [
             self._predict_view(crop, rows, model, label) for crop, label in zip(crops, labels, strict=True)
         ]
-        looked = views[0] if len(views) == 1 else predict.average_views(views)
+        outputs = views[0] if len(views) == 1 else predict.average_views(views)
         if split == "test" and self.ranks.is_main:
-            count_reading(self.config.run_dir, model, looked.top1_and_loss(self.labels)[0], purpose)
+            self._note_test_reading(model, outputs.top1_and_loss(self.labels)[0], purpose)
         ids = self.data.samples["id"].to_numpy()[rows]
-        outputs = predictions.Outputs(ids, looked.logits, looked.features)
-        predictions.check_outputs(outputs, model.path, self.data.samples["label"].nunique())
-        return looked
+        classes = self.data.samples["label"].nunique()
+        predictions.check_outputs(ids, outputs.logits, outputs.features, model.path, classes)
+        return outputs
 
     def test_readings(self) -> dict[str, int]:
-        """How often the run has read the test split, when this evaluation is of it."""
-        path = self.config.run_dir / "test_reads.jsonl"
-        if self.config.eval.split != "test":
-            return {}
-        return {"test_reads": path.read_text(encoding="utf-8").count("\n")}
+        """`test_reads`: how often the run has read the test split; empty when this evaluation is of another split."""
+        return {"test_reads": self.run.count_test_readings()} if self.config.eval.split == "test" else {}
 
     def _predict_view(
         self, view: CentreCrop, rows: npt.NDArray[np.int64], model: LoadedModel, label: str
@@ -116,53 +122,53 @@ class Evaluator:
             progress=label,
         )
 
+    def _note_test_reading(self, model: LoadedModel, top1: float, purpose: str) -> None:
+        """Append a reading of the test split to the run's list.
 
-def count_reading(run_dir: Path, model: LoadedModel, top1: float, purpose: str) -> None:
-    """Note a reading of the test split in the run directory.
+        Any reading could be used to choose something; who quotes the accuracy can see how often it was read.
+        """
+        path = self.run.test_readings_file
+        before = path.read_text(encoding="utf-8") if path.is_file() else ""
+        reading = {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "checkpoint": str(model.path),
+            "step": model.step,
+            "top1": top1,
+            "purpose": purpose,
+        }
+        files.write_text(path, f"{before}{json.dumps(reading)}\n")
 
-    Every reading could choose something; whoever quotes the number can see how often it was looked at.
+
+def _peek_gap(evaluator: Evaluator, chosen: LoadedModel, outputs: predict.Predictions) -> dict[str, Any]:
+    """What choosing on test would have gained: the best top-1 on test among the run's checkpoints minus the chosen's.
+
+    The checkpoints are the files in the run's folder, one for each training step; each is a reading of test.
     """
-    path = run_dir / "test_reads.jsonl"
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    line = {"time": now, "checkpoint": str(model.path), "step": model.step, "top1": top1, "purpose": purpose}
-    files.write_text(path, f"{before}{json.dumps(line)}\n")
-
-
-def _peek_gap(look: Evaluator, chosen: LoadedModel, looked: predict.Predictions) -> dict[str, Any]:
-    """What choosing on test would have gained: best-on-test minus chosen, over the run's checkpoints.
-
-    Those are the files in its folder of checkpoints, one for each training step; each is a reading.
-    """
-    top1 = {chosen.path.name: looked.top1_and_loss(look.labels)[0]}
+    labels = evaluator.labels
+    top1 = {chosen.path.name: outputs.top1_and_loss(labels)[0]}
     steps = {chosen.step}
-    for path in look.ranks.broadcast(sorted(look.config.checkpoints_dir.glob("*.pt"))):
-        other = load_model.load_model(look.config, look.data.samples, path, look.ranks)
-        if other.step not in steps:
-            steps.add(other.step)
-            top1[path.name] = look.predict_split("test", other, "peek gap").top1_and_loss(look.labels)[0]
+    for path in evaluator.ranks.broadcast(sorted(evaluator.run.checkpoints.glob("*.pt"))):
+        model = load_model.load_model(evaluator.config, evaluator.data.samples, path, evaluator.ranks)
+        if model.step not in steps:
+            steps.add(model.step)
+            top1[path.name] = evaluator.predict_split("test", model, "peek gap").top1_and_loss(labels)[0]
     best = max(top1.values())
     gap = best - top1[chosen.path.name]
     return {"gap": gap, "best_on_test": best, "chosen": chosen.path.name, "top1": top1, "note": NOT_A_RESULT}
 
 
-def _report(
-    config: Config,
+def _store(
     data: prepare.Prepared,
-    looked: predict.Predictions,
-    validated: predict.Predictions | None,
-    origin: dict[str, Any],
-) -> dict[str, Any]:
-    samples = data.samples
-    folder = predictions.folder_of(config.run_dir, config.eval.split)
-    rows = samples.iloc[looked.rows]
-    predicted = metrics.predictions(rows, looked.logits, sample_table.class_names(samples))
-    outputs = predictions.Outputs(rows["id"].to_numpy("int64"), looked.logits, looked.features)
-    validation = None
-    if validated is not None:
-        validation = predictions.Validation(
-            validated.logits, samples["label"].to_numpy("int64")[validated.rows]
-        )
-    predictions.write(folder, predicted, outputs, validation)
-    metrics_json, _ = compute_metrics(folder, samples, origin)
-    return metrics_json
+    outputs: predict.Predictions,
+    validation: predict.Predictions | None,
+    folder: EvaluationDirectory,
+) -> None:
+    """Write the predictions of a split, with those of the validation images that fit a temperature."""
+    samples = data.samples.iloc[outputs.rows]
+    table = metrics.predictions_table(samples, outputs.logits, sample_table.class_names(data.samples))
+    stored_validation = (
+        None
+        if validation is None
+        else predictions.Validation(validation.logits, data.labels[validation.rows])
+    )
+    predictions.StoredPredictions(table, outputs.logits, outputs.features, stored_validation).write(folder)

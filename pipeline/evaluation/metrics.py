@@ -19,7 +19,9 @@ from sklearn.metrics import precision_recall_fscore_support
 from pipeline.evaluation import statistics
 
 
-def predictions(samples: pd.DataFrame, logits: npt.NDArray[np.float32], names: Sequence[str]) -> pd.DataFrame:
+def predictions_table(
+    samples: pd.DataFrame, logits: npt.NDArray[np.float32], names: Sequence[str]
+) -> pd.DataFrame:
     """The predictions table.
 
     Args:
@@ -70,7 +72,7 @@ def summary(predicted: pd.DataFrame) -> dict[str, Any]:
     }
     low, high = statistics.wilson(int(means["top1"].sum()), len(label))
     numbers = {"n": len(label), "top1": float(means["top1"].mean()), "top1_low": low, "top1_high": high}
-    bounds = statistics.of_means(np.column_stack(list(means.values())))
+    bounds = statistics.mean_intervals(np.column_stack(list(means.values())))
     for (name, values), interval in zip(means.items(), bounds, strict=True):
         _add(numbers, name, float(values.mean()), interval, "_bootstrap" if name == "top1" else "")
     of_classes = _bootstrap_over_classes(label, guess)

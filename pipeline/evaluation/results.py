@@ -1,14 +1,10 @@
-"""Stored predictions become tables and numbers; the model is not needed.
-
-Read: predictions.csv, outputs.npz and, where there is one, validation.npz of RUN/eval/SPLIT, and the
-sample table. Written beside them: metrics.json, per_class.csv, confusion.csv, confused_pairs.csv,
-class_order.csv, reliability.csv and coverage.csv.
-"""
+"""Metrics and tables from stored predictions; the model is not needed."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from pipeline.common import files
@@ -16,8 +12,9 @@ from pipeline.common.tables import write_csv
 from pipeline.data import sample_table
 from pipeline.evaluation import calibration, confusion, metrics, statistics
 from pipeline.runs import predictions
+from pipeline.runs.directory import EvaluationDirectory, Table
 
-# What metrics.json holds that does not follow from the predictions: where they are from.
+# The keys of metrics.json that are not computed from the predictions: where these come from.
 ORIGIN = (
     "split",
     "run",
@@ -33,15 +30,18 @@ ORIGIN = (
 
 
 def compute_metrics(
-    folder: Path, samples: pd.DataFrame, origin: Mapping[str, Any] | None = None
-) -> tuple[dict[str, Any], dict[str, pd.DataFrame]]:
-    """Compute everything from stored predictions and write it beside them.
+    folder: EvaluationDirectory,
+    samples: pd.DataFrame,
+    training_rows: npt.NDArray[np.int64],
+    origin: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, Any], dict[Table, pd.DataFrame]]:
+    """Compute metrics and tables from stored predictions and write them beside these.
 
-    Returns the content of metrics.json, and the tables by their files' names.
+    Returns the content of metrics.json, and the tables by name.
 
     Args:
-        folder: RUN/eval/SPLIT.
         samples: the whole sample table.
+        training_rows: int64, the rows of it that the run learned from.
         origin: values of `ORIGIN`; None takes those of the metrics.json that is there.
 
     Raises:
@@ -51,48 +51,44 @@ def compute_metrics(
         before = predictions.read_metrics(folder)
         origin = {key: before[key] for key in ORIGIN if key in before}
     names = sample_table.class_names(samples)
-    predicted = predictions.read_predictions(folder, names)
-    predictions.check_against(
-        predicted, samples[samples["split"] == origin["split"]], folder / "predictions.csv"
-    )
-    outputs = predictions.read_outputs(folder, predicted, len(names))
-    train = samples.loc[samples["split"] == "train", "label"].value_counts()
-    classes = metrics.per_class(predicted, names, train.reindex(range(len(names)), fill_value=0).tolist())
-    calibrated, bins, curve = _confidence(predicted, outputs, predictions.read_validation(folder, len(names)))
-    found = {
+    stored = predictions.StoredPredictions.read(folder, samples)
+    train_images = np.bincount(samples["label"].to_numpy("int64")[training_rows], minlength=len(names))
+    per_class = metrics.per_class(stored.table, names, train_images.tolist())
+    confidence_metrics, reliability, coverage = _confidence(stored)
+    metrics_json = {
         **origin,
-        **metrics.summary(predicted),
-        **calibrated,
-        **metrics.accuracy_by_training_count(classes),
+        **metrics.summary(stored.table),
+        **confidence_metrics,
+        **metrics.accuracy_by_training_count(per_class),
     }
-    tables = {
-        "per_class": classes,
-        "confusion": confusion.counts(predicted, names).reset_index(),
-        "confused_pairs": confusion.pairs(predicted),
-        "class_order": confusion.order(outputs.logits, predicted["label"].to_numpy(), names),
-        "reliability": bins,
-        "coverage": curve,
+    tables: dict[Table, pd.DataFrame] = {
+        "per_class": per_class,
+        "confusion": confusion.matrix(stored.table, names).reset_index(),
+        "confused_pairs": confusion.pairs(stored.table),
+        "class_order": confusion.order(stored.logits, stored.table["label"].to_numpy(), names),
+        "reliability": reliability,
+        "coverage": coverage,
     }
-    for name, content in tables.items():
-        write_csv(content, folder / f"{name}.csv")
-    files.write_json(folder / "metrics.json", found)
-    return found, tables
+    for name, table in tables.items():
+        write_csv(table, folder.table(name))
+    files.write_json(folder.metrics_file, metrics_json)
+    return metrics_json, tables
 
 
 def _confidence(
-    predicted: pd.DataFrame, outputs: predictions.Outputs, validation: predictions.Validation | None
+    stored: predictions.StoredPredictions,
 ) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
-    """Numbers of calibration and selective prediction; the tables of reliability and of coverage.
+    """Metrics of calibration and selective prediction; the tables of reliability and of coverage.
 
-    With validation images, a temperature is fitted on them and NAME_scaled is what it makes of this split.
+    With validation images a temperature is fitted on them; NAME_scaled is computed after scaling by it.
     """
-    labels = predicted["label"].to_numpy()
-    log_probability = calibration.log_probabilities(outputs.logits)
+    labels = stored.table["label"].to_numpy()
+    log_probability = calibration.log_probabilities(stored.logits)
     confidence, correct = calibration.confidence_and_correct(log_probability, labels)
     bins = calibration.reliability(confidence, correct)
     brier = calibration.brier(log_probability, labels)
-    ((low, high),) = statistics.of_means(brier[:, None])
-    found: dict[str, Any] = {
+    ((low, high),) = statistics.mean_intervals(brier[:, None])
+    values: dict[str, Any] = {
         "brier": float(brier.mean()),
         "brier_low": low,
         "brier_high": high,
@@ -101,27 +97,26 @@ def _confidence(
         "top1_at_80_coverage": calibration.accuracy_at_coverage(confidence, correct, 0.8),
         "temperature": None,
     }
-    if validation is not None:
-        scaled, after = _scaled(outputs, labels, validation)
-        found |= scaled
-        bins = pd.concat([bins, after], axis=1)
-    return found, bins, calibration.coverage(confidence, correct)
+    if stored.validation is not None:
+        scaled_values, scaled_bins = _scaled(stored.logits, labels, stored.validation)
+        values |= scaled_values
+        bins = pd.concat([bins, scaled_bins], axis=1)
+    return values, bins, calibration.coverage(confidence, correct)
 
 
 def _scaled(
-    outputs: predictions.Outputs, labels: calibration.Labels, validation: predictions.Validation
+    logits: calibration.Logits, labels: calibration.Labels, validation: predictions.Validation
 ) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Numbers and bins of reliability after the temperature that fits the validation images best."""
+    """Metrics and bins of reliability after the temperature that fits the validation images best."""
     temperature = calibration.fit_temperature(validation.logits, validation.label)
-    scaled = calibration.log_probabilities(outputs.logits, temperature)
-    bins_scaled = calibration.reliability(*calibration.confidence_and_correct(scaled, labels))
-    found = {
+    scaled = calibration.log_probabilities(logits, temperature)
+    bins = calibration.reliability(*calibration.confidence_and_correct(scaled, labels))
+    values = {
         "temperature": temperature,
         "temperature_images": len(validation.label),
-        "temperature_at_bound": calibration.at_bound(temperature),
+        "temperature_at_bound": calibration.is_at_bound(temperature),
         "nll_scaled": float(calibration.nll(scaled, labels).mean()),
         "brier_scaled": float(calibration.brier(scaled, labels).mean()),
-        "ece_scaled": calibration.expected_error(bins_scaled),
+        "ece_scaled": calibration.expected_error(bins),
     }
-    after = bins_scaled[["n", "confidence", "accuracy"]].add_suffix("_scaled")
-    return found, after
+    return values, bins[["n", "confidence", "accuracy"]].add_suffix("_scaled")

@@ -43,7 +43,7 @@ def percentiles(values: npt.NDArray[np.float64]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def of_means(values: npt.NDArray[np.float64]) -> list[tuple[float, float]]:
+def mean_intervals(values: npt.NDArray[np.float64]) -> list[tuple[float, float]]:
     """Bootstrap intervals of the means over images of the columns of `values`, [n, K]."""
     means = np.vstack([weights @ values / len(values) for weights in resamples(len(values))])
     return [percentiles(column) for column in means.T]
@@ -70,7 +70,7 @@ def difference(a: Floats, b: Floats) -> tuple[float, float, float]:
         a, b: float64 [n], what each model made of the same images: 1 right, 0 wrong, or the mean of several runs.
     """
     gained = b - a
-    ((low, high),) = of_means(gained[:, None])
+    ((low, high),) = mean_intervals(gained[:, None])
     return float(gained.mean()), low, high
 
 

@@ -1,4 +1,4 @@
-"""A comparison in words and on one screen of the terminal."""
+"""The result of a comparison: a sentence for each pair of groups, and one screen of the terminal."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,41 +11,41 @@ ALPHA = 0.05
 SHOWN = 5
 
 
-def words(found: Mapping[str, Any], images: int, *, seeds_only: bool = False) -> str:
-    """Whether a difference is more than noise, in a sentence or two.
+def sentence(comparison: Mapping[str, Any], images: int, *, seeds_only: bool = False) -> str:
+    """One or two sentences: which group is better, by how much, and whether that is more than noise.
 
     Args:
-        found: a comparison of `pipeline.evaluation.compare`, with `p_adjusted`.
-        images: how many images both predicted.
+        comparison: of two groups, as `pipeline.evaluation.compare` makes it, with `p_adjusted`.
+        images: number of images that both predicted.
         seeds_only: both are runs of one configuration.
     """
-    points, low, high = (100 * found[name] for name in ("difference", "low", "high"))
+    points, low, high = (100 * comparison[name] for name in ("difference", "low", "high"))
     if points < 0:
         points, low, high = -points, -high, -low
-        ahead, behind = found["a"], found["b"]
+        ahead, behind = comparison["a"], comparison["b"]
     else:
-        ahead, behind = found["b"], found["a"]
-    far = f"95 % interval {low:+.1f} to {high:+.1f} points, {_p(found['p_adjusted'])}"
+        ahead, behind = comparison["b"], comparison["a"]
+    doubt = f"95 % interval {low:+.1f} to {high:+.1f} points, {_p(comparison['p_adjusted'])}"
     if points == 0:
-        return f"{found['b']} and {found['a']} have the same accuracy ({far}): no difference to speak of."
-    apart = f"{ahead} is {points:.1f} points better than {behind} ({far})"
-    if found["p_adjusted"] >= ALPHA:
-        blame = "images"
-        if found["p_seeds"] is not None:
-            only_seeds = found["p_images"] < ALPHA <= found["p_seeds"]
-            blame = "seeds" if only_seeds else "images and seeds"
-        return f"{apart}: not more than the noise of {_noise(blame, images)}."
-    if found["p_seeds"] is not None:
-        return f"{apart}: more than the noise of {_noise('images and seeds', images)}."
+        return f"{comparison['b']} and {comparison['a']} have the same accuracy ({doubt}): no difference to speak of."
+    statement = f"{ahead} is {points:.1f} points better than {behind} ({doubt})"
+    if comparison["p_adjusted"] >= ALPHA:
+        source = "images"
+        if comparison["p_seeds"] is not None:
+            only_seeds = comparison["p_images"] < ALPHA <= comparison["p_seeds"]
+            source = "seeds" if only_seeds else "images and seeds"
+        return f"{statement}: not more than the noise of {_noise(source, images)}."
+    if comparison["p_seeds"] is not None:
+        return f"{statement}: more than the noise of {_noise('images and seeds', images)}."
     if seeds_only:
         caution = "They are runs of one configuration: this is what a seed can do, not a better recipe."
     else:
         caution = "With one run of either it may still be the seed: only several seeds of both can tell."
-    return f"{apart}: more than the noise of {_noise('images', images)}. {caution}"
+    return f"{statement}: more than the noise of {_noise('images', images)}. {caution}"
 
 
 def show(result: Mapping[str, Any], classes: pd.DataFrame) -> None:
-    """Print the groups, what separates them, and the classes that gain and lose most."""
+    """Print the groups, their differences, and the classes that gain and lose most."""
     console.show_table(
         f"top-1 on {result['split']}, {result['n']:,} images",
         ["runs of one configuration", "runs", "mean", "sd"],
@@ -54,28 +54,32 @@ def show(result: Mapping[str, Any], classes: pd.DataFrame) -> None:
             for group in result["groups"]
         ],
     )
-    for found in result["comparisons"]:
-        rows = classes[(classes["a"] == found["a"]) & (classes["b"] == found["b"])]
+    for comparison in result["comparisons"]:
+        rows = classes[(classes["a"] == comparison["a"]) & (classes["b"] == comparison["b"])]
         rows = rows[rows["difference"] != 0]
         ends = pd.concat([rows.head(SHOWN), rows.tail(SHOWN)]).drop_duplicates()
         if len(ends):
             console.show_table(
-                f"classes furthest apart: a {found['a']}, b {found['b']}",
+                f"classes furthest apart: a {comparison['a']}, b {comparison['b']}",
                 ["class", "images", "accuracy a", "accuracy b", "b - a"],
                 ends[["class_name", "n", "accuracy_a", "accuracy_b", "difference"]].itertuples(index=False),
             )
         console.say(
-            f"images better in b {found['images_better_in_b']}, in a {found['images_better_in_a']}; "
-            f"classes better in b {found['classes_better_in_b']}, in a {found['classes_better_in_a']}; "
-            f"{found['test']}: {_p(found['p_images'])}"
-            + (f"; Welch over seeds: {_p(found['p_seeds'])}" if found["p_seeds"] is not None else "")
+            f"images better in b {comparison['images_better_in_b']}, in a {comparison['images_better_in_a']}; "
+            f"classes better in b {comparison['classes_better_in_b']}, in a {comparison['classes_better_in_a']}; "
+            f"{comparison['test']}: {_p(comparison['p_images'])}"
+            + (
+                f"; Welch over seeds: {_p(comparison['p_seeds'])}"
+                if comparison["p_seeds"] is not None
+                else ""
+            )
         )
-    for found in result["comparisons"]:
-        console.say(found["verdict"])
+    for comparison in result["comparisons"]:
+        console.say(comparison["verdict"])
 
 
-def _noise(blame: str, images: int) -> str:
-    return blame.replace("images", f"{images:,} images")
+def _noise(source: str, images: int) -> str:
+    return source.replace("images", f"{images:,} images")
 
 
 def _p(value: float) -> str:

@@ -1,13 +1,6 @@
-"""Everything that needs the model again, computed once for a set of predictions and kept beside them.
+"""Explanations of stored predictions: heat maps, pointing game, nearest training images, t-SNE map, retrieval.
 
-RUN/eval/SPLIT/explain/
-  heatmaps.npz          id, and the map of the predicted class: float16 [n, h, w]
-  pointing.csv          each drawn image: where its map peaks, on which part, how much lies in the box
-  pointing_game.csv     the same in sum, for all, right and wrong predictions
-  parts.csv             how often the peak sits on which part
-  nearest.csv           the nearest training images of the mistaken ones
-  embedding.csv         a place on the t-SNE map for each image
-  retrieval.json        recall@1 and recall@5
+They need the model again, so they are computed once for a set of predictions and stored beside these.
 """
 
 from collections.abc import Mapping
@@ -20,26 +13,26 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline.common import files, tables
+from pipeline.common import arrays, files, tables
 from pipeline.config.schema import Config
 from pipeline.data import prepare
 from pipeline.distributed import process_group
 from pipeline.distributed.process_group import Ranks
-from pipeline.explain import annotations, grad_cam, neighbours, selection
-from pipeline.explain.pointing_game import on_parts, summary, table
+from pipeline.explain import annotations, grad_cam, neighbours, pointing_game, selection
 from pipeline.inference import features, load_model
 from pipeline.inference.load_model import LoadedModel
-from pipeline.runs import predictions
+from pipeline.runs.directory import EvaluationDirectory, RunDirectory
+from pipeline.runs.predictions import StoredPredictions
 
 RECALL_AT = (1, 5)
 
 
 @dataclass
 class Explained:
-    """What is known besides the predictions; what could not be computed is None, and `left_out` says why."""
+    """Explanations of an evaluation; what could not be computed is None, and `left_out` says why."""
 
     maps: dict[int, npt.NDArray[np.float16]] = field(default_factory=dict)  # by image id, [h, w] in 0..1
-    drawn: int = 0  # images that the pointing game was played with
+    drawn: int = 0  # number of images in the pointing game
     pointing_game: pd.DataFrame | None = None
     parts: pd.DataFrame | None = None
     nearest: pd.DataFrame | None = None
@@ -50,15 +43,19 @@ class Explained:
 
 @dataclass(frozen=True)
 class StoredEvaluation:
-    """A stored evaluation. about: `metrics.json`; outputs: in the order of `predicted`."""
+    """An evaluation of a run, as it is stored; metrics: the content of metrics.json."""
 
     config: Config
     data: prepare.Prepared
-    folder: Path
-    about: Mapping[str, Any]
-    predicted: pd.DataFrame
+    folder: EvaluationDirectory
+    metrics: Mapping[str, Any]
+    stored: StoredPredictions
     pairs: pd.DataFrame
-    outputs: predictions.Outputs
+
+    @property
+    def predicted(self) -> pd.DataFrame:
+        """The predictions table."""
+        return self.stored.table
 
     @cached_property
     def rows(self) -> pd.Series:
@@ -68,167 +65,164 @@ class StoredEvaluation:
 
     @cached_property
     def digest(self) -> str:
-        """Of the predictions: what was computed for other ones is not used."""
-        return files.digest_of_file(self.folder / "predictions.csv")
+        """Digest of the predictions: explanations of other predictions are computed anew."""
+        return files.digest_of_file(self.folder.predictions_file)
 
 
 def explain_evaluation(evaluation: StoredEvaluation) -> Explained:
-    """Read what is kept for these predictions, and compute what is missing.
+    """Read the explanations that are stored for these predictions, and compute the missing ones.
 
     Raises:
         UserError: the checkpoint gives other predictions, or annotations are damaged.
     """
-    found = Explained()
-    source = _Source(evaluation)
-    _maps(evaluation, source, found)
-    _features(evaluation, found)
-    _nearest(evaluation, source, found)
-    return found
+    explained = Explained()
+    source = _ModelSource(evaluation)
+    _add_heat_maps(evaluation, source, explained)
+    _add_embedding(evaluation, explained)
+    _add_nearest(evaluation, source, explained)
+    return explained
 
 
-class _Source:
-    """The model that made the predictions, loaded when something has to be computed with it."""
+class _ModelSource:
+    """The model that made the predictions, loaded at its first use."""
 
     def __init__(self, evaluation: StoredEvaluation) -> None:
         self._evaluation = evaluation
-        self.ranks = Ranks.single(process_group.select_device(evaluation.config.train.device)
-        )  # this process alone
+        self.ranks = Ranks.single(process_group.select_device(evaluation.config.train.device))
 
     @cached_property
     def model(self) -> LoadedModel | None:
-        """None when the checkpoint, wherever the run directory is now, is gone or has been written over."""
-        recorded = Path(str(self._evaluation.about["checkpoint"]))
-        for path in (self._evaluation.config.checkpoints_dir / recorded.name, recorded):
-            if path.is_file() and files.digest_of_file(path) == self._evaluation.about["checkpoint_sha256"]:
-                samples = self._evaluation.data.samples
-                return load_model.load_model(self._evaluation.config, samples, path, self.ranks)
+        """None when the checkpoint, wherever the run directory is now, is gone or was overwritten."""
+        config, metrics = self._evaluation.config, self._evaluation.metrics
+        recorded = Path(str(metrics["checkpoint"]))
+        for path in (RunDirectory(config.run_dir).checkpoints / recorded.name, recorded):
+            if path.is_file() and files.digest_of_file(path) == metrics["checkpoint_sha256"]:
+                return load_model.load_model(config, self._evaluation.data.samples, path, self.ranks)
         return None
 
     @property
-    def gone(self) -> str:
+    def reason(self) -> str:
         """Why there is no model."""
-        about = self._evaluation.about
+        metrics = self._evaluation.metrics
         return (
-            f"the checkpoint of these predictions ({Path(str(about['checkpoint'])).name} of epoch {about['epoch']}) "
-            "is no longer there; `make eval` predicts with the present one"
+            f"the checkpoint of these predictions ({Path(str(metrics['checkpoint'])).name} of epoch "
+            f"{metrics['epoch']}) is no longer there; `make eval` predicts with the present one"
         )
 
 
-def _maps(evaluation: StoredEvaluation, source: _Source, found: Explained) -> None:
-    report = evaluation.config.report
-    drawn = selection.sample(evaluation.predicted, report.explained, evaluation.config.seed)
+def _add_heat_maps(evaluation: StoredEvaluation, source: _ModelSource, explained: Explained) -> None:
+    """The heat maps of the images that the page shows or the pointing game draws, and the pointing game."""
+    report, config = evaluation.config.report, evaluation.config
+    drawn = selection.sample(evaluation.predicted, report.explained, config.seed)
     shown = [int(value) for value in selection.worst(evaluation.predicted, report.gallery)["id"]]
-    shown += selection.of_pairs(evaluation.predicted, evaluation.pairs, report.pairs)
+    shown += selection.mistaken_of_pairs(evaluation.predicted, evaluation.pairs, report.pairs)
     ids = sorted({*drawn, *shown})
-    path = evaluation.folder / "explain" / "heatmaps.npz"
+    path = evaluation.folder.heat_maps_file
     inputs = {"predictions": evaluation.digest, "ids": ids}
-    if not _done(path, inputs):
+    if not _is_done(path, inputs):
         if source.model is None:
-            found.left_out["heat maps"] = f"There are no heat maps: {source.gone}."
+            explained.left_out["heat maps"] = f"There are no heat maps: {source.reason}."
             return
-        layer = grad_cam.spatial_layer(source.model.model, evaluation.config.data.image_px)
+        layer = grad_cam.spatial_layer(source.model.model, config.data.image_px)
         if layer is None:
-            name = evaluation.config.model.name
-            found.left_out["heat maps"] = (
-                f"There are no heat maps: {name} has no last layer with height and width."
+            explained.left_out["heat maps"] = (
+                f"There are no heat maps: {config.model.name} has no last layer with height and width."
             )
             return
         rows = evaluation.rows.loc[ids].to_numpy("int64")
         classes = evaluation.predicted.set_index("id").loc[ids, "predicted"].to_numpy("int64")
-        made = grad_cam.grad_cam(
-            evaluation.config, evaluation.data, source.model.model, layer, rows, classes, source.ranks
+        maps = grad_cam.class_maps(
+            config, evaluation.data, source.model.model, layer, rows, classes, source.ranks
         )
-        with files.replacing(path) as part, part.open("wb") as stream:
-            np.savez_compressed(stream, id=np.array(ids), maps=made)
-        files.stamp(_stamp(path), inputs)
+        arrays.write_npz(path, {"id": np.array(ids), "maps": maps}, compress=True)
+        files.stamp(_stamp_of(path), inputs)
     with np.load(path, allow_pickle=False) as content:
-        found.maps = dict(zip(content["id"].tolist(), content["maps"], strict=True))
-    _point(evaluation, drawn, found)
+        explained.maps = dict(zip(content["id"].tolist(), content["maps"], strict=True))
+    _add_pointing_game(evaluation, drawn, explained)
 
 
-def _point(evaluation: StoredEvaluation, drawn: list[int], found: Explained) -> None:
-    """Hold the drawn images' maps against what people marked."""
-    config = evaluation.config.data
+def _add_pointing_game(evaluation: StoredEvaluation, drawn: list[int], explained: Explained) -> None:
+    """Compare the heat maps of the drawn images with boxes and parts that people marked."""
+    config, folder = evaluation.config.data, evaluation.folder
     samples = evaluation.data.samples.iloc[evaluation.rows.loc[drawn].to_numpy("int64")]
     boxes = annotations.boxes_in_crop(config, samples)
     if np.isnan(boxes).any(axis=1).all():
-        found.left_out["pointing game"] = "The data set has no boxes to hold the heat maps against."
+        explained.left_out["pointing game"] = "The data set has no boxes to hold the heat maps against."
         return
     root = prepare.find_root(config)
     parts = annotations.parts_in_crop(config, samples, root) if root else None
     predicted = evaluation.predicted.set_index("id", drop=False).loc[drawn].reset_index(drop=True)
-    maps = np.stack([found.maps[image] for image in drawn])
-    each = table(predicted, maps, boxes, parts, config.image_px)
-    found.drawn = len(each)
-    found.pointing_game = summary(each)
-    folder = evaluation.folder / "explain"
-    tables.write_csv(each, folder / "pointing.csv")
-    tables.write_csv(found.pointing_game, folder / "pointing_game.csv")
+    maps = np.stack([explained.maps[image] for image in drawn])
+    images = pointing_game.play(predicted, maps, boxes, parts, config.image_px)
+    explained.drawn = len(images)
+    explained.pointing_game = pointing_game.rates(images)
+    tables.write_csv(images, folder.pointing_file)
+    tables.write_csv(explained.pointing_game, folder.pointing_game_file)
     if parts is not None:
-        found.parts = on_parts(each, parts.names)
-        tables.write_csv(found.parts, folder / "parts.csv")
+        explained.parts = pointing_game.count_parts(images, parts.names)
+        tables.write_csv(explained.parts, folder.parts_file)
 
 
-def _features(evaluation: StoredEvaluation, found: Explained) -> None:
-    """Retrieval, and the map of all images."""
-    folder = evaluation.folder / "explain"
-    embedding, retrieval = folder / "embedding.csv", folder / "retrieval.json"
+def _add_embedding(evaluation: StoredEvaluation, explained: Explained) -> None:
+    """The t-SNE map of all images, and retrieval."""
+    folder, features = evaluation.folder, evaluation.stored.features
     inputs = {
         "predictions": evaluation.digest,
-        "features": files.digest_of_file(evaluation.folder / "outputs.npz"),
+        "features": files.digest_of_file(folder.outputs_file),
     }
-    if not _done(embedding, inputs):
-        xy = neighbours.embedding(evaluation.outputs.features, evaluation.config.seed)
+    if not _is_done(folder.embedding_file, inputs):
+        xy = neighbours.embedding(features, evaluation.config.seed)
         places = np.empty((0, 2), np.float32) if xy is None else xy
         ids = evaluation.predicted["id"].to_numpy()[: len(places)]
-        tables.write_csv(pd.DataFrame({"id": ids, "x": places[:, 0], "y": places[:, 1]}), embedding)
+        table = pd.DataFrame({"id": ids, "x": places[:, 0], "y": places[:, 1]})
+        tables.write_csv(table, folder.embedding_file)
         labels = evaluation.predicted["label"].to_numpy("int64")
-        recalls = neighbours.recall(evaluation.outputs.features, labels, RECALL_AT) if len(labels) > 1 else {}
-        files.write_json(retrieval, recalls)
-        files.stamp(_stamp(embedding), inputs)
-    found.embedding = pd.read_csv(embedding)
-    found.recall = {int(k): float(value) for k, value in files.read_json(retrieval).items()}
+        recalls = neighbours.recall(features, labels, RECALL_AT) if len(labels) > 1 else {}
+        files.write_json(folder.retrieval_file, recalls)
+        files.stamp(_stamp_of(folder.embedding_file), inputs)
+    explained.embedding = pd.read_csv(folder.embedding_file)
+    recalls = files.read_json(folder.retrieval_file)
+    explained.recall = {int(k): float(value) for k, value in recalls.items()}
 
 
-def _nearest(evaluation: StoredEvaluation, source: _Source, found: Explained) -> None:
-    """The training images nearest to each mistaken one that a page of a pair shows."""
-    k = evaluation.config.report.neighbours
-    rows = evaluation.data.training_rows(evaluation.config)
-    ids = selection.of_pairs(evaluation.predicted, evaluation.pairs, evaluation.config.report.pairs)
+def _add_nearest(evaluation: StoredEvaluation, source: _ModelSource, explained: Explained) -> None:
+    """The nearest images that the run learned from, for each mistaken image that the page of a pair shows."""
+    config, k = evaluation.config, evaluation.config.report.neighbours
+    ids = selection.mistaken_of_pairs(evaluation.predicted, evaluation.pairs, config.report.pairs)
     if k == 0 or not ids:
         return
-    path = evaluation.folder / "explain" / "nearest.csv"
-    inputs = {"predictions": evaluation.digest, "ids": ids, "k": k, "split": "train"}
-    if not _done(path, inputs):
+    path = evaluation.folder.nearest_file
+    subset = {} if config.train.subset == 1 else {"subset": config.train.subset}
+    inputs = {"predictions": evaluation.digest, "ids": ids, "k": k, "split": "train", **subset}
+    if not _is_done(path, inputs):
         if source.model is None:
-            found.left_out["nearest"] = f"There are no nearest training images: {source.gone}."
+            explained.left_out["nearest"] = f"There are no nearest training images: {source.reason}."
             return
-        known = features.cached(
-            evaluation.config,
-            evaluation.data,
-            source.model.model,
-            "train",
-            source.model.precision,
-            source.ranks,
-            source.model.sha256,
-        )
-        position = pd.Series(np.arange(len(evaluation.predicted)), index=evaluation.predicted["id"])
-        near, similar = neighbours.nearest(
-            known, evaluation.outputs.features[position.loc[ids].to_numpy()], min(k, len(rows))
-        )
-        train = evaluation.data.samples.iloc[rows[near.ravel()]]
-        k = near.shape[1]
-        about = {"id": np.repeat(ids, k), "rank": np.tile(np.arange(1, k + 1), len(ids))}
-        other = {f"train_{name}": train[name].to_numpy() for name in ("id", "path", "class_name")}
-        tables.write_csv(pd.DataFrame({**about, **other, "similarity": similar.ravel()}), path)
-        files.stamp(_stamp(path), inputs)
-    found.nearest = tables.read_csv(path)
+        tables.write_csv(_nearest(evaluation, source.model, source.ranks, ids), path)
+        files.stamp(_stamp_of(path), inputs)
+    explained.nearest = tables.read_csv(path)
 
 
-def _stamp(path: Path) -> Path:
+def _nearest(evaluation: StoredEvaluation, model: LoadedModel, ranks: Ranks, ids: list[int]) -> pd.DataFrame:
+    """A row a neighbour: id, rank, train_id, train_path, train_class_name, similarity."""
+    config, data = evaluation.config, evaluation.data
+    rows = data.training_rows(config)
+    of_split = features.cached(config, data, model.model, "train", model.precision, ranks, model.sha256)
+    learned = of_split[np.isin(data.rows("train"), rows)]
+    position = pd.Series(np.arange(len(evaluation.predicted)), index=evaluation.predicted["id"])
+    queries = evaluation.stored.features[position.loc[ids].to_numpy()]
+    near, similarity = neighbours.nearest(learned, queries, min(config.report.neighbours, len(rows)))
+    k = near.shape[1]
+    train = data.samples.iloc[rows[near.ravel()]]
+    columns = {f"train_{name}": train[name].to_numpy() for name in ("id", "path", "class_name")}
+    rank = np.tile(np.arange(1, k + 1), len(ids))
+    return pd.DataFrame({"id": np.repeat(ids, k), "rank": rank, **columns, "similarity": similarity.ravel()})
+
+
+def _stamp_of(path: Path) -> Path:
     return path.with_name(path.name + ".stamp.json")
 
 
-def _done(path: Path, inputs: Mapping[str, Any]) -> bool:
+def _is_done(path: Path, inputs: Mapping[str, Any]) -> bool:
     """Whether a file is there and was made from the same inputs."""
-    return path.is_file() and files.stamped(_stamp(path), inputs)
+    return path.is_file() and files.stamped(_stamp_of(path), inputs)

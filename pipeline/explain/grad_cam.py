@@ -48,7 +48,7 @@ def spatial_layer(model: Classifier, image_px: int) -> nn.Module | None:
     return layer if shapes and len(shapes[0]) == 4 else None
 
 
-def grad_cam(
+def class_maps(
     config: Config,
     data: Prepared,
     model: Classifier,

@@ -13,7 +13,7 @@ from pipeline.explain.grad_cam import enlarged
 PART_RADIUS = 0.15  # of the longer side of the box: within it, a peak lies on a part
 
 
-def table(
+def play(
     predicted: pd.DataFrame, maps: npt.NDArray[Any], boxes: Floats, parts: Parts | None, image_px: int
 ) -> pd.DataFrame:
     """A row an image that has a box: where its heat map peaks, and what of it lies on the bird.
@@ -54,7 +54,7 @@ def table(
     )
 
 
-def summary(found: pd.DataFrame) -> pd.DataFrame:
+def rates(found: pd.DataFrame) -> pd.DataFrame:
     """The pointing game for all, right and wrong predictions.
 
     Columns: predictions, n, hits, rate with its Wilson 95 % interval rate_low and rate_high, chance (mean
@@ -79,7 +79,7 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def on_parts(found: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+def count_parts(found: pd.DataFrame, names: list[str]) -> pd.DataFrame:
     """On which part the peak sits: a row a part (and one for none), a column of counts a group."""
     counts = {name: rows["part"].value_counts() for name, rows in _groups(found).items()}
     index = pd.Index([*names, ""], name="part")

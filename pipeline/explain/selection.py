@@ -36,7 +36,7 @@ def typical(predicted: pd.DataFrame, name: str, count: int = TYPICAL_SHOWN) -> p
     return own.sort_values(["probability", "id"], ascending=[False, True]).head(count)
 
 
-def of_pairs(predicted: pd.DataFrame, pairs: pd.DataFrame, count: int) -> list[int]:
+def mistaken_of_pairs(predicted: pd.DataFrame, pairs: pd.DataFrame, count: int) -> list[int]:
     """Ids of the images that the pages of the `count` most confused pairs show as mistaken."""
     ids: list[int] = []
     for pair in pairs.head(count).itertuples():

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.common import files
+from pipeline.common import arrays
 from pipeline.config.schema import Config
 from pipeline.data.loader import build_loader
 from pipeline.data.prepare import Prepared
@@ -14,6 +14,7 @@ from pipeline.distributed.process_group import Ranks
 from pipeline.inference.predict import predict_rows
 from pipeline.models.classifier import Classifier
 from pipeline.models.precision import Precision
+from pipeline.runs.directory import RunDirectory
 
 Features = npt.NDArray[np.float32]
 
@@ -53,22 +54,16 @@ def cached(
         split: train, val or test; the rows are `data.rows(split)`.
         checkpoint: digest of the file that the model's weights are from; another one computes anew.
     """
-    path = cache_path(config, split)
+    path = RunDirectory(config.run_dir).feature_cache(split)
     ids = data.samples["id"].to_numpy()[data.rows(split)]
     found = read_cache(path, checkpoint, ids)
     if all(ranks.all_gather(found is not None)) and found is not None:
         return found
     made = extract_features(config, data, model, np.array(data.rows(split), np.int64), precision, ranks)
     if ranks.is_main:
-        with files.replacing(path) as part, part.open("wb") as stream:
-            np.savez(stream, id=ids, features=made, checkpoint=np.array(checkpoint))
+        arrays.write_npz(path, {"id": ids, "features": made, "checkpoint": np.array(checkpoint)})
     ranks.barrier()
     return made
-
-
-def cache_path(config: Config, split: str) -> Path:
-    """Where the features of a split are kept."""
-    return config.run_dir / "eval" / "features" / f"{split}.npz"
 
 
 def read_cache(path: Path, checkpoint: str, ids: npt.NDArray[np.int64]) -> Features | None:

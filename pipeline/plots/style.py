@@ -1,4 +1,4 @@
-"""How every figure looks."""
+"""Colours, line styles and the file format of every figure."""
 
 from pathlib import Path
 from typing import Any
@@ -8,8 +8,6 @@ from matplotlib.figure import Figure
 from pipeline.common import files
 
 TRAIN, VALIDATION, MARK = "#8a8f98", "#1f6feb", "#d1495b"
-
-
 STYLE: Any = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -21,6 +19,6 @@ STYLE: Any = {
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all."""
+    """Write a figure as PNG, complete or not at all."""
     with files.replacing(path) as part:
         figure.savefig(part, format="png", dpi=150)

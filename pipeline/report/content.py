@@ -1,22 +1,21 @@
-"""What the page says: stored tables become plain values, in the words and figures a reader sees."""
+"""The values of the report page: stored tables become plain values, in the words and units that a reader sees."""
 
 import math
 import re
 import shlex
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from pipeline.common import files, tables
+from pipeline.common import tables
 from pipeline.data import prepare
 from pipeline.explain import annotations, selection
 from pipeline.explain.explain import Explained, StoredEvaluation
 from pipeline.report import figures
 from pipeline.report.pictures import Pictures
-from pipeline.runs.log import read_log
+from pipeline.runs.directory import RunDirectory, Table
 
 CLASS_PX = 72
 ATTRIBUTES_SHOWN = 8
@@ -40,25 +39,25 @@ def interval(low: float, high: float, digits: int = 1) -> str:
 
 
 def training(evaluation: StoredEvaluation) -> str:
-    """The curves of training as SVG, empty when the run has no log of an epoch."""
-    found = read_log(evaluation.config.run_dir / "log.jsonl")
-    return figures.curves(found, int(evaluation.about["epoch"]))
+    """The training curves as SVG; empty before the first epoch is over."""
+    log = RunDirectory(evaluation.config.run_dir).read_log()
+    return figures.curves(log, int(evaluation.metrics["epoch"]))
 
 
 def classes(evaluation: StoredEvaluation, pictures: Pictures) -> list[Values]:
-    """A row a class for the table, with the class it is most often taken for."""
+    """A row a class for the table, with the class that it is most often mistaken for."""
     predicted = evaluation.predicted
     wrong = predicted[predicted["label"] != predicted["predicted"]]
     taken = wrong.groupby("class_name")["predicted_name"].agg(
         lambda names: str(names.value_counts().idxmax())
     )
     rows = []
-    for one in _records(_table(evaluation, "per_class.csv")):
-        name = str(one["class_name"])
+    for row in _records(_table(evaluation, "per_class")):
+        name = str(row["class_name"])
         typical = selection.typical(predicted, name, 1)
         rows.append(
             {
-                **one,
+                **row,
                 "name": readable(name),
                 "picture": pictures.plain(int(typical["id"].iloc[0]), CLASS_PX) if len(typical) else None,
                 "taken_for": readable(str(taken[name])) if name in taken else "",
@@ -70,13 +69,13 @@ def classes(evaluation: StoredEvaluation, pictures: Pictures) -> list[Values]:
 def confusion(evaluation: StoredEvaluation) -> Values:
     """The confusion matrix for the page's script.
 
-    names: of the classes. cells: [true, predicted, count] where count is not 0. order: labels, similar classes
-    side by side. largest: the largest count of a confusion.
+    names: of the classes. cells: [true, predicted, count] where count is not 0. order: labels, so that similar
+    classes are neighbours. largest: the largest count off the diagonal.
     """
-    counts = _table(evaluation, "confusion.csv").set_index("class_name")
+    counts = _table(evaluation, "confusion").set_index("class_name")
     matrix = counts.to_numpy("int64")
     rows, columns = matrix.nonzero()
-    order = _table(evaluation, "class_order.csv").sort_values("position")["label"]
+    order = _table(evaluation, "class_order").sort_values("position")["label"]
     cells = np.stack([rows, columns, matrix[rows, columns]], axis=1)
     names = [readable(str(name)) for name in counts.index]
     largest = int((matrix * (1 - np.eye(len(matrix), dtype=int))).max())
@@ -84,15 +83,15 @@ def confusion(evaluation: StoredEvaluation) -> Values:
 
 
 def pairs(evaluation: StoredEvaluation, explained: Explained, pictures: Pictures) -> list[Values]:
-    """The most confused pairs, each with what its page shows."""
+    """The most confused pairs, with attributes, pictures and neighbours."""
     root = prepare.find_root(evaluation.config.data)
-    names = _table(evaluation, "per_class.csv")["class_name"].astype(str).tolist()
-    known = annotations.attributes(root, names) if root else None
-    found = []
+    names = _table(evaluation, "per_class")["class_name"].astype(str).tolist()
+    attributes = annotations.attributes(root, names) if root else None
+    rows = []
     for pair in evaluation.pairs.head(evaluation.config.report.pairs).itertuples():
         a, b = str(pair.class_a), str(pair.class_b)
-        differing = annotations.differing(known, a, b, ATTRIBUTES_SHOWN) if known is not None else None
-        found.append(
+        differing = None if attributes is None else annotations.differing(attributes, a, b, ATTRIBUTES_SHOWN)
+        rows.append(
             {
                 "labels": sorted((names.index(a), names.index(b))),
                 "a": readable(a),
@@ -107,7 +106,7 @@ def pairs(evaluation: StoredEvaluation, explained: Explained, pictures: Pictures
                 ],
             }
         )
-    return found
+    return rows
 
 
 def gallery(evaluation: StoredEvaluation, explained: Explained, pictures: Pictures) -> list[Values]:
@@ -125,15 +124,15 @@ def _side(
         {**_figure(row, explained, pictures), "nearest": _nearest(int(row["id"]), explained, pictures)}
         for row in _records(mistaken)
     ]
-    own = predicted[predicted["class_name"] == name]
+    of_class = predicted[predicted["class_name"] == name]
     return {
         "name": readable(name),
         "other": readable(other),
-        "n": len(own),
-        "correct": int((own["label"] == own["predicted"]).sum()),
+        "n": len(of_class),
+        "correct": int((of_class["label"] == of_class["predicted"]).sum()),
         "typical": [pictures.plain(int(image)) for image in selection.typical(predicted, name)["id"]],
         "mistaken": shown,
-        "count": int((own["predicted_name"] == other).sum()),
+        "count": int((of_class["predicted_name"] == other).sum()),
     }
 
 
@@ -171,8 +170,8 @@ def _attributes(differing: pd.DataFrame) -> list[Values]:
     """`has_bill_shape::hooked_seabird` -> `bill shape: hooked seabird`."""
     rows = []
     for row in _records(differing):
-        words = str(row["attribute"]).removeprefix("has_").replace("::", ": ").replace("_", " ")
-        rows.append({"name": words, "a": float(row["a"]), "b": float(row["b"])})
+        name = str(row["attribute"]).removeprefix("has_").replace("::", ": ").replace("_", " ")
+        rows.append({"name": name, "a": float(row["a"]), "b": float(row["b"])})
     return rows
 
 
@@ -188,26 +187,29 @@ def embedding(evaluation: StoredEvaluation, explained: Explained) -> list[list[i
 
 
 def plots(evaluation: StoredEvaluation) -> dict[str, str]:
-    """The SVG plots by name; empty where a stored table is missing or says nothing."""
-    found = {"training": training(evaluation), "training_images": ""}
-    for name, draw in (("reliability", figures.reliability), ("coverage", figures.coverage)):
-        there = (evaluation.folder / f"{name}.csv").is_file()
-        found[name] = draw(_table(evaluation, f"{name}.csv")) if there else ""
-    per_class = _table(evaluation, "per_class.csv")
+    """The SVG plots by name; empty where a stored table is missing or has too few different values."""
+    svg = {"training": training(evaluation), "training_images": ""}
+    drawings: dict[Table, Callable[[pd.DataFrame], str]] = {
+        "reliability": figures.reliability,
+        "coverage": figures.coverage,
+    }
+    for name, draw in drawings.items():
+        is_stored = evaluation.folder.table(name).is_file()
+        svg[name] = draw(_table(evaluation, name)) if is_stored else ""
+    per_class = _table(evaluation, "per_class")
     if per_class["train_images"].nunique() > 2:
-        found["training_images"] = figures.accuracy_by_training_images(per_class)
-    return found
+        svg["training_images"] = figures.accuracy_by_training_images(per_class)
+    return svg
 
 
 def audit(evaluation: StoredEvaluation, pictures: Pictures) -> Values:
-    """What an audit of the data has found, as far as there was one."""
-    found: Values = {}
-    labels, doubles = (evaluation.folder / "audit" / f"{name}.csv" for name in ("label_errors", "duplicates"))
-    known = set(evaluation.data.samples["id"])
-    if labels.is_file():
-        table = _read(labels)
-        found["label_errors_n"] = len(table)
-        found["label_errors"] = [
+    """The results of an audit of the data, as far as they are stored."""
+    values: Values = {}
+    folder, ids = evaluation.folder.audit, set(evaluation.data.samples["id"])
+    if folder.label_errors_file.is_file():
+        table = tables.read_csv(folder.label_errors_file)
+        values["label_errors_n"] = len(table)
+        values["label_errors"] = [
             {
                 "path": row["path"],
                 "split": row["split"],
@@ -215,14 +217,14 @@ def audit(evaluation: StoredEvaluation, pictures: Pictures) -> Values:
                 "suggested": readable(str(row["suggested_name"])),
                 "picture": pictures.plain(int(row["id"]), CLASS_PX * 2),
             }
-            for row in _records(table[table["id"].isin(known)].head(AUDIT_SHOWN))
+            for row in _records(table[table["id"].isin(ids)].head(AUDIT_SHOWN))
         ]
-    if doubles.is_file():
-        table = _read(doubles)
-        found["duplicates_n"] = len(table)
-        found["across_n"] = int((table["split_a"] != table["split_b"]).sum())
-        table = table[table["id_a"].isin(known) & table["id_b"].isin(known)]
-        found["duplicates"] = [
+    if folder.duplicates_file.is_file():
+        table = tables.read_csv(folder.duplicates_file)
+        values["duplicates_n"] = len(table)
+        values["across_n"] = int((table["split_a"] != table["split_b"]).sum())
+        table = table[table["id_a"].isin(ids) & table["id_b"].isin(ids)]
+        values["duplicates"] = [
             {
                 "similarity": float(row["feature_similarity"]),
                 "sides": [
@@ -237,36 +239,31 @@ def audit(evaluation: StoredEvaluation, pictures: Pictures) -> Values:
             }
             for row in _records(table.head(AUDIT_SHOWN))
         ]
-    return found
+    return values
 
 
-def origin(run_dir: Path) -> Values:
-    """Configuration, environment, and the commands that make all of it again."""
-    config, environment = run_dir / "config.yaml", run_dir / "environment.json"
-    found: Values = dict.fromkeys(("config", "environment", "commands", "commit", "dirty"))
-    found["config"] = config.read_text(encoding="utf-8") if config.is_file() else None
-    if environment.is_file():
-        about = files.read_json(environment)
-        found["environment"] = about
-        words = [str(word) for word in about.get("command", [])]
-        if "train" in words:
-            rest = shlex.join(words[words.index("train") + 1 :])
+def origin(run: RunDirectory) -> Values:
+    """Configuration, environment, and the commands that reproduce the evaluation."""
+    values: Values = dict.fromkeys(("config", "environment", "commands", "commit", "dirty"))
+    if run.config_file.is_file():
+        values["config"] = run.config_file.read_text(encoding="utf-8")
+    if run.environment_file.is_file():
+        environment = run.read_environment()
+        values["environment"] = environment
+        arguments = [str(argument) for argument in environment.get("command", [])]
+        if "train" in arguments:
+            rest = shlex.join(arguments[arguments.index("train") + 1 :])
             verbs = ("data", "train", "eval")
-            found["commands"] = [f"python -m pipeline {verb} {rest}".rstrip() for verb in verbs]
-        git = about.get("git")
-        found["commit"] = git and git["commit"]
-        found["dirty"] = bool(git and git["dirty"])
-    return found
+            values["commands"] = [f"python -m pipeline {verb} {rest}".rstrip() for verb in verbs]
+        git = environment.get("git")
+        values["commit"] = git and git["commit"]
+        values["dirty"] = bool(git and git["dirty"])
+    return values
 
 
 def _records(rows: pd.DataFrame) -> list[Values]:
     return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
 
 
-def _table(evaluation: StoredEvaluation, name: str) -> pd.DataFrame:
-    return _read(evaluation.folder / name)
-
-
-def _read(path: Path) -> pd.DataFrame:
-    """A stored table; a class may be called `NA`."""
-    return tables.read_csv(path)
+def _table(evaluation: StoredEvaluation, name: Table) -> pd.DataFrame:
+    return tables.read_csv(evaluation.folder.table(name))

@@ -1,8 +1,8 @@
-"""Plots as SVG that takes its colours and its font from the page, so that it is at home in light and dark."""
+"""Plots as SVG that takes its colours and its font from the page, in its light and its dark theme."""
 
 import io
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -11,9 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pipeline.plots.training_curves import mark_phases
+from pipeline.plots import training_curves
+from pipeline.runs.log import Log
 
-# Colours that stand for the page's own: each is found in the SVG and becomes a CSS variable.
+# Placeholders for the colours of the page: each is replaced in the SVG by a CSS variable.
 INK, SOFT, RULE, ACCENT = "#010101", "#020202", "#030303", "#040404"
 VARIABLES = {INK: "var(--ink)", SOFT: "var(--soft)", RULE: "var(--rule)", ACCENT: "var(--accent)"}
 STYLE: dict[str, Any] = {
@@ -41,28 +42,27 @@ PANEL_INCHES = (3.6, 2.7)
 Draw = Callable[[Axes], None]
 
 
-def curves(records: Sequence[Mapping[str, Any]], chosen: int) -> str:
-    """Loss and top-1 of training and validation against the epoch, with the chosen one and phases marked.
+def curves(log: Log, chosen: int) -> str:
+    """Loss and top-1 of training and validation against the epoch, with marks for phases and the chosen epoch.
 
     Empty before the first epoch is over.
 
     Args:
-        records: those of a run's log.
+        chosen: the epoch of the evaluated checkpoint.
     """
-    epochs = pd.DataFrame([record for record in records if record["kind"] == "epoch"])
+    epochs, validations = pd.DataFrame(log.epochs()), pd.DataFrame(log.validations())
     if epochs.empty:
         return ""
-    looks = pd.DataFrame([record for record in records if record["kind"] in ("val", "epoch")])
 
     def panel(value: str, title: str) -> Draw:
         def draw(axes: Axes) -> None:
             for part, colour, style in (("train", SOFT, "--"), ("val", ACCENT, "-")):
-                name, seen = f"{part}_{value}", epochs if part == "train" else looks
-                if name in seen and seen[name].notna().any():
+                name, records = f"{part}_{value}", epochs if part == "train" else validations
+                if name in records and records[name].notna().any():
                     label = "training" if part == "train" else "validation"
-                    axes.plot(seen["epoch"], seen[name], style, color=colour, label=label)
+                    axes.plot(records["epoch"], records[name], style, color=colour, label=label)
             axes.axvline(chosen, color=ACCENT, linewidth=1, linestyle=":")
-            mark_phases(axes, records, SOFT)
+            training_curves.mark_phases(axes, log, SOFT)
             axes.set(xlabel="epoch", title=title)
             axes.set_ylim(bottom=0, top=1.02 if value == "top1" else None)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -74,7 +74,7 @@ def curves(records: Sequence[Mapping[str, Any]], chosen: int) -> str:
 
 
 def reliability(bins: pd.DataFrame) -> str:
-    """Accuracy against confidence, bin by bin; beside it the same after temperature scaling, if there is that.
+    """Accuracy against confidence, a dot a bin; and the same after temperature scaling, if it is in the table.
 
     Args:
         bins: the table `reliability.csv`.
@@ -135,7 +135,7 @@ def accuracy_by_training_images(classes: pd.DataFrame) -> str:
 
 
 def _svg(name: str, panels: Sequence[Draw]) -> str:
-    """The panels as `<svg>` elements, which the page lays side by side or one below the other."""
+    """The panels as `<svg>` elements; the page arranges them side by side or one below the other."""
     return "".join(_panel(f"{name}-{number}", draw) for number, draw in enumerate(panels, 1))
 
 
@@ -146,8 +146,8 @@ def _panel(name: str, draw: Draw) -> str:
         figure = Figure(figsize=PANEL_INCHES, layout="constrained")
         draw(figure.add_subplot())
         stream = io.StringIO()
-        nothing: Any = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
+        no_metadata: Any = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(stream, format="svg", transparent=True, metadata=no_metadata)
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     for colour, variable in VARIABLES.items():

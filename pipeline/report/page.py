@@ -1,4 +1,4 @@
-"""report.html: one file that needs no network, made from what an evaluation has stored."""
+"""Writes report.html: one file that needs no network, made from the stored files of an evaluation."""
 
 from importlib import resources
 from pathlib import Path
@@ -8,52 +8,49 @@ import jinja2
 
 from pipeline.common import console, files, tables
 from pipeline.config.schema import Config
-from pipeline.data import prepare, sample_table
+from pipeline.data import prepare
 from pipeline.evaluation import results
 from pipeline.explain import explain
 from pipeline.report import content
 from pipeline.report.pictures import Pictures
 from pipeline.runs import predictions
+from pipeline.runs.directory import EvaluationDirectory, RunDirectory
 
 
 def rebuild(config: Config) -> dict[str, Any]:
-    """Compute the numbers anew from stored predictions and write report.html; no split is read again.
+    """Compute the metrics anew from stored predictions and write report.html; no split is read again.
 
     Returns the page's path and size.
 
     Raises:
         UserError: predictions or data are missing, damaged, or do not belong together.
     """
-    folder = predictions.folder_of(config.run_dir, config.eval.split)
-    results.compute_metrics(folder, prepare.load(config).samples)
+    folder, data = RunDirectory(config.run_dir).evaluation(config.eval.split), prepare.load(config)
+    results.compute_metrics(folder, data.samples, data.training_rows(config))
     path = build(config, folder)
     return {"report": str(path), "size_bytes": path.stat().st_size}
 
 
-def build(config: Config, folder: Path) -> Path:
+def build(config: Config, folder: EvaluationDirectory) -> Path:
     """Write report.html into the folder of an evaluation; return its path.
 
-    Heat maps, features of training images and the t-SNE map are computed where they are not kept yet.
+    Heat maps, features of training images and the t-SNE map are computed unless they are stored already.
     Without the checkpoint that made the predictions, the sections that need it say so.
 
     Raises:
         UserError: predictions or data are missing, damaged, or do not belong together.
     """
     data = prepare.load(config)
-    names = sample_table.class_names(data.samples)
-    predicted = predictions.read_predictions(folder, names)
     evaluation = explain.StoredEvaluation(
         config=config,
         data=data,
         folder=folder,
-        about=predictions.read_metrics(folder),
-        predicted=predicted,
-        pairs=tables.read_csv(folder / "confused_pairs.csv"),
-        outputs=predictions.read_outputs(folder, predicted, len(names)),
+        metrics=predictions.read_metrics(folder),
+        stored=predictions.StoredPredictions.read(folder, data.samples),
+        pairs=tables.read_csv(folder.table("confused_pairs")),
     )
-    text = render(evaluation, explain.explain_evaluation(evaluation))
-    path = folder / "report.html"
-    files.write_text(path, text)
+    path = folder.report_file
+    files.write_text(path, render(evaluation, explain.explain_evaluation(evaluation)))
     console.say(f"report  {path}  {files.size_in_words(path.stat().st_size)}")
     return path
 
@@ -74,9 +71,9 @@ def render(evaluation: explain.StoredEvaluation, explained: explain.Explained) -
         css=_read("page.css"),
         js=_read("page.js"),
         data=data,
-        about=dict(evaluation.about),
+        about=dict(evaluation.metrics),
         run=evaluation.config.run_dir.name,
-        checkpoint=Path(str(evaluation.about["checkpoint"])).name,
+        checkpoint=Path(str(evaluation.metrics["checkpoint"])).name,
         model=evaluation.config.model.name,
         config=evaluation.config,
         explained=explained,
@@ -85,7 +82,7 @@ def render(evaluation: explain.StoredEvaluation, explained: explain.Explained) -
         pairs=pairs,
         gallery=content.gallery(evaluation, explained, pictures),
         audit=content.audit(evaluation, pictures),
-        origin=content.origin(evaluation.config.run_dir),
+        origin=content.origin(RunDirectory(evaluation.config.run_dir)),
     )
 
 

@@ -1,4 +1,4 @@
-"""Pictures inside the page: small, as the model saw them, with or without their heat map."""
+"""Pictures inside the page: small crops as the model gets them, with or without their heat map."""
 
 import base64
 from typing import Any
@@ -16,8 +16,8 @@ from pipeline.explain.grad_cam import enlarged
 
 WEBP_QUALITY = 68
 HEAT = colormaps["inferno"]
-STRENGTH = 0.75  # of the heat where it is strongest
-REMAINS = 0.55  # of the picture's brightness where there is no heat
+STRENGTH = 0.75  # opacity of the heat where it is strongest
+REMAINS = 0.55  # share of the picture's brightness where there is no heat
 
 
 class Pictures:
@@ -29,36 +29,36 @@ class Pictures:
         self._row = {int(image): row for row, image in enumerate(data.samples["id"])}
 
     def plain(self, image: int, px: int | None = None) -> str:
-        """The crop that the model sees, in the proportions of the original; `px` instead of the usual size."""
+        """The centre crop in the proportions of the original; `px`: the longest side, instead of the usual one."""
         return data_uri(self.pixels(image, px))
 
     def heated(self, image: int, grid: npt.NDArray[Any]) -> str:
-        """The same under its heat map [h, w], 0..1: dark and grey where the prediction did not look."""
-        seen = self.pixels(image)
-        height, width = seen.shape[:2]
+        """The crop under its heat map [h, w], 0..1: dark and grey where nothing speaks for the predicted class."""
+        pixels = self.pixels(image)
+        height, width = pixels.shape[:2]
         heat = np.clip(enlarged(grid, width, height), 0, 1)[..., None]
-        grey = cv2.cvtColor(cv2.cvtColor(seen, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        grey = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
         colour = HEAT(heat[..., 0])[..., :3] * 255
         share = STRENGTH * heat
         return data_uri(np.clip(grey * REMAINS * (1 - share) + colour * share, 0, 255).astype(np.uint8))
 
     def pixels(self, image: int, px: int | None = None) -> Pixels:
-        """That crop as uint8 [H, W, 3] RGB."""
+        """The crop as uint8 [H, W, 3] RGB."""
         px = px or self._px
         row = self._row[image]
         crop = self._crop(self._data.store[row], 0, row)
         width, height = px, px
         if self._config.resize == "squash":
-            about = self._data.samples.iloc[row]
-            scale = px / max(about["width"], about["height"])
-            width, height = (max(1, round(float(about[side]) * scale)) for side in ("width", "height"))
+            sample = self._data.samples.iloc[row]
+            scale = px / max(sample["width"], sample["height"])
+            width, height = (max(1, round(float(sample[side]) * scale)) for side in ("width", "height"))
         return resized(crop, width, height)
 
 
 def data_uri(pixels: Pixels) -> str:
     """Pixels uint8 [H, W, 3] RGB -> `data:image/webp;base64,...`."""
     bgr = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2BGR)
-    done, content = cv2.imencode(".webp", bgr, [cv2.IMWRITE_WEBP_QUALITY, WEBP_QUALITY])
-    if not done:
+    encoded, content = cv2.imencode(".webp", bgr, [cv2.IMWRITE_WEBP_QUALITY, WEBP_QUALITY])
+    if not encoded:
         raise RuntimeError(f"OpenCV cannot write a WebP of {pixels.shape}")
     return "data:image/webp;base64," + base64.b64encode(content.tobytes()).decode("ascii")

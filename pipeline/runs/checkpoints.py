@@ -14,7 +14,7 @@ FORMAT = 2
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all."""
+    """Write a checkpoint, complete or not at all."""
     with files.replacing(path) as part:
         torch.save(content, part)
 
@@ -23,7 +23,7 @@ def read(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU.
 
     Raises:
-        CheckpointError: it is missing, damaged, or of another program.
+        CheckpointError: the file is missing, damaged, or of another program.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; run `make train` with this configuration first")
@@ -40,18 +40,26 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def keep_last(folder: Path, step: int, count: int) -> None:
-    """Keep `last.pt` under its step's name too, and of those the last `count`; with one, `last.pt` alone."""
+def keep_last(last: Path, step: int, count: int) -> None:
+    """Copy the last checkpoint to step-STEP.pt beside it and delete older copies.
+
+    Args:
+        count: copies that stay; with 1 there is no copy, only `last`.
+    """
     if count > 1:
-        name = folder / f"step-{step:07}.pt"
-        with files.replacing(name) as part:
-            shutil.copyfile(folder / "last.pt", part)
-    for old in sorted(folder.glob("step-*.pt"))[: -count if count > 1 else None]:
+        with files.replacing(last.with_name(f"step-{step:07}.pt")) as part:
+            shutil.copyfile(last, part)
+    for old in sorted(last.parent.glob("step-*.pt"))[: -count if count > 1 else None]:
         old.unlink()
 
 
 def check_data(content: dict[str, Any], path: Path, classes: list[str], samples: str) -> None:
-    """Raise a `CheckpointError` unless a checkpoint was trained on these classes and these splits."""
+    """Raise a `CheckpointError` unless a checkpoint was trained on these classes and this sample table.
+
+    Args:
+        content: of the checkpoint.
+        samples: digest of the sample table.
+    """
     if len(content["classes"]) != len(classes):
         raise CheckpointError(
             f"{path}: was trained on {len(content['classes'])} classes and the data has {len(classes)}; "

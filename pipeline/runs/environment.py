@@ -1,10 +1,10 @@
-"""What a run ran on: written beside its results, so that a number can be traced to its making."""
+"""Machine, packages, code and command of a run: written beside its results, so that they can be reproduced."""
 
 import os
 import platform
 import subprocess
 import sys
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,6 @@ PACKAGES = (
     "optuna",
     "wandb",
 )
-
-
 DIFF_BYTES = 1 << 20
 
 
@@ -35,7 +33,7 @@ def describe(device: torch.device) -> dict[str, Any]:
     """Machine, packages, git commit and command, as plain types."""
     on_gpu = device.type == "cuda"
     return {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "git": _git(),
         "host": platform.node(),
@@ -52,12 +50,12 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def diff() -> str | None:
-    """How the code differs from its commit, as `git diff` has it; None where it does not, or git does not say.
+    """The changes of the code since its commit, as `git diff` shows them; None without any, or without git.
 
-    It is cut after `DIFF_BYTES`. Files that git does not know are not in it.
+    The text is cut after `DIFF_BYTES`. Files that git does not track are not in it.
     """
     try:
-        text = _ask("diff", "HEAD")
+        text = _run_git("diff", "HEAD")
     except (OSError, subprocess.CalledProcessError):
         return None
     cut = text.encode()[:DIFF_BYTES].decode(errors="ignore")
@@ -74,12 +72,12 @@ def _version(name: str) -> str | None:
 def _git() -> dict[str, Any] | None:
     """The commit of the code and whether files differ from it; None outside a git checkout."""
     try:
-        return {"commit": _ask("rev-parse", "HEAD"), "dirty": bool(_ask("status", "--porcelain"))}
+        return {"commit": _run_git("rev-parse", "HEAD"), "dirty": bool(_run_git("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
-def _ask(*words: str) -> str:
-    command = ["git", "-C", str(Path(__file__).parent), *words]
+def _run_git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True)
     return done.stdout.strip()

@@ -1,10 +1,10 @@
-"""All runs below a folder: what each is, how far it is, and what came of it. And two of them side by side."""
+"""All runs below a folder: settings, progress and results of each; the differences of two; the removal of some."""
 
 import csv
 import io
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -13,11 +13,13 @@ from typing import Any
 
 from pipeline.common import console, files
 from pipeline.common.errors import ConfigError, DataError
-from pipeline.config.key_effects import OF_A_NAME
-from pipeline.config.load import completed, differences, read_tree
+from pipeline.config.key_effects import effect_of
+from pipeline.config.load import completed, differences, flatten, read_tree
 from pipeline.config.schema import Config
-from pipeline.runs import predictions, status
-from pipeline.runs.log import LogRecord, best_record, read_log
+from pipeline.runs import predictions
+from pipeline.runs.directory import RunDirectory, find_run_directories
+from pipeline.runs.log import Log, LogRecord
+from pipeline.runs.status import Status
 
 Settings = dict[str, Any]
 SORTS = ("started", "run", "state", "epochs", "best", "test", "seconds")
@@ -28,62 +30,71 @@ COLUMNS = ("run", "state", "epochs", "best", "at", "test", "time", "started")
 class ListedRun:
     """A run directory, read."""
 
-    path: Path
+    directory: RunDirectory
     name: str
-    """its path below the folder that was asked for"""
+    """its path below the folder that is listed"""
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        return self.directory.path
 
     @cached_property
     def settings(self) -> Settings:
-        """Its configuration as plain types, with today's defaults for what there was not when it was made."""
-        return completed(read_tree(self.path / "config.yaml"))
+        """The configuration as plain types, with today's defaults for keys that an earlier version did not have."""
+        return completed(read_tree(self.directory.config_file))
 
     @cached_property
+    def status(self) -> Status | None:
+        """The status at the first reading; None for a run of a version that wrote none."""
+        return self.directory.read_status()
+
+    @property
     def state(self) -> str:
-        """As `status.State` has it; unknown for a run from before there was one."""
-        found = status.read(self.path)
-        return found.state if found else "unknown"
+        """One of `status.State`, or unknown."""
+        return self.status.state if self.status else "unknown"
 
-    @cached_property
+    @property
     def started(self) -> str:
-        """When its first attempt began, UTC, ISO 8601; empty when that is not known."""
-        found = status.read(self.path)
-        return found.started if found else ""
+        """When the first attempt began, UTC, ISO 8601; empty when that is not known."""
+        return self.status.started if self.status else ""
 
     @cached_property
-    def log(self) -> list[dict[str, Any]]:
-        """Its records."""
-        return read_log(self.path / "log.jsonl")
+    def log(self) -> Log:
+        """The records so far."""
+        return self.directory.read_log()
 
     @property
     def epochs(self) -> int:
         """Epochs completed."""
-        return max((record["epoch"] for record in self.log if record["kind"] == "epoch"), default=0)
+        return max((record["epoch"] for record in self.log.epochs()), default=0)
 
     @property
     def best(self) -> LogRecord:
-        """The record whose validation chose best.pt; empty without one."""
-        return best_record(self.log) or {}
+        """The record whose validation chose the best checkpoint; empty without one."""
+        return self.log.best() or {}
 
     @property
     def seconds(self) -> float:
-        """Of training, interruptions left out."""
+        """Duration of the training without interruptions."""
         return max((record.get("seconds", 0.0) for record in self.log), default=0.0)
 
     @cached_property
     def test(self) -> float | None:
-        """Top-1 on the test split (0..1), if it was read."""
-        folder = predictions.folder_of(self.path, "test")
-        return (
-            float(predictions.read_metrics(folder)["top1"]) if (folder / "metrics.json").is_file() else None
-        )
+        """Top-1 on the test split (0..1); None when it was not evaluated."""
+        evaluation = self.directory.evaluation("test")
+        if not evaluation.metrics_file.is_file():
+            return None
+        return float(predictions.read_metrics(evaluation)["top1"])
 
     @property
     def departures(self) -> Settings:
         """Dotted keys of the configuration that are not the defaults, with their values."""
-        default = dict(_flat(Config().model_dump(mode="json")))
-        own = dict(_flat(self.settings)).items()
+        defaults = dict(flatten(Config().model_dump(mode="json")))
         return {
-            key: value for key, value in own if not key.startswith(OF_A_NAME) and default.get(key) != value
+            key: value
+            for key, value in flatten(self.settings)
+            if not effect_of(key).name_only and defaults.get(key) != value
         }
 
 
@@ -95,26 +106,17 @@ def find_runs(folder: Path) -> list[ListedRun]:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give the one that holds the runs, as run.root has it")
-    found = [
-        ListedRun(path.parent, str(path.parent.relative_to(folder)))
-        for path in sorted(folder.rglob("config.yaml"))
-        if is_run(path.parent)
-    ]
-    if not found:
+    runs = [ListedRun(run, str(run.path.relative_to(folder))) for run in find_run_directories(folder)]
+    if not runs:
         raise DataError(f"{folder}: holds no run; `make train` begins one")
-    return found
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder is a run directory."""
-    return (folder / "config.yaml").is_file() and (folder / "log.jsonl").is_file()
+    return runs
 
 
 def list_runs(folder: Path, sort: str, as_csv: bool) -> None:
     """Print a table of the runs below a folder, or CSV with a column for each key in which they differ.
 
     Args:
-        sort: one of SORTS; numbers fall, words rise, what is missing comes last.
+        sort: one of SORTS; numbers are sorted downwards, words upwards, missing values come last.
 
     Raises:
         ConfigError: there is no such column.
@@ -122,26 +124,26 @@ def list_runs(folder: Path, sort: str, as_csv: bool) -> None:
     """
     if sort not in SORTS:
         raise ConfigError(f"--sort {sort}: no such column; take {', '.join(SORTS)}")
-    found = _sorted(find_runs(folder), sort)
-    keys = _differing([run.settings for run in found])
+    runs = _sorted(find_runs(folder), sort)
+    keys = _differing([run.settings for run in runs])
     if as_csv:
-        console.put_out(_csv(found, keys))
+        console.put_out(_csv(runs, keys))
         return
-    shown = [(*_cells(run), _words(run, keys if len(found) > 1 else [*run.departures])) for run in found]
-    console.put_out("\n".join(console.table([*COLUMNS, "differs in"], shown)))
+    rows = [(*_cells(run), _settings(run, keys if len(runs) > 1 else [*run.departures])) for run in runs]
+    console.put_out("\n".join(console.table([*COLUMNS, "differs in"], rows)))
 
 
-def difference(one: Path, other: Path) -> dict[str, Any]:
-    """Show in what two runs differ: configuration, environment, results; return it, key -> both values.
+def difference(path_a: Path, path_b: Path) -> dict[str, Any]:
+    """Show how two runs differ in configuration, environment and results; return it, key -> both values.
 
     Raises:
-        DataError: one of them is no run directory.
+        DataError: a path is no run directory.
     """
-    runs = [_run(path) for path in (one, other)]
+    runs = [_run(path) for path in (path_a, path_b)]
     sides: list[dict[str, Any]] = [
         {
             "config": run.settings,
-            "environment": _environment(run.path),
+            "environment": _environment(run.directory),
             "result": {
                 "state": run.state,
                 "epochs": run.epochs,
@@ -153,22 +155,23 @@ def difference(one: Path, other: Path) -> dict[str, Any]:
         }
         for run in runs
     ]
-    found = {
+    differing = {
         key: (a, b) for key, a, b in differences(sides[0], sides[1]) if not key.startswith("config.run.")
     }
-    rows = [(key, _word(a), _word(b)) for key, (a, b) in found.items()]
-    console.show_table(f"{one} and {other}", ["", str(one), str(other)], rows)
-    return {"runs": [str(one), str(other)], "differences": found}
+    rows = [(key, _word(a), _word(b)) for key, (a, b) in differing.items()]
+    names = [str(path_a), str(path_b)]
+    console.show_table(" and ".join(names), ["", *names], rows)
+    return {"runs": names, "differences": differing}
 
 
 def remove(paths: Sequence[Path], sure: bool) -> dict[str, Any]:
-    """Delete runs, after asking; return which.
+    """Delete runs after a question on the terminal; return which were deleted.
 
     Args:
-        sure: do not ask.
+        sure: delete without a question.
 
     Raises:
-        DataError: one of them is no run directory, or is running, or nobody is there to be asked.
+        DataError: a path is no run directory, a run is running, or there is no terminal to ask on.
     """
     runs = [_run(path) for path in dict.fromkeys(paths)]
     for run in runs:
@@ -192,14 +195,15 @@ def _agreed(count: int, size_bytes: int) -> bool:
 
 
 def _run(path: Path) -> ListedRun:
-    if not is_run(path):
+    directory = RunDirectory(path)
+    if not directory.is_run():
         raise DataError(
             f"{path}: no run directory (config.yaml, log.jsonl); `python -m pipeline runs` lists them"
         )
-    return ListedRun(path, str(path))
+    return ListedRun(directory, str(path))
 
 
-def _sorted(found: list[ListedRun], sort: str) -> list[ListedRun]:
+def _sorted(runs: list[ListedRun], sort: str) -> list[ListedRun]:
     def key(run: ListedRun) -> tuple[bool, Any]:
         value = {
             "run": run.name,
@@ -212,59 +216,49 @@ def _sorted(found: list[ListedRun], sort: str) -> list[ListedRun]:
         }[sort]
         return value is None, value
 
-    return sorted(found, key=key)
+    return sorted(runs, key=key)
 
 
 def _differing(settings: Sequence[Settings]) -> list[str]:
     """The keys in which configurations differ from one another."""
-    flat = [dict(_flat(one)) for one in settings]
-    keys = sorted({key for one in flat for key in one if not key.startswith(OF_A_NAME)})
-    return [key for key in keys if any(one.get(key) != flat[0].get(key) for one in flat)]
+    flat = [dict(flatten(tree)) for tree in settings]
+    keys = sorted({key for run in flat for key in run if not effect_of(key).name_only})
+    return [key for key in keys if any(run.get(key) != flat[0].get(key) for run in flat)]
 
 
 def _cells(run: ListedRun) -> tuple[str, ...]:
-    of_epochs = f"{run.epochs}/{run.settings['train']['epochs']}"
+    epochs = f"{run.epochs}/{run.settings['train']['epochs']}"
     seconds = str(timedelta(seconds=round(run.seconds)))
     at = f"{run.best['epoch']:.4g}" if run.best else ""
     scores = [_score(run.best.get("val_top1")), at, _score(run.test)]
-    return (run.name, run.state, of_epochs, *scores, seconds, run.started.replace("+00:00", "Z"))
+    return (run.name, run.state, epochs, *scores, seconds, run.started.replace("+00:00", "Z"))
 
 
 def _score(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _words(run: ListedRun, keys: Sequence[str]) -> str:
-    """The values of the keys in which a run departs from the defaults."""
-    departs = run.departures
-    return " ".join(f"{key}={_word(departs[key])}" for key in keys if key in departs)
+def _settings(run: ListedRun, keys: Sequence[str]) -> str:
+    """`key=value` for those of the keys that are not at their defaults."""
+    departures = run.departures
+    return " ".join(f"{key}={_word(departures[key])}" for key in keys if key in departures)
 
 
 def _word(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _environment(run: Path) -> Mapping[str, Any]:
-    path = run / "environment.json"
-    found = files.read_json(path) if path.is_file() else {}
-    return {key: value for key, value in found.items() if key not in ("time", "command")}
+def _environment(run: RunDirectory) -> Mapping[str, Any]:
+    return {key: value for key, value in run.read_environment().items() if key not in ("time", "command")}
 
 
-def _csv(found: Sequence[ListedRun], keys: Sequence[str]) -> str:
+def _csv(runs: Sequence[ListedRun], keys: Sequence[str]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     fixed = ("run", "state", "epochs", "best_val_top1", "best_epoch", "test_top1", "seconds", "started")
     writer.writerow([*fixed, *keys])
-    for run in found:
-        own = dict(_flat(run.settings))
+    for run in runs:
+        values = dict(flatten(run.settings))
         result = (run.epochs, run.best.get("val_top1"), run.best.get("epoch"), run.test, run.seconds)
-        writer.writerow([run.path, run.state, *result, run.started, *(own.get(key) for key in keys)])
+        writer.writerow([run.path, run.state, *result, run.started, *(values.get(key) for key in keys)])
     return stream.getvalue().rstrip()
-
-
-def _flat(tree: Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,18 +59,38 @@ FIELDS: dict[str, dict[str, str]] = {
 }
 
 
-class Log:
+class Log(list[dict[str, Any]]):
+    """The records of a run in their order, without the header."""
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """The records of completed epochs."""
+        return [record for record in self if record["kind"] == "epoch"]
+
+    def validations(self) -> list[dict[str, Any]]:
+        """The records of validation in the order of their steps: at the end of an epoch, and within epochs.
+
+        Epochs without validation are among them; their `val_top1` and `val_loss` are None.
+        """
+        records = [record for record in self if record["kind"] in ("val", "epoch")]
+        return sorted(records, key=lambda record: record["step"])
+
+    def best(self) -> LogRecord | None:
+        """The record whose validation chose the best checkpoint; None before anything is validated."""
+        return best_record(self)
+
+
+class LogWriter:
     """Appends records to a run's log, each with the clocks.
 
-    On opening, a half line that a kill left at the end and the records of steps that will be done again
-    (beyond `step`) are cut off, so that an interrupted run has the log of one that was not.
+    On opening it cuts off a half line that a kill left at the end, and the records beyond `step`, whose steps
+    will be taken again: an interrupted run has the log of one that was not interrupted.
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        """Open the log of a run that goes on from a step; a new one begins with the header.
+        """Open the log of a run that continues from `step`; a new log begins with the header.
 
         Raises:
-            DataError: it is of a later version, or damaged.
+            DataError: the log is of a later version, or damaged.
         """
         kept = [(line, record) for line, record in _lines(path) if record["step"] <= step]
         if not kept or kept[0][1]["kind"] != "log":  # a new log, or one from before there were headers
@@ -87,7 +107,7 @@ class Log:
         ]
 
     def append(self, record: LogRecord) -> LogRecord:
-        """Write a record; it survives a kill of the process from here on. Returns it as it was written."""
+        """Write a record so that it survives a kill of the process; return it as it was written."""
         expected = FIELDS[record["kind"]].keys() | ALL.keys()
         assert record.keys() == expected, f"fields {record.keys() ^ expected} of {record['kind']}"
         clocks = {name: round(before + clock(), 3) for name, clock, before in self._clocks}
@@ -102,28 +122,23 @@ class Log:
         self._stream.close()
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a log in their order, without its header; none where there is no log.
-
-    A half line at the end is left out.
+def read_log(path: Path) -> Log:
+    """The records of a log; none where there is no log. A half line at the end is left out.
 
     Raises:
         DataError: the log is of a later version, or damaged.
     """
-    return [record for _, record in _lines(path) if record["kind"] != "log"]
+    return Log(record for _, record in _lines(path) if record["kind"] != "log")
 
 
-def best_record(records: Sequence[LogRecord]) -> LogRecord | None:
-    """The record whose validation chose the run's best checkpoint: highest top-1; of equals, lowest loss.
-
-    None before anything is validated.
-    """
+def best_record(records: Iterable[LogRecord]) -> LogRecord | None:
+    """The validation with the highest top-1, of equals the one with the lowest loss; None without validation."""
     validated = [record for record in records if record.get("val_top1") is not None]
     return max(validated, key=lambda record: (record["val_top1"], -record["val_loss"]), default=None)
 
 
 def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The whole lines of a log with their records, header and all."""
+    """The complete lines of a log, each with its record; the header is the first."""
     if not path.is_file():
         return []
     lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
@@ -146,7 +161,7 @@ def _record(path: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def _finite(record: LogRecord) -> dict[str, Any]:
-    """JSON has no word for infinity: fp16's first steps have such a gradient."""
+    """Infinite values and NaN become None: JSON has no word for them. The first steps of fp16 have such gradients."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in record.items()

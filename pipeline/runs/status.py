@@ -1,11 +1,11 @@
-"""Whether a run is running, and how it ended: status.json, and a lock that the system drops with the process."""
+"""Whether a run is running, and how it ended: a status file, and a lock that the system frees with the process."""
 
 import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
@@ -13,17 +13,17 @@ from pipeline.common import console, files, locks
 from pipeline.common.errors import CheckpointError, Stopped
 
 State = Literal["running", "finished", "stopped", "failed", "killed"]
-NAME, LOCK = "status.json", "status.lock"
-LOOK_S = 1.0  # whoever reads a status holds the lock for a moment
-OTHER_HOST_WAIT_S = 120.0  # a file server gives the lock of a machine that died free after its lease
+READERS_WAIT_S = 1.0  # whoever reads a status holds the lock for a moment
+OTHER_HOST_WAIT_S = 120.0  # a file server frees the lock of a dead machine only when its lease ends
 
 
 @dataclass(frozen=True)
 class Status:
-    """state: stopped, by a signal: the same command goes on; failed: diverged, or a bug; killed: says running, is not.
+    """How a run stood when it was read.
 
-    started, updated: UTC, ISO 8601; of the first attempt, and of the last change. attempts: processes so far.
-    why: the sentence of a stop or a failure, or "".
+    state: stopped: by a signal, the same command continues the run; failed: the loss diverged, or a bug; killed:
+    the file says running, but the process is gone. why: the sentence of a stop or a failure, or "".
+    attempts: processes so far. started: when the first attempt began; updated: the last change; both UTC, ISO 8601.
     """
 
     state: State
@@ -35,84 +35,87 @@ class Status:
     updated: str
 
 
-def read(run_dir: Path) -> Status | None:
-    """The status of a run; None where no training has begun.
+def read(path: Path) -> Status | None:
+    """The status in `status.json`; None where there is no such file.
 
     Raises:
-        DataError: status.json is not JSON.
+        DataError: the file is not JSON.
     """
-    path = run_dir / NAME
     if not path.is_file():
         return None
-    status = Status(**files.read_json(path))
-    return (
-        replace(status, state="killed")
-        if status.state == "running" and not locks.held(run_dir / LOCK)
-        else status
-    )
+    status = _stored(path)
+    if status.state == "running" and not locks.held(_lock_of(path)):
+        return replace(status, state="killed")
+    return status
 
 
 @contextmanager
-def running(run_dir: Path) -> Iterator[None]:
-    """Say that a run is running while the block runs, and how it ended.
+def running(path: Path) -> Iterator[None]:
+    """Mark a run as running while the block runs, and write down how it ended.
+
+    Args:
+        path: the run's `status.json`.
 
     Raises:
-        CheckpointError: another process is training it.
+        CheckpointError: another process is training the run.
     """
-    lock = _take(run_dir)
+    lock = _take(path)
     try:
-        _begin(run_dir)
+        _begin(path)
         try:
             yield
         except (Stopped, KeyboardInterrupt) as stop:
-            _change(run_dir, "stopped", str(stop) or "stopped by SIGINT")
+            _change(path, "stopped", str(stop) or "stopped by SIGINT")
             raise
         except BaseException as error:
-            _change(run_dir, "failed", str(error) or type(error).__name__)
+            _change(path, "failed", str(error) or type(error).__name__)
             raise
-        _change(run_dir, "finished", "")
+        _change(path, "finished", "")
     finally:
         lock.close()
 
 
-def _begin(run_dir: Path) -> None:
-    before = read(run_dir)
-    files.write_json(
-        run_dir / NAME,
-        asdict(
-            Status(
-                state="running",
-                why="",
-                host=platform.node(),
-                pid=os.getpid(),
-                attempts=before.attempts + 1 if before else 1,
-                started=before.started if before else _now(),
-                updated=_now(),
-            )
-        ),
+def _begin(path: Path) -> None:
+    before, now = read(path), _now()
+    status = Status(
+        state="running",
+        why="",
+        host=platform.node(),
+        pid=os.getpid(),
+        attempts=before.attempts + 1 if before else 1,
+        started=before.started if before else now,
+        updated=now,
     )
+    files.write_json(path, asdict(status))
 
 
-def _change(run_dir: Path, state: State, why: str) -> None:
-    status = Status(**files.read_json(run_dir / NAME))
-    files.write_json(run_dir / NAME, asdict(replace(status, state=state, why=why, updated=_now())))
+def _change(path: Path, state: State, why: str) -> None:
+    files.write_json(path, asdict(replace(_stored(path), state=state, why=why, updated=_now())))
 
 
-def _take(run_dir: Path) -> locks.Lock:
+def _stored(path: Path) -> Status:
+    return Status(**files.read_json(path))
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_suffix(".lock")
+
+
+def _take(path: Path) -> locks.Lock:
     """Hold the run for this process, the one that may write to it."""
-    path = run_dir / LOCK
-    if (lock := locks.Lock.wait(path, LOOK_S)) is not None:
+    run_dir, lock_file = path.parent, _lock_of(path)
+    if (lock := locks.Lock.wait(lock_file, READERS_WAIT_S)) is not None:
         return lock
-    owner = Status(**files.read_json(run_dir / NAME)) if (run_dir / NAME).is_file() else None
-    who = f"process {owner.pid} on {owner.host}" if owner else "another process"
+    owner = _stored(path) if path.is_file() else None
+    process = f"process {owner.pid} on {owner.host}" if owner else "another process"
     if owner is not None and owner.host != platform.node():
-        console.say(f"wait   {who} holds {run_dir}; at most {OTHER_HOST_WAIT_S:.0f} s")
-        if (lock := locks.Lock.wait(path, OTHER_HOST_WAIT_S)) is not None:
+        console.say(f"wait   {process} holds {run_dir}; at most {OTHER_HOST_WAIT_S:.0f} s")
+        if (lock := locks.Lock.wait(lock_file, OTHER_HOST_WAIT_S)) is not None:
             return lock
     raise CheckpointError(
-        f"{run_dir}: {who} is training this run; wait for its end, stop it, or take another run.name"
+        f"{run_dir}: {process} is training this run; wait for its end, stop it, or take another run.name"
     )
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")

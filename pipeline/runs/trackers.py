@@ -1,4 +1,4 @@
-"""Where the records of a run go: into log.jsonl always, and from there to whatever was asked for."""
+"""Where the records of a run go: always into its log, and from there to TensorBoard, CSV tables and W&B on request."""
 
 import csv
 import shutil
@@ -8,22 +8,23 @@ from pathlib import Path
 from typing import Protocol, TextIO
 
 from pipeline.config.schema import Config
-from pipeline.runs.log import ALL, CLOCKS, FIELDS, Log, LogRecord
+from pipeline.runs.directory import RunDirectory
+from pipeline.runs.log import ALL, CLOCKS, FIELDS, LogRecord, LogWriter
 from pipeline.runs.wandb_process import OfflineWriter, OnlineSender
 
 
 class Tracker(Protocol):
-    """Takes records: see `records.FIELDS`."""
+    """Takes the records of a run; `runs.log.FIELDS` lists their fields."""
 
     def log(self, record: LogRecord) -> None:
         """Take one record."""
 
     def close(self) -> None:
-        """No more records will come."""
+        """Finish: no more records will come."""
 
 
 class NullTracker:
-    """Takes records to nowhere: what ranks other than the first have."""
+    """Drops all records: the tracker of every rank but the first."""
 
     def log(self, record: LogRecord) -> None:
         """Drop a record."""
@@ -33,26 +34,26 @@ class NullTracker:
 
 
 class MultiTracker:
-    """Hands each record to one tracker, then to another."""
+    """Hands each record to several trackers, in their order."""
 
-    def __init__(self, one: Tracker, other: Tracker) -> None:
-        self._one, self._other = one, other
+    def __init__(self, *trackers: Tracker) -> None:
+        self._trackers = trackers
 
     def log(self, record: LogRecord) -> None:
         """Hand a record on."""
-        self._one.log(record)
-        self._other.log(record)
+        for tracker in self._trackers:
+            tracker.log(record)
 
     def close(self) -> None:
-        """Close both."""
-        self._one.close()
-        self._other.close()
+        """Close all trackers."""
+        for tracker in self._trackers:
+            tracker.close()
 
 
 class JsonlTracker:
-    """Writes each record to log.jsonl, and hands it, as it stands there, to several trackers."""
+    """Writes each record to the log, and hands it on as it was written."""
 
-    def __init__(self, log: Log, trackers: Iterable[Tracker]) -> None:
+    def __init__(self, log: LogWriter, trackers: Iterable[Tracker]) -> None:
         self._log, self._trackers = log, tuple(trackers)
 
     def log(self, record: LogRecord) -> None:
@@ -69,7 +70,7 @@ class JsonlTracker:
 
 
 class TensorBoard:
-    """Event files with a scalar `KIND/FIELD` at its step, of every number that a record has."""
+    """Event files: a scalar `KIND/FIELD` for every number of a record, at the record's step."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter  # takes a second
@@ -89,7 +90,7 @@ class TensorBoard:
     def _add_histogram(
         self, tag: str, counts: list[int], edges: list[float], step: int, when: float | None
     ) -> None:
-        """Centres stand for the values of a bin in the sums: the values themselves are not in the log."""
+        """Add a histogram; its sums are computed from the centres of the bins, as the log has no single values."""
         centres = [(low + high) / 2 for low, high in pairwise(edges)]
         self._writer.add_histogram_raw(
             tag,
@@ -105,12 +106,12 @@ class TensorBoard:
         )
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write what is still in memory."""
         self._writer.close()
 
 
 class Csv:
-    """A table for each kind of record, KIND.csv, a row a record; histograms are left out."""
+    """A table for each kind of record, KIND.csv, with a row a record; histograms have none."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
@@ -136,28 +137,28 @@ class Csv:
 
 
 def build_tracker(config: Config, step: int) -> Tracker:
-    """Where the records of a run go that goes on from `step`, as `config.tracking` has it.
+    """The trackers that `config.tracking` asks for, of a run that continues from `step`.
 
-    What is made from the log is made anew from its records so far: after a kill it holds what the log holds.
+    TensorBoard's events and the CSV tables are made anew from the log: after a kill they hold what the log holds.
 
     Raises:
         DataError: the log is of a later version, or damaged.
     """
-    log = Log(config.run_dir / "log.jsonl", step)
-    made: list[Tracker] = []
-    for wanted, kind, name in (
-        (config.tracking.tensorboard, TensorBoard, "tensorboard"),
-        (config.tracking.csv, Csv, "csv"),
+    run = RunDirectory(config.run_dir)
+    log = LogWriter(run.log_file, step)
+    trackers: list[Tracker] = []
+    for asked_for, kind, folder in (
+        (config.tracking.tensorboard, TensorBoard, run.tensorboard),
+        (config.tracking.csv, Csv, run.csv),
     ):
-        folder = config.run_dir / name
-        if wanted:
+        if asked_for:
             shutil.rmtree(folder, ignore_errors=True)
-            made.append(kind(folder))
+            trackers.append(kind(folder))
     for record in log.before:
-        for one in made:
-            one.log(record)
+        for tracker in trackers:
+            tracker.log(record)
     if config.tracking.wandb == "online":
-        made.append(OnlineSender(config))
+        trackers.append(OnlineSender(config))
     elif config.tracking.wandb == "offline":
-        made.append(OfflineWriter(config))
-    return JsonlTracker(log, made)
+        trackers.append(OfflineWriter(config))
+    return JsonlTracker(log, trackers)

@@ -1,4 +1,4 @@
-"""W&B is talked to by a process of its own: `python -m pipeline sync`. Here it is started, and waited for a while.
+"""Starts the process that sends a run to W&B, `python -m pipeline sync`, and waits for its end, for a limited time.
 
 So training neither imports the client nor waits for a server, and a server that is down costs one warning.
 """
@@ -13,41 +13,41 @@ from typing import Literal
 
 from pipeline.common import console
 from pipeline.config.schema import Config
-from pipeline.runs import status
+from pipeline.runs.directory import RunDirectory
 from pipeline.runs.log import LogRecord
 
 STOPPED_WAIT_S = 15.0  # a cluster that has sent a signal kills soon
-SAID_AFTER_S = 3.0
-How = Literal["follow", "offline", "now"]
+SHOWN_AFTER_S = 3.0  # a shorter wait is not mentioned
+Mode = Literal["follow", "offline", "now"]
 
 
 class OnlineSender:
-    """The tracker of `tracking.wandb: online`: a process that reads the log while it is written, and sends it."""
+    """The tracker of `tracking.wandb: online`: its process reads the log while training writes it, and sends it."""
 
     def __init__(self, config: Config) -> None:
         self._config, self._warned = config, False
         self._child = SyncProcess(config, "follow")
 
     def log(self, _record: LogRecord) -> None:
-        """The record is in the log already; say so when nobody reads it any more."""
+        """Warn, once, when the sending process has ended; the record itself is in the log already."""
         if not self._warned and self._child.ended():
             self._child.wait(0)
             self._warned = True
 
     def close(self) -> None:
-        """Give W&B some time to take the rest."""
+        """Wait until everything is sent, at most `tracking.upload_wait_s`."""
         if not self._warned:
             self._child.wait(_wait_s(self._config))
 
 
 class OfflineWriter:
-    """The tracker of `tracking.wandb: offline`: the W&B folder is written from the log when the run ends."""
+    """The tracker of `tracking.wandb: offline`: writes the W&B folder from the log when the run ends."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
 
     def log(self, _record: LogRecord) -> None:
-        """The record is in the log already."""
+        """Do nothing: the record is in the log already."""
 
     def close(self) -> None:
         """Write the folder."""
@@ -55,23 +55,23 @@ class OfflineWriter:
 
 
 def publish(config: Config) -> None:
-    """Bring the W&B run, or its offline folder, up to what the run directory holds, as `tracking.wandb` has it."""
+    """Send to W&B, or write to its offline folder, what the run directory holds and W&B does not have yet."""
     if config.tracking.wandb != "disabled":
-        how: How = "now" if config.tracking.wandb == "online" else "offline"
-        SyncProcess(config, how).wait(config.tracking.upload_wait_s)
+        mode: Mode = "now" if config.tracking.wandb == "online" else "offline"
+        SyncProcess(config, mode).wait(config.tracking.upload_wait_s)
 
 
 class SyncProcess:
-    """A process that sends a run; it is in a session of its own, so that it outlives the signals of a terminal."""
+    """A process that sends a run. It has its own session, so that signals of the terminal do not reach it."""
 
-    def __init__(self, config: Config, how: How) -> None:
-        self._run_dir, self._how = config.run_dir, how
-        self._log = config.run_dir / "wandb" / "sync.log"
+    def __init__(self, config: Config, mode: Mode) -> None:
+        self._run_dir, self._mode = config.run_dir, mode
+        self._log = RunDirectory(config.run_dir).wandb / "sync.log"
         self._log.parent.mkdir(parents=True, exist_ok=True)
-        own = config.tracking.model_dump(mode="json").items()
-        words = [str(config.run_dir), *(f"tracking.{key}={json.dumps(value)}" for key, value in own)]
-        options = {"follow": ["--follow", str(os.getpid())], "offline": ["--offline"], "now": []}[how]
-        command = [sys.executable, "-m", "pipeline", "sync", *options, *words]
+        tracking = config.tracking.model_dump(mode="json").items()
+        overrides = [f"tracking.{key}={json.dumps(value)}" for key, value in tracking]
+        options = {"follow": ["--follow", str(os.getpid())], "offline": ["--offline"], "now": []}[mode]
+        command = [sys.executable, "-m", "pipeline", "sync", *options, str(config.run_dir), *overrides]
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
@@ -82,8 +82,8 @@ class SyncProcess:
         return self._process.poll() is not None
 
     def wait(self, seconds: float) -> None:
-        """Wait for the end, at most so long; warn when the run is not sent then."""
-        verb = "sync --offline" if self._how == "offline" else "sync"
+        """Wait for the end, at most `seconds`; warn, and kill the process, when the run is not sent then."""
+        verb = "sync --offline" if self._mode == "offline" else "sync"
         again = f"nothing is lost, `python -m pipeline {verb} {self._run_dir}` completes it"
         try:
             code = self._wait(seconds)
@@ -100,21 +100,21 @@ class SyncProcess:
 
     def _wait(self, seconds: float) -> int:
         try:
-            return self._process.wait(min(seconds, SAID_AFTER_S))
+            return self._process.wait(min(seconds, SHOWN_AFTER_S))
         except subprocess.TimeoutExpired:
-            if seconds <= SAID_AFTER_S:
+            if seconds <= SHOWN_AFTER_S:
                 raise
         console.say(f"W&B    takes the rest of {self._run_dir}; at most {seconds:g} s")
-        return self._process.wait(seconds - SAID_AFTER_S)
+        return self._process.wait(seconds - SHOWN_AFTER_S)
 
 
 def _wait_s(config: Config) -> float:
-    found = status.read(config.run_dir)
-    stopped = found is not None and found.state == "stopped"
-    return min(config.tracking.upload_wait_s, STOPPED_WAIT_S) if stopped else config.tracking.upload_wait_s
+    status = RunDirectory(config.run_dir).read_status()
+    wait_s = config.tracking.upload_wait_s
+    return min(wait_s, STOPPED_WAIT_S) if status is not None and status.state == "stopped" else wait_s
 
 
 def _last_error(log: Path) -> str:
-    """The sentence that the process ended with."""
+    """The last error in the output of the process, without `error: `; empty without one."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("error: ")]
     return lines[-1].removeprefix("error: ") if lines else ""

@@ -1,4 +1,4 @@
-"""A run directory becomes one W&B run: at once, while it is being written, or as a folder for `wandb sync`."""
+"""Sends a run directory as one W&B run: after its end, while it is written, or as a folder for `wandb sync`."""
 
 import os
 import shutil
@@ -6,7 +6,8 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +16,25 @@ from pipeline.common.errors import UserError
 from pipeline.wandb_sync import client
 from pipeline.wandb_sync.artifacts import Artifacts
 from pipeline.wandb_sync.client import Refused, Unreachable, WandbRun
-from pipeline.wandb_sync.rows import Row, best, extremes, rows
-from pipeline.wandb_sync.tracked_run import TrackedRun, evaluations
+from pipeline.wandb_sync.rows import Row, best, build_rows, extremes
+from pipeline.wandb_sync.tracked_run import Standing, TrackedRun
 
 POLL_S = 1.0
-READING_SHARE = 0.01  # of the time, at most, in which a follower reads the log again
+READING_SHARE = 0.01  # largest share of its time that a follower spends on reading the log
 RETRY_S = 20.0
 EXIT_S = 10.0
 
 
 def sync(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Complete the W&B run of each run directory, and say what was sent.
+    """Complete the W&B run of each run directory; return what was sent.
 
     Raises:
-        UserError: runs that could not be sent, each with its sentence; the others were.
+        UserError: some runs could not be sent; a warning gives the reason for each. The others were sent.
     """
-    done, failed = [], []
+    sent, failed = [], []
     for run_dir in run_dirs:
         try:
-            done.append(_complete(TrackedRun.of(run_dir, overrides)))
+            sent.append(_complete(TrackedRun.open(run_dir, overrides)))
         except (Refused, Unreachable):
             raise
         except UserError as error:
@@ -42,64 +43,69 @@ def sync(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) -> dict[str, A
             console.warn(str(error))
             failed.append(str(run_dir))
     if failed:
-        raise UserError(f"not sent to W&B: {', '.join(failed)}; of the others {len(done)} were")
-    return {"runs": done}
+        raise UserError(f"not sent to W&B: {', '.join(failed)}; of the others {len(sent)} were")
+    return {"runs": sent}
 
 
 def offline(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Write each run into RUN/wandb/offline-run-..., from which `wandb sync` sends it; an earlier one is replaced.
+    """Write each run as a W&B offline folder, which `wandb sync` sends; it replaces an earlier folder of the run.
 
     Raises:
         UserError: there is no such run, or its log is damaged.
     """
-    return {"runs": [_write(TrackedRun.of(run_dir, overrides)) for run_dir in run_dirs]}
+    return {"runs": [_write_offline(TrackedRun.open(run_dir, overrides)) for run_dir in run_dirs]}
 
 
 def follow(run_dir: Path, trainer: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Send a run while the process that called this one trains it, and complete it when that ends.
+    """Send a run while its training process, the parent of this one, writes it; complete it when training ends.
 
-    Signals are for the training; this process ends by itself, `tracking.upload_wait_s` after it at the latest.
+    Signals are ignored here. This process ends `tracking.upload_wait_s` after the training at the latest.
 
     Args:
-        trainer: id of the process that called this one.
+        trainer: id of the training process.
 
     Raises:
-        UserError: there is no key, or W&B did not take everything in time.
+        UserError: there is no key, or W&B did not accept everything in time.
     """
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    place = TrackedRun.of(run_dir, overrides)
+    tracked = TrackedRun.open(run_dir, overrides)
 
     def training() -> bool:
-        found = place.status()
-        ended = found is not None and found.pid == trainer and found.state != "running"
+        status = tracked.standing().status
+        ended = status is not None and status.pid == trainer and status.state != "running"
         return os.getppid() == trainer and not ended
 
     def end_in_time() -> None:
         while training():
             time.sleep(POLL_S)
-        time.sleep(max(place.config.tracking.upload_wait_s, 1.0) + EXIT_S)
+        time.sleep(max(tracked.config.tracking.upload_wait_s, 1.0) + EXIT_S)
         os._exit(UserError.exit_code)  # the client may wait for the server for hours
 
     threading.Thread(target=end_in_time, daemon=True).start()
-    before_s = place.config.tracking.upload_wait_s + EXIT_S  # an earlier attempt may still send so long
-    with place.alone(before_s), tempfile.TemporaryDirectory() as own, client.folders(Path(own)):
-        run = _begin_patiently(place, Path(own), trainer, training)
-        there = sent = run.starting_step - 1
+    wait_s = (
+        tracked.config.tracking.upload_wait_s + EXIT_S
+    )  # the sender of an earlier attempt may need so long
+    with tracked.locked(wait_s), _client_folder() as folder:
+        run = _begin_patiently(tracked, folder, trainer, training)
+        before = sent = run.starting_step - 1
         while training():
             began = time.monotonic()
-            sent = client.send(run, rows(place.records(), over=False), sent)
+            sent = client.send(run, tracked, build_rows(tracked.records(), is_over=False), sent)
             took = time.monotonic() - began
             time.sleep(max(POLL_S, took / READING_SHARE))
-        return _finish(place, run, there, sent, hurried=place.state() == "stopped")
+        standing = tracked.standing()
+        return _finish(tracked, run, standing, before, sent, hurried=standing.state == "stopped")
 
 
-def _begin_patiently(place: TrackedRun, folder: Path, watched: int, training: Callable[[], bool]) -> WandbRun:
-    """Open the run as soon as W&B answers; once training has ended, one last attempt."""
+def _begin_patiently(
+    tracked: TrackedRun, folder: Path, watched: int, training: Callable[[], bool]
+) -> WandbRun:
+    """Open the W&B run as soon as W&B answers; after the end of training, make one last attempt."""
     while True:
         last = not training()
         try:
-            return client.begin(place, folder, watched=watched)
+            return client.begin(tracked, folder, watched=watched)
         except Unreachable:
             if last:
                 raise
@@ -108,113 +114,124 @@ def _begin_patiently(place: TrackedRun, folder: Path, watched: int, training: Ca
             time.sleep(POLL_S)
 
 
-def _complete(place: TrackedRun) -> dict[str, Any]:
-    with place.alone(), tempfile.TemporaryDirectory() as own, client.folders(Path(own)):
-        run = client.begin(place, Path(own))
-        there = run.starting_step - 1
-        return _finish(place, run, there, there, hurried=place.state() == "running")
+def _complete(tracked: TrackedRun) -> dict[str, Any]:
+    with tracked.locked(), _client_folder() as folder:
+        run = client.begin(tracked, folder)
+        before, standing = run.starting_step - 1, tracked.standing()
+        return _finish(tracked, run, standing, before, before, hurried=standing.state == "running")
 
 
-def _finish(place: TrackedRun, run: WandbRun, there: int, sent: int, *, hurried: bool) -> dict[str, Any]:
-    """Send what is left of a run, then how it stands.
+def _finish(
+    tracked: TrackedRun, run: WandbRun, standing: Standing, before: int, sent: int, *, hurried: bool
+) -> dict[str, Any]:
+    """Send the rest of a run, and its state.
 
     Args:
-        there: last step that W&B had before this process; sent: last step that it has been given.
+        standing: of the run, read before its log is read for the last time.
+        before: last step that W&B had before this process began.
+        sent: last step that this process has sent.
         hurried: leave out evaluations and artifacts, because the run goes on.
     """
-    state, found = place.state(), rows(place.records(), place.over())
-    artifacts = Artifacts(place, run, offline=False)
+    rows = build_rows(tracked.records(), standing.is_over)
+    artifacts = Artifacts(tracked, run, offline=False)
     left_out = ["evaluations and artifacts: the run goes on"]
     try:
-        client.send(run, found, sent)
-        alert = _alert(place, run, state)
+        client.send(run, tracked, rows, sent)
+        alert = _send_alert(tracked, run, standing)
         if not hurried:
-            with client.sentences(place):
-                left_out = _publish(place, run, artifacts)
+            with client.errors_as_sentences(tracked):
+                left_out = _publish(tracked, run, artifacts)
     finally:
-        client.end(run, place, state)
-    place.note(alerts=[*place.known()["alerts"], *([alert] if alert else [])], sent=max(there, _last(found)))
-    for folder in place.offline_folders():
+        client.end(run, tracked, standing.state)
+    alerts = [*tracked.identity()["alerts"], *([alert] if alert else [])]
+    tracked.note(alerts=alerts, sent=max(before, _last_step(rows)))
+    for folder in tracked.offline_folders():
         client.mark_synced(folder)
     return {
-        "run": str(place.run_dir),
+        "run": str(tracked.run_dir),
         "id": run.id,
         "url": run.url,
-        "state": state,
-        "rows_sent": sum(row.step > there for row in found),
-        "rows_there": sum(row.step <= there for row in found),
+        "state": standing.state,
+        "rows_sent": sum(row.step > before for row in rows),
+        "rows_there": sum(row.step <= before for row in rows),
         "artifacts": artifacts.sent,
         "left_out": left_out,
     }
 
 
-def _write(place: TrackedRun) -> dict[str, Any]:
-    """Write the W&B offline folder of a run, of the steps that W&B is not known to have; earlier ones go then.
+def _write_offline(tracked: TrackedRun) -> dict[str, Any]:
+    """Write the W&B offline folder of a run, with the steps that W&B is not known to have; delete earlier folders.
 
-    `wandb sync` appends: what it has sent before, of an earlier folder, must not stand in this one.
+    `wandb sync` appends to the W&B run, so the new folder must not repeat steps that an earlier one has sent.
     """
-    with place.alone():
-        known, before = place.known(), place.offline_folders()
-        sent = max(known["sent"], known["offline"] if any(map(client.is_synced, before)) else 0)
-        older = [*before, *place.folder.glob("files-*")]
-        own = place.folder / f"files-{time.time_ns()}"  # pictures of tables lie here until they are sent
-        with client.folders(own):
-            run = client.begin(place, place.run_dir, offline=True)
-            artifacts = Artifacts(place, run, offline=True)
-            state, found = place.state(), rows(place.records(), place.over())
-            client.send(run, found, sent)
-            left_out = _publish(place, run, artifacts)
+    with tracked.locked():
+        identity, folders = tracked.identity(), tracked.offline_folders()
+        sent = max(identity["sent"], identity["offline"] if any(map(client.is_synced, folders)) else 0)
+        outdated = [*folders, *tracked.directory.wandb.glob("files-*")]
+        # pictures of tables stay in this folder until they are sent
+        with client.folders(tracked.directory.wandb / f"files-{time.time_ns()}"):
+            run = client.begin(tracked, tracked.run_dir, offline=True)
+            artifacts = Artifacts(tracked, run, offline=True)
+            standing = tracked.standing()
+            rows = build_rows(tracked.records(), standing.is_over)
+            client.send(run, tracked, rows, sent)
+            left_out = _publish(tracked, run, artifacts)
             folder = Path(run.dir).parent
-            client.end(run, place, state)
-        for path in older:
+            client.end(run, tracked, standing.state)
+        for path in outdated:
             shutil.rmtree(path)
-        place.note(sent=sent, offline=max(sent, _last(found)))
+        tracked.note(sent=sent, offline=max(sent, _last_step(rows)))
     return {
-        "run": str(place.run_dir),
+        "run": str(tracked.run_dir),
         "id": run.id,
         "folder": str(folder),
-        "state": state,
-        "rows": sum(row.step > sent for row in found),
-        "rows_there": sum(row.step <= sent for row in found),
+        "state": standing.state,
+        "rows": sum(row.step > sent for row in rows),
+        "rows_there": sum(row.step <= sent for row in rows),
         "artifacts": artifacts.sent,
         "left_out": left_out,
     }
 
 
-def _last(found: Sequence[Row]) -> int:
-    return found[-1].step if found else 0
+@contextmanager
+def _client_folder() -> Iterator[Path]:
+    """A temporary folder for the client's own files."""
+    with tempfile.TemporaryDirectory() as folder, client.folders(Path(folder)):
+        yield Path(folder)
 
 
-def _publish(place: TrackedRun, run: WandbRun, artifacts: Artifacts) -> list[str]:
-    """Summary, artifacts and the tables of the evaluations; what is left out, and why."""
-    found = place.records()
-    run.summary.update({**best(found), **extremes(found)})
-    patch = place.run_dir / "diff.patch"
-    if patch.is_file():
-        run.save(str(patch), base_path=str(place.run_dir), policy="now")
+def _last_step(rows: Sequence[Row]) -> int:
+    return rows[-1].step if rows else 0
+
+
+def _publish(tracked: TrackedRun, run: WandbRun, artifacts: Artifacts) -> list[str]:
+    """Send summary, artifacts and the tables of the evaluations; return the reasons for what is left out."""
+    log, diff = tracked.records(), tracked.directory.diff_file
+    run.summary.update({**best(log), **extremes(log)})
+    if diff.is_file():
+        run.save(str(diff), base_path=str(tracked.run_dir), policy="now")
     left_out = [reason for reason in (artifacts.data(), artifacts.checkpoint()) if reason]
-    for evaluation in evaluations(place):
+    for evaluation in tracked.evaluations():
         from pipeline.wandb_sync.tables import evaluation_tables  # imports torch
 
-        shown = evaluation_tables(place, evaluation)
-        artifacts.evaluation(evaluation, shown)
+        artifacts.evaluation(evaluation, evaluation_tables(tracked, evaluation))
         run.summary.update(evaluation.summary())
     return left_out
 
 
-def _alert(place: TrackedRun, run: WandbRun, state: str) -> str | None:
-    """Tell the user's W&B, once, that an attempt failed or died; the name by which that is remembered."""
-    found = place.status()
-    if found is None or state not in ("failed", "killed"):
+def _send_alert(tracked: TrackedRun, run: WandbRun, standing: Standing) -> str | None:
+    """Send an alert, once, when an attempt failed or was killed; return the name of the alert, or None."""
+    status, state = standing.status, standing.state
+    if status is None or state not in ("failed", "killed"):
         return None
-    name = f"{state} in attempt {found.attempts}"
-    if name in place.known()["alerts"]:
+    name = f"{state} in attempt {status.attempts}"
+    if name in tracked.identity()["alerts"]:
         return None
-    ended = (
-        "its loss diverged" if place.diverged() else "it failed" if state == "failed" else "its process died"
-    )
+    failure = "its loss diverged" if standing.diverged else "it failed"
+    ending = failure if state == "failed" else "its process died"
     text = (
-        found.why or f"Process {found.pid} on {found.host} is gone without a word: killed, or out of memory."
+        status.why
+        or f"Process {status.pid} on {status.host} is gone without a word: killed, or out of memory."
     )
-    run.alert(f"{run.name}: {ended}"[:63], text, level="ERROR")
+    run.alert(f"{run.name}: {ending}"[:63], text, level="ERROR")
     return name

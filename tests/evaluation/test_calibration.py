@@ -64,7 +64,7 @@ def test_the_temperature_undoes_a_known_overconfidence(scale: float) -> None:
     logits, labels = random_outputs()
     temperature = calibration.fit_temperature(scale * logits, labels)
     assert temperature == pytest.approx(scale, rel=0.06)
-    assert not calibration.at_bound(temperature)
+    assert not calibration.is_at_bound(temperature)
     # At the minimum the mean logit of the true class is the one that the probabilities expect.
     probability = np.exp(calibration.log_probabilities(scale * logits, temperature))
     expected = (probability * logits).sum(axis=1).mean()
@@ -74,7 +74,7 @@ def test_the_temperature_undoes_a_known_overconfidence(scale: float) -> None:
 def test_without_a_mistake_the_temperature_is_its_lower_bound_and_said_so() -> None:
     temperature = calibration.fit_temperature(np.eye(3, dtype=np.float32), np.arange(3))
     assert temperature == pytest.approx(0.05)
-    assert calibration.at_bound(temperature)
+    assert calibration.is_at_bound(temperature)
 
 
 def test_coverage_of_a_hand_worked_table_answers_equal_confidences_together() -> None:

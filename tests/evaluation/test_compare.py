@@ -299,4 +299,4 @@ def test_a_p_value_is_never_shown_as_zero() -> None:
         "p_seeds": None,
         "p_adjusted": 1e-9,
     }
-    assert "p < 0.001" in verdict.words(found, 100)
+    assert "p < 0.001" in verdict.sentence(found, 100)

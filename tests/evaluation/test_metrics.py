@@ -26,7 +26,7 @@ def table(labels: list[int], logits: np.ndarray, names: list[str] = NAMES) -> pd
             "class_name": [names[label] for label in labels],
         }
     )
-    return metrics.predictions(samples, logits.astype(np.float32), names)
+    return metrics.predictions_table(samples, logits.astype(np.float32), names)
 
 
 def guessed() -> pd.DataFrame:
@@ -88,7 +88,7 @@ def test_the_classes_of_the_hand_worked_table() -> None:
 
 
 def test_rows_of_the_confusion_are_true_classes() -> None:
-    found = confusion.counts(guessed(), NAMES)
+    found = confusion.matrix(guessed(), NAMES)
     assert found.index.tolist() == found.columns.tolist() == NAMES
     assert found.to_numpy().tolist() == [[3, 1, 0, 0], [1, 1, 0, 0], [0, 2, 1, 1], [0, 0, 0, 0]]
 
@@ -122,7 +122,7 @@ def test_random_predictions_have_the_figures_of_scikit_learn_and_torch() -> None
     found = metrics.per_class(predicted, names)
     assert found["accuracy"].tolist() == pytest.approx(sk.recall_score(labels, guesses, average=None))
     assert found["precision"].tolist() == pytest.approx(sk.precision_score(labels, guesses, average=None))
-    counts = confusion.counts(predicted, names).to_numpy()
+    counts = confusion.matrix(predicted, names).to_numpy()
     assert (counts == sk.confusion_matrix(labels, guesses)).all()
     pairs = confusion.pairs(predicted)
     assert pairs["images"].sum() == counts.sum() - counts.trace()

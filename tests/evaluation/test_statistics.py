@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap, norm
 
-from pipeline.evaluation.statistics import of_means, percentiles, resamples, wilson
+from pipeline.evaluation.statistics import mean_intervals, percentiles, resamples, wilson
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_a_resample_draws_as_many_images_as_there_are_and_each_equally_often() -
 def test_intervals_of_means_are_those_of_scipy() -> None:
     random = np.random.default_rng(3)
     values = np.column_stack([random.random(200) < 0.8, random.exponential(2, 200)]).astype(float)
-    for column, found in zip(values.T, of_means(values), strict=True):
+    for column, found in zip(values.T, mean_intervals(values), strict=True):
         reference = bootstrap((column,), np.mean, method="percentile", n_resamples=20_000, rng=1)
         width = reference.confidence_interval.high - reference.confidence_interval.low
         assert found == pytest.approx(tuple(reference.confidence_interval), abs=0.06 * width)

@@ -25,7 +25,7 @@ from pipeline.experiments.sweeps.plan import SweepPlan
 from pipeline.experiments.sweeps.task import TrialTask
 from pipeline.experiments.sweeps.trials import JOURNAL, Trials
 from pipeline.experiments.worker_pool import Outcome
-from pipeline.runs import status
+from pipeline.runs.directory import RunDirectory
 from pipeline.runs.log import read_log
 from pipeline.training.trainer import train
 from tests.helpers import tiny
@@ -242,7 +242,7 @@ def test_a_pruned_trial_stops_after_that_epoch_and_is_not_the_best(birds: Path, 
     assert behind[0]["val_loss"] > ahead[0]["val_loss"]
     assert (len(ahead), len(behind)) == (3, 1)
     assert second["value"] == behind[0]["val_loss"]
-    state = status.read(plan.run_dir(1))
+    state = RunDirectory(plan.run_dir(1)).read_status()
     assert state is not None
     assert (state.state, state.why) == ("stopped", "pruned after epoch 1 of 3: others were better there")
     assert results.best(plan, results.table(Trials(plan, None)))["number"] == 0  # type: ignore[index]

@@ -8,6 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from pipeline.plots import style, training_curves
+from pipeline.runs.directory import RunDirectory
 
 
 def epochs(lrs: list[float]) -> list[dict[str, Any]]:
@@ -39,7 +40,7 @@ def test_validation_within_epochs_is_drawn_at_its_place_with_the_steps_above(tmp
     drawn: list[Figure] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(style, "save", lambda figure, _: drawn.append(figure))
-        training_curves.draw(tmp_path)
+        training_curves.draw(RunDirectory(tmp_path))
     losses, accuracies = drawn[0].axes
     train, validation = losses.lines
     assert list(train.get_xdata()) == [1, 2]

@@ -13,6 +13,7 @@ from PIL import Image
 from pipeline.explain import grad_cam
 from pipeline.report import content, figures
 from pipeline.report.pictures import data_uri
+from pipeline.runs.log import Log
 from tests.helpers import tiny
 
 MORE = ["data.resize_px=96", "data.image_px=96", "report.pairs=3", "report.gallery=4"]
@@ -202,7 +203,7 @@ def test_plots_take_their_colours_from_the_page_and_share_no_ids() -> None:
     ]
     bins = pd.DataFrame({"n": [0, 4], "confidence": [np.nan, 0.8], "accuracy": [np.nan, 0.75]})
     curve = pd.DataFrame({"coverage": [0.5, 1.0], "accuracy": [0.9, 0.8], "threshold": [0.7, 0.1]})
-    drawn = [figures.curves(epochs, 2), figures.reliability(bins), figures.coverage(curve)]
+    drawn = [figures.curves(Log(epochs), 2), figures.reliability(bins), figures.coverage(curve)]
     text = "".join(drawn)
     assert "var(--accent)" in text
     assert not re.search(r"#0[1-4]0[1-4]0[1-4]", text)
@@ -213,7 +214,7 @@ def test_plots_take_their_colours_from_the_page_and_share_no_ids() -> None:
     assert [one.count("<svg ") for one in drawn] == [2, 1, 1]
     assert "validation" not in drawn[0]
     assert drawn[0].count("adam from here") == 2
-    assert figures.curves([], 1) == ""
+    assert figures.curves(Log(), 1) == ""
 
 
 def test_a_picture_survives_its_way_into_the_page(tmp_path: Path) -> None:

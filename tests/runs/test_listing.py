@@ -12,8 +12,7 @@ import pytest
 from pipeline.cli.main import run
 from pipeline.common import files
 from pipeline.config.load import dump_config
-from pipeline.runs import status
-from pipeline.runs.log import best_record, read_log
+from pipeline.runs.directory import RunDirectory
 from tests.helpers import tiny
 
 
@@ -29,13 +28,13 @@ def runs(trained: Path, tmp_path: Path) -> Path:
         files.write_text(folder / name / "config.yaml", dump_config(settings))
     metrics = {"split": "test", "n": 18, "top1": 0.25, "top5": 0.9, "per_class_mean": 0.25}
     files.write_json(folder / "whole/eval/test/metrics.json", metrics)
-    log = folder / "lower/log.jsonl"
-    epochs = [record for record in read_log(log) if record["kind"] == "epoch"]
-    files.write_text(log, json.dumps({**epochs[0], "val_top1": 0.5, "seconds": 3723.4}) + "\n")
-    now = status.read(folder / "lower")
-    assert now is not None
-    stopped = replace(now, state="stopped", why="stopped by SIGTERM", started="2026-01-02T03:04:05+00:00")
-    files.write_json(folder / "lower/status.json", asdict(stopped))
+    lower = RunDirectory(folder / "lower")
+    first = lower.read_log().epochs()[0]
+    files.write_text(lower.log_file, json.dumps({**first, "val_top1": 0.5, "seconds": 3723.4}) + "\n")
+    status = lower.read_status()
+    assert status is not None
+    stopped = replace(status, state="stopped", why="stopped by SIGTERM", started="2026-01-02T03:04:05+00:00")
+    files.write_json(lower.status_file, asdict(stopped))
     (folder / "old/early/status.json").unlink()
     return folder
 
@@ -90,7 +89,7 @@ def test_csv_has_a_column_for_each_key_that_differs(runs: Path, capsys: pytest.C
         ("0.02", "4"),
         ("0.02", "0"),
     ]
-    best = best_record(read_log(runs / "whole/log.jsonl"))
+    best = RunDirectory(runs / "whole").read_log().best()
     assert best is not None
     assert (
         whole.items()
@@ -121,13 +120,13 @@ def test_two_runs_differ_in_configuration_environment_and_result(
     environment = files.read_json(runs / "lower/environment.json")
     files.write_json(runs / "lower/environment.json", {**environment, "host": "elsewhere", "time": "later"})
     assert run(["runs", "diff", str(runs / "whole"), str(runs / "lower")]) == 0
-    found = json.loads(capsys.readouterr().out)["differences"]
-    assert found["config.optim.lr"] == [0.02, 0.005]
-    assert found["config.seed"] == [0, 3]
-    assert found["environment.host"] == [environment["host"], "elsewhere"]
-    assert found["result.state"] == ["finished", "stopped"]
-    assert found["result.test_top1"] == [0.25, None]
-    assert not {"config.run.name", "environment.time"} & found.keys()
+    differences = json.loads(capsys.readouterr().out)["differences"]
+    assert differences["config.optim.lr"] == [0.02, 0.005]
+    assert differences["config.seed"] == [0, 3]
+    assert differences["environment.host"] == [environment["host"], "elsewhere"]
+    assert differences["result.state"] == ["finished", "stopped"]
+    assert differences["result.test_top1"] == [0.25, None]
+    assert not {"config.run.name", "environment.time"} & differences.keys()
 
 
 def test_who_reads_the_list_may_stop_early(runs: Path) -> None:
@@ -190,7 +189,7 @@ def test_a_folder_without_runs_and_a_run_that_is_running(
     (tmp_path / "empty").mkdir()
     assert run(["runs", str(tmp_path / "empty")]) == 2
     assert "holds no run" in capsys.readouterr().err
-    with status.running(runs / "whole"):
+    with RunDirectory(runs / "whole").running():
         assert run(["runs", str(runs)]) == 0
         assert "running" in capsys.readouterr().out
         assert run(["runs", "rm", str(runs / "whole"), "--yes"]) == 2

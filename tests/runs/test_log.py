@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.common.errors import DataError
-from pipeline.runs.log import ALL, CLOCKS, FIELDS, HEADER, Log, best_record, read_log
+from pipeline.runs.log import ALL, CLOCKS, FIELDS, HEADER, LogWriter, best_record, read_log
 
 STEP = {"lr": 0.1, "momentum": 0.9, "loss": 1.5, "grad_norm": 2.0}
 
@@ -15,7 +15,7 @@ def step(number: int, **values: float) -> dict[str, object]:
 
 
 def test_a_log_begins_with_its_schema_and_version(tmp_path: Path) -> None:
-    log = Log(tmp_path / "log.jsonl", 0)
+    log = LogWriter(tmp_path / "log.jsonl", 0)
     log.append(step(1))
     log.close()
     first, second = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
@@ -32,11 +32,11 @@ def test_the_clocks_go_on_from_the_last_record_that_is_kept(
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(time, "process_time", lambda: next(cpu))
     path = tmp_path / "log.jsonl"
-    first = Log(path, 0)
+    first = LogWriter(path, 0)
     for number in (1, 2):  # the second step was not saved, and is taken again
         first.append(step(number))
     first.close()
-    later = Log(path, 1)
+    later = LogWriter(path, 1)
     assert [record["step"] for record in later.before] == [1]
     later.append(step(2))
     later.close()
@@ -49,14 +49,14 @@ def test_the_clocks_go_on_from_the_last_record_that_is_kept(
 @pytest.mark.parametrize("half", ['{"kind": "step", "st', "{", '{"kind": "step", "step": 3}'])
 def test_a_half_line_is_not_read_and_is_cut_off(tmp_path: Path, half: str) -> None:
     path = tmp_path / "log.jsonl"
-    log = Log(path, 0)
+    log = LogWriter(path, 0)
     log.append(step(1))
     log.append(step(2))
     log.close()
     whole = path.read_text()
     path.write_text(whole + half)
     assert [record["step"] for record in read_log(path)] == [1, 2]
-    Log(path, 2).close()
+    LogWriter(path, 2).close()
     assert path.read_text() == whole
 
 
@@ -64,19 +64,19 @@ def test_a_log_of_before_there_were_headers_gets_one(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text(json.dumps(step(1)) + "\n" + json.dumps(step(2)) + "\n")
     assert [record["step"] for record in read_log(path)] == [1, 2]
-    Log(path, 1).close()
+    LogWriter(path, 1).close()
     assert [json.loads(line) for line in path.read_text().splitlines()] == [HEADER, step(1)]
 
 
 def test_a_value_that_is_not_finite_is_null(tmp_path: Path) -> None:
-    log = Log(tmp_path / "log.jsonl", 0)
+    log = LogWriter(tmp_path / "log.jsonl", 0)
     assert log.append(step(1, grad_norm=float("inf")))["grad_norm"] is None
     log.close()
     assert read_log(tmp_path / "log.jsonl")[0]["grad_norm"] is None
 
 
 def test_a_field_that_the_schema_does_not_have_is_a_bug(tmp_path: Path) -> None:
-    log = Log(tmp_path / "log.jsonl", 0)
+    log = LogWriter(tmp_path / "log.jsonl", 0)
     with pytest.raises(AssertionError, match="colour"):
         log.append({**step(1), "colour": "red"})
     log.close()
@@ -99,7 +99,7 @@ def test_a_log_that_cannot_be_read_is_one_sentence(tmp_path: Path, content: str,
     with pytest.raises(DataError, match=words):
         read_log(path)
     with pytest.raises(DataError, match=words):
-        Log(path, 5)
+        LogWriter(path, 5)
     assert path.read_text() == content
 
 

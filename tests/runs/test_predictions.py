@@ -3,17 +3,20 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import spearmanr
 
 from pipeline.cli import main
 from pipeline.common.errors import DataError
 from pipeline.data import sample_table
 from pipeline.evaluation import results
-from pipeline.runs import predictions
+from pipeline.runs.directory import RunDirectory
+from pipeline.runs.predictions import StoredPredictions
 from tests.helpers import tiny
 
 Damage = Callable[[Path], None]
@@ -135,46 +138,64 @@ def test_report_refuses(
     assert str(runs / "runs/tiny/eval/test") in said
 
 
-def test_numbers_refuse_a_foreign_image_and_another_label(runs: Path) -> None:
-    folder = runs / "runs/tiny/eval/test"
-    samples = sample_table.read(next(tiny.data_root().glob("synthetic-6x10-*/samples-val0.1-seed0.csv")))
-    own = samples["id"] == samples.loc[samples["split"] == "test", "id"].iloc[0]
+def samples_of_tiny() -> pd.DataFrame:
+    return sample_table.read(next(tiny.data_root().glob("synthetic-6x10-*/samples-val0.1-seed0.csv")))
+
+
+def training_rows(samples: pd.DataFrame) -> np.ndarray:
+    return np.flatnonzero(samples["split"] == "train")
+
+
+def test_metrics_refuse_a_foreign_image_and_another_label(runs: Path) -> None:
+    folder, samples = RunDirectory(runs / "runs/tiny").evaluation("test"), samples_of_tiny()
+    first = samples["id"] == samples.loc[samples["split"] == "test", "id"].iloc[0]
     moved = samples.copy()
-    moved.loc[own, ["label", "class_name"]] = (
+    moved.loc[first, ["label", "class_name"]] = (
         samples.loc[samples["label"] == 5, ["label", "class_name"]].iloc[0].tolist()
     )
     with pytest.raises(DataError, match=r"other labels than in the data for image ids"):
-        results.compute_metrics(folder, moved)
+        results.compute_metrics(folder, moved, training_rows(moved))
+    without = samples[~first].reset_index(drop=True)
     with pytest.raises(DataError, match=r"are not in the split"):
-        results.compute_metrics(folder, samples[~own])
+        results.compute_metrics(folder, without, training_rows(without))
 
 
-def test_the_numbers_follow_from_the_stored_files_alone(runs: Path) -> None:
-    folder = runs / "runs/tiny/eval/test"
-    samples = sample_table.read(next(tiny.data_root().glob("synthetic-6x10-*/samples-val0.1-seed0.csv")))
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    kept = {"predictions.csv", "outputs.npz", "validation.npz", "metrics.json"}
-    assert kept < before.keys()
-    for name in before.keys() - kept:
-        (folder / name).unlink()
-    found, _ = results.compute_metrics(folder, samples)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert found == json.loads(before["metrics.json"])
+def test_metrics_follow_from_the_stored_files_alone(runs: Path) -> None:
+    folder, samples = RunDirectory(runs / "runs/tiny").evaluation("test"), samples_of_tiny()
+    before = {path.name: path.read_bytes() for path in folder.path.iterdir()}
+    stored = {"predictions.csv", "outputs.npz", "validation.npz", "metrics.json"}
+    assert stored < before.keys()
+    for name in before.keys() - stored:
+        (folder.path / name).unlink()
+    metrics, _ = results.compute_metrics(folder, samples, training_rows(samples))
+    assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == before
+    assert metrics == json.loads(before["metrics.json"])
 
 
-def test_outputs_are_written_and_read_back(tmp_path: Path) -> None:
-    random = np.random.default_rng(0)
-    outputs = predictions.Outputs(
-        np.array([4, 2, 9]),
-        random.normal(size=(3, 2)).astype(np.float32),
-        random.normal(size=(3, 5)).astype(np.float32),
-    )
-    predicted = pd.DataFrame({"id": outputs.id, "predicted": outputs.logits.argmax(axis=1)})
-    validation = predictions.Validation(outputs.logits[:2], np.array([0, 1]))
-    predictions.write(tmp_path, predicted, outputs, validation)
-    back = predictions.read_outputs(tmp_path, predicted, 2)
-    assert all(np.array_equal(getattr(back, name), value) for name, value in vars(outputs).items())
-    again = predictions.read_validation(tmp_path, 2)
-    assert again is not None and np.array_equal(again.logits, validation.logits)
-    predictions.write(tmp_path, predicted, outputs)
-    assert predictions.read_validation(tmp_path, 2) is None
+def test_training_images_are_counted_among_the_rows_that_the_run_learned_from(runs: Path) -> None:
+    folder, samples = RunDirectory(runs / "runs/tiny").evaluation("test"), samples_of_tiny()
+    labels, train = samples["label"].to_numpy(), training_rows(samples)
+    learned = np.concatenate([train[labels[train] == label][:images] for label, images in COUNTS.items()])
+    metrics, tables = results.compute_metrics(folder, samples, learned)
+    assert tables["per_class"]["train_images"].tolist() == [*COUNTS.values()]
+    expected = spearmanr([*COUNTS.values()], tables["per_class"]["accuracy"]).statistic
+    assert metrics["train_images_rho"] == pytest.approx(expected)
+
+
+COUNTS = {0: 1, 1: 5, 2: 2, 3: 6, 4: 3, 5: 4}  # label -> training images
+
+
+def test_predictions_are_written_and_read_back(runs: Path, tmp_path: Path) -> None:
+    samples = samples_of_tiny()
+    stored = StoredPredictions.read(RunDirectory(runs / "runs/tiny").evaluation("test"), samples)
+    folder = RunDirectory(tmp_path / "again").evaluation("test")
+    stored.write(folder)
+    again = StoredPredictions.read(folder, samples)
+    pd.testing.assert_frame_equal(again.table, stored.table)
+    assert np.array_equal(again.logits, stored.logits)
+    assert np.array_equal(again.features, stored.features)
+    assert stored.validation is not None
+    assert again.validation is not None
+    assert all(map(np.array_equal, again.validation, stored.validation))
+    replace(stored, validation=None).write(folder)
+    assert StoredPredictions.read(folder, samples).validation is None

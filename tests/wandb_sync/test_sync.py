@@ -10,8 +10,11 @@ import pytest
 from pipeline.cli.main import run
 from pipeline.common.errors import UserError
 from pipeline.runs import environment
-from pipeline.wandb_sync.rows import Row, best, extremes, rows
-from pipeline.wandb_sync.tables import cells
+from pipeline.runs.directory import RunDirectory
+from pipeline.runs.log import Log
+from pipeline.runs.status import Status
+from pipeline.wandb_sync.rows import Row, best, build_rows, extremes
+from pipeline.wandb_sync.tables import confusion_cells
 from pipeline.wandb_sync.tracked_run import TrackedRun
 from tests.helpers import tiny
 
@@ -27,7 +30,7 @@ def values(kind: str, step: int, **named: Any) -> dict[str, Any]:
 
 def test_a_row_holds_all_records_of_its_step() -> None:
     histograms = {"fc.weight": {"counts": [1, 2], "edges": [-1.0, 0.0, 1.0]}}
-    found = rows(
+    found = build_rows(
         [
             record("step", 1, loss=2.0),
             record("phase", 2, phase="sgd", lr=0.1),
@@ -36,7 +39,7 @@ def test_a_row_holds_all_records_of_its_step() -> None:
             record("epoch", 2, epoch=1, val_top1=None),
             record("step", 3, loss=1.0),
         ],
-        over=True,
+        is_over=True,
     )
     gradients = {"gradients/fc.weight": histograms["fc.weight"]}
     assert found == [
@@ -54,25 +57,28 @@ def test_a_row_holds_all_records_of_its_step() -> None:
 
 def test_the_last_row_waits_until_nothing_can_be_added_to_it() -> None:
     records = [record("step", 4, loss=1.0), record("step", 5, loss=0.5)]
-    assert [row.step for row in rows(records, over=False)] == [4]
-    assert [row.step for row in rows([*records, record("epoch", 5, epoch=1)], over=False)] == [4]
-    assert [row.step for row in rows([*records, record("step", 6, loss=0.4)], over=False)] == [4, 5]
-    assert [row.step for row in rows(records, over=True)] == [4, 5]
+    assert [row.step for row in build_rows(records, is_over=False)] == [4]
+    assert [row.step for row in build_rows([*records, record("epoch", 5, epoch=1)], is_over=False)] == [4]
+    assert [row.step for row in build_rows([*records, record("step", 6, loss=0.4)], is_over=False)] == [4, 5]
+    assert [row.step for row in build_rows(records, is_over=True)] == [4, 5]
     untimed = {"kind": "step", "step": 1, "loss": 2.0}  # of an earlier version
-    assert rows([untimed], over=True) == [Row(1, {"step/loss": 2.0})]
-    assert rows([], over=False) == rows([], over=True) == []
+    assert build_rows([untimed], is_over=True) == [Row(1, {"step/loss": 2.0})]
+    assert build_rows([], is_over=False) == build_rows([], is_over=True) == []
 
 
-def test_the_best_look_is_the_one_that_training_chose() -> None:
-    looks = [
-        record("val", 3, epoch=0.5, val_top1=0.5, val_loss=1.0),
-        record("epoch", 6, epoch=1, val_top1=0.5, val_loss=0.9),
-        record("epoch", 12, epoch=2, val_top1=0.4, val_loss=0.1),
-    ]
-    assert best([record("step", 1, loss=1.0)]) == extremes([record("step", 1, loss=1.0)]) == {}
-    assert best(looks) == {"best/epoch": 1, "best/step": 6, "best/val_top1": 0.5, "best/val_loss": 0.9}
-    assert extremes(looks) == {"epoch/val_top1": 0.5, "epoch/val_loss": 0.1}
-    unseen = [record("epoch", step, epoch=step, val_top1=None, val_loss=None) for step in (1, 2)]
+def test_the_best_validation_is_the_one_that_training_chose() -> None:
+    validations = Log(
+        [
+            record("val", 3, epoch=0.5, val_top1=0.5, val_loss=1.0),
+            record("epoch", 6, epoch=1, val_top1=0.5, val_loss=0.9),
+            record("epoch", 12, epoch=2, val_top1=0.4, val_loss=0.1),
+        ]
+    )
+    unvalidated = Log([record("step", 1, loss=1.0)])
+    assert best(unvalidated) == extremes(unvalidated) == {}
+    assert best(validations) == {"best/epoch": 1, "best/step": 6, "best/val_top1": 0.5, "best/val_loss": 0.9}
+    assert extremes(validations) == {"epoch/val_top1": 0.5, "epoch/val_loss": 0.1}
+    unseen = Log(record("epoch", step, epoch=step, val_top1=None, val_loss=None) for step in (1, 2))
     assert extremes(unseen) == {}
     assert best(unseen) == {"best/epoch": 2, "best/step": 2}
 
@@ -80,7 +86,7 @@ def test_the_best_look_is_the_one_that_training_chose() -> None:
 def test_the_confusion_matrix_is_its_cells_that_are_not_0() -> None:
     pairs = [(0, 0, "a", "a"), (0, 1, "a", "b"), (0, 0, "a", "a"), (2, 1, "c", "b")]
     predicted = pd.DataFrame(pairs, columns=["label", "predicted", "class_name", "predicted_name"])
-    assert cells(predicted).to_dict("list") == {
+    assert confusion_cells(predicted).to_dict("list") == {
         "class_name": ["a", "a", "c"],
         "predicted_name": ["a", "b", "b"],
         "images": [2, 1, 1],
@@ -88,48 +94,50 @@ def test_the_confusion_matrix_is_its_cells_that_are_not_0() -> None:
 
 
 def test_the_wandb_run_of_a_run_directory_is_drawn_once(tmp_path: Path) -> None:
-    place, other = (TrackedRun(tmp_path, tiny.config(tmp_path, f"tracking.project={name}")) for name in "ab")
-    first = place.known()
+    tracked, other = (
+        TrackedRun(tmp_path, tiny.config(tmp_path, f"tracking.project={name}")) for name in "ab"
+    )
+    first = tracked.identity()
     assert (first["project"], first["entity"], first["alerts"]) == ("a", None, [])
-    assert other.known() == first
+    assert other.identity() == first
     other.note(alerts=["failed in attempt 1"])
-    assert place.known() == {**first, "alerts": ["failed in attempt 1"]}
+    assert tracked.identity() == {**first, "alerts": ["failed in attempt 1"]}
     (tmp_path / "wandb.json").unlink()
-    assert other.known()["id"] != first["id"]
+    assert other.identity()["id"] != first["id"]
 
 
 def test_a_trial_of_wandbs_agent_is_the_run_that_the_agent_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = TrackedRun(tmp_path, tiny.config(tmp_path))
+    tracked = TrackedRun(tmp_path, tiny.config(tmp_path))
     monkeypatch.setenv("WANDB_RUN_ID", "r1")  # alone it says nothing: it may be in a shell for anything
-    assert place.known()["id"] != "r1"
+    assert tracked.identity()["id"] != "r1"
     (tmp_path / "wandb.json").unlink()
     for name, value in (("SWEEP_ID", "s"), ("PROJECT", "birds"), ("ENTITY", "club")):
         monkeypatch.setenv(f"WANDB_{name}", value)
-    known = place.known()
-    assert {"id": "r1", "project": "birds", "entity": "club", "sweep": "s"}.items() <= known.items()
+    identity = tracked.identity()
+    assert {"id": "r1", "project": "birds", "entity": "club", "sweep": "s"}.items() <= identity.items()
 
 
 def test_a_run_has_one_sender_at_a_time(tmp_path: Path) -> None:
-    place = TrackedRun(tmp_path, tiny.config(tmp_path))
-    with place.alone():
+    tracked = TrackedRun(tmp_path, tiny.config(tmp_path))
+    with tracked.locked():
         with pytest.raises(UserError, match="another process is sending this run to W&B"):
-            with place.alone():
+            with tracked.locked():
                 pass
-    with place.alone():
+    with tracked.locked():
         pass
 
 
 def test_a_run_is_over_when_it_finished_or_diverged_and_not_when_it_only_failed(tmp_path: Path) -> None:
-    place = TrackedRun(tmp_path, tiny.config(tmp_path))
+    tracked = TrackedRun(tmp_path, tiny.config(tmp_path))
     about = {"host": "h", "pid": 1, "attempts": 1, "started": "", "updated": ""}
 
     def says(state: str, why: str = "") -> bool:
         (tmp_path / "status.json").write_text(json.dumps({"state": state, "why": why, **about}))
-        return place.over()
+        return tracked.standing().is_over
 
-    assert place.over()  # a run of an earlier version, which left no status
+    assert tracked.standing().is_over  # a run of an earlier version, which left no status
     assert says("finished")
     assert not says("stopped", "stopped by SIGTERM")
     assert not says("failed", "step 7: the loss is nan")
@@ -137,6 +145,15 @@ def test_a_run_is_over_when_it_finished_or_diverged_and_not_when_it_only_failed(
     assert says("failed", "step 7: the loss is nan")
     assert not says("failed", "CUDA out of memory")  # later: what is in diverged.json is of another attempt
     assert not says("running")
+
+
+def test_a_run_that_ends_while_it_is_looked_at_has_one_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings = iter([Status("running", "", "h", 1, 1, "", ""), Status("finished", "", "h", 1, 1, "", "")])
+    monkeypatch.setattr(RunDirectory, "read_status", lambda _: next(readings))
+    standing = TrackedRun(tmp_path, tiny.config(tmp_path)).standing()
+    assert (standing.state, standing.diverged, standing.is_over) == ("running", False, False)
 
 
 @pytest.mark.parametrize(
@@ -165,5 +182,5 @@ def test_what_is_no_run_is_refused_in_one_sentence(
 def test_the_difference_of_the_code_is_cut_where_it_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "DIFF_BYTES", 10)
     for text, kept in (("", None), ("+ short", "+ short\n"), ("é" * 8, "é" * 5 + "\n[cut after 10 bytes]\n")):
-        monkeypatch.setattr(environment, "_ask", lambda *_, text=text: text)
+        monkeypatch.setattr(environment, "_run_git", lambda *_, text=text: text)
         assert environment.diff() == kept

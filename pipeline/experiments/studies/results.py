@@ -11,7 +11,8 @@ from scipy import stats
 from pipeline.evaluation.statistics import LEVEL
 from pipeline.experiments.studies.plan import Member
 from pipeline.runs import predictions
-from pipeline.runs.log import best_record, read_log
+from pipeline.runs.directory import RunDirectory
+from pipeline.runs.log import Log
 
 # What is measured of a run, as columns of runs.csv:
 # test_top1: of the checkpoint that was the best on validation. val_top1, val_loss: its validation.
@@ -19,21 +20,18 @@ from pipeline.runs.log import best_record, read_log
 MEASURES = ("test_top1", "val_top1", "train_error")
 
 
-def log(member: Member) -> list[dict[str, Any]]:
+def log(member: Member) -> Log:
     """The records of a run."""
-    return read_log(member.config.run_dir / "log.jsonl")
+    return RunDirectory(member.config.run_dir).read_log()
 
 
 def row(member: Member) -> dict[str, Any]:
     """What a finished run has come to, as a row of runs.csv."""
     config = member.config
     logged = log(member)
-    chosen, last = (
-        best_record(logged),
-        [record for record in logged if record["kind"] == "epoch"][-1],
-    )
+    chosen, last = logged.best(), logged.epochs()[-1]
     assert chosen is not None, "a study validates"
-    tested = predictions.read_metrics(predictions.folder_of(config.run_dir, "test"))
+    tested = predictions.read_metrics(RunDirectory(config.run_dir).evaluation("test"))
     return {
         "condition": member.condition,
         "arm": member.arm,

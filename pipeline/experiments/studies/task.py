@@ -7,6 +7,7 @@ from pipeline.common import files
 from pipeline.config.schema import Config
 from pipeline.experiments import worker_pool
 from pipeline.experiments.worker_pool import Outcome
+from pipeline.runs.directory import RunDirectory
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,7 @@ def _evaluate_once(config: Config) -> None:
     from pipeline.evaluation.evaluate import evaluate
     from pipeline.runs import predictions
 
-    folder = predictions.folder_of(config.run_dir, "test")
-    best = files.digest_of_file(config.checkpoints_dir / "best.pt")
-    if (
-        not (folder / "metrics.json").is_file()
-        or predictions.read_metrics(folder)["checkpoint_sha256"] != best
-    ):
+    run = RunDirectory(config.run_dir)
+    test, best = run.evaluation("test"), files.digest_of_file(run.checkpoint("best"))
+    if not test.metrics_file.is_file() or predictions.read_metrics(test)["checkpoint_sha256"] != best:
         evaluate(config)

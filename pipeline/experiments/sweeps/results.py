@@ -17,7 +17,8 @@ from pipeline.data import prepare
 from pipeline.evaluation.statistics import wilson
 from pipeline.experiments.sweeps.plan import BEST, SweepPlan
 from pipeline.experiments.sweeps.trials import Trials
-from pipeline.runs.log import best_record, read_log
+from pipeline.runs.directory import RunDirectory
+from pipeline.runs.log import best_record
 
 HEADER_WIDTH = 108
 IMPORTANCE_NEEDS = 10  # complete trials, and two a parameter
@@ -25,8 +26,7 @@ IMPORTANCE_NEEDS = 10  # complete trials, and two a parameter
 
 def epochs(plan: SweepPlan, number: int) -> list[dict[str, Any]]:
     """The records of a trial's epochs."""
-    logged = read_log(plan.run_dir(number) / "log.jsonl")
-    return [record for record in logged if record["kind"] == "epoch"]
+    return RunDirectory(plan.run_dir(number)).read_log().epochs()
 
 
 def value(plan: SweepPlan, number: int) -> float | None:
@@ -146,7 +146,7 @@ def write_best(plan: SweepPlan, found: dict[str, Any], config: Config, note: Seq
 
 def _threads(plan: SweepPlan, number: int) -> str:
     """On the CPU a trial has one thread; with more, the last digits of its sums are others."""
-    about = files.read_json(plan.run_dir(number) / "environment.json")
+    about = RunDirectory(plan.run_dir(number)).read_environment()
     return "OMP_NUM_THREADS=1 " if about["cuda"] is None else ""
 
 

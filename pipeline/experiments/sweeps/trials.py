@@ -24,6 +24,7 @@ from pipeline.common import locks, seeding
 from pipeline.common.locks import Lock
 from pipeline.experiments.sweeps.parameter import Value
 from pipeline.experiments.sweeps.plan import SweepPlan
+from pipeline.runs.directory import RunDirectory
 
 JOURNAL, LOCKED, TAKING = "study.journal", "study.journal.lock", "take.lock"
 KILLED_AT_MOST = 3  # processes in a row that a trial may cost without a new checkpoint
@@ -198,7 +199,7 @@ class Trials:
 
     def _saved(self, number: int) -> float:
         """When its last checkpoint was written, seconds since 1970; 0 without one."""
-        last = self.plan.run_dir(number) / "checkpoints/last.pt"
+        last = RunDirectory(self.plan.run_dir(number)).checkpoint("last")
         return last.stat().st_mtime if last.is_file() else 0.0
 
 

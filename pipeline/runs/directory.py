@@ -1,0 +1,115 @@
+"""A run directory: the name of every file in it, and how it is read."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.common import files
+from pipeline.runs import log, status
+
+Checkpoint = Literal["best", "last"]
+Table = Literal["per_class", "confusion", "confused_pairs", "class_order", "reliability", "coverage"]
+
+
+class RunDirectory:
+    """RUN, as training, evaluation and tracking leave it; each file may be missing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.environment_file = path / "environment.json"
+        self.diff_file = path / "diff.patch"  # changes of the code since its commit
+        self.log_file = path / "log.jsonl"
+        self.status_file = path / "status.json"
+        self.diverged_file = path / "diverged.json"  # the batch whose loss was not finite
+        self.curves_file = path / "curves.png"
+        self.schedule_file = path / "schedule.png"
+        self.lr_find_table = path / "lr_find" / "lr_find.csv"
+        self.lr_find_figure = path / "lr_find" / "lr_find.png"
+        self.checkpoints = path / "checkpoints"
+        self.evaluations = path / "eval"
+        self.features = path / "eval" / "features"
+        self.test_readings_file = path / "test_reads.jsonl"  # a line a reading of the test split
+        self.tensorboard = path / "tensorboard"
+        self.csv = path / "csv"
+        self.wandb = path / "wandb"
+        self.wandb_file = path / "wandb.json"  # identity of the W&B run, and what was sent
+
+    def is_run(self) -> bool:
+        """Whether a training has begun here."""
+        return self.config_file.is_file() and self.log_file.is_file()
+
+    def checkpoint(self, name: Checkpoint) -> Path:
+        """The checkpoint that validation chose, or the last one."""
+        return self.checkpoints / f"{name}.pt"
+
+    def evaluation(self, split: str) -> "EvaluationDirectory":
+        """What `eval` left of a split."""
+        return EvaluationDirectory(self.evaluations / split)
+
+    def feature_cache(self, split: str) -> Path:
+        """The stored features of a split."""
+        return self.features / f"{split}.npz"
+
+    def read_log(self) -> log.Log:
+        """The records so far; a `DataError` when the log is of a later version, or damaged."""
+        return log.read_log(self.log_file)
+
+    def read_status(self) -> status.Status | None:
+        """One snapshot of the run's status; None where no training has begun."""
+        return status.read(self.status_file)
+
+    def running(self) -> AbstractContextManager[None]:
+        """Mark the run as running while the block runs, and write down how it ended."""
+        return status.running(self.status_file)
+
+    def read_environment(self) -> dict[str, Any]:
+        """What the run ran on; empty when that is not stored."""
+        return dict(files.read_json(self.environment_file)) if self.environment_file.is_file() else {}
+
+    def count_test_readings(self) -> int:
+        """How often the run has read the test split."""
+        path = self.test_readings_file
+        return path.read_text(encoding="utf-8").count("\n") if path.is_file() else 0
+
+
+def find_run_directories(folder: Path) -> list[RunDirectory]:
+    """The run directories below a folder, by path."""
+    candidates = [RunDirectory(path.parent) for path in sorted(folder.rglob("config.yaml"))]
+    return [run for run in candidates if run.is_run()]
+
+
+class EvaluationDirectory:
+    """RUN/eval/SPLIT: predictions, what was computed from them, the report and the audit."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.split = path, path.name
+        self.predictions_file = path / "predictions.csv"
+        self.outputs_file = path / "outputs.npz"
+        self.validation_file = path / "validation.npz"
+        self.metrics_file = path / "metrics.json"
+        self.report_file = path / "report.html"
+        self.explanations = path / "explain"
+        self.heat_maps_file = self.explanations / "heatmaps.npz"
+        self.pointing_file = self.explanations / "pointing.csv"
+        self.pointing_game_file = self.explanations / "pointing_game.csv"
+        self.parts_file = self.explanations / "parts.csv"
+        self.nearest_file = self.explanations / "nearest.csv"
+        self.embedding_file = self.explanations / "embedding.csv"
+        self.retrieval_file = self.explanations / "retrieval.json"
+        self.audit = AuditDirectory(path / "audit")
+
+    def table(self, name: Table) -> Path:
+        """A table that is computed from the predictions."""
+        return self.path / f"{name}.csv"
+
+
+class AuditDirectory:
+    """RUN/eval/SPLIT/audit."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.label_errors_file = path / "label_errors.csv"
+        self.duplicates_file = path / "duplicates.csv"
+        self.pairs = path / "pairs"  # a picture a pair of near-duplicates
+        self.summary_file = path / "summary.json"
