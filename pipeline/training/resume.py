@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and whether it may."""
+"""The checkpoint from which a run goes on, and the settings that may have changed since."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ from pipeline.runs.directory import RunDirectory
 
 
 def start_from(config: Config, classes: list[str], samples: str) -> tuple[Path, dict[str, Any]] | None:
-    """The checkpoint that `train.resume` asks for with its content, or None for a fresh start.
+    """The path and content of the checkpoint that `train.resume` asks for, or None for a fresh start.
 
     Args:
         classes, samples: names and digest of the sample table that the run trains on.
@@ -22,10 +22,10 @@ def start_from(config: Config, classes: list[str], samples: str) -> tuple[Path, 
     Raises:
         CheckpointError: it is missing, damaged, or of other data or another configuration.
     """
-    wanted, last = wanted_of(config), RunDirectory(config.run_dir).checkpoint("last")
-    if wanted == "never" or (wanted == "auto" and not last.is_file()):
+    start, last = requested(config), RunDirectory(config.run_dir).checkpoint("last")
+    if start == "never" or (start == "auto" and not last.is_file()):
         return None
-    path = last if wanted == "auto" else Path(wanted)
+    path = last if start == "auto" else Path(start)
     content = read(path)
     check_data(content, path, classes, samples)
     differences = load.differences(load.completed(content["config"]), config.model_dump(mode="json"))
@@ -48,17 +48,17 @@ def start_from(config: Config, classes: list[str], samples: str) -> tuple[Path, 
     return path, content
 
 
-def wanted_of(config: Config) -> str:
-    """What `train.resume` asks for; when torchrun or Slurm starts a job again by itself, to go on."""
-    again = any(
+def requested(config: Config) -> str:
+    """`train.resume`; auto where torchrun or Slurm has restarted a run that has a checkpoint."""
+    restarted = any(
         int(os.environ.get(name, "0")) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
     )
-    begun = RunDirectory(config.run_dir).checkpoint("last").is_file()
-    return "auto" if again and begun else config.train.resume
+    has_checkpoint = RunDirectory(config.run_dir).checkpoint("last").is_file()
+    return "auto" if restarted and has_checkpoint else config.train.resume
 
 
 def put_aside(run_dir: Path) -> None:
-    """Rename an earlier run's folder to NAME.1, NAME.2, ...: nothing is deleted."""
+    """Rename an earlier run's folder to NAME.1, NAME.2, ...; nothing is deleted."""
     if not run_dir.exists():
         return
     number = 1

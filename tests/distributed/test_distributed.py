@@ -185,10 +185,10 @@ def test_a_job_that_a_launcher_starts_again_goes_on_whatever_it_was_told_first(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny.config(trained, "train.resume=never")
-    assert resume.wanted_of(config) == "never"
+    assert resume.requested(config) == "never"
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert resume.wanted_of(config) == "auto"
-    assert resume.wanted_of(tiny.config(trained, "train.resume=never", "run.name=new")) == "never"
+    assert resume.requested(config) == "auto"
+    assert resume.requested(tiny.config(trained, "train.resume=never", "run.name=new")) == "never"
 
 
 def test_a_run_in_shards_leaves_a_checkpoint_like_any_other(birds: Path, tmp_path: Path) -> None:
