@@ -14,6 +14,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 LAUNCH := $(if $(filter-out 1,$(GPUS)),$(BIN)/python -m pipeline.launch --standalone --nproc-per-node $(GPUS),$(BIN)/python -m pipeline)
+# pytest-xdist: a process a core
+SIDE_BY_SIDE := -n logical --maxprocesses 8 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help setup doctor data train eval predict report audit study sweep runs sync schedule lr-find summary config demo smoke test test-all kill-test check format bench clean
@@ -113,10 +115,10 @@ sync: $(READY) ## complete the W&B runs of RUN="runs/a runs/b" (ARGS=--offline: 
 ##@ Develop
 
 test: $(READY) ## run the quick suite
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 test-all: $(READY) ## run every test, also those marked slow
-	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "slow or not slow" $(ARGS)
 
 kill-test: $(READY) ## kill a small training 20 times; it has to end as one that was never killed
 	$(BIN)/python scripts/kill_test.py $(ARGS)

@@ -1,18 +1,47 @@
-"""What several test files share."""
+"""What several test files share.
+
+Each process of a test computes with one thread: the files run side by side, and rounding depends on the number.
+"""
 
 import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
+
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from tests.helpers import tiny
+from pipeline.common import console
+from tests.helpers import processes, tiny
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _test_data_root(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _session(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The folder of the drawn data, and the server of processes, before a test has changed the environment."""
     os.environ["PLUMAGE_TEST_DATA"] = str(tmp_path_factory.mktemp("data"))
+    processes.start_server()
+
+
+@pytest.fixture(autouse=True)
+def _process_as_it_was() -> Iterator[None]:
+    """What a verb sets for the whole process is as before when the next test begins: tests pass in any order."""
+    environment = dict(os.environ)
+    handlers = {
+        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    }
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = False
+    console._console.quiet, console._signature[0] = False, ""  # there is no public way back
 
 
 @pytest.fixture(scope="session")

@@ -184,7 +184,7 @@ def test_a_study_that_is_done_is_only_shown_again(done: Path, capsys: pytest.Cap
 def test_a_study_that_was_stopped_goes_on_to_the_same_weights(done: Path, tmp_path: Path) -> None:
     path = write(tmp_path, arms={"slow": ["optim.lr=0.001"]}, tune_lr={}, seeds=[0])
     log = study_of(tmp_path) / "slow-seed0/log.jsonl"
-    words = [sys.executable, "-m", "pipeline", "study", str(path), "--jobs", "1"]
+    words = ["study", str(path), "--jobs", "1"]
     begun = lambda: log.is_file() and '"step": 4,' in log.read_text()  # noqa: E731
     assert tiny.interrupt(words, begun, signal.SIGTERM) == 75
     saved = study_of(tmp_path) / "slow-seed0/checkpoints"
@@ -197,7 +197,7 @@ def test_a_study_that_was_stopped_goes_on_to_the_same_weights(done: Path, tmp_pa
 def test_a_study_that_was_killed_leaves_no_run_behind(birds: Path, tmp_path: Path) -> None:
     path = write(tmp_path, arms={"slow": ["optim.lr=0.001", "train.epochs=2000"]}, tune_lr={}, seeds=[0])
     log = study_of(tmp_path) / "slow-seed0/log.jsonl"
-    words = [sys.executable, "-m", "pipeline", "study", str(path), "--jobs", "1"]
+    words = ["study", str(path), "--jobs", "1"]
     assert tiny.interrupt(words, log.is_file, signal.SIGKILL) == -signal.SIGKILL
     deadline = time.monotonic() + 60
     while "stopped by SIGTERM" not in (log.parent / "output.log").read_text():  # by the worker itself

@@ -1,11 +1,13 @@
-"""Processes that train and die at a chosen record: forked from one that has imported torch already."""
+"""Processes of our own program, forked from a server that has imported torch already, and ended at a chosen moment."""
 
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
-from multiprocessing import get_context
+import time
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
 from pipeline.cli.main import run
 from pipeline.common import signals
@@ -13,6 +15,20 @@ from pipeline.config.load import load_config
 from pipeline.runs.log import LogRecord
 
 WAIT_S = 120
+CONTEXT = get_context("forkserver")
+
+
+def start_server() -> None:
+    """Start the process that all others are forked from: with the environment and the folder of this moment."""
+    CONTEXT.set_forkserver_preload(
+        [
+            "pipeline.training.trainer",
+            "pipeline.evaluation.evaluate",
+            "pipeline.data.prepare_distributed",
+            "tests.helpers.ranks",
+        ]
+    )
+    forkserver.ensure_running()
 
 
 class Dying:
@@ -31,7 +47,7 @@ class Dying:
 
 def train(words: Sequence[str], environment: Mapping[str, str] = {}) -> int:
     """Train to the end in a process of its own; its exit code."""
-    return _join(_run, ["train", *words], environment)
+    return _join(_start(_run, ["train", *words], environment))
 
 
 def train_until(
@@ -41,21 +57,36 @@ def train_until(
     environment: Mapping[str, str] = {},
 ) -> int:
     """Train until a record of a step, then send the process a signal; its exit code, -9 for SIGKILL."""
-    return _join(_run_until, words, step, number, environment)
+    return _join(_start(_run_until, words, step, number, environment))
+
+
+def interrupt(words: Sequence[str], when: Callable[[], bool], *numbers: signal.Signals) -> int:
+    """Run a verb, send its process signals as soon as something holds; its exit code, -9 for SIGKILL."""
+    process = _start(_run, words, {})
+    deadline = time.monotonic() + WAIT_S
+    while not when():
+        assert process.is_alive(), "the process ended before it could be interrupted"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    for number in numbers:
+        os.kill(process.pid or 0, number)
+    return _join(process)
 
 
 def modules_of_training(words: Sequence[str], environment: Mapping[str, str] = {}) -> set[str]:
     """Those modules of ours, and torch, that are imported when a training has ended well."""
-    ours, theirs = get_context("forkserver").Pipe(duplex=False)
-    assert _join(_report_modules, ["train", *words], environment, theirs) == 0
+    ours, theirs = CONTEXT.Pipe(duplex=False)
+    assert _join(_start(_report_modules, ["train", *words], environment, theirs)) == 0
     return set(ours.recv())
 
 
-def _join(target: object, *arguments: object) -> int:
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.training.trainer"])
-    process = context.Process(target=target, args=arguments)
+def _start(target: Callable[..., None], *arguments: object) -> BaseProcess:
+    process = CONTEXT.Process(target=target, args=arguments)
     process.start()
+    return process
+
+
+def _join(process: BaseProcess) -> int:
     process.join(WAIT_S)
     assert process.exitcode is not None, "the process has not ended"
     return process.exitcode
@@ -63,14 +94,14 @@ def _join(target: object, *arguments: object) -> int:
 
 def _run(words: list[str], environment: Mapping[str, str]) -> None:
     os.environ.update(environment)
-    os._exit(run(words))
+    sys.exit(run(words))
 
 
 def _report_modules(words: list[str], environment: Mapping[str, str], pipe: Connection) -> None:
     os.environ.update(environment)
     code = run(words)
     pipe.send([name for name in sys.modules if name == "torch" or name.startswith("pipeline.")])
-    os._exit(code)
+    sys.exit(code)
 
 
 def _run_until(words: list[str], step: int, number: signal.Signals, environment: Mapping[str, str]) -> None:
@@ -83,5 +114,4 @@ def _run_until(words: list[str], step: int, number: signal.Signals, environment:
     try:
         train(load_config(None, words), Dying(step, number))
     except Stopped as stopped:
-        os._exit(stopped.exit_code)
-    os._exit(0)
+        sys.exit(stopped.exit_code)

@@ -1,9 +1,7 @@
 """Several ranks without a launcher: processes that a server forks, so that torch is imported once."""
 
 import io
-import multiprocessing
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -18,16 +16,8 @@ import torch.distributed as dist
 from pipeline.cli import main
 from pipeline.common import console
 from tests.helpers import tiny
+from tests.helpers.processes import CONTEXT
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    [
-        "pipeline.training.trainer",
-        "pipeline.evaluation.evaluate",
-        "pipeline.data.prepare_distributed",
-        "tests.helpers.tiny",
-    ]
-)
 PATIENCE_S = 120
 
 
@@ -72,9 +62,6 @@ def _rank(
     rank: int, world: int, port: int, there: Connection, function: Callable[..., Any], args: Any
 ) -> None:
     torch.set_num_threads(1)
-    signal.pthread_sigmask(
-        signal.SIG_UNBLOCK, {signal.SIGTERM}
-    )  # the server may be the loader's, which blocks it
     os.environ |= {
         "RANK": str(rank),
         "WORLD_SIZE": str(world),

@@ -2,10 +2,7 @@
 
 import functools
 import os
-import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +13,10 @@ from pipeline.cli.main import run
 from pipeline.config.load import load_config
 from pipeline.config.schema import Config
 from pipeline.runs.log import read_log
+from tests.helpers import processes
 
 SPECIES, IMAGES, TRAIN = 6, 10, 7
+interrupt = processes.interrupt
 
 
 def overrides(tmp: Path, *more: str) -> list[str]:
@@ -53,7 +52,8 @@ def do(verb: str, tmp: Path, *more: str) -> int:
 
 
 def command(verb: str, tmp: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "pipeline", verb, *overrides(tmp, *more)]
+    """The arguments of a verb on the tiny job."""
+    return [verb, *overrides(tmp, *more)]
 
 
 def launch(words: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
@@ -85,19 +85,6 @@ def records(log: Path) -> list[dict[str, Any]]:
 
 def checkpoints(tmp: Path, name: str = "tiny") -> Path:
     return tmp / "runs" / name / "checkpoints"
-
-
-def interrupt(words: list[str], when: Callable[[], bool], *numbers: signal.Signals) -> int:
-    """Start a command, send it signals as soon as something holds, and return its exit code."""
-    child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not when():
-        assert child.poll() is None, "the command ended before it could be interrupted"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    for number in numbers:
-        child.send_signal(number)
-    return child.wait(timeout=120)
 
 
 def log_reaches(tmp: Path, step: int) -> Callable[[], bool]:
