@@ -23,18 +23,17 @@ from pipeline.common import console, files, hardware
 from pipeline.common.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 JPEG_QUALITY = 95
 DAMAGE = OSError, SyntaxError, ValueError, Image.DecompressionBombError  # what Pillow raises for bad pictures
-JPEG_BYTES_PER_PIXEL = 0.8  # at quality 95, with a margin: what is asked of the disk beforehand
-
+JPEG_BYTES_PER_PIXEL = 0.8  # at quality 95, with a margin, to see whether the disk has room
 
 cv2.setNumThreads(0)  # one picture is one thread's work, here and in loader processes
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How pictures stand in a store."""
+    """How a store holds its pictures."""
 
     resize: Literal["squash", "short_side"]
     resize_px: int
@@ -57,9 +56,10 @@ class Store:
     """A store opened for reading; its pages are shared by all processes of the machine."""
 
     def __init__(self, folder: Path, ids: npt.NDArray[np.int64] | None = None) -> None:
-        """ids: int64 [n], the pictures that are meant, in their order; None: all.
+        """ids: int64 [n], the pictures to serve, in their order; None: all.
 
-        Raises: DataError: there is no store in `folder`, or it lacks one of them.
+        Raises:
+            DataError: there is no store in `folder`, or it lacks one of the pictures.
         """
         if not (folder / "index.csv").is_file():
             raise DataError(f"{folder}: missing; run `make data`")
@@ -135,16 +135,16 @@ def picture(path: Path, layout: Layout) -> Pixels:
 
 
 def build(table: pd.DataFrame, images: Path, folder: Path, layout: Layout) -> pd.DataFrame:
-    """Decode, check and store every picture of a sample table; return the index with what was found.
+    """Decode, check and store every picture of a sample table; return the store's index.
 
-    Threads do it, one a core and one more: decoding, resizing and writing release the interpreter.
+    It runs in threads, one more than there are cores: decoding, resizing and writing release the interpreter.
 
     Args:
         table: needs `id` and `path`, the path relative to `images`.
         folder: of the store; it appears when every picture has gone in, and not before.
 
     Returns:
-        One row a picture: id, offset, length, store_width, store_height, and table.PICTURE_COLUMNS.
+        One row a picture: id, offset, length, store_width, store_height, and sample_table.PICTURE_COLUMNS.
 
     Raises:
         DataError: pictures do not decode (all are named), or the disk is too small.
@@ -200,11 +200,11 @@ def _fill(
         console.bar("store", len(paths)) as bar,
         ThreadPoolExecutor(workers) as pool,
     ):
-        for made in _in_order(pool, make, range(len(paths)), ahead=4 * workers):
-            if isinstance(made, str):
-                bad.append(made)
+        for entry in _map_in_order(pool, make, range(len(paths)), ahead=4 * workers):
+            if isinstance(entry, str):
+                bad.append(entry)
             else:
-                content, facts = made
+                content, facts = entry
                 rows.append({"offset": stream.tell(), "length": content.nbytes, **facts})
                 stream.write(content.data)
             bar.advance()
@@ -217,7 +217,7 @@ def _fill(
 
 
 def make_entry(path: Path, size: tuple[int, int], layout: Layout) -> tuple[Pixels, dict[str, int | bool]]:
-    """A picture as it goes into the store (pixels [H, W, 3], or JPEG's bytes [n]), and what is known of it."""
+    """A picture as it goes into the store (pixels [H, W, 3], or JPEG's bytes [n]), and its row of the index."""
     content = path.read_bytes()
     pixels, facts = decode(content, size)
     pixels = np.ascontiguousarray(resized(pixels, *size))
@@ -228,11 +228,11 @@ def make_entry(path: Path, size: tuple[int, int], layout: Layout) -> tuple[Pixel
     return pixels, {"store_width": width, "store_height": height, **facts, "file_bytes": len(content)}
 
 
-def _in_order(
-    pool: ThreadPoolExecutor, function: Callable[[int], Made], items: Iterable[int], ahead: int
-) -> Iterator[Made]:
+def _map_in_order(
+    pool: ThreadPoolExecutor, function: Callable[[int], Result], items: Iterable[int], ahead: int
+) -> Iterator[Result]:
     """`pool.map`, but at most `ahead` results wait to be taken: a slow disk must not fill the memory."""
-    waiting: deque[Future[Made]] = deque()
+    waiting: deque[Future[Result]] = deque()
     for item in items:
         waiting.append(pool.submit(function, item))
         if len(waiting) > ahead:

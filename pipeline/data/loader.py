@@ -1,11 +1,8 @@
-"""Row i of a split, and the loader that serves it to one rank.
+"""The images of a store in batches, and the loader that serves them to one rank.
 
 The order of an epoch is a function of (seed, epoch), and a batch is a list of (epoch, draw): the
 dataset keeps no state, so a loader can begin at any batch of any epoch, with any number of
-processes, on any number of ranks, and gives the same images.
-
-A draw is a row of the sample table; where an epoch shows an image more than once, the table's length
-is added each time, so that every showing is augmented in its own way.
+processes, on any number of ranks, and gives the same images. `sampling` says what a draw is.
 """
 
 import multiprocessing
@@ -59,13 +56,13 @@ class Images(Dataset[Batch]):
         self.store, self.labels, self.view = store, torch.from_numpy(labels), view
 
     def __getitems__(self, items: Sequence[Item]) -> Batch:
-        """A batch whose image is still [B, H, W, 3]: each picture is copied once, into its place."""
+        """A batch whose image is still [B, H, W, 3]: each picture is copied once, to its final memory."""
         rows = torch.tensor([draw % len(self.labels) for _, draw in items], dtype=torch.int64)
         side_px = self.view.image_px(items[0][0] if items else 0)
         image = torch.empty((len(items), side_px, side_px, 3), dtype=torch.uint8)
-        place = image.numpy()
+        pictures = image.numpy()
         for position, ((epoch, draw), row) in enumerate(zip(items, rows.tolist(), strict=True)):
-            place[position] = self.view(self.store[row], epoch, draw)
+            pictures[position] = self.view(self.store[row], epoch, draw)
         return Batch(image, self.labels[rows], rows)
 
 
@@ -83,24 +80,28 @@ class _BatchPlan(Sampler[list[Item]]):
 
 
 class Loader:
-    """Serves batches of one split to one rank."""
+    """Serves batches of images to one rank."""
 
     def __init__(self, images: Images, workers: int, device: torch.device) -> None:
-        """workers: processes; none: the pictures are drawn in this one, when a batch is asked for."""
+        """workers: processes; 0: this process makes each batch when it is asked for."""
         self._plan = _BatchPlan()
         self._loader = DataLoader(
             images,
             batch_sampler=self._plan,
             num_workers=workers,
-            collate_fn=_as_is,
+            collate_fn=_unchanged,
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,
-            multiprocessing_context=_server() if workers else None,
-            worker_init_fn=_in_a_worker,
+            multiprocessing_context=_forkserver() if workers else None,
+            worker_init_fn=_init_worker,
         )
 
     def batches(self, epoch: int, batches: Sequence[npt.NDArray[np.int64]]) -> Iterator[Batch]:
-        """Yield this rank's share of batches: draws, one array a batch."""
+        """Yield the batches of this rank.
+
+        Args:
+            batches: draws, an int64 array a batch.
+        """
         self._plan.batches = [[(epoch, int(draw)) for draw in batch] for batch in batches]
         for image, label, row in self._loader:
             yield Batch(image.permute(0, 3, 1, 2), label, row)
@@ -115,19 +116,19 @@ def build_loader(data: Prepared, view: View, workers: int | None, ranks: Ranks) 
     return Loader(Images(data.store, data.labels, view), worker_count(workers, ranks), ranks.device)
 
 
-def worker_count(wanted: int | None, ranks: Ranks) -> int:
-    """Loader processes a rank: `wanted`, or by the cores. On the CPU, none: the model needs them all."""
-    if wanted is not None:
-        return wanted
+def worker_count(setting: int | None, ranks: Ranks) -> int:
+    """Loader processes a rank: `data.workers`, or by the cores. None on the CPU, where the model needs all cores."""
+    if setting is not None:
+        return setting
     if ranks.device.type == "cpu":
         return 0
     return min(WORKERS_AT_MOST, max(1, hardware.cores() // ranks.local_world_size))
 
 
-def _server() -> BaseContext:
-    """Where loader processes come from: a process of one thread, that has imported what they need.
+def _forkserver() -> BaseContext:
+    """The process that loader processes are forked from: it has one thread, and has imported what they need.
 
-    This process has several threads (of NCCL, of autograd, of `RollCall`), and the child of a fork inherits
+    This process has several threads (of NCCL, of autograd, of `Heartbeat`), and the child of a fork inherits
     the locks that they hold. Signals that come to all processes at once must not end the server, so it is
     started with SIGTERM blocked.
     """
@@ -141,18 +142,18 @@ def _server() -> BaseContext:
     return context
 
 
-def _as_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _in_a_worker(worker: int) -> None:  # noqa: ARG001
-    """One thread, and no end but the rank's: torchrun and Slurm send SIGTERM to all processes at once."""
+def _init_worker(worker: int) -> None:  # noqa: ARG001
+    """Compute in one thread, and exit on the rank's SIGTERM alone: torchrun and Slurm send one to all processes."""
     cv2.setNumThreads(0)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_when_the_rank_says_so, daemon=True).start()
+    threading.Thread(target=_exit_when_the_rank_says_so, daemon=True).start()
 
 
-def _end_when_the_rank_says_so() -> None:
+def _exit_when_the_rank_says_so() -> None:
     rank = multiprocessing.parent_process()
     while rank is not None and signal.sigwaitinfo({signal.SIGTERM}).si_pid != rank.pid:
         pass

@@ -1,7 +1,7 @@
 """The data stages in their order: an archive becomes an unpacked folder, a store and a sample table.
 
-Every stage is skipped when its output is there and its inputs are what they were; the folders'
-names say what was asked for, so data sets, sizes and splits lie side by side:
+A stage is skipped when its output is there and its inputs are unchanged. Data sets, sizes and splits lie
+side by side, told apart by the names of their folders and tables:
 
     data/downloads/CUB_200_2011.tgz
     data/cub200/raw/                        unpacked
@@ -62,7 +62,7 @@ class Prepared:
 
 
 def prepare(config: Config) -> Prepared:
-    """Run the stages that are due and show what there is.
+    """Run the stages that are due and show a summary of the data set.
 
     Raises:
         DataError: anything about the archive, its files or the disk that the user can mend.
@@ -134,8 +134,8 @@ def _samples_path(config: Config) -> Path:
         f"fold{data.fold}of{data.folds}" if data.folds else f"val{data.val_images or data.val_fraction:g}"
     )
     sizes = {"train": data.train_images, "test": data.test_images}
-    asked = "".join(f"-{split}{count}" for split, count in sizes.items() if count is not None)
-    return _folder(data) / f"samples-{held_out}{asked}-seed{config.seed}.csv"
+    reduced = "".join(f"-{split}{count}" for split, count in sizes.items() if count is not None)
+    return _folder(data) / f"samples-{held_out}{reduced}-seed{config.seed}.csv"
 
 
 def _stage(name: str, output: Path, inputs: Mapping[str, Any], run: Callable[[Path], object]) -> None:

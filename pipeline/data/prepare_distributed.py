@@ -19,7 +19,7 @@ from pipeline.distributed.process_group import Ranks
 
 BUILT = "data"
 POLL_S = 0.2
-LOOK_EVERY_S = 30.0  # at whether the builder's heart still beats
+HEARTBEAT_CHECK_S = 30.0  # between two checks whether the builder is alive
 
 
 def prepare_distributed(config: Config) -> None:
@@ -43,34 +43,32 @@ def prepare_distributed(config: Config) -> None:
 
 def builders(folder: Path, ranks: Ranks) -> list[int]:
     """For each rank, the first of those that share its disk: they see one another's files in `folder`."""
-    place = ranks.broadcast(folder / f".ranks-{secrets.token_hex(4)}").name
-    meeting = folder / place
+    meeting = folder / ranks.broadcast(folder / f".ranks-{secrets.token_hex(4)}").name
     meeting.mkdir(parents=True, exist_ok=True)
     (meeting / str(ranks.rank)).touch()
     ranks.barrier()
-    seen = [int(path.name) for path in meeting.iterdir()]
-    found = ranks.all_gather(min(seen))
-    if found[ranks.rank] == ranks.rank:
+    builder_of = ranks.all_gather(min(int(path.name) for path in meeting.iterdir()))
+    if builder_of[ranks.rank] == ranks.rank:
         shutil.rmtree(meeting)
-    return found
+    return builder_of
 
 
-def _wait_for(builder: int, roll: Heartbeat, timeout_minutes: float) -> None:
-    if not roll.is_done(BUILT, builder):
-        console.say(f"waiting for {roll.name(builder)}, which builds the data on its own disk")
-    begun = looked = time.monotonic()
-    while not roll.is_done(BUILT, builder):
-        if (why := roll.why()) is not None:
+def _wait_for(builder: int, heartbeat: Heartbeat, timeout_minutes: float) -> None:
+    if not heartbeat.is_done(BUILT, builder):
+        console.say(f"waiting for {heartbeat.name(builder)}, which builds the data on its own disk")
+    began = checked = time.monotonic()
+    while not heartbeat.is_done(BUILT, builder):
+        if (why := heartbeat.why()) is not None:
             raise RankLost(f"{why}; the data are not complete", said=True)
-        if time.monotonic() - begun > 60 * timeout_minutes:
+        if time.monotonic() - began > 60 * timeout_minutes:
             raise DataError(
-                f"{roll.name(builder)} has not built the data in {timeout_minutes:g} minutes; look at what it does, "
-                "or set distributed.data_timeout_minutes higher"
+                f"{heartbeat.name(builder)} has not built the data in {timeout_minutes:g} minutes; "
+                "look at what it does, or set distributed.data_timeout_minutes higher"
             )
-        if time.monotonic() - looked > LOOK_EVERY_S:
-            looked = time.monotonic()
-            if builder in roll.dead_ranks():
+        if time.monotonic() - checked > HEARTBEAT_CHECK_S:
+            checked = time.monotonic()
+            if builder in heartbeat.dead_ranks():
                 raise RankLost(
-                    f"{roll.name(builder)} does not answer, and it was building the data", said=False
+                    f"{heartbeat.name(builder)} does not answer, and it was building the data", said=False
                 )
         time.sleep(POLL_S)

@@ -1,7 +1,7 @@
 """The sample table: one row an image, and the only thing the rest of the pipeline knows of a data set.
 
 A source (CUB, drawn birds, a folder) yields it with the columns of `SOURCE_COLUMNS`; building the
-store adds what the pictures themselves say (`PICTURE_COLUMNS`); drawing the splits adds `split`.
+store adds what is known from the pictures themselves (`PICTURE_COLUMNS`); drawing the splits adds `split`.
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.common import files
-from pipeline.common.errors import DataError
+from pipeline.common.errors import DataError, name_some
 
-# id: the source's own number of the image, unique. path: relative to the folder of images.
+# id: the source's number of the image, unique. path: relative to the folder of images.
 # label: 0 .. C-1. class_name: one per label. official: "train" or "test", as the source has it.
 # box_*: the bird's bounding box in pixels of the original picture, NaN where a source has none.
 SOURCE_COLUMNS = ["id", "path", "label", "class_name", "official", "box_x", "box_y", "box_w", "box_h"]
@@ -31,10 +31,10 @@ def check(table: pd.DataFrame, where: Path | str, columns: Sequence[str] = SOURC
         )
     if table.empty:
         raise DataError(f"{where}: no image is listed; check that this is the data set you meant")
-    doubled = table.loc[table["id"].duplicated(), "id"].tolist()
-    if doubled:
+    duplicates = table.loc[table["id"].duplicated(), "id"].tolist()
+    if duplicates:
         raise DataError(
-            f"{where}: the image ids {doubled[:5]} stand there twice; each image needs an id of its own"
+            f"{where}: duplicate image ids {name_some(duplicates)}; each image needs an id of its own"
         )
     names = table.groupby("label")["class_name"].nunique()
     if (names > 1).any() or sorted(names.index) != list(range(len(names))):

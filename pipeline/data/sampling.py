@@ -1,4 +1,8 @@
-"""Which images each batch holds: a function of (seed, epoch), shared out over ranks."""
+"""The images of each batch: a function of (seed, epoch), distributed over ranks.
+
+A draw is a row of the sample table; where an epoch shows an image more than once, the table's length is
+added for each further showing, so that every showing is augmented in its own way.
+"""
 
 from collections.abc import Sequence
 
@@ -9,8 +13,6 @@ from pipeline.common import seeding
 from pipeline.distributed.process_group import Ranks
 
 Item = tuple[int, int]  # (epoch, draw)
-
-
 Rows = Sequence[int] | npt.NDArray[np.int64]
 
 
@@ -27,15 +29,19 @@ def balanced_order(
     How often two classes, or two images of a class, are drawn differs by one at most.
 
     Args:
-        labels: int64, of the whole table.
+        labels: int64 [n], of the whole table.
+
+    Returns:
+        Draws, int64 [rows].
     """
     random = seeding.generator("balanced order", seed, epoch)
     classes = random.permutation(np.unique(labels[rows]))
     draws = []
-    for place, wanted in enumerate(np.array_split(np.arange(len(rows)), len(classes))):
-        own = random.permutation(rows[labels[rows] == classes[place]])
-        times, position = np.divmod(np.arange(len(wanted)), len(own))
-        draws.append(own[position] + times * len(labels))
+    counts = map(len, np.array_split(rows, len(classes)))
+    for label, count in zip(classes, counts, strict=True):
+        class_rows = random.permutation(rows[labels[rows] == label])
+        showing, position = np.divmod(np.arange(count), len(class_rows))
+        draws.append(class_rows[position] + showing * len(labels))
     return random.permutation(np.concatenate(draws))
 
 
@@ -48,7 +54,7 @@ def in_batches(order: npt.NDArray[np.int64], batch_size: int) -> list[npt.NDArra
 
 
 def in_order(rows: npt.NDArray[np.int64], batch_size: int) -> list[npt.NDArray[np.int64]]:
-    """The rows as they come, in batches of `batch_size`: for looking, where no result depends on it."""
+    """The rows as they come, in batches of `batch_size`: for evaluation, which no batch size changes."""
     return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
 
 
@@ -65,13 +71,13 @@ def shard_batches(batches: Sequence[npt.NDArray[np.int64]], ranks: Ranks) -> lis
 def distribute_batches(
     batches: Sequence[npt.NDArray[np.int64]], ranks: Ranks
 ) -> tuple[list[npt.NDArray[np.int64]], list[int]]:
-    """Whole batches for this rank, in turn, and how many images the ranks see in each round.
+    """This rank's batches, dealt in turn, and the number of images that all ranks see in each round.
 
-    For looking: a batch is the same whatever the number of ranks, and so is, to the bit, what a model says of it.
-    All ranks have equally many; the last may be empty.
+    For evaluation: batches stay whole, so that a model's output for each is the same, to the bit, on any number
+    of ranks. All ranks have equally many batches; the last may be empty.
     """
     starts = range(0, len(batches), ranks.world_size)
     rounds = [batches[start : start + ranks.world_size] for start in starts]
-    nothing = np.empty(0, np.int64)
-    own = [round_[ranks.rank] if ranks.rank < len(round_) else nothing for round_ in rounds]
-    return own, [sum(map(len, round_)) for round_ in rounds]
+    empty = np.empty(0, np.int64)
+    dealt = [round_[ranks.rank] if ranks.rank < len(round_) else empty for round_ in rounds]
+    return dealt, [sum(map(len, round_)) for round_ in rounds]

@@ -1,7 +1,7 @@
 """Validation is drawn from the official training images; the official test set stays untouched.
 
 mmpretrain's CUB configurations, Hawkeye and FGVCLib choose the best epoch on the test set: their
-published figures carry that choice. Here nothing behind this file can.
+published figures carry that choice. Here, no code that reads the drawn splits can.
 """
 
 from collections.abc import Mapping
@@ -97,11 +97,12 @@ def _held_out(ids: Ids, val_fraction: float, folds: int | None, fold: int, class
 
 
 def _share(classes: Mapping[int, Ids], count: int, key: str) -> dict[int, Ids]:
-    """The first ids of each class, `count` in all: one of each as far as they go, and then by its size."""
-    there = sum(len(ids) for ids in classes.values())
-    if count > there:
-        raise DataError(f"{key}: {count:,} are asked for, and {there:,} images are left for it; take fewer")
-    places = [(place / len(ids), label) for label, ids in classes.items() for place in range(len(ids))]
-    limit = sorted(places)[:count]
-    taken = pd.Series([label for _, label in limit]).value_counts()
+    """The first ids of each class, `count` in all: one of each class if they suffice, the rest by its size."""
+    available = sum(len(ids) for ids in classes.values())
+    if count > available:
+        raise DataError(
+            f"{key}: {count:,} are asked for, and {available:,} images are left for it; take fewer"
+        )
+    candidates = [(index / len(ids), label) for label, ids in classes.items() for index in range(len(ids))]
+    taken = pd.Series([label for _, label in sorted(candidates)[:count]]).value_counts()
     return {label: ids[: int(taken.get(label, 0))] for label, ids in classes.items()}

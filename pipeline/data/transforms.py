@@ -1,4 +1,4 @@
-"""How a picture looks to training, and to evaluation: albumentations, seeded image by image.
+"""The crop of a picture that training sees, and the one that evaluation sees: albumentations, seeded image by image.
 
 Albumentations 2.0.8 gives every loader process the same random stream in every epoch. Here each
 image has a seed of its own, a function of (seed, epoch, index), so what happens to it depends
@@ -55,18 +55,18 @@ class Augmentation:
         self._automatic = AUTOMATIC[config.auto_augment]
 
     def __call__(self, picture: Pixels, epoch: int, index: int) -> Pixels:
-        """The picture as image `index` is seen in `epoch`."""
+        """The picture of draw `index` as training sees it in `epoch`."""
         seed = seeding.seed_of("augment", self.seed, epoch, index) % 2**32
         self._compose.set_random_seed(seed)
-        seen = np.asarray(self._compose(image=picture)["image"], np.uint8)
+        crop = np.asarray(self._compose(image=picture)["image"], np.uint8)
         if self._automatic is not None:
-            seen = _seeded(self._automatic, seen, seed)
+            crop = _apply_seeded(self._automatic, crop, seed)
         self._erase.set_random_seed(seed)
-        seen = np.asarray(self._erase(image=seen)["image"], np.uint8)
+        crop = np.asarray(self._erase(image=crop)["image"], np.uint8)
         side_px = self.image_px(epoch)
         if side_px < self.config.image_px:
-            seen = np.asarray(cv2.resize(seen, (side_px, side_px), interpolation=cv2.INTER_AREA), np.uint8)
-        return seen
+            crop = np.asarray(cv2.resize(crop, (side_px, side_px), interpolation=cv2.INTER_AREA), np.uint8)
+        return crop
 
     def image_px(self, epoch: int) -> int:
         """Side of a training image in an epoch (from 0): progressive resizing (Howard 2018, fast.ai)."""
@@ -86,8 +86,8 @@ AUTOMATIC: dict[str, Callable[[torch.Tensor], torch.Tensor] | None] = {
 }
 
 
-def _seeded(operation: Callable[[torch.Tensor], torch.Tensor], picture: Pixels, seed: int) -> Pixels:
-    """torchvision's operation draws from torch's global stream: it is set for this image, and put back."""
+def _apply_seeded(operation: Callable[[torch.Tensor], torch.Tensor], picture: Pixels, seed: int) -> Pixels:
+    """Apply an operation of torchvision; it draws from torch's global stream, which is seeded and then restored."""
     before = torch.get_rng_state()
     try:
         torch.default_generator.manual_seed(seed)

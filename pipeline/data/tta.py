@@ -1,4 +1,4 @@
-"""Test-time augmentation: the views of a picture that evaluation averages over."""
+"""Test-time augmentation: the crops of a picture that evaluation averages over."""
 
 from typing import Literal
 
@@ -37,7 +37,7 @@ class Corner(CentreCrop):
 
 
 def tta_crops(config: DataConfig, kind: Kind) -> list[CentreCrop]:
-    """What evaluation sees of each picture, one pass over the data a view.
+    """The crops of each picture that evaluation predicts, one pass over the data each.
 
     none: the centre crop. flip: it and its mirror image. ten_crop: the centre and the four corners of
     the stored picture's central square, and the mirror images of all five (Krizhevsky et al. 2012).

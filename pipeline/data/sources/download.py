@@ -1,4 +1,4 @@
-"""A file is fetched: resumed where it was cut, checked, and put in place whole.
+"""Fetch a file: resume where it was cut, check it, and put it in place whole.
 
 `urllib` of the standard library does it: what is needed is one GET with a Range header, and it
 honours http_proxy, https_proxy and no_proxy; `requests` would be one more dependency of our own.
@@ -58,7 +58,7 @@ def fetch(remote: Remote, target: Path) -> None:
         return
     part = target.with_name(target.name + ".part")
     reasons = []
-    with _claimed(part) as stream:
+    with claimed(part) as stream:
         if _length(stream) > remote.size_bytes:
             stream.truncate(0)
         missing_bytes = remote.size_bytes - _length(stream)
@@ -94,11 +94,11 @@ def verify_archive(path: Path, md5: str, size_bytes: int | None = None) -> None:
             f"{path}: truncated, {length:,} of {size_bytes:,} bytes are there; download it "
             "again, or give data.archive_md5=MD5 if you mean another archive"
         )
-    found = files.digest_of_file(path, "md5")
-    if found != md5.lower():
+    digest = files.digest_of_file(path, "md5")
+    if digest != md5.lower():
         raise DataError(
-            f"{path}: its md5 is {found} where {md5} is expected; download it again, or set "
-            f"data.archive_md5={found} if you mean this other archive"
+            f"{path}: its md5 is {digest} where {md5} is expected; download it again, or set "
+            f"data.archive_md5={digest} if you mean this other archive"
         )
 
 
@@ -110,13 +110,13 @@ def _is_whole(target: Path, remote: Remote) -> bool:
 def _wrong_digest(path: Path, remote: Remote) -> str | None:
     """What is wrong with a file's digests, in words; None when they are right."""
     for algorithm, expected in (("md5", remote.md5), ("sha256", remote.sha256)):
-        if expected and (found := files.digest_of_file(path, algorithm)) != expected:
-            return f"its {algorithm} is {found} where {expected} is expected"
+        if expected and (digest := files.digest_of_file(path, algorithm)) != expected:
+            return f"its {algorithm} is {digest} where {expected} is expected"
     return None
 
 
 @contextmanager
-def _claimed(part: Path) -> Iterator[FileIO]:
+def claimed(part: Path) -> Iterator[FileIO]:
     """Open `part` to append, for this process alone: two that append would mix their bytes."""
     part.parent.mkdir(parents=True, exist_ok=True)
     with part.open("ab", buffering=0) as stream:
@@ -259,8 +259,8 @@ def _is_page(head: bytes) -> bool:
 
 def _title(page: bytes) -> str:
     """` ("Title")` of a page in HTML, or nothing when it has none."""
-    found = re.search(rb"<title[^>]*>(.*?)</title", page, re.IGNORECASE | re.DOTALL)
-    title = " ".join(found[1].decode("utf-8", "replace").split()) if found else ""
+    match = re.search(rb"<title[^>]*>(.*?)</title", page, re.IGNORECASE | re.DOTALL)
+    title = " ".join(match[1].decode("utf-8", "replace").split()) if match else ""
     return f' ("{title}")' if title else ""
 
 

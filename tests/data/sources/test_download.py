@@ -316,7 +316,7 @@ def test_the_proxy_of_the_environment_is_asked(tmp_path: Path, monkeypatch: pyte
 
 def test_two_processes_do_not_write_one_part(tmp_path: Path) -> None:
     target = tmp_path / "birds.tgz"
-    with serving(Server(CONTENT)) as server, download._claimed(part_of(target)):
+    with serving(Server(CONTENT)) as server, download.claimed(part_of(target)):
         with pytest.raises(DataError, match="another process is downloading it"):
             fetch(remote_of(server.url), target)
     assert server.requested == []

@@ -41,10 +41,13 @@ def write(
 ) -> None:
     """Write the set into `folder` (existing and empty) in the layout of the CUB-200-2011 archive.
 
-    The longer side of every picture is `long_side_px`. `workers` is the number of processes; None
-    takes all cores for a large set and none besides this one for a small set. `flipped_labels` and
-    `duplicates` are shares (0..0.5) of the images that get a known fault (`pipeline.data.sources.drawn_birds.faults`). A
-    `DataError` says which argument is out of range.
+    Args:
+        long_side_px: the longer side of every picture.
+        flipped_labels, duplicates: shares (0..0.5) of the images that get a known fault, see `faults`.
+        workers: processes that draw; None: all cores for a large set, this process alone for a small one.
+
+    Raises:
+        DataError: an argument is out of range.
     """
     _check(species, images_per_species, train_per_species, long_side_px)
     kinds = species_list(species, seed)
@@ -61,15 +64,15 @@ def write(
     numbers = range(1, species + 1)
     with console.bar("draw", total=total) as bar:
         if workers == 1:
-            for found in map(draw, kinds, numbers):
-                rows += found
-                bar.advance(len(found))
+            for class_rows in map(draw, kinds, numbers):
+                rows += class_rows
+                bar.advance(len(class_rows))
         else:
             pool = ProcessPoolExecutor(workers, get_context("spawn"), cv2.setNumThreads, (0,))
             with pool:
-                for found in pool.map(draw, kinds, numbers):
-                    rows += found
-                    bar.advance(len(found))
+                for class_rows in pool.map(draw, kinds, numbers):
+                    rows += class_rows
+                    bar.advance(len(class_rows))
     rows = faults.duplicate(root, rows, species, duplicates, seed)
     _write_lists(root, kinds, rows)
     faults.flip_labels(root, species, flipped_labels, seed)
@@ -114,7 +117,7 @@ def _draw_class(
 
 
 def _write_lists(root: Path, kinds: Sequence[Species], rows: Sequence[faults.Row]) -> None:
-    """Write what is known of each image; ids run from 1 through the classes."""
+    """Write CUB's lists of the images; ids run from 1 through the classes."""
     numbers = {kind.name: number for number, kind in enumerate(kinds, 1)}
     _lines(root / "images.txt", [path for path, _, _ in rows])
     _lines(root / "image_class_labels.txt", [numbers[path.split("/")[0]] for path, _, _ in rows])
@@ -133,16 +136,16 @@ def _write_split(root: Path, species: int, images: int, train: int, seed: int) -
     flags: list[int] = []
     for class_number in range(1, species + 1):
         order = seeding.generator("bird split", seed, class_number).permutation(images)
-        flags += [int(place < train) for place in order]
+        flags += [int(index < train) for index in order]
     _lines(root / "train_test_split.txt", flags)
 
 
 def _write_attributes(folder: Path, kinds: Sequence[Species]) -> None:
-    """Write the names of the attributes, and for each class in percent how far it has them."""
+    """Write the names of the attributes, and in percent how far each class has each of them."""
     table = [attributes(kind) for kind in kinds]
     _lines(folder / "attributes.txt", list(table[0]))
     (folder / "CUB_200_2011" / "attributes").mkdir()
-    rows = [" ".join("100.0" if has else "0.0" for has in one.values()) + "\n" for one in table]
+    rows = [" ".join("100.0" if has else "0.0" for has in values.values()) + "\n" for values in table]
     path = folder / "CUB_200_2011" / "attributes" / "class_attribute_labels_continuous.txt"
     path.write_text("".join(rows), encoding="ascii", newline="\n")
 

@@ -1,6 +1,6 @@
 """Known faults in a drawn data set, so that the audit can be tested: near-copies and wrong labels.
 
-The truth lies beside CUB's own lists, one line a fault: `duplicates.txt` (id of the copy, id of its
+The truth lies beside CUB's lists, one line a fault: `duplicates.txt` (id of the copy, id of its
 original) and `flipped_labels.txt` (id of the image, number of the species it really shows).
 """
 
@@ -30,8 +30,7 @@ def duplicate(root: Path, rows: Sequence[Row], species: int, share: float, seed:
     """
     planted = list(rows)
     truth = []
-    for chosen, rng in _chosen("duplicate", len(rows), species, share, seed):
-        copies, originals = chosen
+    for (copies, originals), rng in _choose("duplicate", len(rows), species, share, seed):
         for copy, original in zip(copies, rng.choice(originals, len(copies)), strict=True):
             planted[copy] = _near_copy(root / "images", rows[original], rows[copy][0], rng)
             truth.append((copy + 1, original + 1))
@@ -44,7 +43,7 @@ def flip_labels(root: Path, species: int, share: float, seed: int) -> None:
     path = root / "image_class_labels.txt"
     labels = [int(line.split()[1]) for line in path.read_text(encoding="ascii").splitlines()]
     truth = []
-    for (flipped, _), rng in _chosen("flip", len(labels), species, share, seed):
+    for (flipped, _), rng in _choose("flip", len(labels), species, share, seed):
         for image in flipped:
             truth.append((image + 1, labels[image]))
             labels[image] = (labels[image] - 1 + int(rng.integers(1, species))) % species + 1
@@ -52,19 +51,19 @@ def flip_labels(root: Path, species: int, share: float, seed: int) -> None:
     _write(root / "flipped_labels.txt", truth)
 
 
-def _chosen(
-    what: str, images: int, species: int, share: float, seed: int
+def _choose(
+    fault: str, images: int, species: int, share: float, seed: int
 ) -> list[tuple[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]], np.random.Generator]]:
-    """For each species its chosen images and its others (rows), and its generator; shares are even."""
+    """The chosen and the other images (rows) of each species, in even shares, and its random generator."""
     cuts = np.floor(np.linspace(0, round(share * images), species + 1) + 1e-9).astype(int)
-    found = []
+    chosen = []
     for number, (rows, count) in enumerate(
         zip(np.array_split(np.arange(images), species), np.diff(cuts), strict=True), 1
     ):
-        rng = seeding.generator(what, seed, number)
+        rng = seeding.generator(fault, seed, number)
         order = rng.permutation(rows)
-        found.append(((np.sort(order[:count]), np.sort(order[count:])), rng))
-    return found
+        chosen.append(((np.sort(order[:count]), np.sort(order[count:])), rng))
+    return chosen
 
 
 def _near_copy(images: Path, original: Row, path: str, rng: np.random.Generator) -> Row:

@@ -149,11 +149,11 @@ def _genus(rng: np.random.Generator) -> list[Species]:
         tail_length=pick("short", "medium", "long"), tail_pattern=pick("solid", "solid", "striped", "tipped"),
     )  # fmt: skip
     first, second = (str(name) for name in rng.choice(list(CONTRASTS), 2, replace=False))
-    base, one = _contrast(base, first, rng)
-    base, two = _contrast(base, second, rng)
+    base, first_value = _contrast(base, first, rng)
+    base, second_value = _contrast(base, second, rng)
     noun = f"{pick(*PLACES)}_{pick(*BILLS[base.bill_shape][3].split())}"
-    square = [base, replace(base, **{first: one}), replace(base, **{first: one, second: two})]
-    square.append(replace(base, **{second: two}))
+    a, b = {first: first_value}, {second: second_value}
+    square = [base, replace(base, **a), replace(base, **a, **b), replace(base, **b)]
     return [replace(s, name=f"{_epithet(s, first)}_{_epithet(s, second)}_{noun}") for s in square]
 
 
@@ -221,7 +221,7 @@ def attributes(species: Species) -> dict[str, bool]:
     head = {species.face.replace("plain", "")} | ({"crested"} if species.crest else set())
     if species.crown_color != species.back_color:
         head.add("capped")
-    own: dict[str, set[str]] = {
+    values: dict[str, set[str]] = {
         "bill_shape": {"curved_(up_or_down)" if species.bill_shape == "curved" else species.bill_shape},
         "upperparts_color": {species.back_color, species.wing_color},
         "underparts_color": {species.breast_color, species.belly_color},
@@ -241,8 +241,7 @@ def attributes(species: Species) -> dict[str, bool]:
         "primary_color": {species.back_color},
         "wing_pattern": {"striped" if species.wing_bars else "solid"},
     }
-    same_words = {group: {str(getattr(species, group))} for group in ATTRIBUTES if group not in own}
-    values = own | same_words
+    values |= {group: {str(getattr(species, group))} for group in ATTRIBUTES if group not in values}
     return {
         f"has_{group}::{word}": word in values[group]
         for group, words in ATTRIBUTES.items()
