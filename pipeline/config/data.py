@@ -27,7 +27,7 @@ class SyntheticConfig(Section):
     """share of images that are near-copies of others of their species, to test the audit; a file lists them"""
 
     @model_validator(mode="after")
-    def _leave_test_images(self) -> "SyntheticConfig":
+    def _check(self) -> "SyntheticConfig":
         if self.train_per_species >= self.images_per_species:
             raise ValueError(
                 f"train_per_species {self.train_per_species} must be below images_per_species "
@@ -99,7 +99,7 @@ class DataConfig(Section):
     """loader processes of each rank; null: from the number of cores"""
 
     @model_validator(mode="after")
-    def _fit(self) -> "DataConfig":
+    def _check(self) -> "DataConfig":
         if self.image_px > self.resize_px + 2 * self.pad_px:
             padded = f" + 2 pad_px {self.pad_px}" if self.pad_px else ""
             raise ValueError(f"image_px {self.image_px} is larger than resize_px {self.resize_px}{padded}")

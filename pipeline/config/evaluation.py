@@ -20,7 +20,7 @@ class EvalConfig(Section):
     """evaluation of the run's other checkpoints on test too: what choosing on test would gain; not a result"""
 
     @model_validator(mode="after")
-    def _peek_at_test(self) -> "EvalConfig":
+    def _check(self) -> "EvalConfig":
         if self.peek_gap and self.split != "test":
             raise ValueError(f"peek_gap is about the test split; drop it or split={self.split}")
         return self

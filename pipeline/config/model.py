@@ -33,7 +33,7 @@ class ModelConfig(Section):
     """pretrained running statistics are kept: batch norm stays in evaluation mode"""
 
     @model_validator(mode="after")
-    def _agree(self) -> "ModelConfig":
+    def _check(self) -> "ModelConfig":
         if self.weights is not None and not self.pretrained:
             raise ValueError("weights are given although pretrained is false; drop one of the two")
         return self

@@ -40,7 +40,7 @@ class MultiStep(_Schedule):
     """factor of the learning rate at every drop, or a list with one for each milestone"""
 
     @model_validator(mode="after")
-    def _match(self) -> "MultiStep":
+    def _check(self) -> "MultiStep":
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"milestones must rise, and are {list(self.milestones)}")
         if isinstance(self.gamma, tuple) and len(self.gamma) != len(self.milestones):
@@ -178,7 +178,7 @@ class Phase(Section):
     """SGD's momentum starts from the previous optimizer's mean gradient; false: from 0"""
 
     @model_validator(mode="after")
-    def _carry_to_sgd(self) -> "Phase":
+    def _check(self) -> "Phase":
         if self.carry_momentum and self.name != "sgd":
             raise ValueError(f"carry_momentum is for sgd, and the phase's optimizer is {self.name}")
         return self
@@ -232,7 +232,7 @@ class OptimConfig(Section):
     """largest norm of the gradient over all weights; null: not clipped"""
 
     @model_validator(mode="after")
-    def _fit(self) -> "OptimConfig":
+    def _check(self) -> "OptimConfig":
         if self.batch_size == "auto" and self.effective_batch_size is None:
             raise ValueError("batch_size=auto needs effective_batch_size, the images of an optimizer step")
         if isinstance(self.batch_size, int) and self.images_per_step < self.batch_size:

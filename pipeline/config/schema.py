@@ -38,7 +38,7 @@ class Config(Section):
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
-    def _agree(self) -> "Config":
+    def _check(self) -> "Config":
         schedules = [self.schedule, *(phase.schedule for phase in self.optim.phases)]
         need_validation = {
             "schedule.name=plateau": any(isinstance(schedule, ReduceOnPlateau) for schedule in schedules),
@@ -48,7 +48,7 @@ class Config(Section):
         }
         if lacking := [name for name, used in need_validation.items() if used and not self.validates]:
             raise ValueError(f"{lacking[0]} needs validation, and data.val_fraction is 0")
-        self._refuse_in_shards()
+        self._check_sharding()
         for phase in self.optim.phases:
             if isinstance(phase.until, int) and phase.until >= self.train.epochs:
                 place = "the last of" if phase.until == self.train.epochs else "beyond"
@@ -62,7 +62,7 @@ class Config(Section):
             )
         return self
 
-    def _refuse_in_shards(self) -> None:
+    def _check_sharding(self) -> None:
         if self.distributed.shard == "none":
             return
         unsupported = {

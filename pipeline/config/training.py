@@ -59,7 +59,7 @@ class TrainConfig(Section):
     """deterministic algorithms on CUDA, slower; on the CPU a run is always bit-identical"""
 
     @model_validator(mode="after")
-    def _shares(self) -> "TrainConfig":
+    def _check(self) -> "TrainConfig":
         share = sum(mix.probability for mix in self.mix)
         if share > 1 + 1e-9:
             raise ValueError(f"mix: the probabilities add up to {share:g}, more than 1")
@@ -96,7 +96,7 @@ class LrFindConfig(Section):
     """number of steps"""
 
     @model_validator(mode="after")
-    def _rise(self) -> "LrFindConfig":
+    def _check(self) -> "LrFindConfig":
         if self.lowest >= self.highest:
             raise ValueError(f"lowest {self.lowest:g} must be below highest {self.highest:g}")
         return self

@@ -1,4 +1,4 @@
-"""Whether all ranks are about to do the same: they may be on machines with files of their own."""
+"""A check that all ranks, perhaps on machines with their own files, are about to do the same."""
 
 from pipeline import __version__
 from pipeline.common.errors import ConfigError, DataError
@@ -9,14 +9,14 @@ from pipeline.distributed.process_group import Ranks
 
 
 def check_ranks_agree(config: Config, samples: str, ranks: Ranks) -> None:
-    """Raise where a rank has another configuration, program or sample table than the first one.
+    """Raise where a rank has another configuration, program version or sample table than rank 0.
 
     Args:
         samples: digest of the sample table.
 
     Raises:
-        ConfigError: the first difference in the configurations, or the programs' versions.
-        DataError: the data differ.
+        ConfigError: the configurations of the first such rank and of rank 0, or their program versions, differ.
+        DataError: the sample tables differ.
     """
     first, *others = ranks.all_gather((config.model_dump(mode="json"), __version__, samples))
     for rank, (settings, version, digest) in enumerate(others, start=1):
@@ -26,9 +26,9 @@ def check_ranks_agree(config: Config, samples: str, ranks: Ranks) -> None:
             if not effect_of(key).per_machine
         ]
         if changed or version != first[1]:
-            what = ", ".join(changed) or f"version {first[1]} -> {version}"
+            difference = ", ".join(changed) or f"version {first[1]} -> {version}"
             raise ConfigError(
-                f"rank {rank} runs another configuration than rank 0: {what}; start all with the same"
+                f"rank {rank} runs another configuration than rank 0: {difference}; start all with the same"
             )
         if digest != first[2]:
             raise DataError(

@@ -345,18 +345,18 @@ def test_comments_say_what_a_key_means() -> None:
 
 
 def test_differences_are_named_by_their_dotted_keys() -> None:
-    one, other = (
+    a, b = (
         load_config(None, overrides).model_dump(mode="json")
         for overrides in ([], ["optim.lr=1", "data.folds=5", "schedule.name=constant"])
     )
-    assert list(differences(one, other)) == [
+    assert list(differences(a, b)) == [
         ("data.folds", None, 5),
         ("optim.lr", 0.025, 1.0),
         ("schedule.final_factor", 0.0, None),
         ("schedule.name", "cosine", "constant"),
         ("schedule.restart_multiplier", 1.0, None),
     ]
-    assert list(differences(one, one)) == []
+    assert list(differences(a, a)) == []
 
 
 @each_file
