@@ -122,20 +122,25 @@ def test_ranks_share_every_batch_without_overlap(world: int) -> None:
         assert sorted(np.concatenate([shares[rank][number] for rank in range(world)])) == sorted(batch)
 
 
-def test_workers_follow_the_device_unless_told() -> None:
+def test_workers_follow_the_device_and_the_cores_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
     assert worker_count(None, Ranks(0, 1, 1, CPU)) == 0
     assert worker_count(3, Ranks(0, 1, 1, CPU)) == 3
-    assert worker_count(None, Ranks(0, 1, 1, torch.device("cuda"))) in range(1, loader.WORKERS_AT_MOST + 1)
+    counts = []
+    for cores in (1, 5, 100):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        counts.append(worker_count(None, Ranks(0, 2, 2, gpu)))
+    assert counts == [1, 2, loader.WORKERS_AT_MOST]
 
 
 def test_random_resized_crop_and_colour_keep_size_and_type(birds: Path) -> None:
     config = DataConfig(image_px=32, resize_px=40, crop="random_resized", color_jitter=0.4)
     picture = prepare.load(tiny.config(birds)).store[0]
     view = Augmentation(config, seed=0)
-    seen = [view(picture, epoch, 0) for epoch in range(4)]
-    assert all(image.shape == (32, 32, 3) and image.dtype == np.uint8 for image in seen)
-    assert len({image.tobytes() for image in seen}) == 4
-    assert np.array_equal(view(picture, 1, 0), seen[1])
+    crops = [view(picture, epoch, 0) for epoch in range(4)]
+    assert all(image.shape == (32, 32, 3) and image.dtype == np.uint8 for image in crops)
+    assert len({image.tobytes() for image in crops}) == 4
+    assert np.array_equal(view(picture, 1, 0), crops[1])
 
 
 @pytest.mark.parametrize(
@@ -149,11 +154,11 @@ def test_automatic_augmentation_is_seeded_by_image_and_leaves_torchs_stream_alon
     view = Augmentation(DataConfig(image_px=32, resize_px=40, **operations), seed=0)
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    seen = [view(picture, epoch, 0) for epoch in range(8)]
+    crops = [view(picture, epoch, 0) for epoch in range(8)]
     assert torch.equal(torch.get_rng_state(), before)
-    assert all(image.shape == (32, 32, 3) and image.dtype == np.uint8 for image in seen)
-    assert all(np.array_equal(view(picture, epoch, 0), seen[epoch]) for epoch in range(8))
-    assert sum(not np.array_equal(plain(picture, epoch, 0), seen[epoch]) for epoch in range(8)) >= 5
+    assert all(image.shape == (32, 32, 3) and image.dtype == np.uint8 for image in crops)
+    assert all(np.array_equal(view(picture, epoch, 0), crops[epoch]) for epoch in range(8))
+    assert sum(not np.array_equal(plain(picture, epoch, 0), crops[epoch]) for epoch in range(8)) >= 5
 
 
 def test_padding_shifts_the_picture_by_at_most_its_width_and_evaluation_sees_the_middle() -> None:
@@ -193,8 +198,8 @@ def test_a_balanced_epoch_shows_every_class_equally_often_and_each_showing_in_it
     order = balanced_order(rows, labels, seed=0, epoch=0)
     assert len(order) == len(rows)
     assert len(set(order)) == len(order)  # a draw is never repeated: a row's second showing is another draw
-    seen = np.bincount(labels[order % len(labels)], minlength=3)
-    assert sorted(seen[:3]) == [16, 17, 17]
+    showings = np.bincount(labels[order % len(labels)], minlength=3)
+    assert sorted(showings[:3]) == [16, 17, 17]
     of_rare = np.bincount(order % len(labels), minlength=52)[50:52]
     assert abs(int(of_rare[0]) - int(of_rare[1])) <= 1
     assert not np.array_equal(order, balanced_order(rows, labels, 0, 1))
@@ -213,12 +218,12 @@ def test_a_worker_ends_with_its_rank_and_not_by_a_signal_to_all_processes(birds:
     server = loader.Loader(images, 2, CPU)
     batches = in_batches(np.arange(60), 2)
     served = server.batches(0, batches)
-    seen = [next(served), next(served)]  # of each worker one
+    batches = [next(served), next(served)]  # of each worker one
     workers = multiprocessing.active_children()
     assert len(workers) == 2
     subprocess.run(["kill", "-TERM", *(str(worker.pid) for worker in workers)], check=True)
-    seen += served
-    assert torch.equal(torch.cat([batch.row for batch in seen]), torch.arange(60))
+    batches += served
+    assert torch.equal(torch.cat([batch.row for batch in batches]), torch.arange(60))
     for worker in workers:
         worker.terminate()
         worker.join(timeout=10)

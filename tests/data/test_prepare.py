@@ -24,7 +24,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "birds.tgz"
 
 
-def words(archive: Path, root: Path, *more: str) -> list[str]:
+def arguments(archive: Path, root: Path, *more: str) -> list[str]:
     md5 = hashlib.md5(archive.read_bytes()).hexdigest() if archive.is_file() else "0" * 32
     fixed = [f"data.archive={archive}", f'data.archive_md5="{md5}"', f"data.root={root}"]
     return ["data", *fixed, "data.resize_px=40", "data.image_px=32", *more]
@@ -41,7 +41,7 @@ def files_below(folder: Path) -> dict[str, tuple[int, int]]:
 def test_an_archive_becomes_a_store_and_a_table(
     archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(words(archive, tmp_path)) == 0
+    assert run(arguments(archive, tmp_path)) == 0
     (path,) = tmp_path.glob("cub200-*/samples-val0.1-seed0.csv")
     table = pd.read_csv(path)
     assert table["split"].value_counts().to_dict() == {"train": 16, "val": 4, "test": 12}
@@ -53,11 +53,11 @@ def test_an_archive_becomes_a_store_and_a_table(
 
 
 def test_what_is_up_to_date_is_skipped_and_only_what_changed_is_made(archive: Path, tmp_path: Path) -> None:
-    assert run(words(archive, tmp_path)) == 0
+    assert run(arguments(archive, tmp_path)) == 0
     before = files_below(tmp_path)
-    assert run(words(archive, tmp_path)) == 0
+    assert run(arguments(archive, tmp_path)) == 0
     assert files_below(tmp_path) == before
-    assert run(words(archive, tmp_path, "seed=5", "data.resize=short_side")) == 0
+    assert run(arguments(archive, tmp_path, "seed=5", "data.resize=short_side")) == 0
     after = files_below(tmp_path)
     assert before.items() <= after.items()
     new = {name.partition("/")[2] for name in after.keys() - before.keys()}
@@ -66,21 +66,21 @@ def test_what_is_up_to_date_is_skipped_and_only_what_changed_is_made(archive: Pa
 
 
 def test_stores_of_several_sizes_share_a_table_that_stays_as_it_is(archive: Path, tmp_path: Path) -> None:
-    assert run(words(archive, tmp_path)) == 0
+    assert run(arguments(archive, tmp_path)) == 0
     before = files_below(tmp_path)
-    assert run(words(archive, tmp_path, "data.resize_px=48")) == 0
+    assert run(arguments(archive, tmp_path, "data.resize_px=48")) == 0
     after = files_below(tmp_path)
     assert before.items() <= after.items()
     assert {Path(name).parts[1] for name in after.keys() - before.keys()} == {
         "store-squash48-packed",
         "store-squash48-packed.stamp.json",
     }
-    assert run(words(archive, tmp_path)) == 0
+    assert run(arguments(archive, tmp_path)) == 0
     assert files_below(tmp_path) == after
 
 
 def test_an_unpacked_folder_is_used_where_it_is(archive: Path, tmp_path: Path) -> None:
-    assert run(words(archive.parent / "drawn", tmp_path)) == 0
+    assert run(arguments(archive.parent / "drawn", tmp_path)) == 0
     assert not list(tmp_path.rglob("images.txt"))
     assert len(list(tmp_path.rglob("pixels.bin"))) == 1
 
@@ -88,7 +88,7 @@ def test_an_unpacked_folder_is_used_where_it_is(archive: Path, tmp_path: Path) -
 def test_a_wrong_digest_names_both_and_leaves_nothing(
     archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run([*words(archive, tmp_path), 'data.archive_md5="' + "a" * 32 + '"']) == 2
+    assert run([*arguments(archive, tmp_path), 'data.archive_md5="' + "a" * 32 + '"']) == 2
     said = capsys.readouterr().err
     assert "a" * 32 in said
     assert hashlib.md5(archive.read_bytes()).hexdigest() in said
@@ -98,30 +98,30 @@ def test_a_wrong_digest_names_both_and_leaves_nothing(
 def test_damage_to_the_unpacked_folder_keeps_the_table_that_was_good(
     archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(words(archive, tmp_path)) == 0
+    assert run(arguments(archive, tmp_path)) == 0
     (store,) = tmp_path.rglob("pixels.bin")
     good = store.read_bytes()
     pictures = sorted(tmp_path.rglob("*.jpg"))[:2]
     for picture in pictures:
         picture.write_bytes(picture.read_bytes()[: picture.stat().st_size // 2])
-    assert run(words(archive, tmp_path, "data.resize_px=44")) == 2
+    assert run(arguments(archive, tmp_path, "data.resize_px=44")) == 2
     said = capsys.readouterr().err
     assert all(picture.name in said for picture in pictures)
     assert "2 of 32 pictures do not decode in full" in said
     assert store.read_bytes() == good
-    assert run(words(archive, tmp_path)) == 0
+    assert run(arguments(archive, tmp_path)) == 0
 
 
 def test_a_missing_row_in_each_text_file_is_named_at_once(
     archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(words(archive, tmp_path)) == 0
+    assert run(arguments(archive, tmp_path)) == 0
     (listed,) = tmp_path.rglob("images.txt")
     names = ["image_class_labels.txt", "train_test_split.txt", "bounding_boxes.txt", "classes.txt"]
     for name in names:
         text = (listed.parent / name).read_text().splitlines(keepends=True)
         (listed.parent / name).write_text("".join(text[:-1]))
-    assert run(words(archive, tmp_path)) == 2
+    assert run(arguments(archive, tmp_path)) == 2
     said = capsys.readouterr().err
     assert all(name in said for name in names)
 
@@ -129,7 +129,7 @@ def test_a_missing_row_in_each_text_file_is_named_at_once(
 def test_a_full_disk_is_one_sentence(
     archive: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(words(archive, small_disk, "data.resize_px=300")) == 2
+    assert run(arguments(archive, small_disk, "data.resize_px=300")) == 2
     said = capsys.readouterr().err
     assert said.count("error:") == 1
     assert "free" in said

@@ -8,8 +8,8 @@ from pipeline.data import prepare
 from tests.helpers import tiny
 
 
-def rows(tmp: Path, *words: str) -> "np.typing.NDArray[np.int64]":
-    config = tiny.config(tmp, *words)
+def rows(tmp: Path, *overrides: str) -> "np.typing.NDArray[np.int64]":
+    config = tiny.config(tmp, *overrides)
     return prepare.load(config).training_rows(config)
 
 
@@ -33,19 +33,19 @@ def test_a_smaller_subset_is_part_of_a_larger_one_and_each_seed_has_its_own(
     sets = [set(rows(tmp_path, f"train.subset={share}")) for share in (0.2, 0.4, 0.7, 1.0)]
     assert sets[0] < sets[1] < sets[2] < sets[3]
     assert tiny.do("data", tmp_path, "seed=1", "data.val_fraction=0") == 0
-    words = ("data.val_fraction=0", "train.subset=0.4")
+    overrides = ("data.val_fraction=0", "train.subset=0.4")
     assert tiny.do("data", tmp_path, "data.val_fraction=0") == 0
-    assert set(rows(tmp_path, *words)) != set(rows(tmp_path, *words, "seed=1"))
-    assert set(rows(tmp_path, *words)) == set(rows(tmp_path, *words))
+    assert set(rows(tmp_path, *overrides)) != set(rows(tmp_path, *overrides, "seed=1"))
+    assert set(rows(tmp_path, *overrides)) == set(rows(tmp_path, *overrides))
 
 
 def test_a_run_on_a_subset_learns_from_it_alone_and_validates_on_all(
     birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("train.subset=0.5", "train.epochs=2")
-    assert tiny.do("schedule", tmp_path, *words) == 0
+    overrides = ("train.subset=0.5", "train.epochs=2")
+    assert tiny.do("schedule", tmp_path, *overrides) == 0
     assert json.loads(capsys.readouterr().out)["steps"] == 6
-    assert tiny.do("train", tmp_path, *words) == 0
+    assert tiny.do("train", tmp_path, *overrides) == 0
     printed = capsys.readouterr()
     assert "18 images to train on, 6 to validate" in printed.err
     assert json.loads(printed.out)["step"] == 6  # 18 images in batches of at most 8, twice

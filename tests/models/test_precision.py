@@ -11,9 +11,9 @@ from tests.helpers import tiny
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("wanted", ["fp32", "bf16", "fp16"])
-def test_a_precision_that_is_asked_for_is_taken(wanted: precision.Precision) -> None:
-    assert resolve_precision(wanted, CPU) == wanted
+@pytest.mark.parametrize("setting", ["fp32", "bf16", "fp16"])
+def test_a_precision_that_is_asked_for_is_taken(setting: precision.Precision) -> None:
+    assert resolve_precision(setting, CPU) == setting
 
 
 @pytest.mark.parametrize(("has_it", "expected"), [(True, "bf16"), (False, "fp32")])

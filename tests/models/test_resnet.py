@@ -41,7 +41,7 @@ def timms(depth: int) -> nn.Module:
     return timm.create_model(f"resnet{depth}", num_classes=CLASSES)
 
 
-def own(depth: int | str, classes: int = CLASSES, **changes: Any) -> ResNet:
+def ours(depth: int | str, classes: int = CLASSES, **changes: Any) -> ResNet:
     published = DESIGNS[f"plumage/resnet{depth}"]
     return ResNet(published.model_copy(update=changes), classes)
 
@@ -64,14 +64,14 @@ def photographs() -> Tensor:
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_logits_gradients_and_state_dict_are_the_librarys(depth: int) -> None:
     theirs = torchvisions(depth)
-    parity.draw_state(theirs, seed=depth)
+    parity.randomise_norms(theirs, seed=depth)
     images, label = drawn(2, 3, 33, 33), torch.tensor([1, 5])
     with torch.device("meta"):
-        mine, of_timm = own(depth), timms(depth)
-    found = parity.compare(mine.to_empty(device="cpu"), theirs, images, label)
-    assert found.largest < 1e-9
-    found = parity.compare(of_timm.to_empty(device="cpu"), mine, images, label)
-    assert found.largest < 1e-9
+        mine, of_timm = ours(depth), timms(depth)
+    difference = parity.compare(mine.to_empty(device="cpu"), theirs, images, label)
+    assert difference.largest < 1e-9
+    difference = parity.compare(of_timm.to_empty(device="cpu"), mine, images, label)
+    assert difference.largest < 1e-9
     with torch.no_grad():
         mine.fc.weight += 1  # what was trained here goes back
         for library in (theirs, of_timm):
@@ -82,21 +82,23 @@ def test_logits_gradients_and_state_dict_are_the_librarys(depth: int) -> None:
 
 def test_parity_notices_another_network() -> None:
     theirs = torchvisions(50)
-    parity.draw_state(theirs, seed=0)
-    found = parity.compare(own(50, stride_in="1x1"), theirs, drawn(2, 3, 33, 33), torch.tensor([1, 5]))
-    assert min(found.logits, found.logits_training, found.gradients, found.statistics) > 1e-3
+    parity.randomise_norms(theirs, seed=0)
+    difference = parity.compare(ours(50, stride_in="1x1"), theirs, drawn(2, 3, 33, 33), torch.tensor([1, 5]))
+    assert (
+        min(difference.logits, difference.logits_training, difference.gradients, difference.statistics) > 1e-3
+    )
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_the_number_of_parameters_is_torchvisions(depth: int) -> None:
     with torch.device("meta"):
-        assert sum(p.numel() for p in own(depth, classes=1000).parameters()) == PARAMETERS[depth]
+        assert sum(p.numel() for p in ours(depth, classes=1000).parameters()) == PARAMETERS[depth]
 
 
 @pytest.mark.parametrize("depth", [18, 50])
 def test_the_same_seed_gives_timms_weights(depth: int) -> None:
     states = []
-    for make in (own, timms):
+    for make in (ours, timms):
         torch.manual_seed(11)
         states.append(make(depth).state_dict())
     assert all(torch.equal(states[0][name], value) for name, value in states[1].items())
@@ -104,7 +106,7 @@ def test_the_same_seed_gives_timms_weights(depth: int) -> None:
 
 def test_convolutions_are_drawn_with_he_et_als_deviation() -> None:
     torch.manual_seed(0)
-    conv = own(18).layer4[1].conv2
+    conv = ours(18).layer4[1].conv2
     assert conv.weight.std().item() == pytest.approx((2 / (512 * 9)) ** 0.5, rel=0.01)
 
 
@@ -116,7 +118,7 @@ def test_the_last_norm_starts_at_zero_in_residual_networks_unless_told(
     changes: dict[str, Any], zero: bool
 ) -> None:
     for kind, norm in ((18, "bn2"), (50, "bn3")):
-        block = own(kind, **changes).layer2[0]
+        block = ours(kind, **changes).layer2[0]
         assert bool((getattr(block, norm).weight == 0).all()) is zero
         assert (block.bn1.weight == 1).all()
 
@@ -125,14 +127,14 @@ def test_the_last_norm_starts_at_zero_in_residual_networks_unless_told(
     ("shortcut", "projections"), [("A", []), ("B", ["layer2.0", "layer3.0"]), ("C", "all of them")]
 )
 def test_the_shortcuts_of_the_paper(shortcut: str, projections: Any) -> None:
-    model = own("_small", shortcut=shortcut)
+    model = ours("_small", shortcut=shortcut)
     names = {name.partition(".downsample")[0] for name in model.state_dict() if "downsample" in name}
     every = {f"layer{stage}.{block}" for stage in (1, 2, 3) for block in (0, 1)}
     assert names == (every if shortcut == "C" else set(projections))
 
 
 def test_shortcut_a_takes_every_second_place_and_pads_channels_with_zeros() -> None:
-    padding = own("_small", shortcut="A").layer2[0].downsample
+    padding = ours("_small", shortcut="A").layer2[0].downsample
     x = drawn(1, 16, 5, 6)
     y = padding(x)
     assert y.shape == (1, 32, 3, 3)
@@ -142,19 +144,19 @@ def test_shortcut_a_takes_every_second_place_and_pads_channels_with_zeros() -> N
 
 def test_a_block_adds_its_input_and_a_plain_one_does_not() -> None:
     for residual in (True, False):
-        block = own("_small", residual=residual, zero_init=False).double().eval().layer1[0]
+        block = ours("_small", residual=residual, zero_init=False).double().eval().layer1[0]
         x = drawn(2, 16, 8, 8)
         branch = block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(x)))))
         torch.testing.assert_close(block(x), torch.relu(branch + x if residual else branch))
 
 
 def test_a_plain_network_has_the_layers_of_the_residual_one_without_projections() -> None:
-    plain, residual = own(50, residual=False).state_dict(), own(50).state_dict()
+    plain, residual = ours(50, residual=False).state_dict(), ours(50).state_dict()
     assert plain.keys() == {name for name in residual if "downsample" not in name}
 
 
 def test_the_small_network_is_he_et_als_for_cifar() -> None:
-    model = own(
+    model = ours(
         "_small", 10, blocks=[3, 3, 3], shortcut="A"
     )  # ResNet-20 with option A: 0.27 M (their table 6)
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(0.27e6, rel=0.02)
@@ -165,7 +167,7 @@ def test_the_small_network_is_he_et_als_for_cifar() -> None:
 
 
 def test_width_stem_and_channels_are_as_asked() -> None:
-    model = own(50, width=8, stem="small", in_channels=5, blocks=[1, 2])
+    model = ours(50, width=8, stem="small", in_channels=5, blocks=[1, 2])
     assert model(torch.zeros(2, 5, 16, 16)).shape == (2, CLASSES)
     assert model.conv1.weight.shape == (8, 5, 3, 3)
     assert model.num_features == 64
@@ -175,7 +177,7 @@ def test_width_stem_and_channels_are_as_asked() -> None:
 
 @pytest.mark.parametrize(("name", "convolution"), [("1x1", "conv1"), ("3x3", "conv2")])
 def test_the_stride_is_in_the_convolution_that_is_asked_for(name: str, convolution: str) -> None:
-    block = own(50, stride_in=name).layer2[0]
+    block = ours(50, stride_in=name).layer2[0]
     strides = {conv: getattr(block, conv).stride[0] for conv in ("conv1", "conv2", "conv3")}
     assert strides == {"conv1": 1, "conv2": 1, "conv3": 1} | {convolution: 2}
 
@@ -206,9 +208,9 @@ def test_as_a_backbone_it_gives_the_losses_of_timms(photographs: Tensor) -> None
 
 def test_stages_for_freezing_and_layers_for_decay_are_timms() -> None:
     mine, theirs = classifier("plumage/resnet18"), classifier("resnet18")
-    for found in (mine, theirs):
-        names = {id(module): name for name, module in found.backbone.named_modules()}
-        stages = [[names[id(module)] for module in stage] for stage in backbone_stages(found)]
+    for model in (mine, theirs):
+        names = {id(module): name for name, module in model.backbone.named_modules()}
+        stages = [[names[id(module)] for module in stage] for stage in backbone_stages(model)]
         assert [len(stage) for stage in stages] == [2, 8, 10, 10, 10, 1]
         assert stages[0] == ["conv1", "bn1"]
         assert stages[-1] == ["fc"]
@@ -237,7 +239,7 @@ def test_one_channel_is_the_mean_of_the_normalised_three(photographs: Tensor) ->
 
 def test_weights_from_a_file_of_torchvision_fill_it(tmp_path: Path, photographs: Tensor) -> None:
     theirs = torchvision.models.resnet18()
-    parity.draw_state(theirs, seed=4)
+    parity.randomise_norms(theirs, seed=4)
     torch.save(theirs.state_dict(), tmp_path / "resnet18.pth")
     config = ModelConfig(name="plumage/resnet18", weights=tmp_path / "resnet18.pth")
     model, origin = build_model(config, CLASSES)
@@ -249,17 +251,17 @@ def test_weights_from_a_file_of_torchvision_fill_it(tmp_path: Path, photographs:
 def test_pretrained_takes_the_weights_of_timms_twin(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = timms(18)
     theirs.pretrained_cfg = {"mean": (0.1, 0.2, 0.3), "std": (1, 1, 1), "hf_hub_id": "timm/resnet18.tv_in1k"}
-    asked: list[str] = []
+    created: list[str] = []
 
     def create(name: str, pretrained: bool, **options: Any) -> nn.Module:
-        asked.append(name)
+        created.append(name)
         assert pretrained
         assert options == {"num_classes": CLASSES}
         return theirs
 
     monkeypatch.setattr(building.timm, "create_model", create)
     model, origin = build_model(ModelConfig(name="plumage/resnet18"), CLASSES)
-    assert asked == ["resnet18.tv_in1k"]
+    assert created == ["resnet18.tv_in1k"]
     assert origin == {"source": "timm/resnet18.tv_in1k", "tensors": 100, "share": 1.0}
     assert torch.equal(model.backbone.conv1.weight, theirs.conv1.weight)
     assert model.mean.flatten().tolist() == pytest.approx([25.5, 51, 76.5])

@@ -30,18 +30,18 @@ def torchvisions(depth: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize("depth", PUBLISHED)
 def test_parameters_and_multiply_adds_are_torchvisions(depth: int) -> None:
-    found = summary(f"model.name=plumage/resnet{depth}")
-    assert (found["parameters"], found["multiply_adds"]) == torchvisions(depth)
+    network = summary(f"model.name=plumage/resnet{depth}")
+    assert (network["parameters"], network["multiply_adds"]) == torchvisions(depth)
     weights = getattr(torchvision.models, f"ResNet{depth}_Weights").IMAGENET1K_V1
-    assert found["multiply_adds"] / 1e9 == pytest.approx(weights.meta["_ops"], abs=0.0005)
-    assert found["parameters"] == weights.meta["num_params"]
+    assert network["multiply_adds"] / 1e9 == pytest.approx(weights.meta["_ops"], abs=0.0005)
+    assert network["parameters"] == weights.meta["num_params"]
 
 
 @pytest.mark.parametrize("depth", PUBLISHED)
 def test_the_papers_network_has_the_papers_multiply_adds(depth: int) -> None:
     option = "shortcut: A" if depth < 50 else "stride_in: 1x1"
-    found = summary(f"model.name=plumage/resnet{depth}", f"model.options={{{option}}}")
-    assert found["multiply_adds"] == pytest.approx(PUBLISHED[depth], rel=0.02)
+    network = summary(f"model.name=plumage/resnet{depth}", f"model.options={{{option}}}")
+    assert network["multiply_adds"] == pytest.approx(PUBLISHED[depth], rel=0.02)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3])
@@ -49,14 +49,14 @@ def test_the_papers_network_has_the_papers_multiply_adds(depth: int) -> None:
     "name", ["plumage/resnet50", "plumage/resnet_small", "mobilenetv2_100", "vit_tiny_patch16_224"]
 )
 def test_the_layers_add_up_at_every_depth(name: str, depth: int) -> None:
-    found = summary(f"model.name={name}", f"summary.depth={depth}")
+    network = summary(f"model.name={name}", f"summary.depth={depth}")
     for column in ("parameters", "multiply_adds"):
-        assert sum(layer[column] for layer in found["layers"]) == found[column] > 0
+        assert sum(layer[column] for layer in network["layers"]) == network[column] > 0
 
 
 def test_a_layer_has_its_shape_and_its_counts() -> None:
-    found = summary("model.name=plumage/resnet18", "summary.depth=3")
-    layers = {layer["name"]: layer for layer in found["layers"]}
+    network = summary("model.name=plumage/resnet18", "summary.depth=3")
+    layers = {layer["name"]: layer for layer in network["layers"]}
     assert layers["layer2.0.conv1"] == {
         "name": "layer2.0.conv1",
         "kind": "Conv2d",
@@ -71,9 +71,9 @@ def test_a_layer_has_its_shape_and_its_counts() -> None:
 def test_the_verb_needs_no_data_and_ends_in_one_json_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["summary", "--config", "configs/digits_resnet18.yaml"]) == 0
     said = capsys.readouterr()
-    found = json.loads(said.out)
-    assert (found["classes"], found["image_px"]) == (10, 32)
-    assert found["layers"][0]["parameters"] == 64 * 49  # one channel
+    network = json.loads(said.out)
+    assert (network["classes"], network["image_px"]) == (10, 32)
+    assert network["layers"][0]["parameters"] == 64 * 49  # one channel
     assert "multiply-adds" in said.err
     assert run(["summary", "model.name=plumage/resnet19"]) == 2
     assert "there is no 'plumage/resnet19'" in capsys.readouterr().err

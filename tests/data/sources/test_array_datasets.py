@@ -137,8 +137,8 @@ def test_cifar10_from_a_folder_keeps_colours_and_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_cifar10(tmp_path / "given", monkeypatch)
-    words = ["data.source=cifar10", f"data.archive={tmp_path / 'given'}", "data.resize_px=32"]
-    _, data = prepared(tmp_path, *words)
+    overrides = ["data.source=cifar10", f"data.archive={tmp_path / 'given'}", "data.resize_px=32"]
+    _, data = prepared(tmp_path, *overrides)
     assert data.samples["official"].value_counts().to_dict() == {"train": 50, "test": 20}
     assert data.samples["class_name"].tolist() == [CLASSES[label] for label in labels(50) + labels(20)]
     first = drawn(10, 3072, seed=1)[0].reshape(3, 32, 32).transpose(1, 2, 0)
@@ -189,7 +189,7 @@ def test_what_is_missing_or_damaged_is_one_sentence(
 ) -> None:
     given = tmp_path / "given"
     given.mkdir()
-    words = settings(tmp_path, f"data.source={source}")
+    overrides = settings(tmp_path, f"data.source={source}")
     if damage == "short":
         write_mnist(given)
         path = given / "MNIST/raw/train-images-idx3-ubyte"
@@ -197,8 +197,8 @@ def test_what_is_missing_or_damaged_is_one_sentence(
     if damage == "offline":
         monkeypatch.setattr(torchvision.datasets.mnist, "download_and_extract_archive", no_network)
     else:
-        words.append(f"data.archive={given}")
-    assert run(["data", *words]) == 2
+        overrides.append(f"data.archive={given}")
+    assert run(["data", *overrides]) == 2
     said = capsys.readouterr().err
     assert sentence in said
     assert "data.archive=FOLDER" in said
@@ -207,7 +207,7 @@ def test_what_is_missing_or_damaged_is_one_sentence(
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("overrides", "sentence"),
     [
         (
             ["data.train_images=4000"],
@@ -223,14 +223,14 @@ def test_what_is_missing_or_damaged_is_one_sentence(
     ],
 )
 def test_sizes_that_cannot_be_are_one_sentence(
-    digits: Path, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+    digits: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], sentence: str
 ) -> None:
-    assert run(["data", *settings(digits, "data.source=digits", *words)]) == 2
+    assert run(["data", *settings(digits, "data.source=digits", *overrides)]) == 2
     assert sentence in capsys.readouterr().err
 
 
 def test_from_digits_to_a_report(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = settings(
+    overrides = settings(
         digits,
         "data.source=digits",
         "data.train_images=200",
@@ -245,6 +245,6 @@ def test_from_digits_to_a_report(digits: Path, capsys: pytest.CaptureFixture[str
         f"run.root={digits / 'runs'}",
     )
     for verb in ("data", "train", "eval"):
-        assert run([verb, *words]) == 0
+        assert run([verb, *overrides]) == 0
     assert '"n": 30' in capsys.readouterr().out
     assert (digits / "runs/baseline/eval/test/report.html").stat().st_size > 10_000

@@ -351,8 +351,10 @@ def test_verify_archive_names_what_is_wrong(tmp_path: Path) -> None:
     archive.write_bytes(CONTENT[:-1])
     with pytest.raises(DataError, match="truncated, 2,999,999 of 3,000,000 bytes"):
         verify_archive(archive, md5, SIZE_BYTES)
-    found = hashlib.md5(CONTENT[:-1]).hexdigest()
-    with pytest.raises(DataError, match=f"md5 is {found} where {md5} is expected.*data.archive_md5={found}"):
+    digest = hashlib.md5(CONTENT[:-1]).hexdigest()
+    with pytest.raises(
+        DataError, match=f"md5 is {digest} where {md5} is expected.*data.archive_md5={digest}"
+    ):
         verify_archive(archive, md5)
     archive.write_bytes(PAGE)
     with pytest.raises(DataError, match=r'a web page \("Log in to the network"\)'):

@@ -127,10 +127,10 @@ def test_sizes_boxes_and_parts_lie_in_the_picture(root: Path) -> None:
         assert w > 20 and h > 20
         assert x + w <= width and y + h <= height
         assert (places[places[:, 2] == 0] == 0).all()
-        seen = places[within][places[within, 2] == 1]
-        assert len(seen) >= 5
-        assert (seen[:, 0] >= x).all() and (seen[:, 0] <= x + w).all()
-        assert (seen[:, 1] >= y).all() and (seen[:, 1] <= y + h).all()
+        visible = places[within][places[within, 2] == 1]
+        assert len(visible) >= 5
+        assert (visible[:, 0] >= x).all() and (visible[:, 0] <= x + w).all()
+        assert (visible[:, 1] >= y).all() and (visible[:, 1] <= y + h).all()
 
 
 def test_a_bird_shows_one_side_and_fills_its_box() -> None:

@@ -82,10 +82,10 @@ def test_a_copy_shows_its_original_and_has_its_box_and_parts(faulty: Path) -> No
         assert min(x, y) >= 0 and w > 15 and h > 15
         assert x + w <= size[0] + 0.1 and y + h <= size[1] + 0.1
         scale = size / np.array([other.shape[1], other.shape[0]])
-        seen = (parts[copy - 1][:, 2] == 1) & (parts[original - 1][:, 2] == 1)
-        assert seen.sum() > 5
-        expected = parts[original - 1][seen, :2] * scale
-        assert np.abs(parts[copy - 1][seen, :2] - expected).max() < 0.05 * SIDE_PX
+        visible = (parts[copy - 1][:, 2] == 1) & (parts[original - 1][:, 2] == 1)
+        assert visible.sum() > 5
+        expected = parts[original - 1][visible, :2] * scale
+        assert np.abs(parts[copy - 1][visible, :2] - expected).max() < 0.05 * SIDE_PX
         grown = cv2.resize(one, (other.shape[1], other.shape[0])).astype(float)
         assert np.corrcoef(cv2.GaussianBlur(grown, (0, 0), 2).ravel(), other.ravel())[0, 1] > 0.8
 
