@@ -17,7 +17,7 @@ from pipeline.data.loader import Batch
 from pipeline.distributed import process_group
 from pipeline.distributed.heartbeat import Heartbeat
 from pipeline.runs.checkpoints import read
-from pipeline.training import resume, step
+from pipeline.training import resume, trainer
 from tests.helpers import ranks, tiny
 
 # Twenty steps and what goes across ranks in them: batch norm over all ranks, clipping, averaging, frozen stages
@@ -86,13 +86,13 @@ def test_compressed_gradients_are_those_of_bfloat16(alone: Path, tmp_path: Path)
 def statistics(tmp: Path) -> list[list[float]]:
     """On each rank: the running statistics after a training."""
     kept: list[Any] = []
-    before = step.train_step
+    before = trainer.train_step
 
     def learn(state: Any, *args: Any) -> Any:
         kept[:] = [state]
         return before(state, *args)
 
-    step.train_step = learn
+    trainer.train_step = learn
     assert ranks.run_verb("train", tmp, "train.epochs=1", "train.ema_decay=0.5") == 0
     models = kept[0].model, kept[0].ema.module
     return [
@@ -138,7 +138,7 @@ def test_evaluation_gives_the_same_bits_on_any_number_of_ranks(
 def learn_until(tmp: Path, stop_after: int | None, *more: str) -> tuple[int, list[int]]:
     """On each rank: train until a signal comes to the last rank alone; exit code, and the rows learned from."""
     rows: list[int] = []
-    before = step.train_step
+    before = trainer.train_step
 
     def learn(state: Any, parallel: Any, batch: Batch, *args: Any) -> Any:
         rows.extend(batch.row.tolist())
@@ -147,7 +147,7 @@ def learn_until(tmp: Path, stop_after: int | None, *more: str) -> tuple[int, lis
             os.kill(os.getpid(), signal.SIGTERM)
         return done
 
-    step.train_step = learn
+    trainer.train_step = learn
     return ranks.run_verb("train", tmp, *more), rows
 
 
@@ -214,7 +214,7 @@ def test_a_run_in_shards_leaves_a_checkpoint_like_any_other(birds: Path, tmp_pat
 
 def trouble(tmp: Path, kind: str) -> int:
     """On each rank: a training in which something happens to rank 1 after two steps."""
-    before = step.train_step
+    before = trainer.train_step
 
     def learn(state: Any, *args: Any) -> Any:
         if state.step == 2 and os.environ["RANK"] == "1":
@@ -230,7 +230,7 @@ def trouble(tmp: Path, kind: str) -> int:
                 raise process_group.UserError("data/x.jpg: cannot be read; run `make data`")
         return before(state, *args)
 
-    step.train_step = learn
+    trainer.train_step = learn
     return ranks.run_verb("train", tmp, "distributed.timeout_s=6")
 
 
