@@ -34,6 +34,10 @@ class CheckpointError(UserError):
     """A checkpoint is missing, or does not belong to this run."""
 
 
+class Diverged(UserError):
+    """The training loss is no longer a finite number."""
+
+
 class Stopped(Exception):
     """A signal asked the program to stop; the same command goes on from where it was."""
 

@@ -1,7 +1,7 @@
-"""Work side by side in processes: one a core, each with one thread, or one a GPU; each does one task after another.
+"""Tasks side by side in processes: one a core, with one thread each, or one a GPU.
 
-A process does many tasks, because starting one (PyTorch, timm) takes longer than a small run. A run in a
-process that has done others before gives the same numbers as one by itself.
+A process runs many tasks, because starting one (PyTorch, timm) takes longer than a small run. A run gives the
+same numbers in a process of its own and in one that has run others before.
 """
 
 import multiprocessing
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from pipeline.common import console, signals
-from pipeline.common.errors import Stopped, UserError
+from pipeline.common.errors import Diverged, Stopped, UserError
 from pipeline.common.hardware import DEVICES
 
 SPAWN = multiprocessing.get_context("spawn")  # a fork would inherit PyTorch's threads
@@ -26,44 +26,45 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a task ended; `said`: the sentence of a failure, or the traceback of a bug."""
+    """How a task ended."""
 
     status: Literal["done", "diverged", "failed", "lost", "bug"]
-    """lost: its process is gone"""
-    said: str = ""
+    """lost: its process died"""
+    message: str = ""
+    """the sentence of a failure, or the traceback of a bug"""
     result: Any = None
 
 
 class Task(Protocol):
-    """What a worker does; it goes to the worker's process by pickle."""
+    """A piece of work for a worker process, sent there by pickle."""
 
-    def do(self) -> Outcome:
-        """Do it. A `UserError` is a failure, `Stopped` ends the worker, anything else is a bug."""
-
-
-Job = TypeVar("Job", bound=Task)
+    def run(self) -> Outcome:
+        """Run it. A `UserError` is a failure, `Stopped` ends the worker, any other exception is a bug."""
 
 
-class WorkerProcess(Generic[Job]):
-    """A process that does one task after another."""
+AnyTask = TypeVar("AnyTask", bound=Task)
 
-    task: Job | None = None
+
+class WorkerProcess(Generic[AnyTask]):
+    """A process that runs one task after another."""
+
+    task: AnyTask | None = None
 
     def __init__(self, gpu: str | None = None) -> None:
-        """gpu: what it sees of them, as `CUDA_VISIBLE_DEVICES` names it; None: what this process sees."""
+        """gpu: its value of `CUDA_VISIBLE_DEVICES`; None: that of this process."""
         self.gpu = gpu
-        self.connection, theirs = SPAWN.Pipe()
+        self.connection, worker_end = SPAWN.Pipe()
         # A daemon could not start loader processes; `_stop_with_parent` ends this one instead.
-        self._process = SPAWN.Process(target=_work, args=(theirs, gpu))
+        self._process = SPAWN.Process(target=_work, args=(worker_end, gpu))
         self._process.start()
-        theirs.close()
+        worker_end.close()
 
-    def give(self, task: Job) -> None:
-        """Begin a task."""
+    def start(self, task: AnyTask) -> None:
+        """Start a task."""
         self.task = task
         self.connection.send(task)
 
-    def take(self) -> tuple[Job, Outcome]:
+    def collect(self) -> tuple[AnyTask, Outcome]:
         """The task that has ended, and how."""
         assert self.task is not None, "a worker without a task sends nothing"
         task, self.task = self.task, None
@@ -74,90 +75,86 @@ class WorkerProcess(Generic[Job]):
             return task, Outcome("lost", f"its process has ended with code {self._process.exitcode}")
 
     @property
-    def alive(self) -> bool:
-        """Whether it can take another task."""
+    def is_alive(self) -> bool:
+        """Whether it can run another task."""
         return self._process.is_alive()
 
-    def stop(self) -> None:
-        """Ask the task to save itself and to stop."""
+    def request_stop(self) -> None:
+        """Ask the task to save its state and stop."""
         self._process.terminate()
 
-    def end(self) -> None:
+    def join(self) -> None:
         """Wait for the end of the process.
 
-        The connection is closed first: a task that was about to end may have taken the signal for its own, and
-        would wait for the next task.
+        The connection is closed first: a task that ends just now may have taken the signal for its own, and its
+        worker would wait for the next task.
         """
         self.connection.close()
         self._process.join()
 
 
 def run_tasks(
-    coming: Callable[[], Job | None], jobs: int, gpus: Sequence[str] = ()
-) -> Generator[tuple[Job, Outcome], None, None]:
-    """Do tasks, `jobs` at once, and yield each as it ends; close it when not all of them are taken.
+    next_task: Callable[[], AnyTask | None], jobs: int, gpus: Sequence[str] = ()
+) -> Generator[tuple[AnyTask, Outcome], None, None]:
+    """Run tasks, `jobs` at once, and yield each as it ends. Close the generator when you stop taking from it.
 
     Args:
-        coming: the next task, asked for when a worker is free; None: none now, maybe when another has ended.
+        next_task: called when a worker is free; None: no task now, but maybe when another has ended.
         jobs: workers at once.
         gpus: given to the workers in turn; none: all see what this process sees.
 
     Raises:
-        Stopped: a signal came; the runs that were under way have saved themselves.
+        Stopped: a signal came; the running tasks have saved their state.
     """
-    crew: list[WorkerProcess[Job]] = []
+    workers: list[WorkerProcess[AnyTask]] = []
     with signals.deferred() as stop:
         try:
             while True:
-                crew = [worker for worker in crew if worker.task or worker.alive]
-                _hand_out(coming, crew, jobs, gpus)
-                busy = {worker.connection: worker for worker in crew if worker.task}
+                workers = [worker for worker in workers if worker.task or worker.is_alive]
+                assign_tasks(next_task, workers, jobs, gpus)
+                busy = {worker.connection: worker for worker in workers if worker.task}
                 if not busy:
                     return
                 for connection in wait(list(busy), POLL_S):
                     if stop.name is None:
-                        yield busy[connection].take()  # type: ignore[index]
+                        yield busy[connection].collect()  # type: ignore[index]
                 if stop.name is not None:
                     raise Stopped(f"stopped by {stop.name}; the same command goes on")
         finally:
-            for worker in crew:
-                worker.stop()
-            for worker in crew:
-                worker.end()
+            for worker in workers:
+                worker.request_stop()
+            for worker in workers:
+                worker.join()
 
 
-def _hand_out(
-    coming: Callable[[], Job | None], crew: list[WorkerProcess[Job]], jobs: int, gpus: Sequence[str]
+def assign_tasks(
+    next_task: Callable[[], AnyTask | None],
+    workers: list[WorkerProcess[AnyTask]],
+    jobs: int,
+    gpus: Sequence[str],
 ) -> None:
-    """Give tasks to the workers that have none, and start workers for tasks while there are too few."""
-    idle = [worker for worker in crew if not worker.task]
-    while idle or len(crew) < jobs:
-        task = coming()
+    """Start tasks on idle workers; add workers to the list while tasks come and there are fewer than `jobs`."""
+    idle = [worker for worker in workers if not worker.task]
+    while idle or len(workers) < jobs:
+        task = next_task()
         if task is None:
             return
         if not idle:
-            taken = [worker.gpu for worker in crew]
-            idle = [WorkerProcess(min(gpus, key=taken.count) if gpus else None)]
-            crew += idle
-        idle.pop().give(task)
+            used = [worker.gpu for worker in workers]
+            idle = [WorkerProcess(min(gpus, key=used.count) if gpus else None)]
+            workers += idle
+        idle.pop().start(task)
 
 
 def redirect_output(log: Path) -> None:
-    """From here on, what this process says goes to the end of a file."""
+    """Append what this process writes to standard error to a file, from here on."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as stream:
         os.dup2(stream.fileno(), 2)
 
 
-def diverged(error: UserError) -> bool:
-    """Whether a training ended because its loss was not a number."""
-    from pipeline.training.epoch_meter import NotFinite
-
-    return isinstance(error.__cause__, NotFinite)
-
-
 def _work(connection: "Connection[Outcome, Task]", gpu: str | None) -> None:
-    """Do what comes until nothing comes any more, or a signal."""
+    """Run tasks until the connection is closed, or a signal comes."""
     os.environ.update(dict.fromkeys(THREADS, "1"))
     if gpu is not None:
         os.environ[DEVICES] = gpu
@@ -166,29 +163,29 @@ def _work(connection: "Connection[Outcome, Task]", gpu: str | None) -> None:
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     try:
         while True:
-            connection.send(_do(connection.recv()))
+            connection.send(_run(connection.recv()))
     except (Stopped, EOFError, ConnectionError):
         connection.close()
 
 
 def _stop_with_parent() -> None:
-    """A command that was killed must not leave runs behind, on which the next one would step."""
+    """End this process with its parent: runs that a killed command left behind would disturb the next one."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _do(task: Task) -> Outcome:
-    """Do a task in this process."""
+def _run(task: Task) -> Outcome:
+    """Run a task in this process."""
     try:
         import torch
 
         torch.set_num_threads(1)
-        return task.do()
+        return task.run()
     except UserError as error:
         console.fail(str(error))
-        return Outcome("diverged" if diverged(error) else "failed", str(error))
+        return Outcome("diverged" if isinstance(error, Diverged) else "failed", str(error))
     except Stopped as stopped:
         console.say(str(stopped))
         raise

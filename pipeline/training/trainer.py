@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pipeline.common import console, files, hardware, signals
-from pipeline.common.errors import UserError
+from pipeline.common.errors import Diverged
 from pipeline.config.schema import Config
 from pipeline.data import sampling
 from pipeline.distributed import process_group
@@ -45,7 +45,7 @@ def train(config: Config, watch: Tracker = NullTracker()) -> dict[str, Any]:  # 
         watch: is handed every record on the first rank; what it raises ends the run.
 
     Raises:
-        UserError: data, weights or checkpoint are missing or do not fit, or the loss diverged.
+        UserError: data, weights or checkpoint are missing or do not fit; `Diverged`: the loss is not finite.
         Stopped: a signal came; `last.pt` holds everything to go on from.
     """
     hardware.configure(deterministic=config.train.deterministic)
@@ -80,7 +80,7 @@ class Trainer:
         # The speed of an epoch that an earlier process trained, and that is only to be closed, is not known.
         self.speed: dict[str, float | None] = {"images_per_s": None, "data_wait": None}
         self.drawn_at = time.monotonic()
-        if ranks.is_main and resume.wanted_of(config) == "never":
+        if ranks.is_main and resume.requested(config) == "never":
             resume.put_aside(config.run_dir)
 
     def open(self, watch: Tracker) -> None:
@@ -96,7 +96,7 @@ class Trainer:
         """Train and validate, epoch by epoch, until the last step.
 
         Raises:
-            UserError: the loss is not finite.
+            Diverged: the loss is not finite.
             Stopped: a signal came.
         """
         try:
@@ -258,7 +258,7 @@ class Trainer:
         stops_early = bool(patience and best and waited >= patience)
         return step >= self.setup.last_step or (stops_early and self.setup.is_epoch_end(step))
 
-    def _diverged(self, error: NotFinite) -> UserError:
+    def _diverged(self, error: NotFinite) -> Diverged:
         """Write down which images were in the batch; return the sentence that ends the run."""
         path = RunDirectory(self.config.run_dir).diverged_file
         images = self.setup.ids[error.samples % len(self.setup.labels)].tolist()
@@ -266,7 +266,7 @@ class Trainer:
         if self.ranks.is_main:
             about = {"step": error.step, "loss": str(error.loss), **rates._asdict(), "images": images}
             files.write_json(path, about)
-        return UserError(
+        return Diverged(
             f"step {error.step}: the loss is {error.loss}, training has diverged at learning rate {rates.lr:g}; "
             f"lower optim.lr or set optim.clip_norm; the ids of the batch's images are in {path}"
         )

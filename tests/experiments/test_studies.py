@@ -2,8 +2,6 @@
 
 import json
 import signal
-import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from pipeline.cli import main
 from pipeline.common import files
 from pipeline.common.errors import ConfigError
 from pipeline.config.load import load_config
+from pipeline.experiments import worker_pool
 from pipeline.experiments.studies import figures, plan, results
 from pipeline.experiments.studies import study as study_module
 from pipeline.experiments.studies.plan import StudyPlan
@@ -74,14 +73,14 @@ def test_arms_conditions_and_seeds_become_ordinary_configurations(tmp_path: Path
 def test_a_learning_rate_that_is_tuned_is_that_of_the_last_phase(tmp_path: Path) -> None:
     phases = "optim.phases=[{name: adam, lr: 0.001, until: 1}, {name: sgd, lr: 0.5}]"
     path = write(tmp_path, arms={"both": [phases]}, tune_lr={"both": [0.1, 0.2]})
-    tries = StudyPlan(path).tries()
+    tries = StudyPlan(path).tuning_members()
     assert [member.name for member in tries] == ["tune-both-lr0.1", "tune-both-lr0.2"]
     assert [[phase.lr for phase in one.config.optim.phases] for one in tries] == [[0.001, 0.1], [0.001, 0.2]]
     assert [one.config.optim.phases[1].lr for one in StudyPlan(path).members({"both": 0.2})] == [0.2, 0.2]
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"armz": {}}, "which.yaml: armz: unknown key; did you mean arms?"),
         ({"show": "curve"}, "did you mean curves?"),
@@ -96,11 +95,11 @@ def test_a_learning_rate_that_is_tuned_is_that_of_the_last_phase(tmp_path: Path)
     ],
 )
 def test_a_wrong_study_is_one_sentence_before_anything_is_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], message: str
 ) -> None:
     assert main.run(["study", str(write(tmp_path, **changes))]) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "runs").exists()
 
@@ -123,7 +122,9 @@ def test_the_studies_are_valid_and_short(path: Path) -> None:
     assert len(set(study.seeds)) >= 3
     assert len(path.read_text().splitlines()) <= 30
     assert f"make study NAME={path.stem}" in path.read_text()
-    assert given.tries() == [] or len({len(lrs) for lrs in study.tune_lr.values()}) == 1  # the same effort
+    assert (
+        given.tuning_members() == [] or len({len(lrs) for lrs in study.tune_lr.values()}) == 1
+    )  # the same effort
 
 
 # The runs
@@ -176,17 +177,17 @@ def test_a_study_that_is_done_is_only_shown_again(done: Path, capsys: pytest.Cap
     paths = sorted(study_of(done).glob("*/checkpoints/*.pt"))
     before = [path.stat().st_mtime_ns for path in paths]
     assert main.run(["study", str(done / "which.yaml")]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert (said["runs"], said["tries"], said["folder"]) == (4, 2, str(study_of(done)))
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["runs"], summary["tries"], summary["folder"]) == (4, 2, str(study_of(done)))
     assert [path.stat().st_mtime_ns for path in paths] == before
 
 
 def test_a_study_that_was_stopped_goes_on_to_the_same_weights(done: Path, tmp_path: Path) -> None:
     path = write(tmp_path, arms={"slow": ["optim.lr=0.001"]}, tune_lr={}, seeds=[0])
     log = study_of(tmp_path) / "slow-seed0/log.jsonl"
-    words = ["study", str(path), "--jobs", "1"]
+    command = ["study", str(path), "--jobs", "1"]
     begun = lambda: log.is_file() and '"step": 4,' in log.read_text()  # noqa: E731
-    assert tiny.interrupt(words, begun, signal.SIGTERM) == 75
+    assert tiny.interrupt(command, begun, signal.SIGTERM) == 75
     saved = study_of(tmp_path) / "slow-seed0/checkpoints"
     assert main.run(["study", str(path), "--jobs", "1"]) == 0
     for name in ("best.pt", "last.pt"):
@@ -197,20 +198,12 @@ def test_a_study_that_was_stopped_goes_on_to_the_same_weights(done: Path, tmp_pa
 def test_a_study_that_was_killed_leaves_no_run_behind(birds: Path, tmp_path: Path) -> None:
     path = write(tmp_path, arms={"slow": ["optim.lr=0.001", "train.epochs=2000"]}, tune_lr={}, seeds=[0])
     log = study_of(tmp_path) / "slow-seed0/log.jsonl"
-    words = ["study", str(path), "--jobs", "1"]
-    assert tiny.interrupt(words, log.is_file, signal.SIGKILL) == -signal.SIGKILL
+    command = ["study", str(path), "--jobs", "1"]
+    assert tiny.interrupt(command, log.is_file, signal.SIGKILL) == -signal.SIGKILL
     deadline = time.monotonic() + 60
     while "stopped by SIGTERM" not in (log.parent / "output.log").read_text():  # by the worker itself
         assert time.monotonic() < deadline, "the run goes on without its study"
         time.sleep(0.05)
-
-
-def test_a_worker_that_missed_the_signal_ends_all_the_same() -> None:
-    worker = study_module.workers.Worker()
-    ending = threading.Thread(target=worker.end, daemon=True)
-    ending.start()
-    ending.join(60)
-    assert not ending.is_alive()
 
 
 def test_a_broken_arm_is_one_sentence_with_its_log_and_the_others_are_done(
@@ -232,13 +225,13 @@ def test_a_broken_arm_is_one_sentence_with_its_log_and_the_others_are_done(
 def test_a_bug_in_a_run_is_a_bug_of_the_study(
     birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study_module.workers, "each", _with_a_bug)
+    monkeypatch.setattr(worker_pool, "run_tasks", _with_a_bug)
     with pytest.raises(RuntimeError, match="(?s)slow-seed0, in another process.*KeyError"):
         study_module.study(str(write(tmp_path, tune_lr={})), 1, [])
 
 
-def _with_a_bug(coming: Any, jobs: int) -> Any:
-    yield coming(), study_module.Outcome("bug", "Traceback ...\nKeyError: 'a bug'")
+def _with_a_bug(next_task: Any, _jobs: int) -> Any:
+    yield next_task(), worker_pool.Outcome("bug", "Traceback ...\nKeyError: 'a bug'")
 
 
 # What is made of them
@@ -256,23 +249,23 @@ def frame() -> pd.DataFrame:
 
 def test_the_interval_of_a_mean_is_students() -> None:
     half = 4.302652729911275 / 3**0.5  # t of 2 degrees of freedom at 97.5 %
-    found = results.of_mean([1.0, 2.0, 3.0])
-    assert found == {
+    interval = results.mean_interval([1.0, 2.0, 3.0])
+    assert interval == {
         "n": 3,
         "mean": 2.0,
         "sd": 1.0,
         "low": pytest.approx(2 - half),
         "high": pytest.approx(2 + half),
     }
-    assert results.of_mean([0.5]) == {"n": 1, "mean": 0.5, "sd": None, "low": None, "high": None}
+    assert results.mean_interval([0.5]) == {"n": 1, "mean": 0.5, "sd": None, "low": None, "high": None}
 
 
 def test_tables_and_differences_by_value() -> None:
-    table = results.table(frame(), ["test_top1"])
+    table = results.summary_table(frame(), ["test_top1"])
     assert table[["arm", "n", "mean", "sd"]].to_numpy().tolist() == [["a", 3, 2.0, 1.0], ["b", 3, 4.0, 2.0]]
-    apart = results.differences(frame(), ["test_top1"])
-    assert apart[["arm", "mean", "sd"]].to_numpy().tolist() == [["b - a", 2.0, 1.0]]
-    assert results.markdown(apart) == (
+    differences = results.differences(frame(), ["test_top1"])
+    assert differences[["arm", "mean", "sd"]].to_numpy().tolist() == [["b - a", 2.0, 1.0]]
+    assert results.markdown(differences) == (
         "| condition | arm | n | test top1 |\n| --- | --- | --- | --- |\n"
         "| c | b - a | 3 | 2.000 ± 1.000 (-0.484 to 4.484) |\n"
     )
@@ -283,23 +276,23 @@ def test_tables_and_differences_by_value() -> None:
     [(0.0, "0"), (0.5, "0.500"), (-0.25, "-0.250"), (3e-16, "3.0e-16"), (5e4, "5.0e+04")],
 )
 def test_figures_in_tables(value: float, words: str) -> None:
-    assert results.figure(value) == words
+    assert results.format_number(value) == words
 
 
 def test_the_lines_of_the_figures_are_means_over_the_seeds(done: Path) -> None:
     members = StudyPlan(done / "which.yaml").members({"tuned": 0.02})[:2]
-    logs = [results.log(member) for member in members]
-    of_val = figures._validated(members, "val_loss")
+    logs = [results.read_log(member) for member in members]
+    of_val = figures.validation(members, "val_loss")
     epochs = [[line for line in log if line["kind"] == "epoch"] for log in logs]
     assert of_val.index.tolist() == [5, 10, 15]
     for number, step in enumerate((5, 10, 15)):
         values = [of_run[number]["val_loss"] for of_run in epochs]
         assert of_val.loc[step, "mean"] == pytest.approx(sum(values) / 2)
         assert of_val.loc[step, ["min", "max"]].tolist() == [min(values), max(values)]
-    steps = figures._smoothed(members, "loss")
+    steps = figures.smoothed_training(members, "loss")
     first = [next(line["loss"] for line in log if line["kind"] == "step") for log in logs]
     assert steps.loc[1, "mean"] == pytest.approx(sum(first) / 2)  # nothing before it to smooth with
-    seconds = figures._seconds(members)
+    seconds = figures.core_seconds(members)
     assert seconds.index.tolist() == list(range(1, 16))
     assert seconds.is_monotonic_increasing
 

@@ -49,16 +49,16 @@ class Crowd(nn.Module):
 def test_accuracy_in_train_is_that_of_whole_batches_of_each_size() -> None:
     label = torch.arange(90) % 3
     images = label.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 2, 2)
-    found = batch_norm.modes(Crowd().eval(), images, label)
-    assert found == {"eval": 1, "train_4": 0, "train_8": 0, "train_16": 1, "train_32": 1, "train_64": 1}
+    top1 = batch_norm.modes(Crowd().eval(), images, label)
+    assert top1 == {"eval": 1, "train_4": 0, "train_8": 0, "train_16": 1, "train_32": 1, "train_64": 1}
 
 
 def test_what_batch_norm_does_holds_for_a_network_and_is_not_trivial() -> None:
     images, label = noise()
     model = network().eval()
     before = [tensor.clone() for tensor in model.state_dict().values()]
-    found = batch_norm.claims(model, images, label)
-    assert list(found) == list(batch_norm.CLAIMS)
+    values = batch_norm.claims(model, images, label)
+    assert list(values) == list(batch_norm.CLAIMS)
     exact = (
         "eval_alone",
         "normalised_mean",
@@ -67,10 +67,10 @@ def test_what_batch_norm_does_holds_for_a_network_and_is_not_trivial() -> None:
         "bias_train",
         "bias_gradient",
     )
-    assert all(found[name] < 1e-10 for name in exact), found
-    assert found["eval_running"] == 0
-    assert found["train_company"] > 0.001
-    assert found["bias_eval"] > 0.001
+    assert all(values[name] < 1e-10 for name in exact), values
+    assert values["eval_running"] == 0
+    assert values["train_company"] > 0.001
+    assert values["bias_eval"] > 0.001
     after = model.state_dict().values()
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
@@ -80,11 +80,11 @@ def test_a_claim_that_does_not_hold_shows() -> None:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.train = lambda mode=True: module  # type: ignore[method-assign, assignment]  # noqa: ARG005, B023
-    found = batch_norm.claims(model, *noise())  # its norms never leave evaluation mode
-    assert found["train_company"] < 1e-10
-    assert found["normalised_mean"] > 0.01
-    assert found["running_rule"] > 0.01
-    assert found["bias_train"] > 0.001
+    values = batch_norm.claims(model, *noise())  # its norms never leave evaluation mode
+    assert values["train_company"] < 1e-10
+    assert values["normalised_mean"] > 0.01
+    assert values["running_rule"] > 0.01
+    assert values["bias_train"] > 0.001
 
 
 def test_biases_are_given_to_every_convolution() -> None:
@@ -96,8 +96,8 @@ def test_biases_are_given_to_every_convolution() -> None:
 
 
 def test_the_claims_are_a_markdown_table_with_ends() -> None:
-    found = pd.DataFrame([dict.fromkeys(batch_norm.CLAIMS, value) for value in (0.0, 0.5)])
-    lines = batch_norm.claims_table(found).splitlines()
+    claims = pd.DataFrame([dict.fromkeys(batch_norm.CLAIMS, value) for value in (0.0, 0.5)])
+    lines = batch_norm.claims_table(claims).splitlines()
     assert len(lines) == 2 + len(batch_norm.CLAIMS)
     assert lines[2].startswith("| eval(): largest change of a logit when the image is looked at alone")
     assert lines[2].endswith("| 0 | 0.500 |")
@@ -105,9 +105,9 @@ def test_the_claims_are_a_markdown_table_with_ends() -> None:
 
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 def test_a_new_network_is_the_librarys(library: str) -> None:
-    found = parity._fresh("plumage/resnet18", library, 0)
-    assert found["unlike"] > 0.01
-    assert all(found[name] < parity.TOLERANCE for name in parity.FRESH), found
+    differences = parity.compare_new("plumage/resnet18", library, 0)
+    assert differences["unlike"] > 0.01
+    assert all(differences[name] < parity.TOLERANCE for name in parity.FRESH), differences
 
 
 def test_another_network_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,20 +116,20 @@ def test_another_network_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
             return super().forward_features(x) * (1 + 1e-6)
 
     monkeypatch.setattr(parity, "ResNet", Other)
-    found = parity._fresh("plumage/resnet18", "torchvision", 0)
-    assert found["logits"] > parity.TOLERANCE
-    assert found["gradients"] > parity.TOLERANCE
+    differences = parity.compare_new("plumage/resnet18", "torchvision", 0)
+    assert differences["logits"] > parity.TOLERANCE
+    assert differences["gradients"] > parity.TOLERANCE
 
 
 def test_weights_that_were_trained_here_load_there_and_both_studies_draw(birds: Path, tmp_path: Path) -> None:
     more = ("model.name=plumage/resnet18", "train.max_steps=1", "data.image_px=32")
     assert tiny.do("train", tmp_path, *more) == 0
     member = Member("resnet18", "", 0, tiny.config(tmp_path, *more))
-    found = parity.measure([member])
-    assert found["condition"].tolist() == ["torchvision", "timm"]
-    assert (found["trained"] < parity.TOLERANCE).all()
-    assert (found["trained"] >= 0).all()
-    parity.draw(tmp_path / "parity.png", "a title", found)
+    differences = parity.measure([member])
+    assert differences["condition"].tolist() == ["torchvision", "timm"]
+    assert (differences["trained"] < parity.TOLERANCE).all()
+    assert (differences["trained"] >= 0).all()
+    parity.draw(tmp_path / "parity.png", "a title", differences)
     modes = pd.DataFrame(
         [{"condition": "batch8", "eval": 0.5} | {f"train_{n}": 0.5 for n in batch_norm.BATCHES}]
     )

@@ -14,7 +14,7 @@ from pipeline.cli.arguments import parse
 from pipeline.common.errors import ConfigError
 from pipeline.config.load import load_config, validate_tree
 from pipeline.experiments.sweeps.parameter import Parameter
-from pipeline.experiments.sweeps.plan import ARGUMENTS, FOLDER, SweepPlan, plans
+from pipeline.experiments.sweeps.plan import ARGUMENTS, FOLDER, SweepPlan, load_plans
 from tests.helpers.sweeps import COMMAND, SWEEP, write_sweep
 
 
@@ -36,8 +36,8 @@ def test_the_shipped_sweeps_are_short_and_say_how_they_are_run(path: Path) -> No
 
 
 def test_the_shipped_sweeps_are_checked_and_their_stages_begin_with_the_best_of_the_one_before() -> None:
-    assert [plan.name for plan in plans(FOLDER / "birds.yaml", [])] == ["birds"]
-    stages = plans(FOLDER / "article", [])
+    assert [plan.name for plan in load_plans(FOLDER / "birds.yaml", [])] == ["birds"]
+    stages = load_plans(FOLDER / "article", [])
     for before, after in pairwise(stages):
         assert after.base.file == before.folder / "best.yaml"
     assert [plan.common.train.subset for plan in stages] == [0.1, 1.0, 1.0]
@@ -116,14 +116,14 @@ def test_a_wrong_sweep_is_one_sentence_before_any_trial(
 
 def test_a_sweep_needs_validation_and_a_file_that_is_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs validation"):
-        plans(write_sweep(tmp_path), ["data.val_fraction=0"])
+        load_plans(write_sweep(tmp_path), ["data.val_fraction=0"])
     with pytest.raises(ConfigError, match="did you mean configs/sweeps/birds.yaml"):
-        plans(Path("configs/sweeps/bird.yaml"), [])
+        load_plans(Path("configs/sweeps/bird.yaml"), [])
     with pytest.raises(ConfigError, match="optim.lr is searched; drop optim.lr=1"):
-        plans(write_sweep(tmp_path), ["optim.lr=1"])
+        load_plans(write_sweep(tmp_path), ["optim.lr=1"])
     (tmp_path / "broken.yaml").write_text("a: [")
     with pytest.raises(ConfigError, match="not readable as YAML"):
-        plans(tmp_path / "broken.yaml", [])
+        load_plans(tmp_path / "broken.yaml", [])
 
 
 # What becomes of it
@@ -210,7 +210,7 @@ def _sweep() -> Any:
 )
 def test_wandbs_own_conversion_to_optuna_gives_the_same_distribution(given: dict[str, Any]) -> None:
     theirs = pytest.importorskip("wandb.sdk.sweeps.scheduler.optuna")
-    assert parameter(**given).drawn_from() == theirs.sweep_parameter_to_distribution(given)
+    assert parameter(**given).optuna_distribution() == theirs.sweep_parameter_to_distribution(given)
 
 
 def test_wandbs_agent_makes_of_the_file_a_command_that_trains_the_same(

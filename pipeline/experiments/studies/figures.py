@@ -1,4 +1,4 @@
-"""The figures of studies, from their runs' logs: lines are means over the seeds, bands go from lowest to highest."""
+"""The figures of studies, from the logs of their runs: a line is the mean over the seeds, a band their range."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +14,12 @@ from pipeline.experiments.studies import results
 from pipeline.experiments.studies.plan import Member
 from pipeline.plots.style import STYLE, save
 
-SMOOTHING_STEPS = 5  # of training losses, batch by batch: the span of an exponential mean
+SMOOTHING_STEPS = 5  # span of the exponential mean of training losses
 FEW_SEEDS_ALPHA = 0.18
 
 
 def curves(path: Path, title: str, members: Sequence[Member]) -> None:
-    """Loss of training and validation, and validation top-1, against the step: a column a condition."""
+    """Training and validation loss, and validation top-1, by step: a column a condition."""
     conditions = list(dict.fromkeys(member.condition for member in members))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(max(6.5, 3 * len(conditions)), 5.2), layout="constrained")
@@ -30,9 +30,9 @@ def curves(path: Path, title: str, members: Sequence[Member]) -> None:
             for colour, (arm, runs) in zip(
                 _colours(of_condition), _by_arm(of_condition).items(), strict=True
             ):
-                _line(losses, _smoothed(runs, "loss"), colour, None, "--")
-                _line(losses, _validated(runs, "val_loss"), colour, arm)
-                _line(accuracies, _validated(runs, "val_top1"), colour, arm)
+                _line(losses, smoothed_training(runs, "loss"), colour, None, "--")
+                _line(losses, validation(runs, "val_loss"), colour, arm)
+                _line(accuracies, validation(runs, "val_top1"), colour, arm)
             losses.set_title(condition)
             losses.set_ylim(bottom=0)
             accuracies.set_xlabel("step")
@@ -45,7 +45,7 @@ def curves(path: Path, title: str, members: Sequence[Member]) -> None:
 
 
 def depth(path: Path, title: str, members: Sequence[Member], runs: pd.DataFrame) -> None:
-    """Training error against the epoch, a panel an arm and a line a condition; the last epoch's against conditions."""
+    """Training error by epoch, a panel an arm and a line a condition; in the last panel, that of the last epoch."""
     arms = _by_arm(members)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(3.4 * (len(arms) + 1), 3.4), layout="constrained")
@@ -68,15 +68,15 @@ def depth(path: Path, title: str, members: Sequence[Member], runs: pd.DataFrame)
 
 
 def optimizers(path: Path, title: str, members: Sequence[Member]) -> None:
-    """Training loss against steps, and against seconds of one core."""
+    """Training loss by step, and by seconds of one core."""
     arms = _by_arm(members)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11, 4.4), layout="constrained")
         by_step, by_second = figure.subplots(1, 2, sharey=True)
         for colour, (arm, runs) in zip(_colours(members), arms.items(), strict=True):
-            losses = _smoothed(runs, "loss")
+            losses = smoothed_training(runs, "loss")
             _line(by_step, losses, colour, arm)
-            _line(by_second, losses.set_axis(_seconds(runs)), colour, arm)
+            _line(by_second, losses.set_axis(core_seconds(runs)), colour, arm)
         by_step.set(xlabel="step", xscale="log", yscale="log", ylabel="training loss (nats), smoothed")
         by_second.set(xlabel="seconds of one core, validation included")
         by_second.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -85,10 +85,10 @@ def optimizers(path: Path, title: str, members: Sequence[Member]) -> None:
 
 
 def _by_arm(members: Sequence[Member]) -> dict[str, list[Member]]:
-    found: dict[str, list[Member]] = {}
+    by_arm: dict[str, list[Member]] = {}
     for member in members:
-        found.setdefault(member.arm, []).append(member)
-    return found
+        by_arm.setdefault(member.arm, []).append(member)
+    return by_arm
 
 
 def _colours(members: Sequence[Member]) -> list[str]:
@@ -103,42 +103,42 @@ def _line(axes: Axes, spread: pd.DataFrame, colour: Any, label: str | None, styl
 
 
 def _spread(runs: Any) -> pd.DataFrame:
-    """mean, min and max over the seeds, where all of them have a value."""
-    together = pd.concat(list(runs), axis=1).dropna()
-    found: pd.DataFrame = together.agg(["mean", "min", "max"], axis=1)
-    return found
+    """Mean, min and max over the seeds, where all of them have a value."""
+    seeds = pd.concat(list(runs), axis=1).dropna()
+    spread: pd.DataFrame = seeds.agg(["mean", "min", "max"], axis=1)
+    return spread
 
 
 def _column(member: Member, kind: str, name: str) -> "pd.Series[float]":
-    """A value of the log's records of a kind, against the step."""
-    records = [record for record in results.log(member) if record["kind"] == kind]
+    """A value of the log's records of one kind, by step."""
+    records = [record for record in results.read_log(member) if record["kind"] == kind]
     return pd.Series({record["step"]: record[name] for record in records}, dtype=float)
 
 
-def _smoothed(members: Sequence[Member], name: str) -> pd.DataFrame:
-    """A value of the training steps, smoothed in each run (an exponential mean, its start corrected for)."""
+def smoothed_training(members: Sequence[Member], name: str) -> pd.DataFrame:
+    """Mean, min and max of a value of the training steps, smoothed in each run (a bias-corrected exponential mean)."""
     series = (_column(member, "step", name) for member in members)
-    return _spread(one.ewm(span=SMOOTHING_STEPS, adjust=True).mean() for one in series)
+    return _spread(values.ewm(span=SMOOTHING_STEPS, adjust=True).mean() for values in series)
 
 
-def _validated(members: Sequence[Member], name: str) -> pd.DataFrame:
-    """A value of validation, within epochs and at their ends."""
+def validation(members: Sequence[Member], name: str) -> pd.DataFrame:
+    """Mean, min and max of a value of validation, within epochs and at their ends."""
 
-    def one(member: Member) -> "pd.Series[float]":
-        records = [record for record in results.log(member) if record.get(name) is not None]
+    def by_step(member: Member) -> "pd.Series[float]":
+        records = [record for record in results.read_log(member) if record.get(name) is not None]
         return pd.Series({record["step"]: record[name] for record in records}, dtype=float)
 
-    return _spread(map(one, members))
+    return _spread(map(by_step, members))
 
 
-def _seconds(members: Sequence[Member]) -> "pd.Series[float]":
-    """Seconds of one core at each logged step, the mean over the seeds."""
+def core_seconds(members: Sequence[Member]) -> "pd.Series[float]":
+    """Seconds of one core by logged step, the mean over the seeds."""
     return _spread(_column(member, "step", "cpu_seconds") for member in members)["mean"]
 
 
 def _epochs(member: Member) -> "pd.Series[float]":
-    """Training error against the epoch."""
-    records = [record for record in results.log(member) if record["kind"] == "epoch"]
+    """Training error by epoch."""
+    records = [record for record in results.read_log(member) if record["kind"] == "epoch"]
     return pd.Series({record["epoch"]: 1 - record["train_top1"] for record in records}, dtype=float)
 
 

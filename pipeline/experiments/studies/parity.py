@@ -1,4 +1,4 @@
-"""Whether the hand-made networks are the libraries': outputs, gradients, and weights that were trained here."""
+"""Compare the hand-made networks with the libraries': outputs, gradients, and weights that were trained here."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.common import seeding
+from pipeline.experiments.studies import results
 from pipeline.experiments.studies.plan import Member
-from pipeline.experiments.studies.trained_runs import images, network
 from pipeline.models.resnet import DESIGNS, ResNet
 from pipeline.plots.style import MARK, STYLE, save
 
@@ -24,7 +24,7 @@ TOLERANCE = 1e-9
 SIDE_PX, IMAGES, CLASSES = 64, 2, 1000
 LIBRARIES = {"torchvision": torchvision.models.get_model, "timm": timm.create_model}
 MEASURES = {
-    "unlike": "before,\nlogits",  # with weights of their own: that a difference would be seen
+    "unlike": "before,\nlogits",  # different weights: shows that a difference would be seen
     "logits": "same weights,\nlogits in eval()",
     "logits_training": "logits\nin train()",
     "gradients": "gradients",
@@ -38,9 +38,9 @@ DRAWN_ZERO = 1e-18
 def measure(members: Sequence[Member]) -> pd.DataFrame:
     """A row for each run and library: largest absolute differences in float64, over both directions of the copy.
 
-    The columns are those of `MEASURES`. All but the last compare new networks of 1,000 classes on noise, whose
-    norms are drawn, too: the first before any copy. The last one is of the run's best network, its state dict
-    loaded by name into the library's, on the validation images.
+    The columns are those of `MEASURES`. All but `trained` compare new networks of 1,000 classes on noise, with
+    random norms; `unlike` before the weights are copied. `trained` compares the run's best network with the
+    library's that has loaded its state dict by name, on the validation images.
 
     Raises:
         RuntimeError: names or shapes of the state dicts differ.
@@ -49,50 +49,53 @@ def measure(members: Sequence[Member]) -> pd.DataFrame:
     for member in members:
         for library in LIBRARIES:
             about: dict[str, Any] = {"condition": library, "arm": member.arm, "seed": member.seed}
-            found = _fresh(member.config.model.name, library, member.seed)
-            rows.append({**about, **found, "trained": _trained(member, library)})
+            fresh = compare_new(member.config.model.name, library, member.seed)
+            rows.append({**about, **fresh, "trained": _compare_trained(member, library)})
     return pd.DataFrame(rows)
 
 
-def _fresh(name: str, library: str, seed: int) -> dict[str, float]:
-    """The larger difference of two: our network with the library's weights, and the library's with ours."""
+def compare_new(name: str, library: str, seed: int) -> dict[str, float]:
+    """The larger differences of two: our network with the library's weights, and the library's with ours."""
     torch.manual_seed(seeding.seed_of("parity", seed))
-    theirs, own = _of_library(library, name, CLASSES), ResNet(DESIGNS[name], CLASSES)
-    draw_state(theirs, seed)
-    draw_state(own, seed + 1)
+    theirs, ours = _library_network(library, name, CLASSES), ResNet(DESIGNS[name], CLASSES)
+    randomise_norms(theirs, seed)
+    randomise_norms(ours, seed + 1)
     random = torch.Generator().manual_seed(seed)
     noise = torch.randn(IMAGES, 3, SIDE_PX, SIDE_PX, generator=random, dtype=torch.float64)
     label = torch.randint(CLASSES, (IMAGES,), generator=random)
-    weights = {key: value.clone() for key, value in own.double().state_dict().items()}
+    weights = {key: value.clone() for key, value in ours.double().state_dict().items()}
     with torch.no_grad():
-        unlike = float((own.eval()(noise) - theirs.double().eval()(noise)).abs().max())
-    both = [compare(own, theirs, noise, label)]
-    own.load_state_dict(weights)
-    both.append(compare(theirs, own, noise, label))
-    return {"unlike": unlike, **{key: max(getattr(one, key) for one in both) for key in FRESH}}
+        unlike = float((ours.eval()(noise) - theirs.double().eval()(noise)).abs().max())
+    differences = [compare(ours, theirs, noise, label)]
+    ours.load_state_dict(weights)
+    differences.append(compare(theirs, ours, noise, label))
+    return {
+        "unlike": unlike,
+        **{key: max(getattr(direction, key) for direction in differences) for key in FRESH},
+    }
 
 
 @torch.no_grad()
-def _trained(member: Member, library: str) -> float:
-    model = network(member).double()
-    pixels, label = images(member)
-    theirs = _of_library(library, member.config.model.name, int(label.max()) + 1).double().eval()
+def _compare_trained(member: Member, library: str) -> float:
+    model = results.load_network(member).double()
+    pixels, label = results.validation_images(member)
+    theirs = _library_network(library, member.config.model.name, int(label.max()) + 1).double().eval()
     theirs.load_state_dict(model.backbone.state_dict())
     normalised: Tensor = (pixels.double() - model.mean) / model.std
     return float((model(pixels) - theirs(normalised)).abs().max())
 
 
-def _of_library(library: str, name: str, classes: int) -> nn.Module:
+def _library_network(library: str, name: str, classes: int) -> nn.Module:
     network: nn.Module = LIBRARIES[library](name.partition("/")[2], num_classes=classes)
     return network
 
 
-def draw(path: Path, title: str, found: pd.DataFrame) -> None:
-    """Each difference as a dot, and the limit."""
+def draw(path: Path, title: str, differences: pd.DataFrame) -> None:
+    """Draw each difference as a dot, and the limit."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8.5, 3.6), layout="constrained")
         axes = figure.subplots()
-        groups = list(found.groupby(["arm", "condition"], sort=False))
+        groups = list(differences.groupby(["arm", "condition"], sort=False))
         for number, ((arm, library), group) in enumerate(groups):
             shift = 0.16 * (number - (len(groups) - 1) / 2)
             for place, name in enumerate(MEASURES):
@@ -123,20 +126,20 @@ class Differences:
     logits_training: float
     """in training mode, where batch norm takes the statistics of the batch"""
     loss: float
-    """of that pass, nats"""
+    """nats, in training mode"""
     gradients: float
     """of the mean cross-entropy, over all parameters, in training mode"""
     statistics: float
-    """of the running means and variances that this pass leaves"""
+    """of the running means and variances after a pass in training mode"""
 
     @property
     def largest(self) -> float:
-        """The largest of them."""
+        """The largest of all."""
         return max(self.logits, self.logits_training, self.loss, self.gradients, self.statistics)
 
 
-def draw_state(model: nn.Module, seed: int) -> None:
-    """Move norms and their statistics away from 0 and 1, so that no term of a network is hidden by its start."""
+def randomise_norms(model: nn.Module, seed: int) -> None:
+    """Draw the weights and statistics of all norms, so that no term is hidden by a 0 or a 1."""
     random = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -151,8 +154,8 @@ def draw_state(model: nn.Module, seed: int) -> None:
                 tensor.data.copy_(low + (high - low) * drawn)
 
 
-def compare(one: nn.Module, other: nn.Module, images: Tensor, label: Tensor) -> Differences:
-    """Give `one` the weights of `other` by name, and compare them; both become float64 and learn no step.
+def compare(network: nn.Module, reference: nn.Module, images: Tensor, label: Tensor) -> Differences:
+    """Load the weights of `reference` into `network` by name, and compare them; both become float64.
 
     Args:
         images: float64 [B, D, H, W].
@@ -161,24 +164,26 @@ def compare(one: nn.Module, other: nn.Module, images: Tensor, label: Tensor) -> 
     Raises:
         RuntimeError: the names or shapes of the two state dicts are not the same.
     """
-    one, other = one.double(), other.double()
-    one.load_state_dict(other.state_dict())
+    network, reference = network.double(), reference.double()
+    network.load_state_dict(reference.state_dict())
     with torch.no_grad():
-        logits = _difference(one.eval()(images), other.eval()(images))
-    (own, own_loss), (theirs, their_loss) = (_learn(model, images, label) for model in (one, other))
-    of_one, of_other = dict(one.named_parameters()), dict(other.named_parameters())
-    gradients = max(_difference(of_one[name].grad, of_other[name].grad) for name in of_one)
-    state, other_state = one.state_dict(), other.state_dict()
+        logits = _difference(network.eval()(images), reference.eval()(images))
+    training_logits, loss = _forward_backward(network, images, label)
+    reference_logits, reference_loss = _forward_backward(reference, images, label)
+    parameters, reference_parameters = dict(network.named_parameters()), dict(reference.named_parameters())
+    state, reference_state = network.state_dict(), reference.state_dict()
     return Differences(
         logits=logits,
-        logits_training=_difference(own, theirs),
-        loss=_difference(own_loss, their_loss),
-        gradients=gradients,
-        statistics=max(_difference(state[name].double(), other_state[name].double()) for name in state),
+        logits_training=_difference(training_logits, reference_logits),
+        loss=_difference(loss, reference_loss),
+        gradients=max(
+            _difference(parameters[name].grad, reference_parameters[name].grad) for name in parameters
+        ),
+        statistics=max(_difference(state[name].double(), reference_state[name].double()) for name in state),
     )
 
 
-def _learn(model: nn.Module, images: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+def _forward_backward(model: nn.Module, images: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     """Logits and loss in training mode; the gradients are left in the parameters."""
     model.train().zero_grad()
     logits = model(images)
@@ -187,6 +192,6 @@ def _learn(model: nn.Module, images: Tensor, label: Tensor) -> tuple[Tensor, Ten
     return logits.detach(), loss.detach()
 
 
-def _difference(one: Tensor | None, other: Tensor | None) -> float:
-    assert one is not None and other is not None, "every parameter has a gradient"
-    return float((one - other).abs().max())
+def _difference(a: Tensor | None, b: Tensor | None) -> float:
+    assert a is not None and b is not None, "every parameter has a gradient"
+    return float((a - b).abs().max())

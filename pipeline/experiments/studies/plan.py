@@ -1,7 +1,7 @@
-"""A study: a question, the runs that answer it, and how their answer is shown.
+"""A study file: a question, the runs that answer it, and the figure of the answer.
 
-A study file names a run configuration and what is varied: arms, each under every condition and with every
-seed. What comes out of it is a list of ordinary run configurations.
+It names a run configuration and what is varied: arms, each under every condition and with every seed.
+`StudyPlan` turns it into a list of ordinary run configurations.
 """
 
 import difflib
@@ -33,18 +33,18 @@ class Study(Section):
     show: Literal["curves", "depth", "optimizers", "batch_norm", "parity"]
     """which figure is drawn; batch_norm and parity also measure the trained networks"""
     base: Path
-    """the run configuration that is varied; it runs by itself, too"""
+    """the run configuration that is varied; `train` runs it, too"""
     overrides: Overrides = ()
-    """of every run, such as [train.epochs=5]"""
+    """overrides of every run, such as [train.epochs=5]"""
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2)
-    """every arm is run with each of them"""
+    """each arm runs with each of them"""
     arms: dict[str, Overrides]
-    """what is compared: a name and its overrides, such as {residual: [], plain: [model.options.residual=false]}"""
+    """what is compared: names with their overrides, such as {residual: [], plain: [model.options.residual=false]}"""
     conditions: dict[str, Overrides] = Field(default={"": ()})
-    """under what the arms are compared, such as {batch64: [optim.batch_size=64]}; none: only as they are"""
+    """circumstances of the comparison, such as {batch64: [optim.batch_size=64]}; none: the arms as they are"""
     tune_lr: dict[str, tuple[Positive, ...]] = Field(default={})
-    """learning rates (of the last phase) that an arm tries with the first seed: for the runs that count, it has
-    the one with the best validation"""
+    """learning rates (of the last phase) that an arm tries with the first seed; its reported runs take the one
+    with the best validation"""
 
     @model_validator(mode="after")
     def _agree(self) -> "Study":
@@ -71,34 +71,34 @@ class Member:
     seed: int
     config: Config
     lr: float | None = None
-    """the learning rate that it tries, or that was chosen"""
+    """the learning rate that it tries, or that was chosen by such runs"""
 
     @property
     def name(self) -> str:
-        """Its name in the study's folder."""
+        """The name of its run directory."""
         return str(self.config.run.name)
 
     @cached_property
     def digest(self) -> str:
-        """Of all its settings."""
+        """The digest of all its settings."""
         return files.digest_of(self.config.model_dump(mode="json"))
 
 
 class StudyPlan:
-    """A study with the overrides of the command line: it makes the runs' configurations.
+    """A study with the overrides of the command line; it makes the configurations of the runs.
 
     Raises:
         ConfigError: the study file, the run configuration or an override is wrong.
     """
 
-    def __init__(self, path: Path, more: Sequence[str] = ()) -> None:
-        self.path, self.name, self.more = path, path.stem, more
+    def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
+        self.path, self.name, self.overrides = path, path.stem, overrides
         self.study = validate_tree(read_tree(path), str(path), Study)
-        self.root = load_config(self.study.base, more).run.root / "studies"
+        self.root = load_config(self.study.base, overrides).run.root / "studies"
         self.folder = self.root / self.name
 
-    def tries(self) -> list[Member]:
-        """The runs that try values, with the first seed."""
+    def tuning_members(self) -> list[Member]:
+        """The runs that try learning rates, with the first seed."""
         seed = self.study.seeds[0]
         return [
             self._member(arm, "", seed, f"tune-{arm}-lr{lr:g}", lr)
@@ -107,7 +107,7 @@ class StudyPlan:
         ]
 
     def members(self, chosen: dict[str, float]) -> list[Member]:
-        """The runs that are reported; `chosen`: the learning rates of the arms that were tuned."""
+        """The runs that are reported; `chosen`: the learning rate of each tuned arm."""
         study = self.study
         return [
             self._member(arm, condition, seed, f"{arm}{dash}{condition}-seed{seed}", chosen.get(arm))
@@ -123,7 +123,7 @@ class StudyPlan:
             *study.overrides,
             *study.arms[arm],
             *study.conditions[condition],
-            *self.more,
+            *self.overrides,
             f"seed={seed}",
             "report.write=false",
             f"run.root={self.folder}",
@@ -142,7 +142,7 @@ class StudyPlan:
 
 
 def find(name: str) -> list[Path]:
-    """The study files that a name, a path or "all" means.
+    """The study files of a name, a path or "all".
 
     Raises:
         ConfigError: there is no such study.
@@ -152,7 +152,7 @@ def find(name: str) -> list[Path]:
         return known
     path = Path(name) if name.endswith(".yaml") else FOLDER / f"{name}.yaml"
     if not path.is_file():
-        names = [one.stem for one in known]
+        names = [study.stem for study in known]
         near = difflib.get_close_matches(path.stem, names, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names) or 'none'}, and all"
         raise ConfigError(f"study: {path} is no study file; {hint}")

@@ -1,4 +1,4 @@
-"""The verb `study`: the runs of a study that are still to be done, then its table and its figure."""
+"""The verb `study`: do the missing runs of a study, then write its table and its figure."""
 
 import contextlib
 import resource
@@ -20,13 +20,13 @@ from pipeline.experiments.worker_pool import Outcome
 from pipeline.runs.log import best_record
 
 
-def study(name: str, jobs: int | None, more: Sequence[str]) -> dict[str, Any]:
-    """Do one study, or all; what is done already is not done again.
+def study(name: str, jobs: int | None, overrides: Sequence[str]) -> dict[str, Any]:
+    """Do one study, or all; runs that are done are not repeated.
 
     Args:
-        name: of a file in configs/studies, a path, or "all".
+        name: the name of a file in configs/studies, a path, or "all".
         jobs: runs at once; None: one a core.
-        more: overrides of every run.
+        overrides: of every run.
 
     Raises:
         UserError: a study file or a configuration is wrong, or runs failed; the others went on.
@@ -35,79 +35,80 @@ def study(name: str, jobs: int | None, more: Sequence[str]) -> dict[str, Any]:
     if jobs is not None and jobs < 1:
         raise ConfigError(f"--jobs {jobs}: has to be at least 1")
     jobs = jobs or hardware.cores()
-    plans = [StudyPlan(path, more) for path in find(name)]
-    for plan in plans:  # every mistake comes out before anything is run
-        plan.tries(), plan.members({})
-    done = [_one(plan, jobs) for plan in plans]
-    return done[0] if len(done) == 1 else {"studies": done}
+    plans = [StudyPlan(path, overrides) for path in find(name)]
+    for plan in plans:  # all mistakes are found before anything runs
+        plan.tuning_members(), plan.members({})
+    summaries = [_do_study(plan, jobs) for plan in plans]
+    return summaries[0] if len(summaries) == 1 else {"studies": summaries}
 
 
-def _one(plan: StudyPlan, jobs: int) -> dict[str, Any]:
-    started, begun = time.monotonic(), _cpu_seconds()
-    tries = plan.tries()
-    _run(f"{plan.name}, learning rates", tries, jobs, test=False)
-    chosen, tried = _choose(tries)
+def _do_study(plan: StudyPlan, jobs: int) -> dict[str, Any]:
+    started, started_cpu = time.monotonic(), _cpu_seconds()
+    tuning = plan.tuning_members()
+    _run_missing(f"{plan.name}, learning rates", tuning, jobs, test=False)
+    chosen, tried = _choose_learning_rates(tuning)
     members = plan.members(chosen)
-    _run(plan.name, members, jobs, test=True)
-    runs = pd.DataFrame([results.row(member) for member in members])
-    found = results.table(runs)
-    apart = results.differences(runs)
+    _run_missing(plan.name, members, jobs, test=True)
+    runs = pd.DataFrame([results.run_row(member) for member in members])
+    summary, differences = results.summary_table(runs), results.differences(runs)
     folder = plan.folder
-    files.write_text(folder / "table.md", "\n".join(filter(None, map(results.markdown, (found, apart)))))
+    files.write_text(
+        folder / "table.md", "\n".join(filter(None, map(results.markdown, (summary, differences))))
+    )
     tables.write_csv(runs, folder / "runs.csv")
-    tables.write_csv(found, folder / "table.csv")
-    tables.write_csv(apart, folder / "differences.csv")
+    tables.write_csv(summary, folder / "table.csv")
+    tables.write_csv(differences, folder / "differences.csv")
     if tried:
         tables.write_csv(pd.DataFrame(tried), folder / "tuned.csv")
-    SHOWN[plan.study.show](plan, members, runs)
+    SHOW[plan.study.show](plan, members, runs)
     about = {
         "study": plan.name,
         "title": plan.study.title,
         "folder": str(folder),
         "runs": len(members),
-        "tries": len(tries),
+        "tries": len(tuning),
         "jobs": jobs,
         "seconds": round(time.monotonic() - started, 1),
-        "cpu_seconds": round(_cpu_seconds() - begun, 1),
+        "cpu_seconds": round(_cpu_seconds() - started_cpu, 1),
     }
     files.write_json(folder / "study.json", {**about, "definition": plan.study.model_dump(mode="json")})
-    shown = [
-        [entry["condition"], entry["arm"], entry["measure"], results.words(entry)]
-        for entry in found.to_dict("records")
+    lines = [
+        [entry["condition"], entry["arm"], entry["measure"], results.format_mean(entry)]
+        for entry in summary.to_dict("records")
     ]
-    console.show_table(plan.study.title, ["condition", "arm", "measure", "mean ± sd (95 %)"], shown)
+    console.show_table(plan.study.title, ["condition", "arm", "measure", "mean ± sd (95 %)"], lines)
     console.say(f"study  {folder / 'figure.png'}, table.md, table.csv, runs.csv")
     return about
 
 
 def _cpu_seconds() -> float:
-    """Seconds that this process and those that it has waited for have computed."""
-    of_all = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(used.ru_utime + used.ru_stime for used in of_all)
+    """CPU seconds of this process and of its children that have ended."""
+    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def _run(label: str, members: Sequence[Member], jobs: int, *, test: bool) -> None:
-    """Do the runs that are not done.
+def _run_missing(label: str, members: Sequence[Member], jobs: int, *, test: bool) -> None:
+    """Do the runs that are not done; test: evaluate each once on the test split.
 
     Raises:
-        DataError: some failed; it names the first one and its log.
-        RuntimeError: a run ended by a bug, whose traceback is in it.
+        DataError: some failed; the message names the first one and its log.
+        RuntimeError: a bug ended a run; the message holds the traceback.
     """
-    due = {member.config.run_dir: member for member in members if not _is_done(member)}
-    if not due:
+    missing = {member.config.run_dir: member for member in members if not _is_done(member)}
+    if not missing:
         return
-    _prepare(list(due.values()))
+    _prepare_data(list(missing.values()))
     failed: list[tuple[RunTask, Outcome]] = []
-    tasks = iter([RunTask(member.config, test) for member in due.values()])
-    done = len(members) - len(due)
+    tasks = iter([RunTask(member.config, test) for member in missing.values()])
+    done = len(members) - len(missing)
     with (
         console.bar(label, len(members), "runs", done) as bar,
         contextlib.closing(worker_pool.run_tasks(lambda: next(tasks, None), jobs)) as ended,
     ):
         for task, outcome in ended:
-            member = due[task.config.run_dir]
+            member = missing[task.config.run_dir]
             if outcome.status == "bug":
-                raise RuntimeError(f"{member.name}, in another process:\n{outcome.said}")
+                raise RuntimeError(f"{member.name}, in another process:\n{outcome.message}")
             if outcome.status in ("failed", "lost") or (outcome.status == "diverged" and test):
                 failed.append((task, outcome))
             else:
@@ -117,8 +118,8 @@ def _run(label: str, members: Sequence[Member], jobs: int, *, test: bool) -> Non
     if failed:
         task, outcome = failed[0]
         raise DataError(
-            f"{label}: {len(failed)} of {len(members)} runs failed, the first: {task.config.run.name}: {outcome.said}; "
-            f"its log is {task.log}; when that is mended, the same command does what is missing"
+            f"{label}: {len(failed)} of {len(members)} runs failed, the first: {task.config.run.name}: "
+            f"{outcome.message}; its log is {task.log}; when that is mended, the same command does what is missing"
         )
 
 
@@ -131,27 +132,27 @@ def _is_done(member: Member) -> bool:
     return stamp.is_file() and bool(files.read_json(stamp)["settings"] == member.digest)
 
 
-def _prepare(members: Sequence[Member]) -> None:
-    """The data of the runs: each sample table and store once."""
-    known = set()
+def _prepare_data(members: Sequence[Member]) -> None:
+    """Prepare the data of the runs, each sample table and store once."""
+    prepared = set()
     for member in members:
         config = member.config
-        if (key := files.digest_of([config.seed, config.data.model_dump(mode="json")])) not in known:
-            known.add(key)
+        if (key := files.digest_of([config.seed, config.data.model_dump(mode="json")])) not in prepared:
+            prepared.add(key)
             prepare(config)
 
 
-def _choose(tries: Sequence[Member]) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """The learning rate of each tuned arm, by validation alone; and all that were tried, as rows.
+def _choose_learning_rates(tuning: Sequence[Member]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """The learning rate of each tuned arm, by validation alone; and a row for each that was tried.
 
-    A rate with which training diverged is not chosen.
+    A rate that made training diverge is not chosen.
 
     Raises:
-        DataError: with all rates of an arm, training diverged.
+        DataError: all rates of an arm made training diverge.
     """
     rows: list[dict[str, Any]] = []
-    for member in tries:
-        log = results.log(member)
+    for member in tuning:
+        log = results.read_log(member)
         diverged = files.read_json(_stamp(member))["status"] == "diverged"
         best = (None if diverged else best_record(log)) or {}
         rows.append(
@@ -165,10 +166,10 @@ def _choose(tries: Sequence[Member]) -> tuple[dict[str, float], list[dict[str, A
         )
     chosen: dict[str, float] = {}
     for arm in dict.fromkeys(row["arm"] for row in rows):
-        learned = [row for row in rows if row["arm"] == arm and row["val_top1"] is not None]
-        if not learned:
+        validated = [row for row in rows if row["arm"] == arm and row["val_top1"] is not None]
+        if not validated:
             raise DataError(f"tune_lr: {arm} diverged with every learning rate; give it lower ones")
-        chosen[arm] = max(learned, key=lambda row: (row["val_top1"], -row["val_loss"]))["lr"]
+        chosen[arm] = max(validated, key=lambda row: (row["val_top1"], -row["val_loss"]))["lr"]
     return chosen, rows
 
 
@@ -188,27 +189,27 @@ def _optimizers(plan: StudyPlan, members: Sequence[Member], _runs: pd.DataFrame)
 
 
 def _batch_norm(plan: StudyPlan, members: Sequence[Member], runs: pd.DataFrame) -> None:
-    of_mode, of_claim = batch_norm.measure(members)
+    modes, claims = batch_norm.measure(members)
     measures = ["eval", *(f"train_{size}" for size in batch_norm.BATCHES)]
-    found = results.table(of_mode, measures)
-    tables.write_csv(of_mode, plan.folder / "modes_runs.csv")
-    tables.write_csv(found, plan.folder / "modes.csv")
-    tables.write_csv(of_claim, plan.folder / "claims_runs.csv")
-    files.write_text(plan.folder / "modes.md", results.markdown(found))
-    files.write_text(plan.folder / "claims.md", batch_norm.claims_table(of_claim))
-    batch_norm.draw(plan.folder / "figure.png", plan.study.title, of_mode, runs)
+    summary = results.summary_table(modes, measures)
+    tables.write_csv(modes, plan.folder / "modes_runs.csv")
+    tables.write_csv(summary, plan.folder / "modes.csv")
+    tables.write_csv(claims, plan.folder / "claims_runs.csv")
+    files.write_text(plan.folder / "modes.md", results.markdown(summary))
+    files.write_text(plan.folder / "claims.md", batch_norm.claims_table(claims))
+    batch_norm.draw(plan.folder / "figure.png", plan.study.title, modes, runs)
 
 
 def _parity(plan: StudyPlan, members: Sequence[Member], _runs: pd.DataFrame) -> None:
-    measured = parity.measure(members)
-    found = results.table(measured, list(parity.MEASURES))
-    tables.write_csv(measured, plan.folder / "parity_runs.csv")
-    tables.write_csv(found, plan.folder / "parity.csv")
-    files.write_text(plan.folder / "parity.md", results.markdown(found))
-    parity.draw(plan.folder / "figure.png", plan.study.title, measured)
+    differences = parity.measure(members)
+    summary = results.summary_table(differences, list(parity.MEASURES))
+    tables.write_csv(differences, plan.folder / "parity_runs.csv")
+    tables.write_csv(summary, plan.folder / "parity.csv")
+    files.write_text(plan.folder / "parity.md", results.markdown(summary))
+    parity.draw(plan.folder / "figure.png", plan.study.title, differences)
 
 
-SHOWN: dict[str, Show] = {
+SHOW: dict[str, Show] = {
     "curves": _curves,
     "depth": _depth,
     "optimizers": _optimizers,

@@ -1,4 +1,4 @@
-"""A run of a study as a task of a worker: it is trained and, with `test`, evaluated once."""
+"""One run of a study as a task of a worker process."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +12,17 @@ from pipeline.runs.directory import RunDirectory
 
 @dataclass(frozen=True)
 class RunTask:
-    """A run to be trained and, with `test`, evaluated."""
+    """Train a run and, with `test`, evaluate it once on the test split."""
 
     config: Config
     test: bool
 
     @property
     def log(self) -> Path:
-        """What the run says."""
+        """The file of the run's standard error."""
         return self.config.run_dir / "output.log"
 
-    def do(self) -> Outcome:
+    def run(self) -> Outcome:
         """Train and evaluate in this process."""
         worker_pool.redirect_output(self.log)
         from pipeline.training.trainer import train

@@ -1,4 +1,4 @@
-"""The figures of a sweep: its trials in their order, all parameters side by side, and which of them matter."""
+"""The figures of a sweep: its trials by number, their parameters side by side, and the importance of each."""
 
 import textwrap
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ LABEL_WIDTH = 24  # characters
 
 
 def history(path: Path, plan: SweepPlan, rows: pd.DataFrame) -> None:
-    """Draw each trial's value by its number, and the best so far."""
+    """Draw the value of each trial by number, and the best so far."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.subplots()
@@ -104,14 +104,14 @@ def parallel_coordinates(path: Path, plan: SweepPlan, rows: pd.DataFrame) -> Non
 
 
 class _Scale:
-    """A vertical axis: where a value lies on it, from 0 to 1, and its ticks."""
+    """A vertical axis: the height of a value on it, from 0 to 1, and its ticks."""
 
     def __init__(self, column: str, title: str, ticks: Mapping[str, float], heights: Any) -> None:
         self.column, self.title, self.ticks, self.height = column, title, ticks, heights
 
     @classmethod
     def of_parameter(cls, name: str, parameter: Parameter) -> "_Scale":
-        """Of a parameter, in its own range; logarithmic where it is drawn so."""
+        """The axis of a parameter over its range, logarithmic where its distribution is."""
         if parameter.choices:
             places = {
                 str(choice): (number + 0.5) / len(parameter.choices)
@@ -125,7 +125,7 @@ class _Scale:
 
     @classmethod
     def of_value(cls, plan: SweepPlan, values: "pd.Series[float]") -> "_Scale":
-        """Of what the trials are compared by: from the worst to the best of them, the better the higher."""
+        """The axis of the metric from the worst to the best trial, the better the higher."""
         low, high = float(values.min()), float(values.max())
         if low == high:
             low, high = low - 0.5, high + 0.5
@@ -137,11 +137,11 @@ class _Scale:
 
     @classmethod
     def _of_range(cls, column: str, title: str, low: float, high: float, logarithmic: bool) -> "_Scale":
-        at = np.log if logarithmic else (lambda value: value)
-        first, last = float(at(low)), float(at(high))
+        scale = np.log if logarithmic else (lambda value: value)
+        first, last = float(scale(low)), float(scale(high))
 
         def height(value: Any) -> float:
-            return (float(at(value)) - first) / (last - first)
+            return (float(scale(value)) - first) / (last - first)
 
         whole = isinstance(low, int) and isinstance(high, int)
         locator = LogLocator(numticks=TICKS) if logarithmic else MaxNLocator(TICKS, integer=whole)
@@ -150,7 +150,7 @@ class _Scale:
         return cls(column, title, {f"{value:.4g}": height(value) for value in values}, height)
 
     def draw(self, axes: Axes, place: int) -> None:
-        """The axis itself, its ticks to the right of it."""
+        """Draw the axis, with its ticks to the right."""
         axes.axvline(place, 0.05, 0.95, color="0.35", linewidth=1, zorder=1)
         for label, height in self.ticks.items():
             axes.plot([place - 0.02, place + 0.02], [height, height], color="0.35", linewidth=1, zorder=1)

@@ -1,6 +1,6 @@
-"""A parameter of a sweep in W&B's terms: its distribution, and how Optuna draws from it.
+"""A parameter of a sweep file in W&B's terms, and its distribution in Optuna.
 
-Distributions without a counterpart in Optuna (normal, beta, weighted values, ...) are refused.
+Distributions that Optuna does not have (normal, beta, weighted values, ...) are refused.
 """
 
 import math
@@ -38,7 +38,7 @@ def _number(value: Any) -> Any:
 
 
 def _with_point(number: float) -> str:
-    """A number as YAML 1.1 takes it: 1.0e-4."""
+    """A number as YAML 1.1 reads it: 1.0e-4."""
     mantissa, e, exponent = repr(number).partition("e")
     return f"{mantissa}{'' if '.' in mantissa else '.0'}{e}{exponent}"
 
@@ -47,10 +47,10 @@ Number = Annotated[int | float, BeforeValidator(_number)]
 
 
 class Parameter(Section):
-    """What W&B lets a parameter be."""
+    """The keys of a parameter in W&B's format."""
 
     distribution: str | None = None
-    """null: by what else is given, as W&B has it"""
+    """null: by the other keys, as in W&B"""
     value: Any = None
     values: Annotated[tuple[Any, ...], Field(min_length=1)] | None = None
     min: Number | None = None
@@ -82,7 +82,7 @@ class Parameter(Section):
         for value in (
             (self.values or ()) if self.kind == "categorical" else (self.value,) * (self.kind == "constant")
         ):
-            _as_word(value)
+            _override_value(value)
         if self.kind in RANGES:
             self._check_range()
         return self
@@ -102,7 +102,7 @@ class Parameter(Section):
 
     @property
     def kind(self) -> str:
-        """The distribution, found as W&B finds it where none is named."""
+        """The distribution; where none is named, the one that W&B takes."""
         if self.distribution is not None:
             return self.distribution
         if "value" in self.model_fields_set:
@@ -118,50 +118,50 @@ class Parameter(Section):
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Lowest and highest value of a range."""
+        """The lowest and the highest value of a range."""
         assert self.min is not None and self.max is not None, "checked by `_known`"
         exponents = self.kind in ("log_uniform", "q_log_uniform")
         return (math.exp(self.min), math.exp(self.max)) if exponents else (self.min, self.max)
 
     @property
     def choices(self) -> tuple[Value, ...]:
-        """The values of a categorical parameter; a list is text, as it comes on a command line."""
-        return tuple(_as_word(value) for value in self.values or ())
+        """The values of a categorical parameter; a list is text, as on a command line."""
+        return tuple(_override_value(value) for value in self.values or ())
 
     @property
-    def countable(self) -> bool:
-        """Whether a grid can go through it."""
+    def is_finite(self) -> bool:
+        """Whether a grid can enumerate its values."""
         return self.kind in ("categorical", "int_uniform")
 
     @property
-    def size(self) -> int:
-        """How many values a countable parameter has."""
+    def count(self) -> int:
+        """The number of values of a finite parameter."""
         low, high = (1, len(self.choices)) if self.kind == "categorical" else self.bounds
         return int(high) - int(low) + 1
 
     @property
-    def listed(self) -> tuple[Value, ...]:
-        """All values of a countable parameter."""
+    def grid_values(self) -> tuple[Value, ...]:
+        """All values of a finite parameter."""
         if self.kind == "categorical":
             return self.choices
         low, high = self.bounds
         return tuple(range(int(low), int(high) + 1))
 
     @property
-    def ends(self) -> tuple[Value, ...]:
-        """All values, or the lowest and the highest."""
-        return self.choices or tuple(self.rounded(end) for end in self.bounds)
+    def extremes(self) -> tuple[Value, ...]:
+        """All values of a categorical parameter; the lowest and the highest of a range."""
+        return self.choices or tuple(map(self.rounded, self.bounds))
 
     def rounded(self, drawn: Any) -> Value:
-        """The value that a trial has for what was drawn."""
+        """A drawn value, rounded to a multiple of `q` within the range where the distribution says so."""
         if not self.kind.startswith("q_"):
             return drawn  # type: ignore[no-any-return]
         low, high = self.bounds
         times = min(max(round(drawn / self.q), math.ceil(low / self.q)), math.floor(high / self.q))
         return int(times * self.q) if float(self.q).is_integer() else round(times * self.q, 12)
 
-    def drawn_from(self) -> "BaseDistribution":
-        """Its distribution in Optuna."""
+    def optuna_distribution(self) -> "BaseDistribution":
+        """The distribution in Optuna."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
         if self.kind == "categorical":
@@ -172,8 +172,8 @@ class Parameter(Section):
         return FloatDistribution(low, high, log=self.logarithmic)
 
 
-def _as_word(value: Any) -> Value:
-    """A value as it stands behind the equals sign of an override."""
+def _override_value(value: Any) -> Value:
+    """The value of an override on the command line."""
     if value is None or (isinstance(value, dict | list) and "None" in str(value)):
         raise ValueError(
             "null comes to the command as the text None; leave the key to the configuration instead"

@@ -1,7 +1,7 @@
-"""A sweep: W&B's own sweep file, checked, and what its trials are as run configurations.
+"""A sweep file of W&B, checked, and the run configurations of its trials.
 
 The same file runs under `wandb sweep FILE; wandb agent ID` and under `python -m pipeline sweep FILE`. So it is read as
-W&B reads it (YAML 1.1), and a trial's parameters become the words that W&B's agent puts for `${args_no_hyphens}`.
+W&B reads it (YAML 1.1), and a trial's parameters become the arguments that W&B's agent puts for `${args_no_hyphens}`.
 Format: https://docs.wandb.ai/models/sweeps/sweep-config-keys
 """
 
@@ -32,28 +32,28 @@ COMMAND = (
     f'{ARGUMENTS}"]'
 )
 METRICS = {"val_top1": "maximize", "val_loss": "minimize", "train_top1": "maximize", "train_loss": "minimize"}
-COMBINATIONS = 1_000  # so many are checked, and tried by a grid, at the most
+MOST_COMBINATIONS = 1_000  # of a grid: each is checked before the first trial
 
 
 class Metric(Section):
-    """What the trials are compared by."""
+    """The value by which trials are compared."""
 
     name: str
-    """KIND/NAME as in W&B: epoch/val_top1; a trial has its best over the epochs"""
+    """KIND/NAME as in W&B: epoch/val_top1; the best epoch of a trial counts"""
     goal: Literal["minimize", "maximize"] = "minimize"
     """W&B's default is minimize"""
 
 
 class EarlyTerminate(Section):
-    """W&B's hyperband: at some epochs only the best 1/eta of the trials go on."""
+    """W&B's hyperband: at certain epochs only the best 1/eta of the trials go on."""
 
     type: Literal["hyperband"]
     min_iter: Count | None = None
-    """the first of these epochs; the others are eta times the one before"""
+    """the first of these epochs; each other is eta times the one before"""
     max_iter: Count | None = None
     """instead of min_iter: epochs of a whole trial, divided by eta, s times"""
     s: Count | None = None
-    """with max_iter: how many such epochs there are"""
+    """with max_iter: number of such epochs"""
     eta: Annotated[int, Field(ge=2)] = 3
 
     @property
@@ -61,7 +61,7 @@ class EarlyTerminate(Section):
         """The first epoch at which trials are ended."""
         if self.min_iter is not None:
             return self.min_iter
-        assert self.max_iter is not None, "checked by `Plan`"
+        assert self.max_iter is not None, "checked by `SweepPlan`"
         bands = [int(self.max_iter / self.eta**power) for power in range(1, (self.s or 1) + 1)]
         return min(band for band in [self.max_iter, *bands] if band >= 1)
 
@@ -83,7 +83,7 @@ class Sweep(Section):
 
 
 class Base(NamedTuple):
-    """What every trial begins with: a configuration file and overrides."""
+    """The configuration file and the overrides that all trials have in common."""
 
     file: Path | None
     overrides: tuple[str, ...]
@@ -91,33 +91,36 @@ class Base(NamedTuple):
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep file with the overrides of the command line; it makes the trials' configurations."""
+    """A sweep file with the overrides of the command line; it makes the configurations of the trials."""
 
     path: Path
-    more: tuple[str, ...] = ()
-    before: "SweepPlan | None" = None
-    """the stage before, whose best this one may begin with"""
+    overrides: tuple[str, ...] = ()
+    previous: "SweepPlan | None" = None
+    """the stage before; this one may begin with its best configuration"""
 
     @cached_property
     def sweep(self) -> Sweep:
-        """The file's content."""
+        """The content of the file."""
         return validate_tree(_read(self.path), str(self.path), Sweep)
 
     @cached_property
     def parameters(self) -> dict[str, Parameter]:
-        """By dotted key."""
+        """The parameters by dotted key."""
         where = f"{self.path}: parameters"
         return {
-            key: validate_tree(_mapping(given, f"{where}.{key}"), f"{where}.{key}", Parameter)
-            for key, given in self.sweep.parameters.items()
+            key: validate_tree(_mapping(tree, f"{where}.{key}"), f"{where}.{key}", Parameter)
+            for key, tree in self.sweep.parameters.items()
         }
 
     @cached_property
     def base(self) -> Base:
-        """Of the command, then of the command line; W&B's own tracking is for W&B's agent."""
-        file, overrides = _of_command(self.path, self.sweep)
+        """The base of the sweep file's command, its constants, and the overrides of the command line.
+
+        W&B is disabled: it is for the trials of W&B's own agent.
+        """
+        file, overrides = _parse_command(self.path, self.sweep)
         constants = [f"{key}={p.value}" for key, p in self.parameters.items() if p.kind == "constant"]
-        return Base(file, (*overrides, *constants, "tracking.wandb=disabled", *self.more))
+        return Base(file, (*overrides, *constants, "tracking.wandb=disabled", *self.overrides))
 
     @cached_property
     def searched(self) -> dict[str, Parameter]:
@@ -126,32 +129,32 @@ class SweepPlan:
 
     @cached_property
     def common(self) -> Config:
-        """What the trials have in common; `run` is as a single training would have it."""
-        file, overrides = self.known_base()
+        """The configuration of a single training from the base."""
+        file, overrides = self.existing_base()
         return load_config(file, [f"run.name={self.path.stem}", *overrides])
 
     @property
     def name(self) -> str:
-        """The sweep's: `run.name` of the command line, or the file's."""
+        """The name of the sweep: `run.name` of the command line, or the name of the file."""
         return str(self.common.run.name)
 
     @property
     def folder(self) -> Path:
-        """Where everything of the sweep lives."""
+        """The folder of all files of the sweep."""
         return self.common.run.root / "sweeps" / self.name
 
     @property
     def metric(self) -> str:
-        """Its name in the log's records of epochs."""
+        """The name of the metric in the log's records of epochs."""
         return self.sweep.metric.name.partition("/")[2]
 
     @property
     def maximised(self) -> bool:
-        """Whether more of the metric is better."""
+        """Whether a higher metric is better."""
         return self.sweep.metric.goal == "maximize"
 
     def run_dir(self, number: int) -> Path:
-        """Where a trial lives."""
+        """The run directory of a trial."""
         return self.folder / trial_name(number)
 
     def config(self, number: int, values: Mapping[str, Value]) -> Config:
@@ -161,26 +164,27 @@ class SweepPlan:
             ConfigError: the values do not fit together.
         """
         group = self.common.tracking.group or self.name
-        own = [f"run.root={self.folder}", f"run.name={trial_name(number)}", f"tracking.group={group}"]
-        words = [f"{key}={value}" for key, value in values.items()]
-        return load_config(self.base.file, [*self.base.overrides, *words, *own, "train.resume=auto"])
+        searched = [f"{key}={value}" for key, value in values.items()]
+        identity = [f"run.root={self.folder}", f"run.name={trial_name(number)}", f"tracking.group={group}"]
+        overrides = [*self.base.overrides, *searched, *identity, "train.resume=auto"]
+        return load_config(self.base.file, overrides)
 
     def grid(self) -> list[dict[str, Value]]:
         """All combinations, in the file's order."""
-        values = [p.listed for p in self.searched.values()]
+        values = [p.grid_values for p in self.searched.values()]
         return [dict(zip(self.searched, chosen, strict=True)) for chosen in itertools.product(*values)]
 
     def definition(self, pruner: str | None) -> dict[str, Any]:
-        """What must not change while a sweep goes on, as plain types."""
+        """All that must not change until a sweep is finished, as plain types."""
         common = self.common.model_dump(mode="json")
         sweep = {**self.sweep.model_dump(mode="json"), "run_cap": None}
         return {"sweep": sweep, "pruner": pruner, "config": {**common, **NAMING_SECTIONS}}
 
     def check(self) -> None:
-        """Find every mistake that can be found before a trial.
+        """Find every mistake that can be found before the first trial.
 
         Raises:
-            ConfigError: the file, the base configuration, or what they make together.
+            ConfigError: the file or the base configuration is wrong, or a trial made from them.
         """
         self._check_metric()
         self._check_stopping()
@@ -193,38 +197,38 @@ class SweepPlan:
                 raise ConfigError(
                     f"{self.path}: parameters.{key}: every trial has its own, given by the sweep"
                 )
-        for word in self.more:
-            if (key := word.partition("=")[0]) in self.searched:
+        for override in self.overrides:
+            if (key := override.partition("=")[0]) in self.searched:
                 raise ConfigError(
-                    f"{self.path}: {key} is searched; drop {word}, or take {key} out of the parameters"
+                    f"{self.path}: {key} is searched; drop {override}, or take {key} out of the parameters"
                 )
         if self.sweep.method == "grid":
             self._check_grid()
-        known = self.known_base()
+        file, overrides = self.existing_base()
         for values in self._samples():
-            words = [f"{key}={value}" for key, value in values.items()]
+            searched = [f"{key}={value}" for key, value in values.items()]
             try:
-                load_config(known.file, [*known.overrides, *words])
+                load_config(file, [*overrides, *searched])
             except ConfigError as error:
-                raise ConfigError(f"{self.path}: a trial with {' '.join(words)}: {error}") from None
+                raise ConfigError(f"{self.path}: a trial with {' '.join(searched)}: {error}") from None
 
-    def known_base(self) -> Base:
-        """What the trials begin with; of a best that is still to be found, what that stage begins with."""
-        before = self.before
-        if before is not None and self.base.file == before.folder / BEST and not self.base.file.exists():
-            earlier = before.known_base()
+    def existing_base(self) -> Base:
+        """The base; while the previous stage has not written its best configuration, that stage's base instead."""
+        previous = self.previous
+        if previous is not None and self.base.file == previous.folder / BEST and not self.base.file.exists():
+            earlier = previous.existing_base()
             return Base(earlier.file, (*earlier.overrides, *self.base.overrides))
         return self.base
 
     def _check_metric(self) -> None:
         kind, _, name = self.sweep.metric.name.partition("/")
         where = f"{self.path}: metric"
-        known = ", ".join(f"epoch/{one}" for one in METRICS)
+        known = [f"epoch/{metric}" for metric in METRICS]
         if kind == "test" or name.startswith("test"):
             raise ConfigError(f"{where}.name: the test split never chooses; take epoch/val_top1")
         if kind != "epoch" or name not in METRICS:
-            near = difflib.get_close_matches(self.sweep.metric.name, [f"epoch/{one}" for one in METRICS], n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {known}"
+            near = difflib.get_close_matches(self.sweep.metric.name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
             raise ConfigError(
                 f"{where}.name: {self.sweep.metric.name} is none of the values of an epoch; {hint}"
             )
@@ -242,22 +246,24 @@ class SweepPlan:
             raise ConfigError(f"{self.path}: early_terminate: give one of min_iter, and max_iter with s")
 
     def _check_grid(self) -> None:
-        if endless := [key for key, p in self.searched.items() if not p.countable]:
+        if infinite := [key for key, p in self.searched.items() if not p.is_finite]:
             raise ConfigError(
-                f"{self.path}: parameters.{endless[0]}: a grid needs values, or whole numbers from min to max"
+                f"{self.path}: parameters.{infinite[0]}: a grid needs values, or whole numbers from min to max"
             )
-        count = math.prod(p.size for p in self.searched.values())
-        if count > COMBINATIONS:
-            raise ConfigError(f"{self.path}: the grid has {count:,} combinations; at most {COMBINATIONS:,}")
+        count = math.prod(p.count for p in self.searched.values())
+        if count > MOST_COMBINATIONS:
+            raise ConfigError(
+                f"{self.path}: the grid has {count:,} combinations; at most {MOST_COMBINATIONS:,}"
+            )
 
     def _samples(self) -> Iterator[dict[str, Value]]:
-        """All combinations of a grid; else each parameter at each value or end, the others at their first."""
+        """All combinations of a grid; else each parameter at each of its `extremes`, the others at their first."""
         if self.sweep.method == "grid":
             yield from self.grid()
             return
-        first = {key: p.ends[0] for key, p in self.searched.items()}
+        first = {key: p.extremes[0] for key, p in self.searched.items()}
         for key, p in self.searched.items():
-            for value in p.ends:
+            for value in p.extremes:
                 yield {**first, key: value}
 
 
@@ -266,31 +272,31 @@ def trial_name(number: int) -> str:
     return f"trial-{number:03d}"
 
 
-def plans(path: Path, more: Sequence[str]) -> list[SweepPlan]:
-    """The sweep of a file, or the stages of a folder in the order of their names; all are checked.
+def load_plans(path: Path, overrides: Sequence[str]) -> list[SweepPlan]:
+    """The sweep of a file, or the stages of a folder by name; all are checked.
 
     Raises:
         ConfigError: there is no such sweep, or one of them is wrong.
     """
     stages = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
     if not stages or not stages[0].is_file():
-        names = sorted(str(one) for one in FOLDER.glob("*"))
+        names = sorted(map(str, FOLDER.glob("*")))
         near = difflib.get_close_matches(str(path), names, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names) or 'none'}"
         raise ConfigError(f"{path}: no sweep file, and no folder of them; {hint}")
-    if len(stages) > 1 and any(word.startswith("run.name=") for word in more):
+    if len(stages) > 1 and any(override.startswith("run.name=") for override in overrides):
         raise ConfigError(
             f"{path}: run.name names one sweep, and these are {len(stages)}; give their files one by one"
         )
-    found: list[SweepPlan] = []
+    plans: list[SweepPlan] = []
     for stage in stages:
-        found.append(SweepPlan(stage, tuple(more), found[-1] if found else None))
-        found[-1].check()
-    return found
+        plans.append(SweepPlan(stage, tuple(overrides), plans[-1] if plans else None))
+        plans[-1].check()
+    return plans
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A sweep file as W&B reads it."""
+    """Read a sweep file as W&B does."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
@@ -304,20 +310,20 @@ def _mapping(tree: Any, where: str) -> dict[str, Any]:
     return tree
 
 
-def _of_command(path: Path, sweep: Sweep) -> Base:
+def _parse_command(path: Path, sweep: Sweep) -> Base:
     """The configuration file and the overrides in a sweep's command."""
-    words = [sweep.program if word == "${program}" else word for word in sweep.command]
-    begin = words.index("train") if "train" in words else 0
-    if words[max(0, begin - 2) : begin] != ["-m", "pipeline"] or words[-1] != ARGUMENTS:
+    command = [sweep.program if part == "${program}" else part for part in sweep.command]
+    verb = command.index("train") if "train" in command else 0
+    if command[max(0, verb - 2) : verb] != ["-m", "pipeline"] or command[-1] != ARGUMENTS:
         raise ConfigError(f"{path}: command: has to be a training that ends with the parameters: {COMMAND}")
-    rest = words[begin + 1 : -1]
+    arguments = command[verb + 1 : -1]
     file = None
-    if "--config" in rest[:-1]:
-        place = rest.index("--config")
-        file = Path(rest[place + 1])
-        del rest[place : place + 2]
-    if wrong := [word for word in rest if "=" not in word or word.startswith("-") or "${" in word]:
+    if "--config" in arguments[:-1]:
+        option = arguments.index("--config")
+        file = Path(arguments[option + 1])
+        del arguments[option : option + 2]
+    if wrong := [part for part in arguments if "=" not in part or part.startswith("-") or "${" in part]:
         raise ConfigError(
             f"{path}: command: {wrong[0]} is neither --config FILE nor an override section.key=value"
         )
-    return Base(file, tuple(rest))
+    return Base(file, tuple(arguments))

@@ -1,4 +1,4 @@
-"""What the trials of a sweep have come to: a table, the best as a configuration file, and how far to trust it."""
+"""The results of a sweep: a table of its trials, the best as a configuration file, and how far to trust it."""
 
 import math
 import textwrap
@@ -21,7 +21,7 @@ from pipeline.runs.directory import RunDirectory
 from pipeline.runs.log import best_record
 
 HEADER_WIDTH = 108
-IMPORTANCE_NEEDS = 10  # complete trials, and two a parameter
+IMPORTANCE_NEEDS = 10  # complete trials at least, and two a parameter
 
 
 def epochs(plan: SweepPlan, number: int) -> list[dict[str, Any]]:
@@ -32,30 +32,30 @@ def epochs(plan: SweepPlan, number: int) -> list[dict[str, Any]]:
 def value(plan: SweepPlan, number: int) -> float | None:
     """A trial's value: its best over the epochs, as W&B's summary has it; None without a finite one."""
     values = [record[plan.metric] for record in epochs(plan, number)]
-    finite = [one for one in values if one is not None and math.isfinite(one)]
+    finite = [value for value in values if value is not None and math.isfinite(value)]
     return (max if plan.maximised else min)(finite, default=None)
 
 
 def table(trials: Trials) -> pd.DataFrame:
-    """A row a trial, by number: state, value, its epoch, epochs, seconds, the parameters, why it failed."""
-    # As objects: a column of 0 and 0.1 would become one of 0.0 and 0.1, which are other words on a command line.
+    """A row a trial, by number: state, value and its epoch, epochs, seconds, parameters, reason of a failure."""
+    # As objects: 0 and 0.1 in one column would become 0.0 and 0.1, and a command line with 0.0 is another one.
     rows = pd.DataFrame([_row(trials, trial) for trial in trials.all()], dtype=object)
     return rows.astype({"number": int, trials.plan.metric: float, "epochs": int, "seconds": float})
 
 
 def _row(trials: Trials, trial: FrozenTrial) -> dict[str, Any]:
-    plan, done = trials.plan, epochs(trials.plan, trial.number)
+    plan, records = trials.plan, epochs(trials.plan, trial.number)
     best = value(plan, trial.number)
-    reached = [record for record in done if best is not None and record[plan.metric] == best]
-    at = best_record(reached) or next(iter(reached), None)  # of equals, that of best.pt
+    reached = [record for record in records if best is not None and record[plan.metric] == best]
+    best_epoch = best_record(reached) or next(iter(reached), None)  # of equals, that of best.pt
     state = trial.user_attrs.get("outcome", "") if trial.state.is_finished() else "running"
     return {
         "number": trial.number,
         "state": state,
         plan.metric: best,
-        "epoch": at and at["epoch"],
-        "epochs": len(done),
-        "seconds": done[-1]["seconds"] if done else 0.0,
+        "epoch": best_epoch and best_epoch["epoch"],
+        "epochs": len(records),
+        "seconds": records[-1]["seconds"] if records else 0.0,
         **trials.values(trial),
         "processes": len(trial.user_attrs.get("taken", [])),
         "why": trial.user_attrs.get("why"),
@@ -64,7 +64,7 @@ def _row(trials: Trials, trial: FrozenTrial) -> dict[str, Any]:
 
 
 def ranked(plan: SweepPlan, rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows, the best first; those without a value at the end."""
+    """The rows, the best first, those without a value last."""
     order = rows.sort_values(plan.metric, ascending=not plan.maximised, kind="stable", na_position="last")
     return [{str(name): value for name, value in row.items()} for row in order.to_dict("records")]
 
@@ -74,29 +74,29 @@ def best(plan: SweepPlan, rows: pd.DataFrame) -> dict[str, Any] | None:
     return next((row for row in ranked(plan, rows) if row["state"] == "complete"), None)
 
 
-def trust(plan: SweepPlan, rows: pd.DataFrame, found: dict[str, Any], config: Config) -> dict[str, Any]:
-    """How far validation tells the best from the others: its interval, and the trials within it."""
+def trust(plan: SweepPlan, rows: pd.DataFrame, best: dict[str, Any], config: Config) -> dict[str, Any]:
+    """How far validation tells the best from the others: its 95 % interval, and the number of other trials in it."""
     images = len(prepare.load(config).rows("val"))
     about: dict[str, Any] = {"val_images": images}
     if plan.metric == "val_top1":
-        low, high = wilson(round(float(found[plan.metric]) * images), images)
-        ended = rows[rows["state"] == "complete"]
-        about |= {"low": low, "high": high, "within": int((ended[plan.metric] >= low).sum()) - 1}
+        low, high = wilson(round(float(best[plan.metric]) * images), images)
+        complete = rows[rows["state"] == "complete"]
+        about |= {"low": low, "high": high, "within": int((complete[plan.metric] >= low).sum()) - 1}
     return about
 
 
-def in_words(
-    plan: SweepPlan, counts: dict[str, int], found: dict[str, Any], trust: dict[str, Any]
+def describe_best(
+    plan: SweepPlan, counts: dict[str, int], best: dict[str, Any], trust: dict[str, Any]
 ) -> tuple[str, str]:
-    """The best with its interval, and what it is not."""
-    words = f"trial {found['number']}: {plan.sweep.metric.name} {found[plan.metric]:.4f}"
+    """A sentence on the best trial with its interval, and one on what that number cannot say."""
+    sentence = f"trial {best['number']}: {plan.sweep.metric.name} {best[plan.metric]:.4f}"
     if "low" in trust:
         others = counts["complete"] - 1
-        words += (
+        sentence += (
             f", 95 % interval {trust['low']:.3f} to {trust['high']:.3f} ({trust['val_images']} validation images); "
             f"{trust['within']} of the {others} other complete trials lie within it: these images do not tell them apart"
         )
-    return words, (
+    return sentence, (
         "the best of many looks at the same images is optimistic, and the test split was not read: for a number, "
         "train best.yaml with several seeds and evaluate each once on test"
     )
@@ -105,28 +105,30 @@ def in_words(
 def importance(trials: Trials) -> dict[str, float] | None:
     """The share of the value's variance that each parameter explains (fANOVA, Hutter et al. 2014).
 
-    A forest of 64 trees is fitted to the complete trials, as Optuna does it. None when they are too few for it.
+    Optuna fits a forest of 64 trees to the complete trials. None when they are too few, or all of one value.
     """
-    from optuna.importance import FanovaImportanceEvaluator, get_param_importances  # scikit-learn: a second
+    from optuna.importance import (  # imports scikit-learn, which takes a second
+        FanovaImportanceEvaluator,
+        get_param_importances,
+    )
 
     complete = [trial for trial in trials.all() if trial.state is TrialState.COMPLETE]
     values = {trial.value for trial in complete}
-    if len(complete) < needed_for_importance(trials.plan) or len(values) < 2:
+    if len(complete) < trials_for_importance(trials.plan) or len(values) < 2:
         return None
-    found = get_param_importances(trials.study, evaluator=FanovaImportanceEvaluator(seed=0))
-    return {key: float(share) for key, share in found.items()}
+    shares = get_param_importances(trials.study, evaluator=FanovaImportanceEvaluator(seed=0))
+    return {key: float(share) for key, share in shares.items()}
 
 
-def needed_for_importance(plan: SweepPlan) -> int:
-    """Complete trials without which the forest says nothing."""
+def trials_for_importance(plan: SweepPlan) -> int:
+    """The number of complete trials that the forest needs."""
     return max(IMPORTANCE_NEEDS, 2 * len(plan.searched))
 
 
-def write_best(plan: SweepPlan, found: dict[str, Any], config: Config, note: Sequence[str]) -> Path:
-    """Write the best as a configuration file that trains it again; the path."""
-    path = plan.folder / BEST
-    common = plan.common
-    again = validate_tree(
+def write_best(plan: SweepPlan, best: dict[str, Any], config: Config, note: Sequence[str]) -> Path:
+    """Write a configuration file that trains the best trial again; return its path."""
+    path, common = plan.folder / BEST, plan.common
+    run_config = validate_tree(
         {
             **config.model_dump(mode="json"),
             "run": {"name": f"{plan.name}-best", "root": str(common.run.root)},
@@ -135,21 +137,22 @@ def write_best(plan: SweepPlan, found: dict[str, Any], config: Config, note: Seq
         str(path),
         Config,
     )
-    wrapped = [line for one in note for line in textwrap.wrap(one[0].upper() + one[1:], HEADER_WIDTH)]
-    command = f"  {_threads(plan, found['number'])}python -m pipeline train --config {path}"
+    wrapped = [
+        line for sentence in note for line in textwrap.wrap(sentence[0].upper() + sentence[1:], HEADER_WIDTH)
+    ]
+    command = f"  {_threads(plan, best['number'])}python -m pipeline train --config {path}"
     header = "".join(f"# {line}\n" for line in (f"The best of {plan.path}.", command, *wrapped))
-    text = header + dump_departures(again)
-    files.write_text(path, text)
-    assert load_config(path) == again, f"{path} is not the trial's configuration"
+    files.write_text(path, header + dump_departures(run_config))
+    assert load_config(path) == run_config, f"{path} is not the trial's configuration"
     return path
 
 
 def _threads(plan: SweepPlan, number: int) -> str:
-    """On the CPU a trial has one thread; with more, the last digits of its sums are others."""
+    """The variable that trains on one thread, as trials on the CPU do: more threads change the last digits of sums."""
     about = RunDirectory(plan.run_dir(number)).read_environment()
     return "OMP_NUM_THREADS=1 " if about["cuda"] is None else ""
 
 
 def counts(rows: pd.DataFrame) -> dict[str, int]:
-    """How many trials there are of each state."""
+    """The number of trials by state."""
     return dict(Counter(rows["state"]))

@@ -1,4 +1,4 @@
-"""A turn of a worker: the next trial of the sweep, from being taken to its end."""
+"""The next trial of a sweep as a task of a worker process."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.common import console, signals
-from pipeline.common.errors import ConfigError, Stopped, UserError
+from pipeline.common.errors import ConfigError, Diverged, Stopped
 from pipeline.common.locks import Lock
 from pipeline.config.schema import Config
 from pipeline.experiments import worker_pool
@@ -24,26 +24,26 @@ class Pruned(Stopped):
 
 @dataclass(frozen=True)
 class TrialTask:
-    """A task that does one trial; its result is None when there was none left."""
+    """Claim one trial and train it; the outcome's result is None when none is left."""
 
     plan: SweepPlan
     pruner: str | None
-    most: int
-    """trials of the sweep, whoever does them"""
+    limit: int
+    """trials of the sweep, whoever runs them"""
 
-    def do(self) -> Outcome:
-        """Take a trial and do it; what it says goes to its `output.log`."""
-        with signals.deferred() as stop:  # the journal is not to be left in the middle of a write
+    def run(self) -> Outcome:
+        """Claim a trial and train it, with standard error in its `output.log`."""
+        with signals.deferred() as stop:  # no signal may interrupt a write to the journal
             trials = Trials(self.plan, self.pruner)
-            claim = trials.take(self.most)
+            claim = trials.claim(self.limit)
             if claim is None:
                 return Outcome("done")
             try:
                 worker_pool.redirect_output(self.plan.run_dir(claim.number) / "output.log")
                 outcome, value, why = self._train(trials, claim, stop)
-                trials.end(claim.number, outcome, value, why)
-            except BaseException:  # a kill leaves it as it is
-                trials.give_back(claim.number)
+                trials.finish(claim.number, outcome, value, why)
+            except BaseException:  # but not a kill: it leaves the claim
+                trials.release(claim.number)
                 raise
             finally:
                 claim.lock.close()
@@ -53,7 +53,7 @@ class TrialTask:
     def _train(
         self, trials: Trials, claim: Claim, stop: signals.StopRequest
     ) -> tuple[str, float | None, str | None]:
-        """What came of the trial, its value, and why it has none."""
+        """The outcome of the trial, its value, and the reason when it has none."""
         import torch
 
         from pipeline.training.trainer import train
@@ -64,7 +64,7 @@ class TrialTask:
             self._prepare(config)
             if stop.name is not None:
                 raise Stopped(f"stopped by {stop.name} before it began; the same command goes on")
-            train(config, watch=Watch(trials, number, config))
+            train(config, watch=PruningTracker(trials, number, config))
         except Pruned as pruned:
             console.say(str(pruned))
             return "pruned", results.value(self.plan, number), None
@@ -72,9 +72,7 @@ class TrialTask:
             return "failed", None, str(error)
         except torch.OutOfMemoryError as error:
             return "failed", None, " ".join(str(error).split())
-        except UserError as error:
-            if not worker_pool.diverged(error):
-                raise
+        except Diverged as error:
             why = str(error)
         value = None if why else results.value(self.plan, number)
         if value is None:
@@ -82,7 +80,7 @@ class TrialTask:
         return "complete", value, None
 
     def _prepare(self, config: Config) -> None:
-        """The data of a trial, by one process at a time."""
+        """Prepare the data of a trial, one process at a time."""
         from pipeline.data.prepare import prepare
 
         preparing = Lock.hold(self.plan.folder / PREPARING)
@@ -92,8 +90,8 @@ class TrialTask:
             preparing.close()
 
 
-class Watch:
-    """A tracker that tells the sweep each epoch's value, and ends the trial when the sweep says so."""
+class PruningTracker:
+    """A tracker that reports the value of each epoch to the sweep, and ends the trial when the sweep prunes it."""
 
     def __init__(self, trials: Trials, number: int, config: Config) -> None:
         self._trials, self._number, self._epochs = trials, number, config.train.epochs

@@ -1,9 +1,9 @@
-"""The trials of a sweep, shared by all who work on it: who takes which, and what came of each.
+"""The trials of a sweep, shared by all its processes: who has claimed which, and the outcome of each.
 
-They are an Optuna study in a journal, a file that is only appended to. Unlike SQLite it needs no locking of ranges
+They are an Optuna study in a journal, a file that is only appended to. Unlike SQLite it needs no locks on ranges
 of a file, which many network file systems lack: a sweep may be shared over NFS (v4, or v3 with its lock service; with
-the mount option nolock, let one machine alone work on it). Every lock is `flock`'s: the kernel gives it back when its
-process dies, however it dies, so that a trial of a live process is never taken, and one of a dead process always is.
+the mount option nolock, run it on one machine only). Every lock is `flock`'s: the kernel releases it when its process
+dies, however it dies. So a trial of a live process is never taken over, and one of a dead process always is.
 """
 
 import math
@@ -27,31 +27,31 @@ from pipeline.experiments.sweeps.plan import SweepPlan
 from pipeline.runs.directory import RunDirectory
 
 JOURNAL, LOCKED, TAKING = "study.journal", "study.journal.lock", "take.lock"
-KILLED_AT_MOST = 3  # processes in a row that a trial may cost without a new checkpoint
+MOST_KILLS = 3  # processes in a row that a trial may lose without a new checkpoint
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class _JournalLock:
-    """Optuna's own locks of a journal outlive a killed process, and are broken by force half a minute later."""
+    """Replaces Optuna's locks, which outlive a killed process and are broken by force half a minute later."""
 
     def __init__(self, journal: Path) -> None:
         self._journal = journal
 
     def acquire(self) -> bool:
-        """Hold the journal; half a line that a machine left as it died is taken off its end."""
+        """Lock the journal, and cut off the half line that a machine may have left as it died."""
         self._held = Lock.hold(self._journal.with_name(LOCKED))
         with self._journal.open("rb+") as stream:
             stream.truncate(stream.read().rfind(b"\n") + 1)
         return True
 
     def release(self) -> None:
-        """Give the journal back."""
+        """Unlock the journal."""
         self._held.close()
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A trial that this process does: nobody else takes it before `lock` is closed."""
+    """A trial that this process runs; no other process claims it before `lock` is closed."""
 
     number: int
     values: dict[str, Value]
@@ -59,7 +59,7 @@ class Claim:
 
 
 class Trials:
-    """The study of a sweep, as this process sees it: nothing is kept between calls but what is in the journal."""
+    """The Optuna study of a sweep; all its state is in the journal."""
 
     def __init__(self, plan: SweepPlan, pruner: str | None) -> None:
         """pruner: median, hyperband or none; None: as the sweep's early_terminate says."""
@@ -78,60 +78,60 @@ class Trials:
             )
         self.study = optuna.load_study(study_name=plan.name, storage=self._storage, pruner=self._pruner)
         self._study_id = self._storage.get_study_id_from_name(plan.name)
-        self.space = {key: parameter.drawn_from() for key, parameter in plan.searched.items()}
+        self.space = {key: parameter.optuna_distribution() for key, parameter in plan.searched.items()}
 
     def all(self) -> list[FrozenTrial]:
-        """By number."""
+        """All trials by number."""
         return self.study.get_trials(deepcopy=False)
 
     def values(self, trial: FrozenTrial) -> dict[str, Value]:
         """The parameters of a trial."""
         return {key: parameter.rounded(trial.params[key]) for key, parameter in self.plan.searched.items()}
 
-    def take(self, most: int) -> Claim | None:
-        """The next trial to be done: one whose process died, else a new one while there are fewer than `most`.
+    def claim(self, limit: int) -> Claim | None:
+        """Claim the next trial: one whose process died, else a new one while there are fewer than `limit`.
 
-        Under a lock, so that all who work on the sweep together begin exactly `most` trials, each once.
+        A lock makes sure that all processes together start exactly `limit` trials, each once.
         """
         taking = Lock.hold(self.plan.folder / TAKING)
         try:
             for trial in self.running():
-                if claim := self._take_over(trial.number):
+                if claim := self._claim_abandoned(trial.number):
                     return claim
             number = len(self.all())
-            if number >= most:
+            if number >= limit:
                 return None
-            drawn = self._draw(number)
-            held = Lock.hold(self._lock_path(number))
+            parameters = self.draw_parameters(number)
+            lock = Lock.hold(self._lock_path(number))
             # One line of the journal, so that no kill leaves a trial without its parameters.
             self.study.add_trial(
-                create_trial(state=TrialState.RUNNING, params=drawn, distributions=self.space)
+                create_trial(state=TrialState.RUNNING, params=parameters, distributions=self.space)
             )
-            return self._claim(number, held)
+            return self._sign(number, lock)
         finally:
             taking.close()
 
-    def ended(self) -> list[FrozenTrial]:
-        """Those of which it is known what came of them."""
+    def finished(self) -> list[FrozenTrial]:
+        """The trials that have an outcome."""
         return [trial for trial in self.all() if trial.state.is_finished()]
 
     def running(self) -> list[FrozenTrial]:
-        """Those that are under way, here or elsewhere, or whose process died."""
+        """The trials without an outcome: a process runs them, here or elsewhere, or died."""
         return [trial for trial in self.all() if trial.state is TrialState.RUNNING]
 
-    def abandoned(self) -> bool:
-        """Whether the process of a trial that is under way has died."""
+    def any_abandoned(self) -> bool:
+        """Whether a trial has no outcome and no live process."""
         return any(not locks.held(self._lock_path(trial.number)) for trial in self.running())
 
     def report(self, number: int, epoch: int, value: float) -> bool:
-        """Tell the value after an epoch (from 1); whether the trial is to be ended."""
+        """Report the value after an epoch (from 1); return whether to prune the trial."""
         trial = self._trial(number)
-        if epoch not in trial.intermediate_values:  # a resumed trial may close an epoch again
+        if epoch not in trial.intermediate_values:  # a resumed trial may complete an epoch again
             self._storage.set_trial_intermediate_value(trial._trial_id, epoch, value)
         return self._pruner.prune(self.study, self._trial(number))
 
-    def end(self, number: int, outcome: str, value: float | None = None, why: str | None = None) -> None:
-        """Say what came of a trial: complete (with its value), pruned, diverged or failed (with why)."""
+    def finish(self, number: int, outcome: str, value: float | None = None, why: str | None = None) -> None:
+        """Write the outcome of a trial: complete (with its value), pruned, diverged or failed (with the reason)."""
         trial = self._trial(number)
         self._note(number, outcome=outcome, **({"why": why} if why else {}))
         if outcome == "complete":
@@ -139,48 +139,47 @@ class Trials:
         elif outcome == "failed":
             self.study.tell(number, state=TrialState.FAIL)
         else:
-            if outcome == "diverged":  # so that the sampler knows it for the worst of those that came as far
+            if outcome == "diverged":  # the sampler ranks it last among the trials that came as far
                 step = 1 + max(trial.intermediate_values, default=0)
                 self._storage.set_trial_intermediate_value(trial._trial_id, step, math.nan)
             self.study.tell(number, state=TrialState.PRUNED)
 
-    def give_back(self, number: int) -> None:
-        """Leave a trial to whoever goes on with it; its process was not killed."""
+    def release(self, number: int) -> None:
+        """Give a trial up to another process; it does not count as a kill."""
         self._note(number, taken=self._trial(number).user_attrs["taken"][:-1])
 
-    def _take_over(self, number: int) -> Claim | None:
-        """A trial that nobody is doing any more; one that has cost too many processes where it stands has failed."""
-        held = Lock.free(self._lock_path(number))
-        if held is None:
+    def _claim_abandoned(self, number: int) -> Claim | None:
+        """Claim a trial whose process died; it has failed when too many died without a new checkpoint."""
+        lock = Lock.free(self._lock_path(number))
+        if lock is None:
             return None
         trial = self._trial(number)
-        if trial.state is not TrialState.RUNNING:  # it has just been ended
-            held.close()
+        if trial.state is not TrialState.RUNNING:  # another process has just finished it
+            lock.close()
             return None
-        saved = [one["saved"] for one in trial.user_attrs.get("taken", [])]
-        if len(saved) >= KILLED_AT_MOST and set(saved[-KILLED_AT_MOST:]) == {self._saved(number)}:
-            held.close()
-            why = (
-                f"{KILLED_AT_MOST} processes in a row were killed before it was saved again: memory, or time?"
-            )
-            self.end(number, "failed", why=why)
+        saved = [entry["saved"] for entry in trial.user_attrs.get("taken", [])]
+        if len(saved) >= MOST_KILLS and set(saved[-MOST_KILLS:]) == {self._saved(number)}:
+            lock.close()
+            why = f"{MOST_KILLS} processes in a row were killed before it was saved again: memory, or time?"
+            self.finish(number, "failed", why=why)
             return None
-        return self._claim(number, held)
+        return self._sign(number, lock)
 
-    def _claim(self, number: int, held: Lock) -> Claim:
+    def _sign(self, number: int, lock: Lock) -> Claim:
+        """Note in the journal that this process has the trial."""
         trial = self._trial(number)
         now = {"host": platform.node(), "pid": os.getpid(), "saved": self._saved(number)}
         self._note(number, taken=[*trial.user_attrs.get("taken", []), now])
-        return Claim(number, self.values(trial), held)
+        return Claim(number, self.values(trial), lock)
 
-    def _draw(self, number: int) -> dict[str, Any]:
-        """The parameters of a new trial: a function of the seed, its number and what the others have come to."""
+    def draw_parameters(self, number: int) -> dict[str, Any]:
+        """The parameters of a new trial: a function of the seed, its number and the results of the others."""
         if self.plan.sweep.method == "grid":
             return dict(self.plan.grid()[number])
         seed = seeding.seed_of("sweep", self.plan.common.seed, number) % 2**32
         sampler: BaseSampler = RandomSampler(seed)
         if self.plan.sweep.method == "bayes":
-            sampler = TPESampler(seed=seed)  # what is under way counts as bad: its constant_liar
+            sampler = TPESampler(seed=seed)  # running trials count as bad: its constant_liar
         copy = optuna.create_study(direction=self.study.direction, sampler=sampler)
         copy.add_trials(self.all())
         return copy.ask(self.space).params
@@ -198,15 +197,15 @@ class Trials:
         return self.plan.run_dir(number) / "lock"
 
     def _saved(self, number: int) -> float:
-        """When its last checkpoint was written, seconds since 1970; 0 without one."""
+        """The time of its last checkpoint, seconds since 1970; 0 without one."""
         last = RunDirectory(self.plan.run_dir(number)).checkpoint("last")
         return last.stat().st_mtime if last.is_file() else 0.0
 
 
 def _pruner(plan: SweepPlan, name: str | None) -> BasePruner:
-    """When a trial is ended before its last epoch.
+    """The rule that ends a trial before its last epoch.
 
-    W&B's hyperband is what Optuna calls successive halving: the same epochs, the same share that goes on.
+    W&B's hyperband is Optuna's successive halving: the same epochs, the same share that goes on.
     """
     rule = plan.sweep.early_terminate
     if name == "median":

@@ -1,0 +1,59 @@
+"""Worker processes: GPUs, and their end."""
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from pipeline.common import hardware
+from pipeline.common.errors import DataError, Diverged
+from pipeline.experiments import worker_pool
+
+
+def test_workers_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoProcess:
+        def __init__(self, gpu: str | None) -> None:
+            self.gpu, self.task = gpu, None
+
+        def start(self, task: Any) -> None:
+            self.task = task
+
+    monkeypatch.setattr(worker_pool, "WorkerProcess", NoProcess)
+    for gpus, expected in ((["0", "GPU-5"], ["0", "GPU-5", "0"]), ([], [None] * 3)):
+        workers: list[Any] = []
+        worker_pool.assign_tasks(lambda: "a task", workers, 3, gpus)  # type: ignore[arg-type,return-value]
+        assert [worker.gpu for worker in workers] == expected
+
+
+def test_gpus_are_those_that_cuda_may_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    for visible, expected in (("0, GPU-5", ["0", "GPU-5"]), ("", []), ("-1", [])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert hardware.gpus() == expected
+
+
+def test_a_worker_that_missed_the_signal_ends_all_the_same() -> None:
+    worker = worker_pool.WorkerProcess()
+    ending = threading.Thread(target=worker.join, daemon=True)
+    ending.start()
+    ending.join(60)
+    assert not ending.is_alive()
+
+
+@dataclass(frozen=True)
+class Raise:
+    """A task that raises."""
+
+    error: Exception
+
+    def run(self) -> worker_pool.Outcome:
+        raise self.error
+
+
+def test_an_exception_is_the_outcome_of_its_kind() -> None:
+    errors = [Diverged("the loss is nan"), DataError("no such file"), KeyError("a bug")]
+    tasks = iter(map(Raise, errors))
+    outcomes = [outcome for _, outcome in worker_pool.run_tasks(lambda: next(tasks, None), 1)]
+    assert [outcome.status for outcome in outcomes] == ["diverged", "failed", "bug"]
+    assert [outcome.message for outcome in outcomes[:2]] == ["the loss is nan", "no such file"]
+    assert outcomes[2].message.endswith("KeyError: 'a bug'\n")
