@@ -4,7 +4,7 @@ Each picture is a function of (seed, class, image) alone, so the files have the 
 whatever the number of processes that write them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -61,18 +61,10 @@ def write(
         _draw_class, images=root / "images", count=images_per_species, long_side_px=long_side_px, seed=seed
     )
     rows: list[faults.Row] = []
-    numbers = range(1, species + 1)
     with console.bar("draw", total=total) as bar:
-        if workers == 1:
-            for class_rows in map(draw, kinds, numbers):
-                rows += class_rows
-                bar.advance(len(class_rows))
-        else:
-            pool = ProcessPoolExecutor(workers, get_context("spawn"), cv2.setNumThreads, (0,))
-            with pool:
-                for class_rows in pool.map(draw, kinds, numbers):
-                    rows += class_rows
-                    bar.advance(len(class_rows))
+        for class_rows in _draw_classes(draw, kinds, workers):
+            rows += class_rows
+            bar.advance(len(class_rows))
     rows = faults.duplicate(root, rows, species, duplicates, seed)
     _write_lists(root, kinds, rows)
     faults.flip_labels(root, species, flipped_labels, seed)
@@ -94,6 +86,18 @@ def _check(species: int, images_per_species: int, train_per_species: int, long_s
         raise DataError(
             f"drawn birds: a long side of {long_side_px} px is too small; choose {MIN_SIDE_PX} or more"
         )
+
+
+def _draw_classes(
+    draw: Callable[[Species, int], list[faults.Row]], kinds: Sequence[Species], workers: int
+) -> Iterator[list[faults.Row]]:
+    """The rows of each class in turn; several workers are processes of their own."""
+    numbers = range(1, len(kinds) + 1)
+    if workers == 1:
+        yield from map(draw, kinds, numbers)
+    else:
+        with ProcessPoolExecutor(workers, get_context("spawn"), cv2.setNumThreads, (0,)) as pool:
+            yield from pool.map(draw, kinds, numbers)
 
 
 def _draw_class(
