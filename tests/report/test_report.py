@@ -197,9 +197,9 @@ def test_an_audit_is_shown_where_there_was_one(run: Path) -> None:
 
 def test_plots_take_their_colours_from_the_page_and_share_no_ids() -> None:
     epochs = [
-        {"kind": "epoch", "epoch": 1, "train_loss": 2.0, "train_top1": 0.1},
-        {"kind": "phase", "epoch": 1.0, "phase": "adam"},
-        {"kind": "epoch", "epoch": 2, "train_loss": 1.0, "train_top1": 0.5},
+        {"kind": "epoch", "step": 5, "epoch": 1, "train_loss": 2.0, "train_top1": 0.1},
+        {"kind": "phase", "step": 6, "epoch": 1.0, "phase": "adam"},
+        {"kind": "epoch", "step": 10, "epoch": 2, "train_loss": 1.0, "train_top1": 0.5},
     ]
     bins = pd.DataFrame({"n": [0, 4], "confidence": [np.nan, 0.8], "accuracy": [np.nan, 0.75]})
     curve = pd.DataFrame({"coverage": [0.5, 1.0], "accuracy": [0.9, 0.8], "threshold": [0.7, 0.1]})
