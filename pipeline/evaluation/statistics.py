@@ -1,4 +1,4 @@
-"""How far a number may be off: 95 % intervals of a proportion, and of anything computed over images."""
+"""How uncertain a number is: 95 % intervals, paired tests of two models, and their adjustment for several tests."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,7 +12,7 @@ LEVEL = 0.95
 RESAMPLES = 2_000
 CHUNK = 100  # resamples at a time: 5,794 images take 5 MB
 
-Weights = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float64]
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
@@ -23,66 +23,66 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def resamples(n: int, count: int = RESAMPLES) -> Iterator[Weights]:
-    """The bootstrap (Efron 1979) as weights: how often each of n images was drawn, float64 [chunk, n].
+def resamples(n: int, count: int = RESAMPLES) -> Iterator[Floats]:
+    """The bootstrap (Efron 1979) as weights: how often a resample contains each of n images, float64 [chunk, n].
 
-    A mean over a resample is `weights @ values / n`. The draws depend on n alone, so the same images
-    give the same intervals, and two models are compared over the same draws.
+    The mean of a resample is `weights @ values / n`. The random draws depend on n alone, so the same images
+    have the same intervals, and two models are compared over the same resamples.
     """
     random = seeding.generator("bootstrap", n)
     for start in range(0, count, CHUNK):
         rows = min(CHUNK, count - start)
-        drawn = random.integers(0, n, size=(rows, n)) + n * np.arange(rows)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
+        images = random.integers(0, n, size=(rows, n)) + n * np.arange(rows)[:, None]
+        yield np.bincount(images.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
 
 
-def percentiles(values: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """The middle 95 % of the resampled values [R]; NaN (a resample without the value) is left out."""
+def percentiles(values: Floats) -> tuple[float, float]:
+    """The middle 95 % of the values of R resamples, [R]; NaN, a resample without the value, is left out."""
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.nanpercentile(values, [tail, 100 - tail])
     return float(low), float(high)
 
 
-def mean_intervals(values: npt.NDArray[np.float64]) -> list[tuple[float, float]]:
+def mean_intervals(values: Floats) -> list[tuple[float, float]]:
     """Bootstrap intervals of the means over images of the columns of `values`, [n, K]."""
     means = np.vstack([weights @ values / len(values) for weights in resamples(len(values))])
     return [percentiles(column) for column in means.T]
-
-
-Floats = npt.NDArray[np.float64]
-
-
-def mcnemar(only_a: int, only_b: int) -> float:
-    """The p-value of McNemar's test (1947), exact: the images that one model alone has right are a fair coin's.
-
-    Two-sided and binomial for any number of such images, so no approximation for few of them is needed;
-    1 without any.
-    """
-    if only_a + only_b == 0:
-        return 1.0
-    return float(binomtest(only_a, only_a + only_b).pvalue)
 
 
 def difference(a: Floats, b: Floats) -> tuple[float, float, float]:
     """The mean of b - a over images, and its 95 % interval by the paired bootstrap.
 
     Args:
-        a, b: float64 [n], what each model made of the same images: 1 right, 0 wrong, or the mean of several runs.
+        a, b: float64 [n], two models' results on the same images: 1 right, 0 wrong, or the mean of several runs.
     """
-    gained = b - a
-    ((low, high),) = mean_intervals(gained[:, None])
-    return float(gained.mean()), low, high
+    gain = b - a
+    ((low, high),) = mean_intervals(gain[:, None])
+    return float(gain.mean()), low, high
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """The p-value of McNemar's exact test (1947).
+
+    Under the null hypothesis an image that only one of two models predicts right is equally likely to be either's:
+    a two-sided binomial test for any number of such images, without an approximation. 1 without any.
+
+    Args:
+        only_a, only_b: number of images that only model a, only model b predicts right.
+    """
+    if only_a + only_b == 0:
+        return 1.0
+    return float(binomtest(only_a, only_a + only_b).pvalue)
 
 
 def p_over_images(a: Floats, b: Floats) -> float:
-    """The p-value of the paired t-test over images, for means of several runs; 1 where nothing differs."""
+    """The p-value of the paired t-test over images, for means of several runs; 1 without any difference."""
     return 1.0 if np.array_equal(a, b) else float(ttest_rel(a, b).pvalue)
 
 
 def p_over_seeds(a: Sequence[float], b: Sequence[float]) -> float:
     """The p-value of Welch's t-test (1947) between the accuracies of two sets of runs, two or more each.
 
-    1 where all are equal, and 0 where those within each set are and the sets differ.
+    Without any variation within the sets it is 1 when their accuracies are equal, and 0 otherwise.
     """
     if np.ptp(a) == 0 and np.ptp(b) == 0:
         return float(a[0] == b[0])
@@ -90,7 +90,7 @@ def p_over_seeds(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values adjusted for being several (Holm 1979), in their order."""
+    """The p-values adjusted for the number of tests (Holm 1979), in their order."""
     order = np.argsort(p_values, kind="stable")
     adjusted = np.empty(len(order))
     adjusted[order] = np.maximum.accumulate(np.asarray(p_values)[order] * np.arange(len(order), 0, -1))

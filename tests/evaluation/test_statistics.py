@@ -1,10 +1,13 @@
-"""Intervals against scipy's bootstrap and published values."""
+"""Intervals and tests against scipy, statsmodels, published and hand-worked values."""
 
 import numpy as np
 import pytest
 from scipy.stats import bootstrap, norm
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.weightstats import DescrStatsW, ttest_ind
 
-from pipeline.evaluation.statistics import mean_intervals, percentiles, resamples, wilson
+from pipeline.evaluation import statistics
 
 
 @pytest.mark.parametrize(
@@ -20,30 +23,72 @@ from pipeline.evaluation.statistics import mean_intervals, percentiles, resample
     ],
 )
 def test_wilsons_interval_is_the_published_one(successes: int, n: int, low: float, high: float) -> None:
-    assert wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
+    assert statistics.wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
 
 
 def test_a_resample_draws_as_many_images_as_there_are_and_each_equally_often() -> None:
-    weights = np.vstack(list(resamples(40, 1_050)))
+    weights = np.vstack(list(statistics.resamples(40, 1_050)))
     assert weights.shape == (1_050, 40)
     assert (weights.sum(axis=1) == 40).all()
     assert weights.mean(axis=0) == pytest.approx(np.ones(40), abs=0.15)
     assert weights.var() == pytest.approx(1 - 1 / 40, abs=0.05)
-    again = np.vstack(list(resamples(40, 1_050)))
+    again = np.vstack(list(statistics.resamples(40, 1_050)))
     assert (weights == again).all()
 
 
 def test_intervals_of_means_are_those_of_scipy() -> None:
     random = np.random.default_rng(3)
     values = np.column_stack([random.random(200) < 0.8, random.exponential(2, 200)]).astype(float)
-    for column, found in zip(values.T, mean_intervals(values), strict=True):
+    for column, interval in zip(values.T, statistics.mean_intervals(values), strict=True):
         reference = bootstrap((column,), np.mean, method="percentile", n_resamples=20_000, rng=1)
         width = reference.confidence_interval.high - reference.confidence_interval.low
-        assert found == pytest.approx(tuple(reference.confidence_interval), abs=0.06 * width)
+        assert interval == pytest.approx(tuple(reference.confidence_interval), abs=0.06 * width)
         half = norm.ppf(0.975) * column.std() / np.sqrt(200)
-        assert found == pytest.approx((column.mean() - half, column.mean() + half), abs=0.2 * half)
+        assert interval == pytest.approx((column.mean() - half, column.mean() + half), abs=0.2 * half)
 
 
 def test_resamples_without_the_value_are_left_out() -> None:
     values = np.array([np.nan, *np.linspace(0, 1, 41)])
-    assert percentiles(values) == pytest.approx((0.025, 0.975))
+    assert statistics.percentiles(values) == pytest.approx((0.025, 0.975))
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), [(0, 1), (3, 9), (10, 28), (7, 7), (150, 190), (0, 12)])
+def test_mcnemars_p_is_that_of_statsmodels(only_a: int, only_b: int) -> None:
+    reference = mcnemar([[500, only_a], [only_b, 60]], exact=True).pvalue
+    assert statistics.mcnemar(only_a, only_b) == pytest.approx(reference)
+
+
+def test_mcnemars_p_of_hand_worked_counts() -> None:
+    assert statistics.mcnemar(0, 5) == pytest.approx(2 / 2**5)
+    assert statistics.mcnemar(0, 0) == 1
+
+
+@pytest.mark.parametrize("p_values", [[0.01, 0.04, 0.03], [0.5], [0.2, 0.9, 0.9, 0.001], [0.02, 0.02]])
+def test_holms_adjustment_is_that_of_statsmodels(p_values: list[float]) -> None:
+    assert statistics.holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1].tolist())
+
+
+def test_the_difference_over_images_and_its_interval() -> None:
+    random = np.random.default_rng(0)
+    a = (random.random(800) < 0.7).astype(float)
+    b = np.where(random.random(800) < 0.1, 1, a)
+    mean, low, high = statistics.difference(a, b)
+    assert mean == pytest.approx(b.mean() - a.mean())
+    half = 1.96 * (b - a).std() / np.sqrt(800)
+    assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.25 * half)
+    back = statistics.difference(b, a)
+    assert back == pytest.approx((-mean, -high, -low), abs=1e-12)
+
+
+def test_p_over_images_is_the_paired_t_test_of_statsmodels() -> None:
+    random = np.random.default_rng(2)
+    a, b = random.random((2, 60))
+    assert statistics.p_over_images(a, b) == pytest.approx(DescrStatsW(b - a).ttest_mean(0)[1])
+    assert statistics.p_over_images(a, a) == 1
+
+
+def test_p_over_seeds_is_welchs_test_of_statsmodels() -> None:
+    a, b = [0.81, 0.83, 0.80], [0.84, 0.86, 0.85, 0.83]
+    assert statistics.p_over_seeds(a, b) == pytest.approx(ttest_ind(a, b, usevar="unequal")[1])
+    assert statistics.p_over_seeds([0.8, 0.8], [0.8, 0.8]) == 1
+    assert statistics.p_over_seeds([0.8, 0.8], [0.9, 0.9]) == 0
