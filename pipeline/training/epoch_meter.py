@@ -22,10 +22,10 @@ Item = TypeVar("Item")
 class NotFinite(Exception):
     """The loss of a step is NaN or infinite."""
 
-    def __init__(self, step: int, loss: float, samples: npt.NDArray[np.int64]) -> None:
-        """step: its number, from 1; samples: int64, those of its batch over all ranks."""
+    def __init__(self, step: int, loss: float, draws: npt.NDArray[np.int64]) -> None:
+        """step: its number, from 1; draws: int64, those of its batch over all ranks."""
         super().__init__(f"the loss of step {step} is {loss}")
-        self.step, self.loss, self.samples = step, loss, samples
+        self.step, self.loss, self.draws = step, loss, draws
 
 
 class EpochMeter:
@@ -60,19 +60,19 @@ class EpochMeter:
         yield
         self._started += time.perf_counter() - begun
 
-    def add(self, step: int, samples: npt.NDArray[np.int64], sums: Tensor) -> None:
+    def add(self, step: int, draws: npt.NDArray[np.int64], sums: Tensor) -> None:
         """Count a step.
 
         Args:
             step: its number, from 1.
-            samples: int64, of the batch over all ranks.
+            draws: int64, of the batch over all ranks.
             sums: float64 [3], this rank's sums of losses, correct images, and the gradient's norm.
         """
         self._sums += sums
-        self._seen += len(samples)
-        self._images += len(samples)
+        self._seen += len(draws)
+        self._images += len(draws)
         self._steps += 1
-        self._unchecked.append((step, samples, sums))
+        self._unchecked.append((step, draws, sums))
 
     def last(self) -> dict[str, float]:
         """Loss and gradient norm of the last step, over all ranks.
@@ -81,9 +81,9 @@ class EpochMeter:
             NotFinite: the loss of a step since the last call is not a number, or infinite.
         """
         sums = self.ranks.all_reduce_sum(torch.stack([sums for *_, sums in self._unchecked])).tolist()
-        for (step, samples, _), (loss, *_) in zip(self._unchecked, sums, strict=True):
+        for (step, draws, _), (loss, *_) in zip(self._unchecked, sums, strict=True):
             if not np.isfinite(loss):
-                raise NotFinite(step, loss, samples)
+                raise NotFinite(step, loss, draws)
         images, (loss, _, norm) = len(self._unchecked[-1][1]), sums[-1]
         self._unchecked = []
         return {"loss": loss / images, "grad_norm": norm}

@@ -60,7 +60,7 @@ class TrainingSetup:
         return step in self.clock.starts or step >= self.last_step
 
     def epoch_batches(self, epoch: int) -> list[npt.NDArray[np.int64]]:
-        """The samples of each batch of an epoch, over all ranks: int64 arrays (`data.loader` says what a sample is)."""
+        """The draws (`data.sampling`) of each batch of an epoch, over all ranks: int64 arrays."""
         config = self.config
         if config.data.sampler == "class_balanced":
             order = sampling.balanced_order(self.train_rows, self.labels, config.seed, epoch)

@@ -142,15 +142,15 @@ class Trainer:
         meter = EpochMeter(state.totals, self.ranks)
         self._set_train_mode(epoch)
         with console.bar(f"epoch {epoch + 1}/{self.config.train.epochs}", sum(map(len, batches))) as bar:
-            for samples, batch in zip(batches, meter.timed(shards), strict=True):
+            for draws, batch in zip(batches, meter.timed(shards), strict=True):
                 self._switch_phase_if_due()  # Adam -> SGD
                 rates = self._rates(state.step)
                 on_gradients = self._gradient_logger()
                 sums = train_step(
-                    state, self.ddp_model, batch, len(samples), rates, self.settings, on_gradients
+                    state, self.ddp_model, batch, len(draws), rates, self.settings, on_gradients
                 )
-                meter.add(state.step, samples, sums)
-                bar.advance(len(samples), **self._log_step_if_due(rates, meter))
+                meter.add(state.step, draws, sums)
+                bar.advance(len(draws), **self._log_step_if_due(rates, meter))
                 if self.validator.run_if_due(meter, self.tracker):
                     self._set_train_mode(epoch)
                 self.checkpointer.save_if_due(meter)  # raises Stopped when any rank was asked to stop
@@ -261,7 +261,7 @@ class Trainer:
     def _diverged(self, error: NotFinite) -> Diverged:
         """Write down which images were in the batch; return the sentence that ends the run."""
         path = RunDirectory(self.config.run_dir).diverged_file
-        images = self.setup.ids[error.samples % len(self.setup.labels)].tolist()
+        images = self.setup.ids[error.draws % len(self.setup.labels)].tolist()
         rates = self._rates(error.step - 1)
         if self.ranks.is_main:
             about = {"step": error.step, "loss": str(error.loss), **rates._asdict(), "images": images}

@@ -43,7 +43,7 @@ def test_the_first_loss_that_is_not_finite_is_found_with_its_images(bad: float) 
     with pytest.raises(NotFinite) as found:
         meter.totals()
     assert found.value.step == 2
-    assert found.value.samples.tolist() == [7, 9]
+    assert found.value.draws.tolist() == [7, 9]
 
 
 def test_waiting_yields_all_batches_and_counts_the_wait() -> None:
