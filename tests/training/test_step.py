@@ -20,7 +20,7 @@ from pipeline.training.optimizer import build_optimizer, parameter_groups
 from pipeline.training.phases import Rates
 from pipeline.training.state import TrainState
 
-ALONE = Ranks(0, 1, 1, torch.device("cpu"))
+ALONE = Ranks.single(torch.device("cpu"))
 RATES = Rates(0.1, 0.9)
 
 
@@ -36,13 +36,13 @@ def state_of(ema_decay: float = 0.0, **options: Any) -> TrainState:
     return TrainState(model, optimizer, scaler, ema, phases.first(config))
 
 
-def how(**changes: Any) -> step.StepSettings:
+def settings(**changes: Any) -> step.StepSettings:
     usual: dict[str, Any] = {
         "seed": 0,
         "label_smoothing": 0.1,
         "mix": (),
         "clip_norm": None,
-        "images_per_pass": 64,
+        "micro_batch_size": 64,
         "precision": "fp32",
         "ranks": ALONE,
     }
@@ -65,7 +65,7 @@ def test_a_step_learns_from_the_mean_loss_and_counts_images() -> None:
     loss = F.cross_entropy(logits, batch().label, label_smoothing=0.1)
     gradients = torch.autograd.grad(loss, list(state.model.parameters()))
     before = weights(state)
-    sums = step.train_step(state, state.model, batch(), 7, RATES, how())
+    sums = step.train_step(state, state.model, batch(), 7, RATES, settings())
     gradient = torch.cat([gradient.flatten() for gradient in gradients])
     # Nesterov's first step: gradient + momentum x gradient.
     torch.testing.assert_close(weights(state), before - 0.1 * 1.9 * gradient, rtol=1e-4, atol=1e-6)
@@ -74,13 +74,13 @@ def test_a_step_learns_from_the_mean_loss_and_counts_images() -> None:
     assert state.step == 1
 
 
-@pytest.mark.parametrize("images_per_pass", [1, 2, 3, 6])
-def test_accumulated_gradients_are_those_of_the_large_batch(images_per_pass: int) -> None:
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 3, 6])
+def test_accumulated_gradients_are_those_of_the_large_batch(micro_batch_size: int) -> None:
     one, several = state_of(), state_of()
     for _ in range(3):
-        expected = step.train_step(one, one.model, batch(), 7, RATES, how())
+        expected = step.train_step(one, one.model, batch(), 7, RATES, settings())
         found = step.train_step(
-            several, several.model, batch(), 7, RATES, how(images_per_pass=images_per_pass)
+            several, several.model, batch(), 7, RATES, settings(micro_batch_size=micro_batch_size)
         )
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(weights(several), weights(one), rtol=1e-5, atol=1e-6)
@@ -94,14 +94,14 @@ def test_a_batch_is_cut_into_parts_that_differ_by_one_image_at_most() -> None:
 
 def test_a_clipped_step_is_as_long_as_its_limit() -> None:
     state, before = state_of(), weights(state_of())
-    sums = step.train_step(state, state.model, batch(), 7, RATES, how(clip_norm=0.01))
+    sums = step.train_step(state, state.model, batch(), 7, RATES, settings(clip_norm=0.01))
     assert sums[2].item() > 0.01
     assert (weights(state) - before).norm().item() == pytest.approx(0.1 * 1.9 * 0.01, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix", "snapmix"])
 def test_a_mixed_step_is_the_same_again_for_the_same_step_and_another_for_another(name: Any) -> None:
-    mixing = how(mix=(MixConfig(name=name),))
+    mixing = settings(mix=(MixConfig(name=name),))
     one, again, later = state_of(), state_of(), state_of()
     later.step = 1
     for state in (one, again, later):
@@ -115,7 +115,7 @@ def test_both_heads_learn_and_the_loss_is_their_mean() -> None:
     before = {name: tensor.clone() for name, tensor in state.model.named_parameters()}
     logits = state.model(batch().image)
     losses = [F.cross_entropy(head, batch().label, label_smoothing=0.1).item() for head in logits]
-    sums = step.train_step(state, state.model, batch(), 7, RATES, how())
+    sums = step.train_step(state, state.model, batch(), 7, RATES, settings())
     assert sums[0].item() == pytest.approx(7 * sum(losses) / 2, rel=1e-5)
     moved = {name for name, tensor in state.model.named_parameters() if not torch.equal(tensor, before[name])}
     assert {"mid_head.conv.weight", "mid_head.fc.weight", "backbone.fc.weight"} <= moved
@@ -125,7 +125,7 @@ def test_the_moving_average_follows_the_weights_by_its_decay() -> None:
     state = state_of(ema_decay=0.9)
     expected = None
     for _ in range(3):
-        step.train_step(state, state.model, batch(), 7, RATES, how())
+        step.train_step(state, state.model, batch(), 7, RATES, settings())
         now = weights(state)
         expected = (
             now if expected is None else 0.9 * expected + 0.1 * now
