@@ -127,11 +127,11 @@ def step_side(config: Config, ours: bool) -> float:
     ranks = Ranks.single(device)
     chosen = precision.resolve_precision(config.train.precision if ours else "fp32", device)
     state = fresh_state(config, device, chosen, torch.channels_last if ours else torch.contiguous_format)
-    how = step.StepSettings(0, 0.1, (), None, BATCH, chosen, ranks)
+    settings = step.StepSettings(0, 0.1, (), None, BATCH, chosen, ranks)
     console.say(f"       {'ours' if ours else 'plain'}: {chosen} on {device.type}")
-    take_steps(state, state.model, random_batch(config, BATCH), BATCH, how, 1)
+    take_steps(state, state.model, random_batch(config, BATCH), BATCH, settings, 1)
     return images_per_s(
-        2 * BATCH, lambda: take_steps(state, state.model, random_batch(config, BATCH), BATCH, how, 2)
+        2 * BATCH, lambda: take_steps(state, state.model, random_batch(config, BATCH), BATCH, settings, 2)
     )
 
 
@@ -154,14 +154,14 @@ def random_batch(config: Config, images: int) -> Batch:
 
 def take_steps(
     state: TrainState,
-    parallel: torch.nn.Module,
+    ddp_model: torch.nn.Module,
     batch: Batch,
     images: int,
-    how: step.StepSettings,
+    settings: step.StepSettings,
     count: int,
 ) -> None:
     for _ in range(count):
-        float(step.train_step(state, parallel, batch, images, phases.Rates(1e-3, 0.9), how)[0])
+        float(step.train_step(state, ddp_model, batch, images, phases.Rates(1e-3, 0.9), settings)[0])
 
 
 def bench_ddp(words: list[str], config: Config) -> None:
@@ -205,16 +205,18 @@ def ranks_side(config: Config) -> None:
         own = BATCH_OF_RANKS // ranks.world_size
         batch, alone = random_batch(config, own), Ranks.single(ranks.device)
         with_, without = (fresh_state(config, ranks.device, chosen, torch.channels_last) for _ in range(2))
-        parallel = replicate(with_.model, config.distributed, ranks)
-        how = step.StepSettings(0, 0.1, (), None, own, chosen, ranks)
+        ddp_model = replicate(with_.model, config.distributed, ranks)
+        settings = step.StepSettings(0, 0.1, (), None, own, chosen, ranks)
 
         def rate(exchange: bool, steps: int = STEPS_OF_RANKS) -> float:
             ranks.barrier()
             started = time.perf_counter()
             if exchange:
-                take_steps(with_, parallel, batch, BATCH_OF_RANKS, how, steps)
+                take_steps(with_, ddp_model, batch, BATCH_OF_RANKS, settings, steps)
             else:
-                take_steps(without, without.model, batch, own, dataclasses.replace(how, ranks=alone), steps)
+                take_steps(
+                    without, without.model, batch, own, dataclasses.replace(settings, ranks=alone), steps
+                )
             return BATCH_OF_RANKS * steps / float(max(ranks.all_gather(time.perf_counter() - started)))
 
         for exchange in (True, False):
