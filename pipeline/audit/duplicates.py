@@ -14,9 +14,9 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
-from pipeline.audit.label_errors import normalised
 from pipeline.common import console
 from pipeline.data.image_store import JPEG_QUALITY, Store
+from pipeline.explain import neighbours
 
 HASH_SIDE = 16
 HASH_BITS = HASH_SIDE**2
@@ -59,7 +59,7 @@ def pairs(samples: pd.DataFrame, bits: Bits, features: npt.NDArray[np.float32]) 
         rows_a.append(a + start)
         rows_b.append(b + start)
     a, b = np.concatenate(rows_a), np.concatenate(rows_b)
-    unit = normalised(features)
+    unit = neighbours.unit_length(features)
     similarity = np.einsum("ij,ij->i", unit[a], unit[b])
     confirmed = similarity >= MIN_SIMILARITY
     a, b = a[confirmed], b[confirmed]

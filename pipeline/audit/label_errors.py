@@ -1,11 +1,10 @@
 """Likely label errors: confident learning (Northcutt et al. 2021, cleanlab) over out-of-sample votes.
 
-Of an image that it was trained on a model says what it was told, so its own probabilities cannot accuse
-the label. Here the vote of the image's nearest neighbours in the model's feature space stands in, the
-image itself left out.
+A model repeats the label of an image that it was trained on, so its own probabilities cannot reveal a wrong
+label. Therefore the nearest neighbours of an image in the model's feature space vote, without the image itself.
 
-The features were learned from the labels of train, so what the votes say there is milder than of val and
-test; and in these the model's own mistakes are among the suspects. The list is for a person to read.
+The features were learned from the labels of train, so fewer errors are found in train than in val and test; in
+these, mistakes of the model are among the suspects. The list is for a person to read.
 """
 
 import numpy as np
@@ -15,11 +14,10 @@ from cleanlab.filter import find_label_issues
 from cleanlab.rank import get_label_quality_scores
 
 from pipeline.data import sample_table
+from pipeline.explain import neighbours
+from pipeline.inference.features import Features
 
 NEIGHBOURS = 20
-CHUNK = 512  # images at a time: their similarities to 11,788 others take 24 MB
-
-Features = npt.NDArray[np.float32]
 
 
 def likely_errors(samples: pd.DataFrame, features: Features) -> pd.DataFrame:
@@ -27,48 +25,35 @@ def likely_errors(samples: pd.DataFrame, features: Features) -> pd.DataFrame:
 
     Args:
         samples: rows of the sample table, [n].
-        features: float32 [n, D], in that order.
+        features: float32 [n, D], in the same order.
 
     Returns:
         A row an image: id, path, split, class_name, suggested_name, and score (0..1, cleanlab's normalised
-        margin of the listed class: the lower, the more doubtful).
+        margin of the listed class; a low score is doubtful).
     """
     labels = samples["label"].to_numpy("int64")
     names = np.asarray(sample_table.class_names(samples), dtype=object)
     votes = neighbour_votes(features, labels, len(names))
     doubtful = find_label_issues(labels, votes, filter_by="confident_learning", n_jobs=1)
     score = get_label_quality_scores(labels, votes, method="normalized_margin")
-    found = samples[["id", "path", "split", "class_name"]].assign(
+    listed = samples[["id", "path", "split", "class_name"]].assign(
         suggested_name=names[votes.argmax(axis=1)], score=score
     )
-    suspects: pd.DataFrame = found[doubtful]
+    suspects: pd.DataFrame = listed[doubtful]
     return suspects.sort_values(["score", "id"], ignore_index=True)
 
 
 def neighbour_votes(
     features: Features, labels: npt.NDArray[np.int64], classes: int
 ) -> npt.NDArray[np.float64]:
-    """What the nearest other images by cosine are listed as: probabilities, float64 [n, C].
+    """The labels of the nearest other images by cosine as probabilities: float64 [n, C].
 
     20 neighbours vote, or half the mean size of a class where that is less. Their shares are squared and
-    normalised: confident learning asks for a vote above the class's mean, and of neighbours some labels
-    are wrong too, so that plain shares would leave a quarter of the errors below it.
+    normalised: confident learning flags a label when the vote for another class is above that class's mean vote,
+    and as some labels of the neighbours are wrong too, plain shares would leave a quarter of the errors below it.
     """
-    unit = normalised(features)
-    count = max(1, min(NEIGHBOURS, len(unit) // (2 * classes)))
-    votes = np.empty((len(unit), classes))
-    for start in range(0, len(unit), CHUNK):
-        similarity = unit[start : start + CHUNK] @ unit.T
-        own = np.arange(len(similarity))
-        similarity[own, start + own] = -np.inf
-        nearest = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
-        places = own[:, None] * classes + labels[nearest]
-        counts = np.bincount(places.ravel(), minlength=len(own) * classes).reshape(len(own), classes)
-        votes[start : start + CHUNK] = counts**2
+    n = len(features)
+    nearest, _ = neighbours.nearest(features, None, max(1, min(NEIGHBOURS, n // (2 * classes))))
+    cells = np.arange(n)[:, None] * classes + labels[nearest]
+    votes = np.bincount(cells.ravel(), minlength=n * classes).reshape(n, classes).astype(np.float64) ** 2
     return np.asarray(votes / votes.sum(axis=1, keepdims=True), np.float64)
-
-
-def normalised(features: Features) -> Features:
-    """Features of length 1, so that their products are cosines: float32 [n, D]."""
-    length = np.linalg.norm(features, axis=1, keepdims=True)
-    return np.asarray(features / np.maximum(length, 1e-12), np.float32)

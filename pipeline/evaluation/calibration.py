@@ -1,6 +1,6 @@
-"""What a model's confidence is worth: calibration, temperature scaling, selective prediction.
+"""How reliable a model's confidence is: calibration, temperature scaling, selective prediction.
 
-A confidence is calibrated when, of the images that have confidence 0.8, 80 % are right.
+A confidence is calibrated when 80 % of the images with confidence 0.8 are predicted right.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ Logits = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 
 BINS = 15
-TEMPERATURES = 0.05, 20.0  # the range in which a temperature is looked for
+TEMPERATURES = 0.05, 20.0  # lower and upper bound of a fitted temperature
 COVERAGE_ROWS = 200
 
 
@@ -57,35 +57,35 @@ def reliability(confidence: Floats, correct: Floats) -> pd.DataFrame:
 
 
 def expected_error(bins: pd.DataFrame) -> float:
-    """The expected calibration error, 0..1 (Guo et al. 2017): |accuracy - confidence|, weighed by n."""
+    """The expected calibration error, 0..1 (Guo et al. 2017): mean of |accuracy - confidence|, weighted by n."""
     gap = (bins["accuracy"] - bins["confidence"]).abs()
     return float((gap * bins["n"]).sum() / bins["n"].sum())
 
 
 def fit_temperature(logits: Logits, labels: Labels) -> float:
-    """The temperature of least mean negative log-likelihood, between 0.05 and 20 (Guo et al. 2017).
+    """The temperature with the lowest mean negative log-likelihood, between 0.05 and 20 (Guo et al. 2017).
 
-    With no mistake among the images any lower temperature is better, and the lower bound is returned.
+    Without a mistake among the images every lower temperature is better, and the lower bound is returned.
     """
 
     def loss(log_temperature: float) -> float:
         return float(nll(log_probabilities(logits, float(np.exp(log_temperature))), labels).mean())
 
     low, high = np.log(TEMPERATURES)
-    found = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
-    return float(np.exp(min((low, found.x, high), key=loss)))
+    minimum = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(min((low, minimum.x, high), key=loss)))
 
 
 def is_at_bound(temperature: float) -> bool:
-    """Whether a fitted temperature is one of the two bounds: then the images do not determine it."""
+    """Whether a fitted temperature is one of the two bounds, so that the images do not determine it."""
     return temperature in [float(np.exp(np.log(bound))) for bound in TEMPERATURES]
 
 
 def coverage(confidence: Floats, correct: Floats) -> pd.DataFrame:
     """Selective prediction: answering only where the confidence is at least `threshold`.
 
-    A row a threshold (the confidences that occur, at most 200 of them, evenly spread), highest first:
-    coverage (share of images answered), accuracy (among them), threshold.
+    A row a threshold (the confidences that occur, at most 200 of them, evenly spaced), highest first:
+    coverage (share of images answered), accuracy (among these), threshold.
     """
     answered, right, threshold = _answered(confidence, correct)
     kept = np.unique(np.linspace(0, len(answered) - 1, COVERAGE_ROWS).round().astype(int))
@@ -109,14 +109,14 @@ def area_under_risk(confidence: Floats, correct: Floats) -> float:
 
 
 def accuracy_at_coverage(confidence: Floats, correct: Floats, share: float) -> float:
-    """The accuracy where at least this share of the images, the most confident ones, is answered."""
+    """The accuracy on the most confident images when at least this share of all images is answered."""
     answered, right, _ = _answered(confidence, correct)
     at = int(np.searchsorted(answered, share * len(confidence) - 1e-9))
     return float(right[at] / answered[at])
 
 
 def _answered(confidence: Floats, correct: Floats) -> tuple[Floats, Floats, Floats]:
-    """For each confidence that occurs, highest first: images answered, right among them, and itself."""
+    """For each confidence that occurs, highest first: images answered, right ones among these, the confidence."""
     threshold, at = np.unique(-confidence, return_inverse=True)
     answered = np.cumsum(np.bincount(at)).astype(np.float64)
     return answered, np.cumsum(np.bincount(at, correct)), -threshold

@@ -1,4 +1,4 @@
-"""Which classes are taken for which: counts, pairs, and an order that puts the alike side by side."""
+"""Confusion of classes: the matrix, the confused pairs, and an order in which similar classes are neighbours."""
 
 from collections.abc import Sequence
 
@@ -12,23 +12,23 @@ from sklearn.metrics import confusion_matrix
 
 def matrix(predicted: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
     """Counts [C, C]: a row a true class, a column a predicted one, both by name."""
-    found = confusion_matrix(predicted["label"], predicted["predicted"], labels=range(len(names)))
-    return pd.DataFrame(found, index=pd.Index(names, name="class_name"), columns=list(names))
+    counts = confusion_matrix(predicted["label"], predicted["predicted"], labels=range(len(names)))
+    return pd.DataFrame(counts, index=pd.Index(names, name="class_name"), columns=list(names))
 
 
 def pairs(predicted: pd.DataFrame) -> pd.DataFrame:
-    """The pairs of classes taken for each other, most often first.
+    """The pairs of classes that are mistaken for each other, the most frequent first.
 
     A row a pair: class_a, class_b, images (both directions together), a_as_b, b_as_a.
     """
     wrong = predicted[predicted["label"] != predicted["predicted"]]
-    taken = wrong.groupby(["class_name", "predicted_name"]).size()
-    found: dict[tuple[str, str], list[int]] = {}
-    for names, count in taken.items():
+    counts = wrong.groupby(["class_name", "predicted_name"]).size()
+    directions: dict[tuple[str, str], list[int]] = {}
+    for names, count in counts.items():
         true, guess = map(str, names)  # type: ignore[call-overload]
         a, b = sorted((true, guess))
-        found.setdefault((a, b), [0, 0])[int(a != true)] += int(count)
-    rows = [(a, b, ab + ba, ab, ba) for (a, b), (ab, ba) in found.items()]
+        directions.setdefault((a, b), [0, 0])[int(a != true)] += int(count)
+    rows = [(a, b, ab + ba, ab, ba) for (a, b), (ab, ba) in directions.items()]
     table = pd.DataFrame(rows, columns=["class_a", "class_b", "images", "a_as_b", "b_as_a"])
     return table.sort_values(
         ["images", "class_a", "class_b"], ascending=[False, True, True], ignore_index=True
@@ -38,21 +38,21 @@ def pairs(predicted: pd.DataFrame) -> pd.DataFrame:
 def order(
     logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], names: Sequence[str]
 ) -> pd.DataFrame:
-    """An order of the classes in which those that the model takes for each other are neighbours.
+    """An order of the classes in which those that the model confuses are neighbours.
 
-    Each class is the mean of the probabilities given to its images; the distance of two classes is
-    Hellinger's; average linkage gives a tree whose leaves are ordered so that the distances between
-    neighbours add up to the least (Bar-Joseph et al. 2001, as scipy has it). Classes without images
-    stand at the end. A row a class: position, label, class_name.
+    A class is represented by the mean of the probabilities of its images; the distance of two classes is
+    Hellinger's. Average linkage gives a tree, and its leaves are ordered so that the sum of the distances between
+    neighbours is minimal (Bar-Joseph et al. 2001, scipy's implementation). Classes without images are last.
+    A row a class: position, label, class_name.
     """
-    seen = np.unique(labels)
+    present = np.unique(labels)
     probability = softmax(logits.astype(np.float64), axis=1)
-    means = np.stack([probability[labels == label].mean(axis=0) for label in seen])
-    if len(seen) > 2:
+    means = np.stack([probability[labels == label].mean(axis=0) for label in present])
+    if len(present) > 2:
         tree = linkage(np.sqrt(means / 2), method="average", optimal_ordering=True)
-        seen = seen[leaves_list(tree)]
-        seen = seen if seen[0] < seen[-1] else seen[::-1]
-    placed = [*seen, *np.setdiff1d(np.arange(len(names)), seen)]
+        present = present[leaves_list(tree)]
+        present = present if present[0] < present[-1] else present[::-1]
+    placed = [*present, *np.setdiff1d(np.arange(len(names)), present)]
     return pd.DataFrame(
         {
             "position": range(len(placed)),

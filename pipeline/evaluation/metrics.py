@@ -1,8 +1,8 @@
-"""A table of predictions becomes numbers: none of them needs the model again.
+"""The predictions table of a split, and the metrics that follow from it without the model.
 
 The predictions table has a row an image: id, path, label, class_name, predicted, predicted_name,
 confidence (probability of the predicted class), probability (of the true class) and rank (of the
-true class among all by probability, 1 = predicted).
+true class among all classes by probability; 1: it is the predicted one).
 """
 
 from collections.abc import Sequence
@@ -31,11 +31,11 @@ def predictions_table(
     """
     label = samples["label"].to_numpy()
     probability = np.exp(log_softmax(logits.astype(np.float64), axis=1))
-    own = logits[np.arange(len(label)), label]
+    true_logit = logits[np.arange(len(label)), label]
     predicted = logits.argmax(axis=1)
-    # Of equal logits the lower class counts as the better, as argmax has it.
-    ahead = (logits > own[:, None]) | (
-        (logits == own[:, None]) & (np.arange(logits.shape[1]) < label[:, None])
+    # Of equal logits the lower class ranks first, as in argmax.
+    ahead = (logits > true_logit[:, None]) | (
+        (logits == true_logit[:, None]) & (np.arange(logits.shape[1]) < label[:, None])
     )
     return pd.DataFrame(
         {
@@ -55,14 +55,14 @@ def predictions_table(
 def summary(predicted: pd.DataFrame) -> dict[str, Any]:
     """n; top1, top3, top5, per_class_mean, macro_precision and macro_f1, each 0..1; nll in nats.
 
-    Means over classes are over those that have images; per_class_mean is the macro recall. NAME_low
-    and NAME_high are 95 % intervals: of top1 Wilson's, and beside it, as top1_bootstrap_low and
-    top1_bootstrap_high, and for all others, the bootstrap over images.
+    Means over classes leave out classes without images; per_class_mean is the macro recall. NAME_low and NAME_high
+    are 95 % intervals: Wilson's for top1, the bootstrap over images for all others and for top1_bootstrap_low and
+    top1_bootstrap_high.
     """
     label, guess, rank = (predicted[name].to_numpy() for name in ("label", "predicted", "rank"))
-    seen = np.unique(label)
+    present = np.unique(label)
     precision, recall, f1, _ = precision_recall_fscore_support(
-        label, guess, labels=seen, average="macro", zero_division=0
+        label, guess, labels=present, average="macro", zero_division=0
     )
     means = {
         "top1": (label == guess).astype(np.float64),
@@ -75,9 +75,9 @@ def summary(predicted: pd.DataFrame) -> dict[str, Any]:
     bounds = statistics.mean_intervals(np.column_stack(list(means.values())))
     for (name, values), interval in zip(means.items(), bounds, strict=True):
         _add(numbers, name, float(values.mean()), interval, "_bootstrap" if name == "top1" else "")
-    of_classes = _bootstrap_over_classes(label, guess)
+    macro_bounds = _bootstrap_macro_averages(label, guess)
     for name, value in (("per_class_mean", recall), ("macro_precision", precision), ("macro_f1", f1)):
-        _add(numbers, name, float(value), of_classes[name])
+        _add(numbers, name, float(value), macro_bounds[name])
     return numbers
 
 
@@ -86,8 +86,10 @@ def per_class(
 ) -> pd.DataFrame:
     """A row a class: label, class_name, n, correct, accuracy with its Wilson interval, precision, recall, f1.
 
-    With `train_images` [C] these stand beside. Accuracy and recall of a class are the same, and NaN
-    where it has no image.
+    Accuracy and recall of a class are the same, and NaN where it has no image.
+
+    Args:
+        train_images: training images of each class, [C]; they become a column.
     """
     label = predicted["label"]
     right = (label == predicted["predicted"]).groupby(label).agg(["size", "sum"])
@@ -97,7 +99,7 @@ def per_class(
     precision, recall, f1, _ = precision_recall_fscore_support(
         label, predicted["predicted"], labels=range(len(names)), average=None, zero_division=0
     )
-    found = pd.DataFrame(
+    classes = pd.DataFrame(
         {
             "label": range(len(names)),
             "class_name": list(names),
@@ -111,7 +113,7 @@ def per_class(
             "f1": np.where(n > 0, f1, np.nan),
         }
     )
-    return found if train_images is None else found.assign(train_images=list(train_images))
+    return classes if train_images is None else classes.assign(train_images=list(train_images))
 
 
 def accuracy_by_training_count(classes: pd.DataFrame) -> dict[str, float | None]:
@@ -119,10 +121,10 @@ def accuracy_by_training_count(classes: pd.DataFrame) -> dict[str, float | None]
 
     Both are None where one of the two is the same for all classes.
     """
-    seen = classes[classes["n"] > 0]
+    tested = classes[classes["n"] > 0]
     rho, p = None, None
-    if seen["accuracy"].nunique() > 1 and seen["train_images"].nunique() > 1:
-        rho, p = map(float, spearmanr(seen["train_images"], seen["accuracy"]))
+    if tested["accuracy"].nunique() > 1 and tested["train_images"].nunique() > 1:
+        rho, p = map(float, spearmanr(tested["train_images"], tested["accuracy"]))
     return {"train_images_rho": rho, "train_images_rho_p": p}
 
 
@@ -133,22 +135,22 @@ def _add(
     numbers[f"{name}{kind}_low"], numbers[f"{name}{kind}_high"] = interval
 
 
-def _bootstrap_over_classes(
+def _bootstrap_macro_averages(
     label: npt.NDArray[np.int64], guess: npt.NDArray[np.int64]
 ) -> dict[str, tuple[float, float]]:
-    """Intervals of the macro averages; a class that a resample did not draw is left out of its mean."""
+    """Intervals of the macro averages; a class without images in a resample is left out of its mean."""
     classes, n = int(max(label.max(), guess.max())) + 1, len(label)
     at = np.arange(n)
-    true, taken = (csr_array((np.ones(n), (at, of)), shape=(n, classes)) for of in (label, guess))
+    true, named = (csr_array((np.ones(n), (at, column)), shape=(n, classes)) for column in (label, guess))
     hit = csr_array(((label == guess).astype(np.float64), (at, label)), shape=(n, classes))
-    found: dict[str, list[npt.NDArray[np.float64]]] = {}
+    averages: dict[str, list[npt.NDArray[np.float64]]] = {}
     for weights in statistics.resamples(n):
-        right, images, named = weights @ hit, weights @ true, weights @ taken
+        right, images, predicted = weights @ hit, weights @ true, weights @ named
         drawn = images > 0
         for name, share in (
             ("per_class_mean", right / np.maximum(images, 1)),
-            ("macro_precision", right / np.maximum(named, 1)),
-            ("macro_f1", 2 * right / np.maximum(images + named, 1)),
+            ("macro_precision", right / np.maximum(predicted, 1)),
+            ("macro_f1", 2 * right / np.maximum(images + predicted, 1)),
         ):
-            found.setdefault(name, []).append((share * drawn).sum(axis=1) / drawn.sum(axis=1))
-    return {name: statistics.percentiles(np.concatenate(values)) for name, values in found.items()}
+            averages.setdefault(name, []).append((share * drawn).sum(axis=1) / drawn.sum(axis=1))
+    return {name: statistics.percentiles(np.concatenate(values)) for name, values in averages.items()}

@@ -1,4 +1,4 @@
-"""Single pictures become the most likely classes, by a run's checkpoint. No data set is needed."""
+"""Classifies single pictures with a run's checkpoint. No data set is needed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,10 +31,12 @@ def predict(config: Config, images: Sequence[Path]) -> dict[str, Any]:
         raise DataError("predict: no picture is given; name one or more files behind the configuration")
     with process_group.join(config.train.device, config.distributed.timeout_s) as ranks:
         model, names = load_model.load_model_without_data(config, load_model.checkpoint_path(config), ranks)
-        found = [_most_likely(probabilities(config, model, path, ranks.device), names) for path in images]
+        top_classes = [
+            _most_likely(probabilities(config, model, path, ranks.device), names) for path in images
+        ]
     rows = [
         [path if place == 0 else "", entry["class"], entry["probability"]]
-        for path, classes in zip(images, found, strict=True)
+        for path, classes in zip(images, top_classes, strict=True)
         for place, entry in enumerate(classes)
     ]
     console.show_table(f"{model.path}, epoch {model.epoch}", ["picture", "class", "probability"], rows)
@@ -42,7 +44,8 @@ def predict(config: Config, images: Sequence[Path]) -> dict[str, Any]:
         "checkpoint": str(model.path),
         "checkpoint_sha256": model.sha256,
         "predictions": [
-            {"image": str(path), "classes": classes} for path, classes in zip(images, found, strict=True)
+            {"image": str(path), "classes": classes}
+            for path, classes in zip(images, top_classes, strict=True)
         ],
     }
 
@@ -50,10 +53,10 @@ def predict(config: Config, images: Sequence[Path]) -> dict[str, Any]:
 def probabilities(
     config: Config, model: LoadedModel, path: Path, device: torch.device
 ) -> npt.NDArray[np.float64]:
-    """The probability of each class, float64 [C]: through the store's resize and evaluation's crop, as in `eval`."""
+    """The probability of each class, float64 [C]; the picture is resized and cropped as in `eval`."""
     picture = image_store.picture(path, prepare.layout(config.data))
-    seen = np.stack([view(picture, 0, 0) for view in tta_crops(config.data, config.eval.tta)])
-    image = torch.from_numpy(seen).to(device).permute(0, 3, 1, 2)
+    crops = np.stack([view(picture, 0, 0) for view in tta_crops(config.data, config.eval.tta)])
+    image = torch.from_numpy(crops).to(device).permute(0, 3, 1, 2)
     with torch.inference_mode(), autocast(device, model.precision):
         logits = model.model(image).double()
     return np.asarray(logits.softmax(1).mean(0).cpu(), np.float64)

@@ -1,6 +1,6 @@
-"""What people marked in a picture and know of a class: boxes, parts and attributes, in CUB's files.
+"""Annotations by people, in CUB's files: boxes and parts of pictures, attributes of classes.
 
-Positions are given in pixels of the original picture; here they become pixels of the model's crop.
+The files have positions in pixels of the original picture; here they become pixels of the model's crop.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Parts:
 
 
 def boxes_in_crop(config: DataConfig, samples: pd.DataFrame) -> Floats:
-    """The birds' boxes as far as the crop shows them: float64 [n, 4], x0 y0 x1 y1 in 0 .. image_px.
+    """The birds' boxes, cut at the borders of the crop: float64 [n, 4], x0 y0 x1 y1 in 0..image_px.
 
     NaN where an image has no box.
     """
@@ -37,7 +37,7 @@ def boxes_in_crop(config: DataConfig, samples: pd.DataFrame) -> Floats:
 
 
 def parts_in_crop(config: DataConfig, samples: pd.DataFrame, root: Path) -> Parts | None:
-    """The parts of each image; None when the data set has none.
+    """The parts of each image; None for a data set without parts.
 
     Args:
         root: the folder with `parts/parts.txt` and `parts/part_locs.txt`.
@@ -60,18 +60,18 @@ def parts_in_crop(config: DataConfig, samples: pd.DataFrame, root: Path) -> Part
     known = row.notna().to_numpy() & places["part"].between(1, len(names)).to_numpy()
     places, row = places[known], row[known]
     xy = np.full((len(samples), len(names), 2), np.nan)
-    seen = places["visible"].to_numpy() == 1
-    part = places["part"].to_numpy("int64")[seen] - 1
-    xy[row.to_numpy("int64")[seen], part] = places[["x", "y"]].to_numpy()[seen]
+    visible = places["visible"].to_numpy() == 1
+    part = places["part"].to_numpy("int64")[visible] - 1
+    xy[row.to_numpy("int64")[visible], part] = places[["x", "y"]].to_numpy()[visible]
     xy = _into_crop(config, samples, xy)
     xy[((xy < 0) | (xy > config.image_px)).any(axis=2)] = np.nan
     return Parts(names, xy)
 
 
 def attributes(root: Path, names: list[str]) -> pd.DataFrame | None:
-    """How far each class has each attribute, in percent: a row a class, a column an attribute.
+    """The strength of each attribute of each class, in percent: a row a class, a column an attribute.
 
-    None when the data set has none (`attributes/class_attribute_labels_continuous.txt` and `attributes.txt`).
+    None for a data set without attributes (`attributes/class_attribute_labels_continuous.txt` and `attributes.txt`).
 
     Args:
         names: of the classes that have images, in the order of their labels.
@@ -100,14 +100,14 @@ def attributes(root: Path, names: list[str]) -> pd.DataFrame | None:
 
 def differing(values: pd.DataFrame, a: str, b: str, count: int) -> pd.DataFrame:
     """The attributes in which two classes differ most: attribute, a, b (percent), largest difference first."""
-    found = pd.DataFrame({"attribute": values.columns, "a": values.loc[a], "b": values.loc[b]})
-    found = found[found["a"] != found["b"]]
-    order = (found["a"] - found["b"]).abs().sort_values(ascending=False, kind="stable").index
-    return found.loc[order].head(count).reset_index(drop=True)
+    both = pd.DataFrame({"attribute": values.columns, "a": values.loc[a], "b": values.loc[b]})
+    differing = both[both["a"] != both["b"]]
+    order = (differing["a"] - differing["b"]).abs().sort_values(ascending=False, kind="stable").index
+    return differing.loc[order].head(count).reset_index(drop=True)
 
 
 def _into_crop(config: DataConfig, samples: pd.DataFrame, xy: Floats) -> Floats:
-    """xy: float64 [n, k, 2], original pixels -> pixels of the centre crop of the stored picture."""
+    """Positions xy, float64 [n, k, 2]: pixels of the original -> pixels of the centre crop of the stored picture."""
     layout = Layout(config.resize, config.resize_px, config.store)
     original = samples[["width", "height"]].to_numpy("int64")
     stored = np.array([layout.size(int(w), int(h)) for w, h in original])

@@ -1,4 +1,4 @@
-"""Grad-CAM (Selvaraju et al., ICCV 2017, as the package `grad-cam` has it): where a prediction looked."""
+"""Grad-CAM (Selvaraju et al., ICCV 2017, by the package `grad-cam`): where the evidence for a prediction lies."""
 
 from typing import Any
 
@@ -24,16 +24,16 @@ BATCH = 16
 
 
 class _Grid(GradCAM):  # type: ignore[misc]
-    """Grad-CAM at the resolution of the layer: a picture of it is made when one is looked at."""
+    """Grad-CAM at the resolution of the layer; `enlarged` makes a picture of it when it is shown."""
 
     def get_target_width_height(self, input_tensor: Tensor) -> Any:  # noqa: ARG002
         return None
 
 
 def spatial_layer(model: Classifier, image_px: int) -> nn.Module | None:
-    """The last layer whose output still has height and width, as timm's `feature_info` names it; or None.
+    """The last layer of timm's `feature_info`, if its output has height and width; else None.
 
-    Vision transformers have none: their last blocks give a sequence.
+    Vision transformers have no such layer: their blocks return a sequence.
     """
     last = _last_stage(model)
     if last is None:
@@ -59,12 +59,12 @@ def class_maps(
 ) -> Maps:
     """The maps of the predicted classes: float16 [n, h, w] in 0..1, at the resolution of `layer`.
 
-    Each map has had its least value taken away and is divided by its largest; one that is zero
-    everywhere found nothing that speaks for its class.
+    The smallest value of a map is subtracted, then the map is divided by its largest value. A map of zeros means
+    that nothing in the picture speaks for the class.
 
     Args:
         rows: int64 [n], of the sample table.
-        predicted: int64 [n], the class whose evidence is shown.
+        predicted: int64 [n], the class of each map.
     """
     for weight in model.parameters():
         weight.requires_grad_(False)  # gradients need to reach the layer, and nothing below it
@@ -77,8 +77,8 @@ def class_maps(
     with console.bar("heat maps", len(rows)) as bar:
         served = bar.count(loader.batches(0, batches), map(len, batches))
         for batch, classes in zip(served, sampling.in_order(predicted, BATCH), strict=True):
-            found = cam(batch.to(ranks.device).image, [ClassifierOutputTarget(int(c)) for c in classes])
-            maps.append(found.astype(np.float16))
+            batch_maps = cam(batch.to(ranks.device).image, [ClassifierOutputTarget(int(c)) for c in classes])
+            maps.append(batch_maps.astype(np.float16))
     cam.activations_and_grads.release()
     return np.concatenate(maps)
 
@@ -90,14 +90,14 @@ def enlarged(grid: npt.NDArray[Any], width: int, height: int) -> npt.NDArray[np.
 
 
 def _last_stage(model: Classifier) -> dict[str, Any] | None:
-    """timm's entry on the last stage of a network: module, num_chs, reduction."""
+    """timm's entry for the last stage of a network: module, num_chs, reduction; None without entries."""
     info: Any = getattr(model.backbone, "feature_info", None)
     entries = getattr(info, "info", info)
     return dict(entries[-1]) if entries else None
 
 
 def _channels_first(model: Classifier) -> Any:
-    """[B, H, W, C], as Swin has it, becomes [B, C, H, W]."""
+    """A function that turns [B, H, W, C], the layout of Swin, into [B, C, H, W]."""
     channels = (_last_stage(model) or {}).get("num_chs")
 
     def transform(output: Tensor) -> Tensor:

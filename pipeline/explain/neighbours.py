@@ -1,4 +1,4 @@
-"""Which images the model holds to be alike: retrieval, nearest neighbours, and a map of all of them."""
+"""Images that are similar for the model: retrieval, nearest neighbours, and a map of all images."""
 
 from collections.abc import Sequence
 
@@ -11,15 +11,15 @@ from sklearn.neighbors import NearestNeighbors
 from pipeline.inference.features import Features
 
 Ints = npt.NDArray[np.int64]
-PCA_AXES = 50  # as van der Maaten & Hinton (2008) prepare their features
+PCA_AXES = 50  # as van der Maaten & Hinton (2008) do before t-SNE
 PERPLEXITY = 30.0
-FEWEST = 5  # images of which a map is made
+MIN_IMAGES = 5  # of a map
 
 
 def recall(features: Features, labels: Ints, ks: Sequence[int]) -> dict[int, float]:
-    """Recall@k: how often an image of the same class is among the k nearest others by cosine, 0..1.
+    """Recall@k: the share of images with one of the same class among the k nearest others by cosine, 0..1.
 
-    Each image is left out of its own neighbours, as in metric learning (Oh Song et al., CVPR 2016).
+    An image is not its own neighbour, as in metric learning (Oh Song et al., CVPR 2016).
 
     Args:
         features: float32 [n, D].
@@ -38,8 +38,8 @@ def nearest(features: Features, queries: Features | None, k: int) -> tuple[Ints,
         queries: float32 [m, D]; None: the features themselves, each without itself.
     """
     index = NearestNeighbors(n_neighbors=k, metric="cosine", algorithm="brute").fit(features)
-    away, place = index.kneighbors(queries)
-    return place.astype(np.int64), (1 - away).astype(np.float32)
+    distance, position = index.kneighbors(queries)
+    return position.astype(np.int64), (1 - distance).astype(np.float32)
 
 
 def embedding(features: Features, seed: int) -> npt.NDArray[np.float32] | None:
@@ -49,12 +49,18 @@ def embedding(features: Features, seed: int) -> npt.NDArray[np.float32] | None:
     None for fewer than 5 images.
     """
     n = len(features)
-    if n < FEWEST:
+    if n < MIN_IMAGES:
         return None
-    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    unit = unit_length(features)
     axes = min(PCA_AXES, *unit.shape)
     reduced = PCA(axes, random_state=seed).fit_transform(unit)
     perplexity = min(PERPLEXITY, (n - 1) / 3)
     xy = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
     low, high = xy.min(axis=0), xy.max(axis=0)
     return np.asarray((xy - low) / np.maximum(high - low, 1e-12), np.float32)
+
+
+def unit_length(features: Features) -> Features:
+    """Features of length 1, so that their products are cosines: float32 [n, D]."""
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    return np.asarray(features / np.maximum(length, 1e-12), np.float32)

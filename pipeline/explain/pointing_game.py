@@ -1,4 +1,4 @@
-"""Does the model look at the bird? Heat maps against the boxes and parts that people marked."""
+"""The pointing game: whether heat maps lie on the bird, by the boxes and parts that people marked."""
 
 from typing import Any
 
@@ -10,18 +10,20 @@ from pipeline.evaluation import statistics
 from pipeline.explain.annotations import Floats, Parts
 from pipeline.explain.grad_cam import enlarged
 
-PART_RADIUS = 0.15  # of the longer side of the box: within it, a peak lies on a part
+PART_RADIUS = (
+    0.15  # largest distance of a peak from a part that it is on, as a share of the box's longer side
+)
 
 
 def play(
     predicted: pd.DataFrame, maps: npt.NDArray[Any], boxes: Floats, parts: Parts | None, image_px: int
 ) -> pd.DataFrame:
-    """A row an image that has a box: where its heat map peaks, and what of it lies on the bird.
+    """A row an image that has a box: the peak of its heat map, and how much of the map lies on the bird.
 
     Columns: id, path, class_name, predicted_name, correct; peak_x, peak_y (pixels of the crop, NaN for an
     empty map); hit (the peak lies in the box); energy (share of the map's sum in the box, 0..1); box_share
-    (the box's share of the crop, 0..1: how often a random point would hit); part (the visible part nearest
-    to the peak, empty when none lies within `PART_RADIUS` times the longer side of the box).
+    (share of the crop in the box, 0..1: the chance that a random point hits); part (name of the visible part
+    nearest to the peak, empty without one within `PART_RADIUS`).
 
     Args:
         predicted: rows of the predictions table, n of them.
@@ -45,55 +47,58 @@ def play(
             }
         )
     names = ["position", "peak_x", "peak_y", "hit", "energy", "box_share", "part"]
-    found = pd.DataFrame(rows, columns=names)
-    about = predicted.iloc[found["position"].to_numpy("int64")].reset_index(drop=True)
-    correct = (about["label"] == about["predicted"]).rename("correct")
+    measures = pd.DataFrame(rows, columns=names)
+    images = predicted.iloc[measures["position"].to_numpy("int64")].reset_index(drop=True)
+    correct = (images["label"] == images["predicted"]).rename("correct")
     return pd.concat(
-        [about[["id", "path", "class_name", "predicted_name"]], correct, found.drop(columns="position")],
+        [images[["id", "path", "class_name", "predicted_name"]], correct, measures.drop(columns="position")],
         axis=1,
     )
 
 
-def rates(found: pd.DataFrame) -> pd.DataFrame:
-    """The pointing game for all, right and wrong predictions.
+def rates(images: pd.DataFrame) -> pd.DataFrame:
+    """The rate of hits among all, right and wrong predictions.
 
     Columns: predictions, n, hits, rate with its Wilson 95 % interval rate_low and rate_high, chance (mean
-    share of the box), energy (mean). The pointing game is Zhang et al.'s (IJCV 2018) without their
-    tolerance of 15 pixels; the energy is Wang et al.'s (Score-CAM, CVPR workshops 2020).
+    box_share), energy (mean). The pointing game is Zhang et al.'s (IJCV 2018) without their tolerance of 15
+    pixels; the energy is Wang et al.'s (Score-CAM, CVPR workshops 2020).
+
+    Args:
+        images: the table that `play` returns.
     """
     rows = []
-    for name, part in _groups(found).items():
-        low, high = statistics.wilson(int(part["hit"].sum()), len(part))
+    for name, group in _groups(images).items():
+        low, high = statistics.wilson(int(group["hit"].sum()), len(group))
         rows.append(
             {
                 "predictions": name,
-                "n": len(part),
-                "hits": int(part["hit"].sum()),
-                "rate": float(part["hit"].mean()),
+                "n": len(group),
+                "hits": int(group["hit"].sum()),
+                "rate": float(group["hit"].mean()),
                 "rate_low": low,
                 "rate_high": high,
-                "chance": float(part["box_share"].mean()),
-                "energy": float(part["energy"].mean()),
+                "chance": float(group["box_share"].mean()),
+                "energy": float(group["energy"].mean()),
             }
         )
     return pd.DataFrame(rows)
 
 
-def count_parts(found: pd.DataFrame, names: list[str]) -> pd.DataFrame:
-    """On which part the peak sits: a row a part (and one for none), a column of counts a group."""
-    counts = {name: rows["part"].value_counts() for name, rows in _groups(found).items()}
+def count_parts(images: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """How often the peak lies on each part: a row a part, and one for no part; a column a group of predictions."""
+    counts = {name: rows["part"].value_counts() for name, rows in _groups(images).items()}
     index = pd.Index([*names, ""], name="part")
     return pd.DataFrame(
         {name: count.reindex(index, fill_value=0) for name, count in counts.items()}
     ).reset_index()
 
 
-def _groups(found: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    return {"all": found, "right": found[found["correct"]], "wrong": found[~found["correct"]]}
+def _groups(images: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    return {"all": images, "right": images[images["correct"]], "wrong": images[~images["correct"]]}
 
 
 def _peak(grid: npt.NDArray[Any], image_px: int) -> Floats:
-    """x, y of the middle of the map's strongest cell, in pixels of the crop; NaN for an empty map."""
+    """x, y of the centre of the map's strongest cell, in pixels of the crop; NaN for an empty map."""
     if not grid.any():
         return np.full(2, np.nan)
     row, column = np.unravel_index(int(grid.argmax()), grid.shape)
@@ -111,9 +116,9 @@ def _energy(grid: npt.NDArray[Any], box: Floats, image_px: int) -> float:
 def _part(peak: Floats, box: Floats, parts: Parts | None, position: int) -> str:
     if parts is None:
         return ""
-    away = np.linalg.norm(parts.xy[position] - peak, axis=1)
-    if np.isnan(away).all():
+    distances = np.linalg.norm(parts.xy[position] - peak, axis=1)
+    if np.isnan(distances).all():
         return ""
-    nearest = int(np.nanargmin(away))
+    nearest = int(np.nanargmin(distances))
     reach = PART_RADIUS * float((box[2:] - box[:2]).max())
-    return parts.names[nearest] if away[nearest] <= reach else ""
+    return parts.names[nearest] if distances[nearest] <= reach else ""

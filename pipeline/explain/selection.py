@@ -1,4 +1,4 @@
-"""Which images are worth a look."""
+"""Which images are explained and shown."""
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ TYPICAL_SHOWN = 4
 
 
 def sample(predicted: pd.DataFrame, count: int | None, seed: int) -> list[int]:
-    """Ids of `count` images drawn without regard to what was predicted, or of all; in the table's order."""
+    """Ids of `count` random images, in the table's order; of all images when `count` is None or larger."""
     n = len(predicted)
     if count is None or count >= n:
         return [int(value) for value in predicted["id"]]
@@ -19,27 +19,28 @@ def sample(predicted: pd.DataFrame, count: int | None, seed: int) -> list[int]:
 
 
 def worst(predicted: pd.DataFrame, count: int) -> pd.DataFrame:
-    """The wrong predictions that gave their true class the least probability, worst first."""
+    """The wrong predictions with the lowest probability of the true class, the worst first."""
     wrong = predicted[predicted["label"] != predicted["predicted"]]
     return wrong.sort_values(["probability", "id"]).head(count)
 
 
-def mistaken(predicted: pd.DataFrame, name: str, taken_for: str) -> pd.DataFrame:
-    """The images of a class that were taken for another one, the most confident first."""
-    found = predicted[(predicted["class_name"] == name) & (predicted["predicted_name"] == taken_for)]
-    return found.sort_values(["confidence", "id"], ascending=[False, True]).head(MISTAKEN_SHOWN)
+def mistaken(predicted: pd.DataFrame, name: str, mistaken_for: str) -> pd.DataFrame:
+    """The images of a class that were predicted as another one, the most confident first."""
+    images = predicted[(predicted["class_name"] == name) & (predicted["predicted_name"] == mistaken_for)]
+    return images.sort_values(["confidence", "id"], ascending=[False, True]).head(MISTAKEN_SHOWN)
 
 
 def typical(predicted: pd.DataFrame, name: str, count: int = TYPICAL_SHOWN) -> pd.DataFrame:
-    """The images of a class in which the model is surest of it."""
-    own = predicted[predicted["class_name"] == name]
-    return own.sort_values(["probability", "id"], ascending=[False, True]).head(count)
+    """The images of a class with the highest probability of it, the highest first."""
+    images = predicted[predicted["class_name"] == name]
+    return images.sort_values(["probability", "id"], ascending=[False, True]).head(count)
 
 
 def mistaken_of_pairs(predicted: pd.DataFrame, pairs: pd.DataFrame, count: int) -> list[int]:
-    """Ids of the images that the pages of the `count` most confused pairs show as mistaken."""
+    """Ids of the mistaken images that are shown for the `count` most confused pairs, in both directions."""
     ids: list[int] = []
     for pair in pairs.head(count).itertuples():
-        for one, other in ((pair.class_a, pair.class_b), (pair.class_b, pair.class_a)):
-            ids += [int(value) for value in mistaken(predicted, str(one), str(other))["id"]]
+        a, b = str(pair.class_a), str(pair.class_b)
+        for name, mistaken_for in ((a, b), (b, a)):
+            ids += [int(value) for value in mistaken(predicted, name, mistaken_for)["id"]]
     return ids

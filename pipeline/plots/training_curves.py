@@ -108,7 +108,7 @@ def _draw_curves(
 
 
 def _show_steps(axes: Axes, steps_per_epoch: float) -> None:
-    """A second axis, above, that counts steps: validation within epochs is found by it."""
+    """A second axis, above, that counts steps, for validations within epochs."""
     to_steps: Any = (lambda epoch: epoch * steps_per_epoch, lambda step: step / steps_per_epoch)
     axes.secondary_xaxis("top", functions=to_steps).set_xlabel("step")
 

@@ -65,9 +65,8 @@ def test_an_image_has_no_vote_on_itself() -> None:
     assert votes[5].tolist() == [0, 1]
 
 
-def test_votes_are_squared_shares_of_the_nearest_by_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_votes_are_squared_shares_of_the_nearest_by_cosine() -> None:
     features, truth = clusters(classes=4, images=30, spread=1.2)
-    monkeypatch.setattr(label_errors, "CHUNK", 17)
     votes = label_errors.neighbour_votes(features, truth, 4)
     for row in range(0, 120, 13):
         cosine = features @ features[row] / np.linalg.norm(features, axis=1)
