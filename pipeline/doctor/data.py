@@ -18,7 +18,7 @@ from pipeline.data.sources.source import source_of
 from pipeline.data.transforms import Augmentation
 from pipeline.doctor.context import CheckContext
 from pipeline.doctor.finding import Finding, of_error
-from pipeline.doctor.products import BuiltModel, OpenedData, OwnData
+from pipeline.doctor.products import BuiltModel, OwnData, RunData
 from pipeline.doctor.stand_in import write_stand_in
 from pipeline.inference.predict import predict_rows
 from pipeline.training.setup import TrainingSetup
@@ -28,23 +28,25 @@ COMPARED_CROPS = 16  # pictures
 PREDICTED_PER_RANK = 4  # images, and one more in all
 
 
-def open_data(context: CheckContext) -> tuple[Finding, OpenedData]:
+def open_data(context: CheckContext) -> tuple[Finding, RunData]:
     """Open table and store; where that fails on any rank, random pictures stand in on all."""
-    config = context.config
+    data = OwnData(context.config)
     try:
-        prepared = prepare.load(config)
-        finding = _describe(context, prepared)
+        finding = _describe(data)
     except DataError as error:
         finding = of_error(error)
     if not context.ranks.any_rank(finding.state == "no-go")[0]:
-        return finding, OwnData(config, prepared)
-    stand_in = write_stand_in(config, context.scratch)
-    _, train, test = source_of(config.data).expected
+        return finding, data
+    try:
+        stand_in = write_stand_in(context.config, context.scratch)
+    except DataError as error:
+        return of_error(error), RunData(context.config)  # `agreement` fails to open them, too
+    _, train, test = source_of(context.config.data).expected
     figures = f"{finding.figures} (below, {train + test:,} random pictures stand in)"
-    return replace(finding, figures=figures), OpenedData(stand_in, prepare.load(stand_in))
+    return replace(finding, figures=figures), RunData(stand_in)
 
 
-def agreement(context: CheckContext, data: OpenedData) -> tuple[Finding, TrainingSetup]:
+def agreement(context: CheckContext, data: RunData) -> tuple[Finding, TrainingSetup]:
     """Set training up, which raises unless all ranks have the same configuration and sample table."""
     setup = TrainingSetup(data.config, context.ranks)
     if context.ranks.world_size == 1:
@@ -53,8 +55,13 @@ def agreement(context: CheckContext, data: OpenedData) -> tuple[Finding, Trainin
     return Finding("ok", figures), setup
 
 
-def _describe(context: CheckContext, prepared: Prepared) -> Finding:
-    samples, config = prepared.samples, context.config
+def _describe(data: OwnData) -> Finding:
+    """Count images and classes, and compare the table with its sources.
+
+    Raises:
+        DataError: the data are missing, or CUB's table differs from the published one.
+    """
+    samples, config = data.prepared.samples, data.config
     digest = sample_table.digest(samples)
     counts = {split: int((samples["split"] == split).sum()) for split in sample_table.SPLITS}
     figures = (
@@ -114,7 +121,7 @@ def pixels(context: CheckContext, data: OwnData) -> Finding:
 # Crops
 
 
-def crops(context: CheckContext, data: OpenedData, setup: TrainingSetup) -> Finding:
+def crops(context: CheckContext, data: RunData, setup: TrainingSetup) -> Finding:
     """Draw the same pictures in two loader processes, in two epochs, and in this process.
 
     Albumentations 2.0.8 by itself gives every loader process the same random numbers in every epoch.
@@ -180,7 +187,7 @@ def _augments(config: DataConfig) -> bool:
 # Every image once
 
 
-def shares(context: CheckContext, data: OpenedData, setup: TrainingSetup) -> Finding:
+def shares(context: CheckContext, data: RunData, setup: TrainingSetup) -> Finding:
     """Count the images of an epoch, of validation and of test on all ranks: each has to be on one, once."""
     world = context.ranks.world_size
     all_ranks = [replace(context.ranks, rank=rank) for rank in range(world)]
@@ -207,7 +214,7 @@ def shares(context: CheckContext, data: OpenedData, setup: TrainingSetup) -> Fin
     return Finding("ok", f"each once, over {world} rank{'s' * (world > 1)}: {', '.join(counts)}")
 
 
-def evaluation(context: CheckContext, data: OpenedData, setup: TrainingSetup, model: BuiltModel) -> Finding:
+def evaluation(context: CheckContext, data: RunData, setup: TrainingSetup, model: BuiltModel) -> Finding:
     """Predict some validation images on all ranks, through the pass that counts them; never test."""
     ranks = context.ranks
     split, rows = ("val", setup.val_rows) if len(setup.val_rows) else ("train", setup.train_rows)

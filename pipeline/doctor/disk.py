@@ -14,12 +14,12 @@ from pipeline.data.image_store import JPEG_BYTES_PER_PIXEL
 from pipeline.data.sources.source import source_of
 from pipeline.doctor.context import CheckContext
 from pipeline.doctor.finding import Finding
-from pipeline.doctor.products import BuiltModel, OpenedData, OwnData
+from pipeline.doctor.products import BuiltModel, OwnData, RunData
 from pipeline.training.optimizer import build_optimizer
 from pipeline.training.state import TrainState
 
 
-def space(context: CheckContext, data: OpenedData, model: BuiltModel) -> Finding:
+def space(context: CheckContext, data: RunData, model: BuiltModel) -> Finding:
     """Compare the bytes still to be written, checkpoints and data, with the free bytes of each disk."""
     config = context.config
     has_data = isinstance(data, OwnData)

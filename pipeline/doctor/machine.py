@@ -22,7 +22,7 @@ PREFETCHED = 2  # batches that a loader process has ready: DataLoader's prefetch
 
 
 def packages(context: CheckContext) -> Finding:
-    """Say the versions, the same on all ranks."""
+    """Show the versions of Python and the libraries, which all ranks have to share."""
     about = environment.describe(context.ranks.device)
     versions = {"python": about["python"], "cuda": about["cuda"], **about["packages"]}
     shown = ", ".join(f"{name} {versions[name]}" for name in SHOWN)
@@ -32,7 +32,7 @@ def packages(context: CheckContext) -> Finding:
 
 
 def code(context: CheckContext) -> Finding:
-    """Say the commit, the same on all ranks."""
+    """Show the commit, which all ranks have to share."""
     about = environment.describe(context.ranks.device)["git"]
     figures = "no git checkout" if about is None else f"commit {about['commit'][:10]}"
     if difference := difference_between_ranks({"the code": figures}, context.ranks):
@@ -47,7 +47,7 @@ def code(context: CheckContext) -> Finding:
 
 
 def device(context: CheckContext) -> Finding:
-    """Say the GPUs, or cores and threads; they are of one kind on all ranks."""
+    """Show the GPUs, or cores and threads; the kind of device has to be the same on all ranks."""
     ranks, configured = context.ranks, context.config.train.device
     kind = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU"
     if configured == "cuda" and ranks.device.type != "cuda":
@@ -98,7 +98,7 @@ def _cpu(context: CheckContext) -> Finding:
 
 
 def precision(context: CheckContext) -> Finding:
-    """Say the precision that `auto` becomes, and the memory layout."""
+    """Show the precision that `auto` becomes, and the memory layout."""
     train, device = context.config.train, context.ranks.device
     asked = "" if train.precision != "auto" else " (auto)"
     layout = "channels last" if train.channels_last else "default layout"
@@ -114,7 +114,7 @@ def precision(context: CheckContext) -> Finding:
 
 
 def tracking(context: CheckContext) -> Finding:
-    """Whether W&B will find a key."""
+    """Look for the key of W&B, when it is online."""
     mode = context.config.tracking.wandb
     if mode != "online" or not context.ranks.is_main:
         return Finding("not applicable", f"tracking.wandb is {mode}")
@@ -140,7 +140,7 @@ def _in_netrc(host: str) -> bool:
 
 
 def workers(context: CheckContext) -> Finding:
-    """Whether there are cores for the loader processes, and space in /dev/shm for their prefetched batches."""
+    """Compare the loader processes with the cores, and their prefetched batches with the space in /dev/shm."""
     config, ranks, processes = context.config, context.ranks, context.workers * context.ranks.local_world_size
     if not processes:
         return Finding("not applicable", "no loader processes: each rank draws its own batches")

@@ -18,7 +18,7 @@ from pipeline.training.state import restore
 
 
 def start(context: CheckContext, data: OwnData, setup: TrainingSetup) -> tuple[Finding, StartStep]:
-    """Say whether the run starts anew, goes on from a checkpoint, or may not."""
+    """Find out whether the run starts anew, goes on from a checkpoint, or may not."""
     finding, of_main = on_main_rank(
         lambda: _check_start(data, setup), context.ranks, elsewhere="the first rank knows"
     )
@@ -46,7 +46,7 @@ def _check_start(data: OwnData, setup: TrainingSetup) -> Finding:
 def weights(
     context: CheckContext, setup: TrainingSetup, start: StartStep = STEP_0
 ) -> tuple[Finding, PretrainedWeights]:
-    """Say which share of the body's tensors was loaded, from where, and that they are not random."""
+    """Load the pretrained weights, count the loaded tensors of the body, and compare them with random ones."""
     finding, of_main = on_main_rank(
         lambda: _check_weights(setup, start), context.ranks, elsewhere="the first rank loads them"
     )
@@ -110,7 +110,7 @@ def _single_rank_setup(setup: TrainingSetup) -> TrainingSetup:
 
 
 def learning_rates(context: CheckContext, setup: TrainingSetup, model: BuiltModel) -> Finding:
-    """Say the learning rates of the first, the highest and the last step, as the optimizer has them."""
+    """Show the learning rates of the first, the highest and the last step, as the optimizer has them."""
     config, figures, phases_in_numbers = setup.config, [], []
     for state, is_certain in schedule_preview.states(config, setup.clock):
         phase = config.optim.resolved_phases[state.index]

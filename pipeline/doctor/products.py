@@ -1,24 +1,30 @@
 """What a check hands to later checks, beside its finding. The `TrainingSetup` of the run is a product, too."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pipeline.config.schema import Config
+from pipeline.data import prepare
 from pipeline.data.prepare import Prepared
 from pipeline.training.state import TrainState
 
 
 @dataclass(frozen=True)
-class OpenedData:
+class RunData:
     """The run's own data, or random pictures that stand in for them."""
 
     config: Config
     """the configuration that opens them"""
-    prepared: Prepared
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """Table and store; a `DataError` where they cannot be opened."""
+        return prepare.load(self.config)
 
 
 @dataclass(frozen=True)
-class OwnData(OpenedData):
+class OwnData(RunData):
     """The run's own data, in order."""
 
 

@@ -58,6 +58,16 @@ def test_missing_data_are_a_no_go_and_random_pictures_stand_in(
     assert not (tmp_path / "none").exists()
 
 
+def test_where_no_pictures_can_stand_in_what_needs_data_is_skipped(
+    ask: Callable[..., Findings], tmp_path: Path
+) -> None:
+    findings = ask("--quick", f"data.root={tmp_path / 'none'}", "data.train_images=100000", go=False)
+    assert states(findings, "no-go") == {"data", "agreement"}
+    assert findings["start"]["figures"] == "not looked at, because of data and agreement"
+    assert findings["crops"]["figures"] == "not looked at, because of agreement"
+    assert findings["disk"]["figures"] == "not looked at, because of model"
+
+
 def test_a_source_of_arrays_and_a_part_of_it(ask: Callable[..., Findings], tmp_path: Path) -> None:
     overrides = ["--quick", "data.source=digits", f"data.root={tmp_path / 'data'}"]
     overrides += ["data.train_images=100", "data.val_images=50", "data.test_images=50"]
