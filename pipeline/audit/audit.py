@@ -23,7 +23,7 @@ SHOWN = 10
 PICTURES = 500  # pairs with a picture, the most similar ones
 
 
-def audit(config: Config) -> dict[str, Any]:
+def audit_data(config: Config) -> dict[str, Any]:
     """Look for likely label errors and near-duplicates; write tables, pictures and the returned summary.
 
     Raises:

@@ -67,7 +67,7 @@ class Group:
         }
 
 
-def compare(paths: Sequence[Path], split: str, out: Path | None) -> dict[str, Any]:
+def compare_runs(paths: Sequence[Path], split: str, out: Path | None) -> dict[str, Any]:
     """Compare the stored evaluations of run directories; show the result and return it as plain types.
 
     Args:

@@ -26,7 +26,7 @@ from pipeline.runs.directory import EvaluationDirectory, RunDirectory
 NOT_A_RESULT = "not a result: choosing a checkpoint by the test split would make its accuracy unfit to quote"
 
 
-def evaluate(config: Config) -> dict[str, Any]:
+def evaluate_split(config: Config) -> dict[str, Any]:
     """Predict every image of a split once; write predictions, metrics and tables; return the metrics.
 
     Raises:

@@ -21,7 +21,7 @@ from pipeline.models.precision import autocast
 TOP = 5
 
 
-def predict(config: Config, images: Sequence[Path]) -> dict[str, Any]:
+def classify(config: Config, images: Sequence[Path]) -> dict[str, Any]:
     """Show the five most likely classes of each picture, and return them in plain types.
 
     Raises:

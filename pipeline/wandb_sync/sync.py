@@ -25,7 +25,7 @@ RETRY_S = 20.0
 EXIT_S = 10.0
 
 
-def sync(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
+def sync_runs(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Complete the W&B run of each run directory; return what was sent.
 
     Raises:
@@ -47,7 +47,7 @@ def sync(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) -> dict[str, A
     return {"runs": sent}
 
 
-def offline(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
+def write_offline_runs(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Write each run as a W&B offline folder, which `wandb sync` sends; it replaces an earlier folder of the run.
 
     Raises:

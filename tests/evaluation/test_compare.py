@@ -13,7 +13,7 @@ from pipeline.common import files, tables
 from pipeline.common.errors import UserError
 from pipeline.config.load import dump_config, load_config
 from pipeline.evaluation import metrics, verdict
-from pipeline.evaluation.compare import compare
+from pipeline.evaluation.compare import compare_runs
 
 NAMES = ["wren", "gull", "crow", "owl"]
 N = 400
@@ -78,7 +78,7 @@ def test_the_words_are_those_of_mcnemars_test(
         write_run(tmp_path, "one", base),
         write_run(tmp_path, "two", flipped(base, lost, won), lr=0.2),
     ]
-    (found,) = compare(paths, "test", None)["comparisons"]
+    (found,) = compare_runs(paths, "test", None)["comparisons"]
     assert (found["images_better_in_a"], found["images_better_in_b"]) == (lost, won)
     assert found["p"] == pytest.approx(mcnemar([[0, lost], [won, 0]], exact=True).pvalue)
     assert found["difference"] == pytest.approx((won - lost) / N)
@@ -95,7 +95,7 @@ def test_the_words_are_those_of_mcnemars_test(
 def test_seeds_of_one_configuration_become_mean_and_sd(tmp_path: Path, base: np.ndarray) -> None:
     one = [write_run(tmp_path, f"one{seed}", flipped(base, seed, 2), seed=seed) for seed in range(3)]
     two = [write_run(tmp_path, f"two{seed}", flipped(base, seed, 30), seed=seed, lr=0.2) for seed in range(2)]
-    found = compare([one[0], two[0], *one[1:], two[1]], "test", None)
+    found = compare_runs([one[0], two[0], *one[1:], two[1]], "test", None)
     first, second = found["groups"]
     assert first["name"] == "one0 + one1 + one2"
     assert second["seeds"] == [0, 1]
@@ -116,7 +116,7 @@ def test_a_difference_within_the_noise_of_seeds_is_none(tmp_path: Path, base: np
         write_run(tmp_path, f"two{seed}", flipped(base, 90 * seed, 40), seed=seed, lr=0.2)
         for seed in range(2)
     ]
-    (found,) = compare([*one, *two], "test", None)["comparisons"]
+    (found,) = compare_runs([*one, *two], "test", None)["comparisons"]
     assert found["p_images"] < 0.001
     assert found["p"] == found["p_seeds"] > 0.05
     assert found["verdict"].endswith(": not more than the noise of seeds.")
@@ -126,7 +126,7 @@ def test_two_seeds_of_one_configuration_are_compared_with_each_other(
     tmp_path: Path, base: np.ndarray
 ) -> None:
     paths = [write_run(tmp_path, "one", base), write_run(tmp_path, "two", flipped(base, 0, 20), seed=1)]
-    found = compare(paths, "test", None)
+    found = compare_runs(paths, "test", None)
     assert len(found["groups"]) == 1
     (comparison,) = found["comparisons"]
     assert (comparison["a"], comparison["b"]) == ("one", "two")
@@ -139,7 +139,7 @@ def groups_of(tmp_path: Path, right: np.ndarray, *override: str) -> int:
     for path, overrides in zip(paths, [["seed=0"], ["seed=1", *override]], strict=True):
         config = load_config(None, [f"run.name={path.name}", *overrides])
         files.write_text(path / "config.yaml", dump_config(config))
-    return len(compare(paths, "test", None)["groups"])
+    return len(compare_runs(paths, "test", None)["groups"])
 
 
 @pytest.mark.parametrize(
@@ -202,20 +202,20 @@ def test_a_run_of_an_earlier_version_is_of_the_recipe_that_its_names_and_default
     assert len(earlier) < len(today)
     for path, text in zip(paths, (earlier + "removed: 3\n", today + "removed: 3\n"), strict=True):
         files.write_text(path / "config.yaml", text)
-    assert len(compare(paths, "test", None)["groups"]) == 1
+    assert len(compare_runs(paths, "test", None)["groups"]) == 1
 
 
 def test_the_order_of_the_stored_rows_does_not_matter(tmp_path: Path, base: np.ndarray) -> None:
     paths = [write_run(tmp_path, "one", base), write_run(tmp_path, "two", flipped(base, 3, 8), lr=0.2)]
-    before = compare(paths, "test", None)
+    before = compare_runs(paths, "test", None)
     stored = paths[1] / "eval/test/predictions.csv"
     tables.write_csv(pd.read_csv(stored).sample(frac=1, random_state=0), stored)
-    assert compare(paths, "test", None) == before
+    assert compare_runs(paths, "test", None) == before
 
 
 def test_evaluations_of_other_views_are_not_one_group(tmp_path: Path, base: np.ndarray) -> None:
     paths = [write_run(tmp_path, "one", base), write_run(tmp_path, "two", base, seed=1, tta="flip")]
-    found = compare(paths, "test", None)
+    found = compare_runs(paths, "test", None)
     assert len(found["groups"]) == 2
     assert "the same accuracy" in found["comparisons"][0]["verdict"]
 
@@ -224,7 +224,7 @@ def test_several_comparisons_are_adjusted_for_their_number(tmp_path: Path, base:
     paths = [write_run(tmp_path, "base", base)]
     for number, won in enumerate((6, 12, 3)):
         paths.append(write_run(tmp_path, f"run{number}", flipped(base, 0, won), lr=0.2 + number))
-    found = compare(paths, "test", None)["comparisons"]
+    found = compare_runs(paths, "test", None)["comparisons"]
     assert [one["p"] for one in found] == pytest.approx([2 / 2**6, 2 / 2**12, 2 / 2**3])
     assert [one["p_adjusted"] for one in found] == pytest.approx([2 * 2 / 2**6, 3 * 2 / 2**12, 2 / 2**3])
     assert "not more than the noise" in found[0]["verdict"]  # 0.031 alone, 0.063 among three
@@ -263,29 +263,29 @@ def test_other_images_are_refused(tmp_path: Path, base: np.ndarray) -> None:
     more = write_run(tmp_path, "more", np.append(base, True))
     shifted = write_run(tmp_path, "shifted", base, first_id=5)
     with pytest.raises(UserError, match=r"image ids 401 \(1 in all\) of .*more.* are missing in .*one"):
-        compare([one, more], "test", None)
+        compare_runs([one, more], "test", None)
     with pytest.raises(UserError, match=r"image ids 1, 2, 3, 4 \(4 in all\)"):
-        compare([one, shifted], "test", None)
+        compare_runs([one, shifted], "test", None)
     other = write_run(tmp_path, "other", base)
     path = other / "eval/test/predictions.csv"
     path.write_text(path.read_text().replace("17.jpg", "another.jpg"))
     with pytest.raises(UserError, match=r"has other pictures or classes than .*, first for image id 18"):
-        compare([one, other], "test", None)
+        compare_runs([one, other], "test", None)
 
 
 def test_too_few_runs_or_runs_that_are_none_are_refused(tmp_path: Path, base: np.ndarray) -> None:
     one = write_run(tmp_path, "one", base)
     for paths in ([one], [one, tmp_path / "one/../one"]):
         with pytest.raises(UserError, match="two or more different run directories"):
-            compare(paths, "test", None)
+            compare_runs(paths, "test", None)
     with pytest.raises(UserError, match=r"nowhere/eval/test/per_class.csv: missing; run `eval`"):
-        compare([one, tmp_path / "nowhere"], "test", None)
+        compare_runs([one, tmp_path / "nowhere"], "test", None)
     with pytest.raises(UserError, match=r"one/eval/val/per_class.csv: missing"):
-        compare([one, tmp_path / "nowhere"], "val", None)
+        compare_runs([one, tmp_path / "nowhere"], "val", None)
     bare = write_run(tmp_path, "bare", base)
     (bare / "config.yaml").unlink()
     with pytest.raises(UserError, match=r"bare/config.yaml: no such configuration file"):
-        compare([one, bare], "test", None)
+        compare_runs([one, bare], "test", None)
 
 
 def test_a_p_value_is_never_shown_as_zero() -> None:

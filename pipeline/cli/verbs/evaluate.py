@@ -25,11 +25,11 @@ def evaluate(arguments: Namespace) -> Result:
     """
     config = config_of(arguments)
     from pipeline.evaluation import screen
-    from pipeline.evaluation.evaluate import evaluate
+    from pipeline.evaluation.evaluate import evaluate_split
     from pipeline.report import page
     from pipeline.runs.directory import RunDirectory
 
-    metrics = evaluate(config)
+    metrics = evaluate_split(config)
     if metrics:
         folder = RunDirectory(config.run_dir).evaluation(config.eval.split)
         if config.report.write:
@@ -76,9 +76,9 @@ def compare(arguments: Namespace) -> Result:
 
     Several seeds of one recipe become mean +- standard deviation.
     """
-    from pipeline.evaluation.compare import compare
+    from pipeline.evaluation.compare import compare_runs
 
-    return compare([Path(run) for run in arguments.positionals], arguments.split, arguments.out)
+    return compare_runs([Path(run) for run in arguments.positionals], arguments.split, arguments.out)
 
 
 def audit(arguments: Namespace) -> Result:
@@ -87,9 +87,9 @@ def audit(arguments: Namespace) -> Result:
     It compares images by the features of a trained model.
     """
     config = config_of(arguments)
-    from pipeline.audit.audit import audit
+    from pipeline.audit.audit import audit_data
 
-    return audit(config)
+    return audit_data(config)
 
 
 def _predict_arguments(parser: ArgumentParser) -> None:
@@ -104,10 +104,10 @@ def predict(arguments: Namespace) -> Result:
 
     The model is the run's best checkpoint.
     """
-    from pipeline.evaluation.predict_images import predict
+    from pipeline.evaluation.predict_images import classify
 
     images, overrides = paths_and_overrides(arguments.positionals)
-    return predict(load_config(arguments.config, overrides), images)
+    return classify(load_config(arguments.config, overrides), images)
 
 
 VERBS = {

@@ -88,7 +88,7 @@ def sync(arguments: Namespace) -> Result:
         raise UserError("sync: no run is named; give run directories, such as runs/NAME")
     if arguments.follow:
         return wandb_sync.follow(runs[0], arguments.follow, overrides)
-    return (wandb_sync.offline if arguments.offline else wandb_sync.sync)(runs, overrides)
+    return (wandb_sync.write_offline_runs if arguments.offline else wandb_sync.sync_runs)(runs, overrides)
 
 
 VERBS = {

@@ -35,10 +35,10 @@ class RunTask:
 
 def _evaluate_once(config: Config) -> None:
     """Read the test split, unless this very checkpoint has been evaluated."""
-    from pipeline.evaluation.evaluate import evaluate
+    from pipeline.evaluation.evaluate import evaluate_split
     from pipeline.runs import predictions
 
     run = RunDirectory(config.run_dir)
     test, best = run.evaluation("test"), files.digest_of_file(run.checkpoint("best"))
     if not test.metrics_file.is_file() or predictions.read_metrics(test)["checkpoint_sha256"] != best:
-        evaluate(config)
+        evaluate_split(config)
