@@ -113,6 +113,7 @@ def test_no_test_file_imports_another_one() -> None:
     assert not wrong
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_every_module_and_each_can_be_imported_from_it(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     source = tmp_path / "source"

@@ -46,6 +46,7 @@ def log(tmp: Path, name: str = "tiny") -> list[dict[str, object]]:
     return tiny.records(tmp / "runs" / name / "log.jsonl")
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_as_one_that_was_not_by_the_script_that_anyone_can_run() -> None:
     done = tiny.launch([sys.executable, "scripts/kill_test.py", "--kills", "3", "--seed", "1"])
     assert done.returncode == 0, done.stdout + done.stderr

@@ -108,6 +108,7 @@ def test_without_a_configuration_it_says_how_it_is_called(tmp_path: Path) -> Non
         assert (done.returncode, said.startswith("usage")) == (2, True)
 
 
+@pytest.mark.slow
 def test_preempted_and_queued_again_it_ends_as_if_nothing_had_been(birds: Path, tmp_path: Path) -> None:
     words = tiny.overrides(tmp_path, "tracking.log_every_steps=1", "train.epochs=6")
     environment = job(tmp_path, PYTHON=sys.executable, VERBS="train", RANKS_PER_NODE="2")

@@ -50,7 +50,7 @@ def alone(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp / "runs/tiny"
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_train_as_one_does_to_rounding(alone: Path, tmp_path: Path, world: int) -> None:
     ended = ranks.run(ranks.run_verb, world, "train", tmp_path, *TWENTY_STEPS)
     assert [rank.value for rank in ended] == [0] * world, ended[0].said

@@ -64,6 +64,7 @@ def kill_rank_1(launcher: int) -> None:
     raise AssertionError("rank 1 is not there")
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_launcher_stops_all_ranks_and_the_same_command_goes_on(
     undisturbed: Path, tmp_path: Path
 ) -> None:
@@ -81,6 +82,7 @@ def test_a_signal_to_the_launcher_stops_all_ranks_and_the_same_command_goes_on(
     assert tiny.same_weights(tmp_path / LAST, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_named_and_the_job_goes_on_by_itself(undisturbed: Path, tmp_path: Path) -> None:
     words = launched("train", tmp_path, *MORE, "train.checkpoint_every_steps=1", restarts=1)
     done = disturb(words, tiny.log_reaches(tmp_path, 7), kill_rank_1)
@@ -98,6 +100,7 @@ def test_an_error_on_all_ranks_is_said_once(birds: Path, tmp_path: Path) -> None
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_torchrun_itself_does_as_well(undisturbed: Path, tmp_path: Path) -> None:
     done = tiny.launch(launched("train", tmp_path, *MORE, module="torch.distributed.run"))
     assert done.returncode == 0, done.stderr

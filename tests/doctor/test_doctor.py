@@ -95,7 +95,9 @@ def run_doctor(tmp: Path, *overrides: str) -> tuple[int, str]:
     return code, out.getvalue()
 
 
-@pytest.mark.parametrize("distributed", ["{sync_batchnorm: true}", "{shard: full}"])
+@pytest.mark.parametrize(
+    "distributed", ["{sync_batchnorm: true}", pytest.param("{shard: full}", marks=pytest.mark.slow)]
+)
 def test_two_ranks_look_together(birds: Path, tmp_path: Path, distributed: str) -> None:
     ended = ranks.run(run_doctor, 2, tmp_path, f"distributed={distributed}")
     assert [rank.code for rank in ended] == [0, 0], ended[0].said
@@ -116,6 +118,7 @@ def test_two_ranks_look_together(birds: Path, tmp_path: Path, distributed: str) 
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_no_go_of_two_ranks_is_one_for_the_launcher(birds: Path, tmp_path: Path) -> None:
     ended = ranks.run(
         run_doctor,

@@ -182,6 +182,7 @@ def test_a_study_that_is_done_is_only_shown_again(done: Path, capsys: pytest.Cap
     assert [path.stat().st_mtime_ns for path in paths] == before
 
 
+@pytest.mark.slow
 def test_a_study_that_was_stopped_goes_on_to_the_same_weights(done: Path, tmp_path: Path) -> None:
     path = write(tmp_path, arms={"slow": ["optim.lr=0.001"]}, tune_lr={}, seeds=[0])
     log = study_of(tmp_path) / "slow-seed0/log.jsonl"
@@ -195,6 +196,7 @@ def test_a_study_that_was_stopped_goes_on_to_the_same_weights(done: Path, tmp_pa
     assert len((saved.parent / "test_reads.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_study_that_was_killed_leaves_no_run_behind(birds: Path, tmp_path: Path) -> None:
     path = write(tmp_path, arms={"slow": ["optim.lr=0.001", "train.epochs=2000"]}, tune_lr={}, seeds=[0])
     log = study_of(tmp_path) / "slow-seed0/log.jsonl"
@@ -206,6 +208,7 @@ def test_a_study_that_was_killed_leaves_no_run_behind(birds: Path, tmp_path: Pat
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_broken_arm_is_one_sentence_with_its_log_and_the_others_are_done(
     birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

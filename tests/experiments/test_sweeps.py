@@ -215,6 +215,7 @@ def wait_for(holds: Any, what: str) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_killed_and_stopped_a_sweep_goes_on_and_its_best_is_had_again(birds: Path, tmp_path: Path) -> None:
     """12 trials in the acceptance, 3 here; docs/sweeps.md has the figures of the large one."""
     path = write_sweep(tmp_path, method="bayes", run_cap=3)

@@ -61,7 +61,9 @@ def photographs() -> Tensor:
     return torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=generator)
 
 
-@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize(
+    "depth", [pytest.param(depth, marks=pytest.mark.slow) if depth > 50 else depth for depth in DEPTHS]
+)
 def test_logits_gradients_and_state_dict_are_the_librarys(depth: int) -> None:
     theirs = torchvisions(depth)
     parity.randomise_norms(theirs, seed=depth)

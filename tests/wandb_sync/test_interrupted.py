@@ -2,6 +2,8 @@
 
 import signal
 
+import pytest
+
 from tests.helpers import processes
 from tests.helpers.wandb_server import WandbServer
 from tests.helpers.wandb_world import (
@@ -16,6 +18,7 @@ from tests.helpers.wandb_world import (
 )
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_and_killed_stays_one_run(world: World) -> None:
     words, server = world.overrides(*ONLINE, "train.checkpoint_every_steps=3"), world.server
     assert processes.train_until(words, 5, signal.SIGTERM, world.environment) == 75
@@ -38,6 +41,7 @@ def test_a_run_that_is_stopped_and_killed_stays_one_run(world: World) -> None:
     assert len(server.versions("model")[-1].manifest["contents"]) == 1
 
 
+@pytest.mark.slow
 def test_an_offline_run_killed_three_times_becomes_one_run_of_each_step_once(world: World) -> None:
     words = world.overrides(
         "tracking.wandb=offline", "tracking.log_every_steps=1", "train.checkpoint_every_steps=3"
@@ -70,6 +74,7 @@ def test_an_offline_run_killed_three_times_becomes_one_run_of_each_step_once(wor
     assert len(world.server.only_run().history) == LAST
 
 
+@pytest.mark.slow
 def test_offline_folders_of_a_run_that_goes_on_add_up_to_one_run(world: World) -> None:
     words = world.overrides("tracking.wandb=offline", "tracking.log_every_steps=1")
     assert processes.train_until(words, 6, signal.SIGTERM, QUICK) == 75

@@ -74,6 +74,7 @@ def test_a_loss_that_diverges_is_an_alert_and_a_failed_run(
     assert len(world.server.alerts) == 1
 
 
+@pytest.mark.slow
 def test_a_trial_of_wandbs_agent_is_sent_as_a_run_of_its_sweep(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
