@@ -23,6 +23,7 @@ class Clock:
 def log(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What a log file gets to see."""
     stream = io.StringIO()
+    # its stream was chosen at import, and nothing else has to change it
     monkeypatch.setattr(console._console, "_file", stream)
     monkeypatch.setattr(console._console, "quiet", False)
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "COLUMNS"):

@@ -124,8 +124,8 @@ def test_ranks_share_every_batch_without_overlap(world: int) -> None:
 
 def test_workers_follow_the_device_and_the_cores_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda")
-    assert worker_count(None, Ranks(0, 1, 1, CPU)) == 0
-    assert worker_count(3, Ranks(0, 1, 1, CPU)) == 3
+    assert worker_count(None, Ranks.single(CPU)) == 0
+    assert worker_count(3, Ranks.single(CPU)) == 3
     counts = []
     for cores in (1, 5, 100):
         monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: set(range(cores)))

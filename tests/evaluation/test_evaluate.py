@@ -111,7 +111,7 @@ def test_what_does_not_belong_together_is_refused(
 
 
 def test_a_row_predicted_twice_or_not_at_all_is_an_error() -> None:
-    ranks = Ranks(0, 1, 1, torch.device("cpu"))
+    ranks = Ranks.single(torch.device("cpu"))
 
     def batch(*rows: int) -> Batch:
         row = torch.tensor(rows)

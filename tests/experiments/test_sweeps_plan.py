@@ -237,6 +237,7 @@ def test_wandbs_agent_makes_of_the_file_a_command_that_trains_the_same(
     started: list[dict[str, Any]] = []
     monkeypatch.setattr(wandb_agent, "AgentProcess", lambda **given: started.append(given) or _Process())
     agent = wandb_agent.Agent(api=None, queue=None)
+    # W&B's agent has no public way to do one trial
     agent._sweep_command = reading.load_sweep_config(str(path))["command"]
     given = {key: {"value": value} for key, value in values.items()}
     for run_id in ("first", "second"):

@@ -16,7 +16,7 @@ from pipeline.explain import annotations, grad_cam, neighbours, pointing_game, s
 from pipeline.models.build import build_model
 from tests.helpers import tiny
 
-ALONE = Ranks(0, 1, 1, torch.device("cpu"))
+ALONE = Ranks.single(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("resize", ["squash", "short_side"])
@@ -123,7 +123,7 @@ def test_which_networks_have_a_spatial_layer(name: str, side: int | None) -> Non
     model, _ = build_model(config.model, 3)
     layer = grad_cam.spatial_layer(model, 160)
     assert (layer is None) == (side is None)
-    assert not any(module._forward_hooks for module in model.modules())
+    assert not any(module._forward_hooks for module in model.modules())  # torch has no public list of them
 
 
 def test_maps_with_channels_last_are_turned(job: tuple) -> None:

@@ -73,7 +73,7 @@ def _rank(
         "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
     said = io.StringIO()
-    console._console.file = said
+    console._console.file = said  # chosen at import: redirecting standard error comes too late
     with redirect_stderr(said), redirect_stdout(io.StringIO()):
         try:
             value = function(*args)

@@ -17,7 +17,7 @@ from pipeline.runs.checkpoints import read
 from pipeline.runs.directory import RunDirectory
 from tests.helpers import tiny
 
-ALONE = Ranks(0, 1, 1, torch.device("cpu"))
+ALONE = Ranks.single(torch.device("cpu"))
 
 
 @pytest.fixture

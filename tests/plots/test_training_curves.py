@@ -17,7 +17,7 @@ def epochs(lrs: list[float]) -> list[dict[str, Any]]:
 
 def marked(lrs: list[float]) -> list[float]:
     axes = Figure().subplots()
-    training_curves._mark_drops(axes, epochs(lrs))
+    training_curves._mark_drops(axes, epochs(lrs))  # a whole figure does not say which line marks a drop
     return [float(line.get_xdata()[0]) for line in axes.lines]  # type: ignore[index, arg-type]
 
 

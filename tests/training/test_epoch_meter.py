@@ -8,7 +8,7 @@ from pipeline.distributed.process_group import Ranks
 from pipeline.training.epoch_meter import EpochMeter, NotFinite
 from pipeline.training.state import Totals
 
-ALONE = Ranks(0, 1, 1, torch.device("cpu"))
+ALONE = Ranks.single(torch.device("cpu"))
 
 
 def sums(loss: float, correct: float, norm: float) -> torch.Tensor:

@@ -182,5 +182,6 @@ def test_what_is_no_run_is_refused_in_one_sentence(
 def test_the_difference_of_the_code_is_cut_where_it_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "DIFF_BYTES", 10)
     for text, kept in (("", None), ("+ short", "+ short\n"), ("é" * 8, "é" * 5 + "\n[cut after 10 bytes]\n")):
+        # git itself would need a repository with such a difference
         monkeypatch.setattr(environment, "_run_git", lambda *_, text=text: text)
         assert environment.diff() == kept
