@@ -8,10 +8,10 @@ build of torch for the CPU has none.
 
 import re
 import sys
+import tomllib
 from importlib.metadata import distribution
 from pathlib import Path
 
-import tomllib
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
