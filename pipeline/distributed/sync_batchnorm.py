@@ -79,5 +79,5 @@ def running_statistics(model: nn.Module) -> list[Tensor]:
         for module in model.modules()
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
     ]
-    found = [statistics for norm in norms for statistics in (norm.running_mean, norm.running_var)]
-    return [statistics for statistics in found if statistics is not None]
+    buffers = [statistics for norm in norms for statistics in (norm.running_mean, norm.running_var)]
+    return [statistics for statistics in buffers if statistics is not None]

@@ -1,4 +1,4 @@
-"""What the model knows of a picture before it names a class: the input of its last layer."""
+"""Features of images: the input of the model's last layer, kept in the run directory."""
 
 from pathlib import Path
 
@@ -56,21 +56,21 @@ def cached(
     """
     path = RunDirectory(config.run_dir).feature_cache(split)
     ids = data.samples["id"].to_numpy()[data.rows(split)]
-    found = read_cache(path, checkpoint, ids)
-    if all(ranks.all_gather(found is not None)) and found is not None:
-        return found
-    made = extract_features(config, data, model, np.array(data.rows(split), np.int64), precision, ranks)
+    stored = read_cache(path, checkpoint, ids)
+    if all(ranks.all_gather(stored is not None)) and stored is not None:
+        return stored
+    features = extract_features(config, data, model, np.array(data.rows(split), np.int64), precision, ranks)
     if ranks.is_main:
-        arrays.write_npz(path, {"id": ids, "features": made, "checkpoint": np.array(checkpoint)})
+        arrays.write_npz(path, {"id": ids, "features": features, "checkpoint": np.array(checkpoint)})
     ranks.barrier()
-    return made
+    return features
 
 
 def read_cache(path: Path, checkpoint: str, ids: npt.NDArray[np.int64]) -> Features | None:
     """The stored features, float32 [n, D]; None when they are of another checkpoint or of other images."""
     if not path.is_file():
         return None
-    with np.load(path, allow_pickle=False) as stored:
-        if str(stored["checkpoint"]) != checkpoint or not np.array_equal(stored["id"], ids):
+    with np.load(path, allow_pickle=False) as cache:
+        if str(cache["checkpoint"]) != checkpoint or not np.array_equal(cache["id"], ids):
             return None
-        return np.asarray(stored["features"], np.float32)
+        return np.asarray(cache["features"], np.float32)

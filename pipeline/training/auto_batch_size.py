@@ -22,18 +22,19 @@ def auto_batch_size(config: Config, model: Classifier, precision: Precision, ran
     """
     if config.optim.batch_size != "auto":
         return config.optim.batch_size
-    wanted = -(-config.optim.images_per_step // ranks.world_size)
-    least: int = min(
-        ranks.all_gather(largest_that_fits(wanted, model, config.data.image_px, precision, ranks))
-    )
-    images = in_equal_micro_batches(config, least, ranks)
-    passes = -(-config.optim.images_per_step // images)
-    console.say(f"batch  {images} images at once, {passes} a step: as many as fit")
+    share = -(-config.optim.images_per_step // ranks.world_size)
+    fitting = largest_that_fits(share, model, config.data.image_px, precision, ranks)
+    images = in_equal_micro_batches(config, min(ranks.all_gather(fitting)), ranks)
+    micro_batches = -(-config.optim.images_per_step // images)
+    console.say(f"batch  {images} images at once, {micro_batches} a step: as many as fit")
     return images
 
 
 def in_equal_micro_batches(config: Config, fitting: int, ranks: Ranks) -> int:
-    """The images computed at once, over all ranks, when so many fit on each and a step's passes are equal.
+    """The images computed at once, over all ranks, so that a step has equal micro-batches.
+
+    Args:
+        fitting: images that fit on each rank.
 
     Raises:
         ConfigError: not even two images fit.
@@ -43,37 +44,35 @@ def in_equal_micro_batches(config: Config, fitting: int, ranks: Ranks) -> int:
             f"optim.batch_size: auto finds no room for two images of {config.data.image_px} px; "
             "take a smaller model or data.image_px"
         )
-    wanted = -(-config.optim.images_per_step // ranks.world_size)
-    passes = -(-wanted // fitting)
-    return -(-wanted // passes) * ranks.world_size
+    share = -(-config.optim.images_per_step // ranks.world_size)
+    micro_batches = -(-share // fitting)
+    return -(-share // micro_batches) * ranks.world_size
 
 
-def largest_that_fits(
-    wanted: int, model: Classifier, image_px: int, precision: Precision, ranks: Ranks
-) -> int:
-    """Images that fit into this rank's memory at once, at most those wanted.
+def largest_that_fits(most: int, model: Classifier, image_px: int, precision: Precision, ranks: Ranks) -> int:
+    """Images that fit into this rank's memory at once, `most` at the most.
 
     Batches of 2, 4, 8, ... images are learned from until the peak of memory has grown enough to tell what
     an image takes; the rest is arithmetic. The model is as before afterwards.
     """
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     try:
-        return _fitting(wanted, model, image_px, precision, ranks)
+        return _measure(most, model, image_px, precision, ranks)
     finally:
         model.load_state_dict(before)
 
 
-def _fitting(wanted: int, model: Classifier, image_px: int, precision: Precision, ranks: Ranks) -> int:
-    images, peak = min(2, wanted), _peak(model, min(2, wanted), image_px, precision, ranks.device)
-    while images < wanted:
-        more = min(2 * images, wanted)
+def _measure(most: int, model: Classifier, image_px: int, precision: Precision, ranks: Ranks) -> int:
+    images, peak = min(2, most), _peak(model, min(2, most), image_px, precision, ranks.device)
+    while images < most:
+        more = min(2 * images, most)
         grown = _peak(model, more, image_px, precision, ranks.device) - peak
         if grown > GROWTH_BYTES:
             sharing = ranks.local_world_size if ranks.device.type == "cpu" else 1
             room = USABLE * free_bytes(ranks.device) / sharing
-            return min(wanted, more + int(room / (grown / (more - images))))
+            return min(most, more + int(room / (grown / (more - images))))
         images, peak = more, peak + grown
-    return wanted
+    return most
 
 
 def _peak(model: Classifier, images: int, image_px: int, precision: Precision, device: torch.device) -> int:

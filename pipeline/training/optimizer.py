@@ -64,11 +64,11 @@ def stages(model: Classifier) -> list[list[nn.Module]]:
     """
     named = dict(model.backbone.named_parameters())
     numbers = group_with_matcher(iter(named.items()), _matcher(model, coarse=True), reverse=True)
-    found: dict[int, dict[str, nn.Module]] = {}
+    of_stage: dict[int, dict[str, nn.Module]] = {}
     for name, number in numbers.items():
         owner = name.rpartition(".")[0]
-        found.setdefault(number, {})[owner] = model.backbone.get_submodule(owner)
-    return [list(found[number].values()) for number in sorted(found)]
+        of_stage.setdefault(number, {})[owner] = model.backbone.get_submodule(owner)
+    return [list(of_stage[number].values()) for number in sorted(of_stage)]
 
 
 def _matcher(model: Classifier, *, coarse: bool) -> Any:
