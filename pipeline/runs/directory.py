@@ -84,19 +84,19 @@ class EvaluationDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path, self.split = path, path.name
-        self.predictions_file = path / "predictions.csv"
-        self.outputs_file = path / "outputs.npz"
-        self.validation_file = path / "validation.npz"
+        self.predictions_file = path / "predictions.csv"  # a row an image
+        self.outputs_file = path / "outputs.npz"  # logits and features of the same images
+        self.validation_file = path / "validation.npz"  # logits that fit a temperature
         self.metrics_file = path / "metrics.json"
         self.report_file = path / "report.html"
         self.explanations = path / "explain"
-        self.heat_maps_file = self.explanations / "heatmaps.npz"
-        self.pointing_file = self.explanations / "pointing.csv"
-        self.pointing_game_file = self.explanations / "pointing_game.csv"
+        self.heat_maps_file = self.explanations / "heatmaps.npz"  # id; maps float16 [n, h, w]
+        self.pointing_file = self.explanations / "pointing.csv"  # a row an image
+        self.pointing_game_file = self.explanations / "pointing_game.csv"  # rates of hits
         self.parts_file = self.explanations / "parts.csv"
-        self.nearest_file = self.explanations / "nearest.csv"
-        self.embedding_file = self.explanations / "embedding.csv"
-        self.retrieval_file = self.explanations / "retrieval.json"
+        self.nearest_file = self.explanations / "nearest.csv"  # training images near mistaken ones
+        self.embedding_file = self.explanations / "embedding.csv"  # t-SNE, a row an image
+        self.retrieval_file = self.explanations / "retrieval.json"  # recall@k
         self.audit = AuditDirectory(path / "audit")
 
     def table(self, name: Table) -> Path:

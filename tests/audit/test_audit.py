@@ -45,12 +45,12 @@ def test_nine_of_ten_flipped_labels_are_found_and_little_else() -> None:
     flipped = random.choice(len(truth), 40, replace=False)
     listed = truth.copy()
     listed[flipped] = (truth[flipped] + random.integers(1, 10, 40)) % 10
-    found = label_errors.likely_errors(samples(listed), features)
-    hit = set(found["id"] - 1) & set(flipped)
+    errors = label_errors.likely_errors(samples(listed), features)
+    hit = set(errors["id"] - 1) & set(flipped)
     assert len(hit) >= 0.9 * 40
-    assert len(hit) >= 0.9 * len(found)
-    assert found["score"].is_monotonic_increasing
-    right = found[(found["id"] - 1).isin(flipped)]
+    assert len(hit) >= 0.9 * len(errors)
+    assert errors["score"].is_monotonic_increasing
+    right = errors[(errors["id"] - 1).isin(flipped)]
     assert (right["suggested_name"] == [f"bird {truth[number - 1]}" for number in right["id"]]).mean() > 0.95
     assert (right["class_name"] == [f"bird {listed[number - 1]}" for number in right["id"]]).all()
 
@@ -87,9 +87,9 @@ def test_pairs_are_near_in_hash_and_in_features(monkeypatch: pytest.MonkeyPatch)
         features[copy] = 3 * features[original]
     bits[6] = bits[0]  # the same hash and other features
     monkeypatch.setattr(duplicates, "CHUNK", 4)
-    found = duplicates.pairs(samples(np.zeros(9, int)), bits, features)
-    assert found[["id_a", "id_b", "hash_distance"]].to_numpy().tolist() == [[2, 6, 10], [5, 9, 48]]
-    assert found["feature_similarity"].tolist() == pytest.approx([1, 1])
+    pairs = duplicates.pairs(samples(np.zeros(9, int)), bits, features)
+    assert pairs[["id_a", "id_b", "hash_distance"]].to_numpy().tolist() == [[2, 6, 10], [5, 9, 48]]
+    assert pairs["feature_similarity"].tolist() == pytest.approx([1, 1])
 
 
 def test_the_summary_counts_by_splits() -> None:
@@ -102,8 +102,8 @@ def test_the_summary_counts_by_splits() -> None:
         ],
         columns=["id_a", "split_a", "class_a", "id_b", "split_b", "class_b"],
     )
-    found = audit.summary(pd.DataFrame({"split": ["test", "train", "test"]}), doubles)
-    assert found == {
+    summary = audit.summary(pd.DataFrame({"split": ["test", "train", "test"]}), doubles)
+    assert summary == {
         "label_errors": 3,
         "label_errors_by_split": {"test": 2, "train": 1},
         "duplicates": 4,
@@ -130,8 +130,8 @@ def test_planted_copies_are_found_with_a_picture_of_each_pair(audited: Path) -> 
     folder = audited / "runs/planted/eval/test/audit"
     raw = next((audited / "data").glob("synthetic-*-flipped0.05-doubled0.1/raw/CUB_200_2011"))
     truth = [sorted(map(int, line.split())) for line in (raw / "duplicates.txt").read_text().splitlines()]
-    found = pd.read_csv(folder / "duplicates.csv")
-    reported = found[["id_a", "id_b"]].to_numpy().tolist()
+    pairs = pd.read_csv(folder / "duplicates.csv")
+    reported = pairs[["id_a", "id_b"]].to_numpy().tolist()
     assert len(truth) == 12
     assert sum(pair in reported for pair in truth) >= 0.9 * 12
     assert sum(pair in truth for pair in reported) >= 0.8 * len(reported)
@@ -147,14 +147,14 @@ def test_the_audit_adds_up_and_is_no_reading_of_test(
     folder = audited / "runs/planted"
     summary = json.loads((folder / "eval/test/audit/summary.json").read_text())
     errors = pd.read_csv(folder / "eval/test/audit/label_errors.csv")
-    found = pd.read_csv(folder / "eval/test/audit/duplicates.csv")
+    pairs = pd.read_csv(folder / "eval/test/audit/duplicates.csv")
     assert summary["images"] == 120
     assert summary["label_errors"] == len(errors) == sum(summary["label_errors_by_split"].values())
-    assert summary["duplicates"] == len(found) == sum(summary["duplicates_by_splits"].values())
+    assert summary["duplicates"] == len(pairs) == sum(summary["duplicates_by_splits"].values())
     assert (errors["class_name"] != errors["suggested_name"]).all()
     assert not (folder / "test_reads.jsonl").exists()
     assert do("audit", audited) == 0
     said = capsys.readouterr()
     assert json.loads(said.out) == summary
     assert "features" not in said.err, "the second time they are kept"
-    pd.testing.assert_frame_equal(pd.read_csv(folder / "eval/test/audit/duplicates.csv"), found)
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "eval/test/audit/duplicates.csv"), pairs)

@@ -78,31 +78,31 @@ def test_the_words_are_those_of_mcnemars_test(
         write_run(tmp_path, "one", base),
         write_run(tmp_path, "two", flipped(base, lost, won), lr=0.2),
     ]
-    (found,) = compare_runs(paths, "test", None)["comparisons"]
-    assert (found["images_better_in_a"], found["images_better_in_b"]) == (lost, won)
-    assert found["p"] == pytest.approx(mcnemar([[0, lost], [won, 0]], exact=True).pvalue)
-    assert found["difference"] == pytest.approx((won - lost) / N)
-    assert found["low"] < found["difference"] < found["high"]
+    (comparison,) = compare_runs(paths, "test", None)["comparisons"]
+    assert (comparison["images_better_in_a"], comparison["images_better_in_b"]) == (lost, won)
+    assert comparison["p"] == pytest.approx(mcnemar([[0, lost], [won, 0]], exact=True).pvalue)
+    assert comparison["difference"] == pytest.approx((won - lost) / N)
+    assert comparison["low"] < comparison["difference"] < comparison["high"]
     better, worse = ("two", "one") if won > lost else ("one", "two")
-    assert f"{better} is {abs(won - lost) / N * 100:.1f} points better than {worse}" in found["verdict"]
-    inner, outer = sorted((abs(found["low"]), abs(found["high"])))
-    assert not more or f"interval {100 * inner:+.1f} to {100 * outer:+.1f} points" in found["verdict"]
-    assert ("not more than the noise of 400 images." in found["verdict"]) is not more
-    assert (": more than the noise of 400 images." in found["verdict"]) is more
-    assert ("only several seeds of both can tell" in found["verdict"]) is more
+    assert f"{better} is {abs(won - lost) / N * 100:.1f} points better than {worse}" in comparison["verdict"]
+    inner, outer = sorted((abs(comparison["low"]), abs(comparison["high"])))
+    assert not more or f"interval {100 * inner:+.1f} to {100 * outer:+.1f} points" in comparison["verdict"]
+    assert ("not more than the noise of 400 images." in comparison["verdict"]) is not more
+    assert (": more than the noise of 400 images." in comparison["verdict"]) is more
+    assert ("only several seeds of both can tell" in comparison["verdict"]) is more
 
 
 def test_seeds_of_one_configuration_become_mean_and_sd(tmp_path: Path, base: np.ndarray) -> None:
     one = [write_run(tmp_path, f"one{seed}", flipped(base, seed, 2), seed=seed) for seed in range(3)]
     two = [write_run(tmp_path, f"two{seed}", flipped(base, seed, 30), seed=seed, lr=0.2) for seed in range(2)]
-    found = compare_runs([one[0], two[0], *one[1:], two[1]], "test", None)
-    first, second = found["groups"]
+    result = compare_runs([one[0], two[0], *one[1:], two[1]], "test", None)
+    first, second = result["groups"]
     assert first["name"] == "one0 + one1 + one2"
     assert second["seeds"] == [0, 1]
     each = [base.mean() + (2 - seed) / N for seed in range(3)]
     assert first["top1"] == pytest.approx(each)
     assert (first["top1_mean"], first["top1_sd"]) == pytest.approx((np.mean(each), np.std(each, ddof=1)))
-    (comparison,) = found["comparisons"]
+    (comparison,) = result["comparisons"]
     assert comparison["test"] == "paired t-test over images"
     assert comparison["p_seeds"] < comparison["p"] or comparison["p_images"] < comparison["p_seeds"]
     assert comparison["p"] == max(comparison["p_images"], comparison["p_seeds"]) < 0.05
@@ -116,19 +116,19 @@ def test_a_difference_within_the_noise_of_seeds_is_none(tmp_path: Path, base: np
         write_run(tmp_path, f"two{seed}", flipped(base, 90 * seed, 40), seed=seed, lr=0.2)
         for seed in range(2)
     ]
-    (found,) = compare_runs([*one, *two], "test", None)["comparisons"]
-    assert found["p_images"] < 0.001
-    assert found["p"] == found["p_seeds"] > 0.05
-    assert found["verdict"].endswith(": not more than the noise of seeds.")
+    (comparison,) = compare_runs([*one, *two], "test", None)["comparisons"]
+    assert comparison["p_images"] < 0.001
+    assert comparison["p"] == comparison["p_seeds"] > 0.05
+    assert comparison["verdict"].endswith(": not more than the noise of seeds.")
 
 
 def test_two_seeds_of_one_configuration_are_compared_with_each_other(
     tmp_path: Path, base: np.ndarray
 ) -> None:
     paths = [write_run(tmp_path, "one", base), write_run(tmp_path, "two", flipped(base, 0, 20), seed=1)]
-    found = compare_runs(paths, "test", None)
-    assert len(found["groups"]) == 1
-    (comparison,) = found["comparisons"]
+    result = compare_runs(paths, "test", None)
+    assert len(result["groups"]) == 1
+    (comparison,) = result["comparisons"]
     assert (comparison["a"], comparison["b"]) == ("one", "two")
     assert "this is what a seed can do, not a better recipe" in comparison["verdict"]
 
@@ -215,20 +215,22 @@ def test_the_order_of_the_stored_rows_does_not_matter(tmp_path: Path, base: np.n
 
 def test_evaluations_of_other_views_are_not_one_group(tmp_path: Path, base: np.ndarray) -> None:
     paths = [write_run(tmp_path, "one", base), write_run(tmp_path, "two", base, seed=1, tta="flip")]
-    found = compare_runs(paths, "test", None)
-    assert len(found["groups"]) == 2
-    assert "the same accuracy" in found["comparisons"][0]["verdict"]
+    result = compare_runs(paths, "test", None)
+    assert len(result["groups"]) == 2
+    assert "the same accuracy" in result["comparisons"][0]["verdict"]
 
 
 def test_several_comparisons_are_adjusted_for_their_number(tmp_path: Path, base: np.ndarray) -> None:
     paths = [write_run(tmp_path, "base", base)]
     for number, won in enumerate((6, 12, 3)):
         paths.append(write_run(tmp_path, f"run{number}", flipped(base, 0, won), lr=0.2 + number))
-    found = compare_runs(paths, "test", None)["comparisons"]
-    assert [one["p"] for one in found] == pytest.approx([2 / 2**6, 2 / 2**12, 2 / 2**3])
-    assert [one["p_adjusted"] for one in found] == pytest.approx([2 * 2 / 2**6, 3 * 2 / 2**12, 2 / 2**3])
-    assert "not more than the noise" in found[0]["verdict"]  # 0.031 alone, 0.063 among three
-    assert ": more than the noise" in found[1]["verdict"]
+    comparisons = compare_runs(paths, "test", None)["comparisons"]
+    assert [one["p"] for one in comparisons] == pytest.approx([2 / 2**6, 2 / 2**12, 2 / 2**3])
+    assert [one["p_adjusted"] for one in comparisons] == pytest.approx(
+        [2 * 2 / 2**6, 3 * 2 / 2**12, 2 / 2**3]
+    )
+    assert "not more than the noise" in comparisons[0]["verdict"]  # 0.031 alone, 0.063 among three
+    assert ": more than the noise" in comparisons[1]["verdict"]
 
 
 def test_classes_and_changed_images_are_written_where_asked(
@@ -289,7 +291,7 @@ def test_too_few_runs_or_runs_that_are_none_are_refused(tmp_path: Path, base: np
 
 
 def test_a_p_value_is_never_shown_as_zero() -> None:
-    found = {
+    comparison = {
         "a": "one",
         "b": "two",
         "difference": 0.2,
@@ -299,4 +301,4 @@ def test_a_p_value_is_never_shown_as_zero() -> None:
         "p_seeds": None,
         "p_adjusted": 1e-9,
     }
-    assert "p < 0.001" in verdict.sentence(found, 100)
+    assert "p < 0.001" in verdict.sentence(comparison, 100)

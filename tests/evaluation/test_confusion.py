@@ -23,11 +23,11 @@ def alike(n: int = 400) -> tuple[np.ndarray, np.ndarray]:
 
 def test_classes_that_resemble_each_other_are_neighbours() -> None:
     logits, labels = alike()
-    found = confusion.order(logits, labels, NAMES)
-    assert found["position"].tolist() == list(range(8))
-    assert sorted(found["label"]) == list(range(8))
-    assert found["class_name"].tolist() == [NAMES[label] for label in found["label"]]
-    place = dict(zip(found["label"], found["position"], strict=True))
+    order = confusion.order(logits, labels, NAMES)
+    assert order["position"].tolist() == list(range(8))
+    assert sorted(order["label"]) == list(range(8))
+    assert order["class_name"].tolist() == [NAMES[label] for label in order["label"]]
+    place = dict(zip(order["label"], order["position"], strict=True))
     for genus in GENERA:
         places = sorted(place[label] for label in genus)
         assert places == list(range(places[0], places[0] + len(genus)))
@@ -41,9 +41,9 @@ def test_the_order_is_the_best_that_the_tree_allows() -> None:
     def length(order: list[int]) -> float:
         return sum(float(np.linalg.norm(means[a] - means[b])) for a, b in itertools.pairwise(order))
 
-    found = confusion.order(logits, labels, NAMES)["label"].tolist()[:7]
+    labels_in_order = confusion.order(logits, labels, NAMES)["label"].tolist()[:7]
     random = np.random.default_rng(0)
-    assert length(found) < min(length(random.permutation(7).tolist()) for _ in range(200))
+    assert length(labels_in_order) < min(length(random.permutation(7).tolist()) for _ in range(200))
 
 
 def test_a_class_without_images_stands_at_the_end() -> None:

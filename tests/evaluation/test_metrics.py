@@ -58,7 +58,7 @@ def test_a_row_says_what_was_predicted_for_which_image() -> None:
 
 
 def test_the_summary_of_the_hand_worked_table() -> None:
-    found = metrics.summary(guessed())
+    summary = metrics.summary(guessed())
     expected = {
         "n": 10,
         "top1": 0.5,
@@ -71,31 +71,31 @@ def test_the_summary_of_the_hand_worked_table() -> None:
         "macro_f1": (3 / 4 + 1 / 3 + 2 / 5) / 3,
         "nll": (5 * math.log(2) + 5 * math.log(6)) / 10,
     }
-    assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-6)
+    assert {name: summary[name] for name in expected} == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_classes_of_the_hand_worked_table() -> None:
-    found = metrics.per_class(guessed(), NAMES)
-    assert found["class_name"].tolist() == NAMES
-    assert found["n"].tolist() == [4, 2, 4, 0]
-    assert found["correct"].tolist() == [3, 1, 1, 0]
-    assert found["accuracy"].tolist() == pytest.approx([0.75, 0.5, 0.25, math.nan], nan_ok=True)
-    assert found["precision"].tolist() == pytest.approx([3 / 4, 1 / 4, 1, 0])
-    assert found["recall"].tolist() == pytest.approx([0.75, 0.5, 0.25, math.nan], nan_ok=True)
-    assert found["f1"].tolist() == pytest.approx([3 / 4, 1 / 3, 2 / 5, math.nan], nan_ok=True)
-    assert found["accuracy_low"].tolist() == pytest.approx([0.300642, 0.094531, 0.045587, 0], abs=1e-6)
-    assert found["accuracy_high"].tolist() == pytest.approx([0.954413, 0.905469, 0.699358, 1], abs=1e-6)
+    classes = metrics.per_class(guessed(), NAMES)
+    assert classes["class_name"].tolist() == NAMES
+    assert classes["n"].tolist() == [4, 2, 4, 0]
+    assert classes["correct"].tolist() == [3, 1, 1, 0]
+    assert classes["accuracy"].tolist() == pytest.approx([0.75, 0.5, 0.25, math.nan], nan_ok=True)
+    assert classes["precision"].tolist() == pytest.approx([3 / 4, 1 / 4, 1, 0])
+    assert classes["recall"].tolist() == pytest.approx([0.75, 0.5, 0.25, math.nan], nan_ok=True)
+    assert classes["f1"].tolist() == pytest.approx([3 / 4, 1 / 3, 2 / 5, math.nan], nan_ok=True)
+    assert classes["accuracy_low"].tolist() == pytest.approx([0.300642, 0.094531, 0.045587, 0], abs=1e-6)
+    assert classes["accuracy_high"].tolist() == pytest.approx([0.954413, 0.905469, 0.699358, 1], abs=1e-6)
 
 
 def test_rows_of_the_confusion_are_true_classes() -> None:
-    found = confusion.matrix(guessed(), NAMES)
-    assert found.index.tolist() == found.columns.tolist() == NAMES
-    assert found.to_numpy().tolist() == [[3, 1, 0, 0], [1, 1, 0, 0], [0, 2, 1, 1], [0, 0, 0, 0]]
+    matrix = confusion.matrix(guessed(), NAMES)
+    assert matrix.index.tolist() == matrix.columns.tolist() == NAMES
+    assert matrix.to_numpy().tolist() == [[3, 1, 0, 0], [1, 1, 0, 0], [0, 2, 1, 1], [0, 0, 0, 0]]
 
 
 def test_confused_pairs_count_both_directions_and_the_most_frequent_stand_first() -> None:
-    found = confusion.pairs(guessed())
-    assert found.to_numpy().tolist() == [
+    pairs = confusion.pairs(guessed())
+    assert pairs.to_numpy().tolist() == [
         ["crow", "gull", 2, 2, 0],
         ["gull", "wren", 2, 1, 1],
         ["crow", "owl", 1, 1, 0],
@@ -105,9 +105,9 @@ def test_confused_pairs_count_both_directions_and_the_most_frequent_stand_first(
 
 
 def test_without_mistakes_there_are_no_pairs() -> None:
-    found = confusion.pairs(table([0, 1, 2], np.eye(4)[:3]))
-    assert found.empty
-    assert found.columns.tolist() == ["class_a", "class_b", "images", "a_as_b", "b_as_a"]
+    pairs = confusion.pairs(table([0, 1, 2], np.eye(4)[:3]))
+    assert pairs.empty
+    assert pairs.columns.tolist() == ["class_a", "class_b", "images", "a_as_b", "b_as_a"]
 
 
 def test_random_predictions_have_the_figures_of_scikit_learn_and_torch() -> None:
@@ -119,9 +119,9 @@ def test_random_predictions_have_the_figures_of_scikit_learn_and_torch() -> None
     assert numbers["per_class_mean"] == pytest.approx(sk.balanced_accuracy_score(labels, guesses))
     assert numbers["nll"] == pytest.approx(cross_entropy(tensor(logits), tensor(labels)).item(), rel=1e-5)
     assert 0.2 < numbers["top1"] < numbers["top5"] < 0.99
-    found = metrics.per_class(predicted, names)
-    assert found["accuracy"].tolist() == pytest.approx(sk.recall_score(labels, guesses, average=None))
-    assert found["precision"].tolist() == pytest.approx(sk.precision_score(labels, guesses, average=None))
+    classes = metrics.per_class(predicted, names)
+    assert classes["accuracy"].tolist() == pytest.approx(sk.recall_score(labels, guesses, average=None))
+    assert classes["precision"].tolist() == pytest.approx(sk.precision_score(labels, guesses, average=None))
     counts = confusion.matrix(predicted, names).to_numpy()
     assert (counts == sk.confusion_matrix(labels, guesses)).all()
     pairs = confusion.pairs(predicted)
@@ -182,8 +182,8 @@ def test_accuracy_against_training_count() -> None:
     assert classes["train_images"].tolist() == [30, 20, 10, 5]
     assert metrics.accuracy_by_training_count(classes)["train_images_rho"] == pytest.approx(1.0)
     shuffled = metrics.per_class(guessed(), NAMES, [10, 30, 20, 5])
-    found = metrics.accuracy_by_training_count(shuffled)
-    assert found["train_images_rho"] == pytest.approx(-0.5)  # ranks 1 3 2 against 3 2 1
+    correlation = metrics.accuracy_by_training_count(shuffled)
+    assert correlation["train_images_rho"] == pytest.approx(-0.5)  # ranks 1 3 2 against 3 2 1
     equal = metrics.per_class(guessed(), NAMES, [30, 30, 30, 30])
     assert metrics.accuracy_by_training_count(equal) == {
         "train_images_rho": None,

@@ -38,11 +38,11 @@ def test_a_data_sets_own_pictures_get_the_probabilities_of_evaluation(
     said = json.loads(capsys.readouterr().out)
     assert said["checkpoint"] == str(tmp_path / "runs/tiny/checkpoints/best.pt")
     names = samples.drop_duplicates("label").sort_values("label")["class_name"].tolist()
-    for image, row, found in zip(images, of_val.itertuples(), said["predictions"], strict=True):
-        assert found["image"] == image
+    for image, row, prediction in zip(images, of_val.itertuples(), said["predictions"], strict=True):
+        assert prediction["image"] == image
         order = np.argsort(-expected[row.id])[:5]
-        assert [entry["class"] for entry in found["classes"]] == [names[label] for label in order]
-        probability = [entry["probability"] for entry in found["classes"]]
+        assert [entry["class"] for entry in prediction["classes"]] == [names[label] for label in order]
+        probability = [entry["probability"] for entry in prediction["classes"]]
         assert probability == pytest.approx(expected[row.id][order].tolist(), abs=1e-6)
 
 
@@ -59,9 +59,9 @@ def test_a_picture_of_any_size_and_mode_is_classified_without_the_data(
     words = tiny.overrides(trained, f"data.root={tmp_path / 'nothing'}")
     assert main.run(["predict", *images, *words]) == 0
     said = capsys.readouterr()
-    found = json.loads(said.out)["predictions"]
-    assert [entry["image"] for entry in found] == images
-    assert all(len(entry["classes"]) == 5 for entry in found)
+    predictions = json.loads(said.out)["predictions"]
+    assert [entry["image"] for entry in predictions] == images
+    assert all(len(entry["classes"]) == 5 for entry in predictions)
     assert said.err.count("\n") == 2 + 3 * 5
 
 

@@ -55,11 +55,11 @@ def test_parts_are_read_by_image_and_part_and_hidden_ones_are_missing(tmp_path: 
     (tmp_path / "parts/part_locs.txt").write_text(
         "5 1 50.0 20.0 1\n5 2 60.0 60.0 0\n7 1 5.0 50.0 1\n7 2 100.0 30.0 1\n9 1 1.0 1.0 1\n"
     )
-    found = annotations.parts_in_crop(config, samples, tmp_path)
-    assert found is not None
-    assert found.names == ["back", "left eye"]
+    parts = annotations.parts_in_crop(config, samples, tmp_path)
+    assert parts is not None
+    assert parts.names == ["back", "left eye"]
     expected = [[[np.nan, np.nan], [40, 20]], [[40, 10], [np.nan, np.nan]]]  # 7's back lies left of the crop
-    np.testing.assert_array_equal(found.xy, expected)
+    np.testing.assert_array_equal(parts.xy, expected)
     assert annotations.parts_in_crop(config, samples, tmp_path / "parts") is None
     (tmp_path / "parts/part_locs.txt").write_text("5 1 fifty 20.0 1\n")
     with pytest.raises(DataError, match=r"part_locs.txt: not lines of `id part x y visible`"):
@@ -73,9 +73,9 @@ def test_attributes_are_those_of_the_classes_in_the_order_of_labels(tmp_path: Pa
     (tmp_path / "attributes.txt").write_text("1 has_bill::long\n2 has_eye::red\n3 has_tail::forked\n")
     table = root / "attributes/class_attribute_labels_continuous.txt"
     table.write_text("10.0 20.0 50.0\n0 0 0\n90.0 20.0 45.0\n")
-    found = annotations.attributes(root, ["001.A", "003.C"])
-    assert found is not None
-    differing = annotations.differing(found, "001.A", "003.C", 5)
+    attributes = annotations.attributes(root, ["001.A", "003.C"])
+    assert attributes is not None
+    differing = annotations.differing(attributes, "001.A", "003.C", 5)
     assert differing.to_numpy().tolist() == [["has_bill::long", 10, 90], ["has_tail::forked", 50, 45]]
     assert annotations.attributes(root / "attributes", ["001.A"]) is None
     table.write_text("1 2 3\n")
@@ -102,17 +102,17 @@ def test_heat_maps_are_the_class_activation_maps_that_theory_says(job: tuple) ->
     with torch.no_grad():
         model.head.weight.normal_(0.02, 1)
     rows, classes = np.array([2, 31, 9, 50]), np.array([1, 4, 0, 5])
-    found = grad_cam.class_maps(config, data, model, layer, rows, classes, ALONE)
+    maps = grad_cam.class_maps(config, data, model, layer, rows, classes, ALONE)
     images = torch.from_numpy(np.stack([data.store[row] for row in rows])).permute(0, 3, 1, 2)
     with torch.no_grad():
         last = model.backbone.forward_features((images - model.mean) / model.std)
     cam = torch.einsum("bkhw,bk->bhw", last, model.head.weight[classes]).clamp(min=0).detach()
     cam -= cam.amin((1, 2), keepdim=True)
     expected = (cam / cam.amax((1, 2), keepdim=True).clamp(min=1e-7)).numpy()
-    assert found.shape == (4, 3, 3)
-    assert found.dtype == np.float16
+    assert maps.shape == (4, 3, 3)
+    assert maps.dtype == np.float16
     assert 0.1 < (expected == 0).mean() < 0.9  # what speaks against a class is cut off
-    np.testing.assert_allclose(found, expected, atol=2e-3)
+    np.testing.assert_allclose(maps, expected, atol=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -136,8 +136,8 @@ def test_maps_with_channels_last_are_turned(job: tuple) -> None:
     model, _ = build_model(swin.model, tiny.SPECIES)
     layer = grad_cam.spatial_layer(model.eval(), 96)
     assert layer is not None
-    found = grad_cam.class_maps(config, data, model, layer, np.array([0]), np.array([1]), ALONE)
-    assert found.shape == (1, 3, 3)
+    maps = grad_cam.class_maps(config, data, model, layer, np.array([0]), np.array([1]), ALONE)
+    assert maps.shape == (1, 3, 3)
 
 
 def test_the_pointing_game_by_hand() -> None:
@@ -159,23 +159,25 @@ def test_the_pointing_game_by_hand() -> None:
     xy[0, 1] = [29.5, 50]
     parts = annotations.Parts(["back", "beak"], xy)
     maps = np.stack([middle, corner, middle, nothing, middle, right])
-    found = pointing_game.play(predicted, maps, boxes, parts, 80)
-    assert found["id"].tolist() == [1, 2, 3, 4, 6]
-    assert found["hit"].tolist() == [True, False, True, False, False]
-    assert found["part"].tolist() == ["beak", "", "back", "", ""]
-    assert found["correct"].tolist() == [True, True, False, False, False]
-    assert found[["peak_x", "peak_y"]].iloc[0].tolist() == [30, 50]
-    assert found["peak_x"].isna().tolist() == [False, False, False, True, False]
-    assert found["box_share"].tolist() == [0.25] * 5
-    assert found["energy"].iloc[1] == found["energy"].iloc[3] == 0
-    assert 0.6 < found["energy"].iloc[0] < 0.8  # a tent over x 10..50 and y 30..70; inside: x > 20 and y > 40
-    assert found["energy"].iloc[4] < 0.2
-    summary = pointing_game.rates(found).set_index("predictions")
+    images = pointing_game.play(predicted, maps, boxes, parts, 80)
+    assert images["id"].tolist() == [1, 2, 3, 4, 6]
+    assert images["hit"].tolist() == [True, False, True, False, False]
+    assert images["part"].tolist() == ["beak", "", "back", "", ""]
+    assert images["correct"].tolist() == [True, True, False, False, False]
+    assert images[["peak_x", "peak_y"]].iloc[0].tolist() == [30, 50]
+    assert images["peak_x"].isna().tolist() == [False, False, False, True, False]
+    assert images["box_share"].tolist() == [0.25] * 5
+    assert images["energy"].iloc[1] == images["energy"].iloc[3] == 0
+    assert (
+        0.6 < images["energy"].iloc[0] < 0.8
+    )  # a tent over x 10..50 and y 30..70; inside: x > 20 and y > 40
+    assert images["energy"].iloc[4] < 0.2
+    summary = pointing_game.rates(images).set_index("predictions")
     assert summary["n"].tolist() == [5, 2, 3]
     assert summary["hits"].tolist() == [2, 1, 1]
     assert summary["chance"].tolist() == [0.25] * 3
     assert summary.loc["all", ["rate_low", "rate_high"]].tolist() == list(wilson(2, 5))
-    counts = pointing_game.count_parts(found, parts.names)
+    counts = pointing_game.count_parts(images, parts.names)
     assert counts.to_dict("list") == {
         "part": ["back", "beak", ""],
         "all": [1, 1, 3],

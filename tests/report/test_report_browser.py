@@ -80,10 +80,10 @@ def test_search_shows_the_classes_that_hold_every_word(page: Any) -> None:
     every = names(page)
     word = every[0].split()[-1].lower()
     page.get_by_label("Find a class").fill(f"  {word} {every[0][:4]}")
-    found = names(page)
-    assert found == [name for name in every if word in name.lower() and every[0][:4].lower() in name.lower()]
-    assert 0 < len(found) < len(every)
-    assert page.locator("#class-count").inner_text() == f"{len(found)} of {len(every)} classes"
+    shown = names(page)
+    assert shown == [name for name in every if word in name.lower() and every[0][:4].lower() in name.lower()]
+    assert 0 < len(shown) < len(every)
+    assert page.locator("#class-count").inner_text() == f"{len(shown)} of {len(every)} classes"
     page.get_by_label("Find a class").fill("no such bird")
     assert names(page) == []
     page.get_by_label("Find a class").fill("")

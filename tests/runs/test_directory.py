@@ -15,9 +15,7 @@ def strings(path: Path) -> set[str]:
     """The text constants of a file, but for docstrings and parts of messages."""
     tree = ast.parse(path.read_text())
     statements = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    parts = {
-        id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values
-    }
+    parts = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     return {
         node.value
         for node in ast.walk(tree)
@@ -59,7 +57,7 @@ def test_a_finished_run_is_read_through_its_directory(trained: Path) -> None:
     assert all(run.checkpoint(name).is_file() for name in ("best", "last"))
     expected = {path.name for path in (run.config_file, run.environment_file, run.log_file, run.status_file)}
     assert expected <= {path.name for path in run.path.iterdir()}
-    assert [found.path for found in find_run_directories(trained)] == [run.path]
+    assert [directory.path for directory in find_run_directories(trained)] == [run.path]
 
 
 def test_an_empty_folder_is_no_run(tmp_path: Path) -> None:

@@ -104,9 +104,9 @@ def test_a_log_that_cannot_be_read_is_one_sentence(tmp_path: Path, content: str,
 
 
 def test_a_run_logs_what_the_schema_says(trained: Path) -> None:
-    found = read_log(trained / "runs/tiny/log.jsonl")
-    assert {record["kind"] for record in found} == {"step", "epoch"}
-    for record in found:
+    log = read_log(trained / "runs/tiny/log.jsonl")
+    assert {record["kind"] for record in log} == {"step", "epoch"}
+    for record in log:
         assert record.keys() == FIELDS[record["kind"]].keys() | ALL.keys() | CLOCKS.keys()
 
 

@@ -28,10 +28,10 @@ def run(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp / "runs/tiny"
 
 
-def scalars(found: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+def scalars(records: list[dict[str, Any]]) -> dict[str, list[tuple[int, float]]]:
     """What a person would want to see of a log: the numbers of each kind and field, with their steps."""
     series: dict[str, list[tuple[int, float]]] = {}
-    for record in found:
+    for record in records:
         for name in FIELDS[record["kind"]]:
             if isinstance(record[name], int | float):
                 series.setdefault(f"{record['kind']}/{name}", []).append((record["step"], record[name]))
@@ -55,13 +55,13 @@ def test_tensorboard_holds_the_numbers_of_the_log(run: Path) -> None:
 
 def test_tensorboard_holds_the_histograms_of_the_log(run: Path) -> None:
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"histograms": 0}).Reload()
-    found = [record for record in read_log(run / "log.jsonl") if record["kind"] == "gradients"]
-    assert [record["step"] for record in found] == [4, 8, 12]
-    for name in found[0]["histograms"]:
+    records = [record for record in read_log(run / "log.jsonl") if record["kind"] == "gradients"]
+    assert [record["step"] for record in records] == [4, 8, 12]
+    for name in records[0]["histograms"]:
         shown = [
             (event.step, event.histogram_value.bucket) for event in events.Histograms(f"gradients/{name}")
         ]
-        assert shown == [(record["step"], record["histograms"][name]["counts"]) for record in found]
+        assert shown == [(record["step"], record["histograms"][name]["counts"]) for record in records]
 
 
 def test_tables_hold_the_numbers_of_the_log(run: Path) -> None:
@@ -112,9 +112,9 @@ def test_a_histogram_counts_every_gradient_of_a_weight() -> None:
     model[0].weight.grad = torch.tensor([[-1.0, 0.0, 1.0], [1.0, 1.0, 0.99]])
     model[0].bias.grad = torch.ones(2)
     model[2].weight.grad = torch.full((2, 2), 0.25)
-    found = gradient_histograms.histograms(model)
-    assert found.keys() == {"0.weight", "2.weight"}
-    first, alike = found["0.weight"], found["2.weight"]
+    histograms = gradient_histograms.histograms(model)
+    assert histograms.keys() == {"0.weight", "2.weight"}
+    first, alike = histograms["0.weight"], histograms["2.weight"]
     assert (first["edges"][0], first["edges"][-1], len(first["edges"])) == (-1.0, 1.0, 65)
     assert (first["counts"][0], first["counts"][32], first["counts"][63], sum(first["counts"])) == (
         1,

@@ -34,8 +34,8 @@ def test_a_run_that_is_stopped_and_killed_stays_one_run(world: World) -> None:
     # steps that were done again have the values of the first time, but for clocks and speed
     clocks = ("/seconds", "/cpu_seconds", "/images_per_s", "/data_wait", "/memory_gib")
     without = [
-        {step: {k: v for k, v in row.items() if not k.endswith(clocks)} for step, row in found.items()}
-        for found in (sent_rows(run), expected_rows(world.run_dir))
+        {step: {k: v for k, v in row.items() if not k.endswith(clocks)} for step, row in rows.items()}
+        for rows in (sent_rows(run), expected_rows(world.run_dir))
     ]
     assert without[0] == without[1]
     assert len(server.versions("model")[-1].manifest["contents"]) == 1

@@ -30,7 +30,7 @@ def values(kind: str, step: int, **named: Any) -> dict[str, Any]:
 
 def test_a_row_holds_all_records_of_its_step() -> None:
     histograms = {"fc.weight": {"counts": [1, 2], "edges": [-1.0, 0.0, 1.0]}}
-    found = build_rows(
+    rows = build_rows(
         [
             record("step", 1, loss=2.0),
             record("phase", 2, phase="sgd", lr=0.1),
@@ -42,7 +42,7 @@ def test_a_row_holds_all_records_of_its_step() -> None:
         is_over=True,
     )
     gradients = {"gradients/fc.weight": histograms["fc.weight"]}
-    assert found == [
+    assert rows == [
         Row(1, values("step", 1, loss=2.0)),
         Row(
             2,
