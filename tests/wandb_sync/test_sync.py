@@ -9,7 +9,6 @@ import pytest
 
 from pipeline.cli.main import run
 from pipeline.common.errors import UserError
-from pipeline.runs import environment
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.log import Log
 from pipeline.runs.status import Status
@@ -177,11 +176,3 @@ def test_what_is_no_run_is_refused_in_one_sentence(
     said = capsys.readouterr().err
     assert sentence in said
     assert said.count("error:") == 1
-
-
-def test_the_difference_of_the_code_is_cut_where_it_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "DIFF_BYTES", 10)
-    for text, kept in (("", None), ("+ short", "+ short\n"), ("é" * 8, "é" * 5 + "\n[cut after 10 bytes]\n")):
-        # git itself would need a repository with such a difference
-        monkeypatch.setattr(environment, "_run_git", lambda *_, text=text: text)
-        assert environment.diff() == kept
