@@ -1,6 +1,7 @@
 """What a data source has to offer, and the list of all sources.
 
-A new source is one file beside this one and one entry in `SOURCES`, whose name `data.source` then allows.
+A new source is one file beside this one and one entry in `SOURCES`; its name is allowed by the list of
+`data.source` in `config/data.py`.
 """
 
 from collections.abc import Callable, Mapping
