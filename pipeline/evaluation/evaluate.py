@@ -56,7 +56,7 @@ def evaluate_split(config: Config) -> dict[str, Any]:
             **evaluator.test_readings(),
             **gap,
         }
-        folder = RunDirectory(config.run_dir).evaluation(config.eval.split)
+        folder = evaluator.run.evaluation(config.eval.split)
         _store(data, outputs, validation, folder)
         metrics_json, _ = compute_metrics(folder, data.samples, data.training_rows(config), origin)
         return metrics_json

@@ -68,14 +68,17 @@ def _table(
         images: image ids, one a row: their pictures become the first column. None leaves a cell empty.
     """
     columns = [str(name) for name in rows.columns]
-    cells = rows.astype(object).where(rows.notna(), None).itertuples(index=False)
+    cells = [
+        map(_plain, row) for row in rows.astype(object).where(rows.notna(), None).itertuples(index=False)
+    ]
     if pictures is None or not images:
-        return wandb.Table(columns=columns, data=[[_plain(value) for value in row] for row in cells])
+        table = wandb.Table(columns=columns)
+        for row in cells:
+            table.add_data(*row)
+        return table
     table = wandb.Table(columns=["picture", *columns])
     for image, row in zip(images, cells, strict=True):
-        table.add_data(
-            None if image is None else _jpeg(wandb, pictures, image), *(_plain(value) for value in row)
-        )
+        table.add_data(None if image is None else _jpeg(wandb, pictures, image), *row)
     return table
 
 
