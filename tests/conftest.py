@@ -29,7 +29,7 @@ def _session(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(autouse=True)
 def _process_as_it_was() -> Iterator[None]:
     """What a verb sets for the whole process is as before when the next test begins: tests pass in any order."""
-    environment = dict(os.environ)
+    environment, drawn = dict(os.environ), set(tiny.data_root().glob("*/*"))
     handlers = {
         number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     }
@@ -42,6 +42,8 @@ def _process_as_it_was() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.benchmark = False
     console._console.quiet, console._signature[0] = False, ""  # there is no public way back
+    added = sorted(map(str, set(tiny.data_root().glob("*/*")) - drawn))
+    assert not added, f"the shared data stay as they are; take `tiny.own_data`: {added}"
 
 
 @pytest.fixture(scope="session")

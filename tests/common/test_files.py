@@ -19,7 +19,7 @@ def names(folder: Path) -> list[str]:
 
 def killed_in_mid_write(code: str) -> None:
     """Run Python code that prints "written", and kill it there."""
-    code = f"from pathlib import Path\nfrom pipeline import files\nimport time\n{code}"
+    code = f"from pathlib import Path\nfrom pipeline.common import files\nimport time\n{code}"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "written\n"

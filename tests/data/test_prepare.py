@@ -145,9 +145,10 @@ def test_an_archive_that_is_not_the_official_one_needs_its_digest(
 
 def test_folds_are_tables_of_their_own(birds: Path, tmp_path: Path) -> None:
     val: list[int] = []
+    root = tiny.own_data(tmp_path)
     for fold in range(3):
-        assert tiny.do("data", tmp_path, "data.folds=3", f"data.fold={fold}") == 0
-        (path,) = birds.glob(f"synthetic-6x10-*/samples-fold{fold}of3-seed0.csv")
+        assert tiny.do("data", tmp_path, root, "data.folds=3", f"data.fold={fold}") == 0
+        (path,) = tmp_path.glob(f"data/*/samples-fold{fold}of3-seed0.csv")
         table = pd.read_csv(path)
         val += table.loc[table["split"] == "val", "id"].tolist()
     assert sorted(val) == table.loc[table["official"] == "train", "id"].tolist()

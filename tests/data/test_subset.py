@@ -32,9 +32,9 @@ def test_a_smaller_subset_is_part_of_a_larger_one_and_each_seed_has_its_own(
 ) -> None:
     sets = [set(rows(tmp_path, f"train.subset={share}")) for share in (0.2, 0.4, 0.7, 1.0)]
     assert sets[0] < sets[1] < sets[2] < sets[3]
-    assert tiny.do("data", tmp_path, "seed=1", "data.val_fraction=0") == 0
-    overrides = ("data.val_fraction=0", "train.subset=0.4")
-    assert tiny.do("data", tmp_path, "data.val_fraction=0") == 0
+    overrides = ("data.val_fraction=0", "train.subset=0.4", tiny.own_data(tmp_path))
+    for seed in ("seed=0", "seed=1"):
+        assert tiny.do("data", tmp_path, *overrides, seed) == 0
     assert set(rows(tmp_path, *overrides)) != set(rows(tmp_path, *overrides, "seed=1"))
     assert set(rows(tmp_path, *overrides)) == set(rows(tmp_path, *overrides))
 

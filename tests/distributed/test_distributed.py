@@ -159,7 +159,7 @@ def test_an_epoch_goes_on_with_other_numbers_of_ranks(birds: Path, tmp_path: Pat
         ended = ranks.run(learn_until, world, tmp_path, stop_after, *more)
         assert [rank.value[0] for rank in ended] == [code] * world, ended[0].said
         seen += [row for rank in ended for row in rank.value[1]]
-    samples = pd.read_csv(next(birds.glob("synthetic*/samples*.csv")))
+    samples = pd.read_csv(tiny.samples_file())
     assert sorted(seen) == samples.index[samples["split"] == "train"].tolist()
 
 

@@ -87,7 +87,7 @@ def test_training_never_reads_the_test_split(
 
     monkeypatch.setattr(Batch, "to", noted)
     assert tiny.do("train", tmp_path) == 0
-    samples = pd.read_csv(next(birds.glob("synthetic-*/samples-val0.1-seed0.csv")))
+    samples = pd.read_csv(tiny.samples_file())
     assert set(samples["split"].iloc[sorted(served)]) == {"train", "val"}
     assert len(served) == (samples["split"] != "test").sum()
 
@@ -104,6 +104,7 @@ def test_training_never_reads_the_test_split(
 def test_what_does_not_belong_together_is_refused(
     run: Path, capsys: pytest.CaptureFixture[str], more: list[str], sentence: str
 ) -> None:
+    more = [*more, tiny.own_data(run)]
     assert tiny.do("data", run, *more) == 0
     assert tiny.do("eval", run, *more) == 2
     assert sentence in capsys.readouterr().err
@@ -153,7 +154,7 @@ def test_outputs_are_kept_in_the_order_of_the_predictions(run: Path) -> None:
 def test_without_validation_no_temperature_is_fitted_and_that_is_said(
     birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    more = ["data.val_fraction=0", "train.epochs=1", "train.max_steps=1"]
+    more = ["data.val_fraction=0", "train.epochs=1", "train.max_steps=1", tiny.own_data(tmp_path)]
     assert all(tiny.do(verb, tmp_path, *more) == 0 for verb in ("data", "train", "eval"))
     numbers = json.loads((tmp_path / "runs/tiny/eval/test/metrics.json").read_text())
     assert numbers["temperature"] is None

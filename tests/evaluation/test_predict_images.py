@@ -21,6 +21,7 @@ def test_a_data_sets_own_pictures_get_the_probabilities_of_evaluation(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: list[str]
 ) -> None:
     if how:
+        how = [*how, tiny.own_data(tmp_path)]
         assert tiny.do("data", tmp_path, *how) == 0
         assert tiny.do("train", tmp_path, *how) == 0
     else:

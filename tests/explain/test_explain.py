@@ -86,7 +86,7 @@ def test_attributes_are_those_of_the_classes_in_the_order_of_labels(tmp_path: Pa
 @pytest.fixture
 def job(birds: Path, tmp_path: Path) -> tuple:
     """The tiny birds at 96 px, where the smallest network has maps of 3 x 3."""
-    more = ["data.resize_px=96", "data.image_px=96"]
+    more = ["data.resize_px=96", "data.image_px=96", tiny.own_data(tmp_path)]
     assert tiny.do("data", tmp_path, *more) == 0
     config = tiny.config(tmp_path, *more)
     torch.manual_seed(0)

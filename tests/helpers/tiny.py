@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +66,18 @@ def launch(words: list[str], **kwargs: Any) -> subprocess.CompletedProcess[str]:
 def data_root() -> Path:
     """The folder of the drawn birds: made once a test session, by whichever test comes first."""
     return Path(os.environ["PLUMAGE_TEST_DATA"])
+
+
+def own_data(tmp: Path) -> str:
+    """An override: a copy of the drawn birds below a folder, for a test that prepares them in another way."""
+    shutil.copytree(data_root(), tmp / "data", dirs_exist_ok=True)
+    return f"data.root={tmp / 'data'}"
+
+
+def samples_file() -> Path:
+    """The sample table of the tiny job."""
+    (path,) = data_root().glob("*/samples*.csv")
+    return path
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:

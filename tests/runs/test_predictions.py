@@ -139,7 +139,7 @@ def test_report_refuses(
 
 
 def samples_of_tiny() -> pd.DataFrame:
-    return sample_table.read(next(tiny.data_root().glob("synthetic-6x10-*/samples-val0.1-seed0.csv")))
+    return sample_table.read(tiny.samples_file())
 
 
 def training_rows(samples: pd.DataFrame) -> np.ndarray:

@@ -56,8 +56,9 @@ def test_two_runs_of_one_seed_are_identical_and_another_seed_differs(
 ) -> None:
     assert tiny.do("train", tmp_path) == 0
     assert tiny.same_weights(tiny.checkpoints(tmp_path) / "last.pt", tiny.checkpoints(trained) / "last.pt")
-    assert tiny.do("data", tmp_path, "seed=1") == 0
-    assert tiny.do("train", tmp_path, "seed=1", "run.name=other") == 0
+    other = [tiny.own_data(tmp_path), "seed=1", "run.name=other"]
+    assert tiny.do("data", tmp_path, *other) == 0
+    assert tiny.do("train", tmp_path, *other) == 0
     assert not tiny.same_weights(
         tiny.checkpoints(tmp_path, "other") / "last.pt", tiny.checkpoints(trained) / "last.pt"
     )
@@ -184,8 +185,9 @@ def test_max_steps_stops_validates_and_can_be_raised(trained: Path, tmp_path: Pa
 
 
 def test_without_validation_the_last_epoch_is_reported(birds: Path, tmp_path: Path) -> None:
-    assert tiny.do("data", tmp_path, "data.val_fraction=0") == 0
-    assert tiny.do("train", tmp_path, "data.val_fraction=0", "train.epochs=2") == 0
+    without = [tiny.own_data(tmp_path), "data.val_fraction=0", "train.epochs=2"]
+    assert tiny.do("data", tmp_path, *without) == 0
+    assert tiny.do("train", tmp_path, *without) == 0
     best = torch.load(tiny.checkpoints(tmp_path) / "best.pt", weights_only=True)
     assert (best["epoch"], best["best"]["top1"]) == (2, None)
     assert tiny.same_weights(tiny.checkpoints(tmp_path) / "best.pt", tiny.checkpoints(tmp_path) / "last.pt")
@@ -243,11 +245,11 @@ def test_what_a_user_can_mend_is_one_sentence_and_exit_code_2(
 def test_a_checkpoint_of_another_class_count_is_refused(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fewer = "data.synthetic.species=5"
-    assert tiny.do("data", tmp_path, fewer) == 0
+    fewer = ["data.synthetic.species=5", f"data.root={tmp_path / 'data'}"]
+    assert tiny.do("data", tmp_path, *fewer) == 0
     source = tiny.checkpoints(trained) / "last.pt"
     for verb, key in (("train", "train.resume"), ("eval", "eval.checkpoint")):
-        assert tiny.do(verb, tmp_path, fewer, f"{key}={source}") == 2
+        assert tiny.do(verb, tmp_path, *fewer, f"{key}={source}") == 2
         assert "was trained on 6 classes and the data has 5" in capsys.readouterr().err
 
 
