@@ -18,6 +18,12 @@ import torch
 from pipeline.common import console
 from tests.helpers import processes, tiny
 
+shared_tables: set[str] = set()
+
+
+def tables() -> set[str]:
+    return {str(path) for path in tiny.data_root().glob("*/samples*.csv")}
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _session(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -29,7 +35,7 @@ def _session(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(autouse=True)
 def _process_as_it_was() -> Iterator[None]:
     """What a verb sets for the whole process is as before when the next test begins: tests pass in any order."""
-    environment, drawn = dict(os.environ), set(tiny.data_root().glob("*/*"))
+    environment = dict(os.environ)
     handlers = {
         number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
     }
@@ -42,14 +48,15 @@ def _process_as_it_was() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
     torch.backends.cudnn.benchmark = False
     console._console.quiet, console._signature[0] = False, ""  # there is no public way back
-    added = sorted(map(str, set(tiny.data_root().glob("*/*")) - drawn))
-    assert not added, f"the shared data stay as they are; take `tiny.own_data`: {added}"
+    added = tables() - shared_tables
+    assert not added, f"the shared data keep their one sample table; take `tiny.own_data` for {added}"
 
 
 @pytest.fixture(scope="session")
 def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the prepared tiny data set."""
     assert tiny.do("data", tmp_path_factory.mktemp("prepare")) == 0
+    shared_tables.update(tables())
     return tiny.data_root()
 
 

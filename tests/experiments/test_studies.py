@@ -32,7 +32,7 @@ STUDY: dict[str, Any] = {
 
 def write(folder: Path, **changes: Any) -> Path:
     """A study file of the tiny job, whose runs live in FOLDER/runs."""
-    base = tiny.config(folder, "tracking.log_every_steps=1").model_dump(mode="json")
+    base = tiny.config(folder, tiny.own_data(folder), "tracking.log_every_steps=1").model_dump(mode="json")
     files.write_json(folder / "base.yaml", base | {"run": {"root": str(folder / "runs"), "name": None}})
     files.write_json(folder / "which.yaml", STUDY | {"base": str(folder / "base.yaml")} | changes)
     return folder / "which.yaml"
