@@ -62,7 +62,7 @@ def memory(
     if fitting_on_all:
         what_next = (
             f"set optim.batch_size={fitting_on_all * ranks.world_size} optim.effective_batch_size={step_images}: "
-            "the same training in more passes"
+            "the same training in more micro-batches"
         )
     return Finding("no-go", figures, what_next, numbers), None
 

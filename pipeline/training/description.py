@@ -54,7 +54,7 @@ def optimizers(config: Config) -> str:
 def batch(config: Config, batch_size: int, world: int) -> str:
     """How batch size, accumulation and ranks make the batch that the learning rate is for."""
     images = config.optim.images_per_step
-    passes = -(-images // batch_size)
-    parts = [f"{world} ranks"] * (world > 1) + [f"{passes} passes"] * (passes > 1)
-    made = " x ".join([*parts, f"{-(-images // world // passes)} images"])
+    micro_batches = -(-images // batch_size)
+    parts = [f"{world} ranks"] * (world > 1) + [f"{micro_batches} micro-batches"] * (micro_batches > 1)
+    made = " x ".join([*parts, f"{-(-images // world // micro_batches)} images"])
     return f"{images} images a step" + (f" = {made}" if parts else "")
