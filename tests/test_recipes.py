@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipeline.runs.log import read_log
-from tests.helpers import tiny
+from tests.helpers import processes, tiny
 
 EVERYTHING = [
     "optim.phases=[{name: adam, lr: 2e-3, until: 1}, {name: sgd, carry_momentum: true}]",
@@ -61,8 +61,8 @@ def test_with_everything_on_a_run_resumes_to_the_same_weights_and_log(
 ) -> None:
     """Killed before the switch from Adam to SGD, and after it; with checkpoints in mid-epoch."""
     more = [*EVERYTHING, "train.checkpoint_every_steps=2", "train.keep_checkpoints=2"]
-    killed = tiny.interrupt(
-        tiny.command("train", tmp_path, *more), tiny.log_reaches(tmp_path, step), signal.SIGKILL
+    killed = processes.interrupt(
+        tiny.arguments("train", tmp_path, *more), tiny.log_reaches(tmp_path, step), signal.SIGKILL
     )
     assert killed == -signal.SIGKILL
     assert torch.load(tiny.checkpoints(tmp_path) / "last.pt", weights_only=True)["step"] % 5 != 0
@@ -82,8 +82,8 @@ def test_sigterm_in_validation_saves_exits_75_and_the_run_ends_as_if_it_had_not_
     trained: Path, tmp_path: Path
 ) -> None:
     more = ["tracking.log_every_steps=1", "eval.batch_size=1"]
-    killed = tiny.interrupt(
-        tiny.command("train", tmp_path, *more), tiny.log_reaches(tmp_path, 5), signal.SIGTERM
+    killed = processes.interrupt(
+        tiny.arguments("train", tmp_path, *more), tiny.log_reaches(tmp_path, 5), signal.SIGTERM
     )
     assert killed == 75
     assert [record["kind"] for record in log(tmp_path)] == ["step"] * 5  # the epoch is not closed yet
@@ -95,7 +95,7 @@ def test_sigterm_in_validation_saves_exits_75_and_the_run_ends_as_if_it_had_not_
 def test_sigterm_while_the_store_is_built_exits_75_and_the_same_command_goes_on(tmp_path: Path) -> None:
     more = [f"data.root={tmp_path / 'data'}", "data.synthetic.images_per_species=200"]
     begun = lambda: any((tmp_path / "data").glob("*/store*.part"))  # noqa: E731
-    assert tiny.interrupt(tiny.command("data", tmp_path, *more), begun, signal.SIGTERM) == 75
+    assert processes.interrupt(tiny.arguments("data", tmp_path, *more), begun, signal.SIGTERM) == 75
     assert not list((tmp_path / "data").glob("*/store*.stamp.json"))
     assert tiny.do("data", tmp_path, *more) == 0
     assert list((tmp_path / "data").glob("*/store*.stamp.json"))
@@ -154,10 +154,10 @@ def test_swats_switches_by_itself_with_a_rate_of_its_own(birds: Path, tmp_path: 
     assert last["phase"]["lr"] == switch["lr"]
     assert 1e-6 < switch["lr"] < 1  # type: ignore[operator]
     killed = tmp_path / "killed"
-    words = tiny.command(
+    words = tiny.arguments(
         "train", killed, swats, "tracking.log_every_steps=1", "train.checkpoint_every_steps=1"
     )
-    assert tiny.interrupt(words, tiny.log_reaches(killed, 2), signal.SIGTERM) == 75
+    assert processes.interrupt(words, tiny.log_reaches(killed, 2), signal.SIGTERM) == 75
     assert (
         tiny.do("train", killed, swats, "tracking.log_every_steps=1", "train.checkpoint_every_steps=1") == 0
     )

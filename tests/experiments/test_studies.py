@@ -19,7 +19,7 @@ from pipeline.experiments.studies import study as study_module
 from pipeline.experiments.studies.plan import StudyPlan
 from pipeline.runs.log import best_record
 from pipeline.training.trainer import train
-from tests.helpers import ranks, tiny
+from tests.helpers import processes, ranks, tiny
 
 STUDY: dict[str, Any] = {
     "title": "Which is it?",
@@ -188,7 +188,7 @@ def test_a_study_that_was_stopped_goes_on_to_the_same_weights(done: Path, tmp_pa
     log = study_of(tmp_path) / "slow-seed0/log.jsonl"
     command = ["study", str(path), "--jobs", "1"]
     begun = lambda: log.is_file() and '"step": 4,' in log.read_text()  # noqa: E731
-    assert tiny.interrupt(command, begun, signal.SIGTERM) == 75
+    assert processes.interrupt(command, begun, signal.SIGTERM) == 75
     saved = study_of(tmp_path) / "slow-seed0/checkpoints"
     assert main.run(["study", str(path), "--jobs", "1"]) == 0
     for name in ("best.pt", "last.pt"):
@@ -201,7 +201,7 @@ def test_a_study_that_was_killed_leaves_no_run_behind(birds: Path, tmp_path: Pat
     path = write(tmp_path, arms={"slow": ["optim.lr=0.001", "train.epochs=2000"]}, tune_lr={}, seeds=[0])
     log = study_of(tmp_path) / "slow-seed0/log.jsonl"
     command = ["study", str(path), "--jobs", "1"]
-    assert tiny.interrupt(command, log.is_file, signal.SIGKILL) == -signal.SIGKILL
+    assert processes.interrupt(command, log.is_file, signal.SIGKILL) == -signal.SIGKILL
     deadline = time.monotonic() + 60
     while "stopped by SIGTERM" not in (log.parent / "output.log").read_text():  # by the worker itself
         assert time.monotonic() < deadline, "the run goes on without its study"

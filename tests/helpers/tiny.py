@@ -14,10 +14,8 @@ from pipeline.cli.main import run
 from pipeline.config.load import load_config
 from pipeline.config.schema import Config
 from pipeline.runs.log import read_log
-from tests.helpers import processes
 
 SPECIES, IMAGES, TRAIN = 6, 10, 7
-interrupt = processes.interrupt
 
 
 def overrides(tmp: Path, *more: str) -> list[str]:
@@ -52,7 +50,7 @@ def do(verb: str, tmp: Path, *more: str) -> int:
     return run([verb, *overrides(tmp, *more)])
 
 
-def command(verb: str, tmp: Path, *more: str) -> list[str]:
+def arguments(verb: str, tmp: Path, *more: str) -> list[str]:
     """The arguments of a verb on the tiny job."""
     return [verb, *overrides(tmp, *more)]
 

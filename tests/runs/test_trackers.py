@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from pipeline.runs.log import CLOCKS, FIELDS, LogRecord, read_log
 from pipeline.training import gradient_histograms
 from pipeline.training.trainer import train
-from tests.helpers import tiny
+from tests.helpers import processes, tiny
 
 TRACKED = ("tracking.tensorboard=true", "tracking.csv=true", "tracking.log_every_steps=1")
 WITH_GRADIENTS = (*TRACKED, "tracking.gradients_every_steps=4")
@@ -23,7 +23,7 @@ def run(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tmp = tmp_path_factory.mktemp("tracked")
     words = (*WITH_GRADIENTS, "train.checkpoint_every_steps=3")
     for step in (5, 11):
-        tiny.interrupt(tiny.command("train", tmp, *words), tiny.log_reaches(tmp, step), signal.SIGKILL)
+        processes.interrupt(tiny.arguments("train", tmp, *words), tiny.log_reaches(tmp, step), signal.SIGKILL)
     assert tiny.do("train", tmp, *words) == 0
     return tmp / "runs/tiny"
 

@@ -9,7 +9,7 @@ import torch
 from pipeline.common.errors import CheckpointError
 from pipeline.runs.checkpoints import FORMAT, read
 from pipeline.training.validation import Validator
-from tests.helpers import tiny
+from tests.helpers import processes, tiny
 
 STEPS_PER_EPOCH = 5  # 36 training images in batches of at most 8
 LAST = 3 * STEPS_PER_EPOCH
@@ -68,8 +68,8 @@ def test_two_runs_of_one_seed_are_identical_and_another_seed_differs(
 def test_a_signal_saves_and_exits_75_and_the_run_ends_as_if_it_had_not_come(
     trained: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    words = tiny.command("train", tmp_path, "tracking.log_every_steps=1")
-    assert tiny.interrupt(words, tiny.log_reaches(tmp_path, 7), number) == 75
+    words = tiny.arguments("train", tmp_path, "tracking.log_every_steps=1")
+    assert processes.interrupt(words, tiny.log_reaches(tmp_path, 7), number) == 75
     step = torch.load(tiny.checkpoints(tmp_path) / "last.pt", weights_only=True)["step"]
     assert 7 <= step < LAST
     assert tiny.do("train", tmp_path, "tracking.log_every_steps=1") == 0
@@ -80,8 +80,8 @@ def test_a_signal_saves_and_exits_75_and_the_run_ends_as_if_it_had_not_come(
 def test_a_run_killed_at_any_step_resumes_to_the_same_weights_and_log(
     trained: Path, tmp_path: Path, step: int
 ) -> None:
-    words = tiny.command("train", tmp_path, "tracking.log_every_steps=1")
-    assert tiny.interrupt(words, tiny.log_reaches(tmp_path, step), signal.SIGKILL) == -signal.SIGKILL
+    words = tiny.arguments("train", tmp_path, "tracking.log_every_steps=1")
+    assert processes.interrupt(words, tiny.log_reaches(tmp_path, step), signal.SIGKILL) == -signal.SIGKILL
     with (tmp_path / "runs/tiny/log.jsonl").open("a") as log:
         log.write('{"kind": "step", "st')  # the half line of a write that was cut
     assert tiny.do("train", tmp_path, "tracking.log_every_steps=1") == 0
@@ -145,7 +145,10 @@ def test_a_run_with_looks_that_is_stopped_ends_as_one_that_was_not(
     looked: Path, tmp_path: Path, step: int, number: signal.Signals
 ) -> None:
     assert (
-        tiny.interrupt(tiny.command("train", tmp_path, *LOOKS), tiny.log_reaches(tmp_path, step), number) != 0
+        processes.interrupt(
+            tiny.arguments("train", tmp_path, *LOOKS), tiny.log_reaches(tmp_path, step), number
+        )
+        != 0
     )
     assert tiny.do("train", tmp_path, *LOOKS) == 0
     for name in ("last.pt", "best.pt"):
