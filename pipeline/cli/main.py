@@ -34,5 +34,5 @@ def run(argv: Sequence[str]) -> int:
 
 
 def main() -> NoReturn:
-    """Entry point of `python -m pipeline`."""
+    """Entry point of `plumage` and of `python -m pipeline`."""
     sys.exit(run(sys.argv[1:]))
