@@ -254,7 +254,7 @@ def origin(run: RunDirectory) -> Values:
         if "train" in arguments:
             rest = shlex.join(arguments[arguments.index("train") + 1 :])
             verbs = ("data", "train", "eval")
-            values["commands"] = [f"python -m pipeline {verb} {rest}".rstrip() for verb in verbs]
+            values["commands"] = [f"plumage {verb} {rest}".rstrip() for verb in verbs]
         git = environment.get("git")
         values["commit"] = git and git["commit"]
         values["dirty"] = bool(git and git["dirty"])

@@ -198,7 +198,7 @@ def _run(path: Path) -> ListedRun:
     directory = RunDirectory(path)
     if not directory.is_run():
         raise DataError(
-            f"{path}: no run directory (config.yaml, log.jsonl); `python -m pipeline runs` lists them"
+            f"{path}: no run directory (config.yaml, log.jsonl); `plumage runs` lists them"
         )
     return ListedRun(directory, str(path))
 

@@ -1,4 +1,4 @@
-"""Starts the process that sends a run to W&B, `python -m pipeline sync`, and waits for its end, for a limited time.
+"""Starts the process that sends a run to W&B, `plumage sync`, and waits for its end, for a limited time.
 
 So training neither imports the client nor waits for a server, and a server that is down costs one warning.
 """
@@ -84,7 +84,7 @@ class SyncProcess:
     def wait(self, seconds: float) -> None:
         """Wait for the end, at most `seconds`; warn, and kill the process, when the run is not sent then."""
         verb = "sync --offline" if self._mode == "offline" else "sync"
-        again = f"nothing is lost, `python -m pipeline {verb} {self._run_dir}` completes it"
+        again = f"nothing is lost, `plumage {verb} {self._run_dir}` completes it"
         try:
             code = self._wait(seconds)
         except subprocess.TimeoutExpired:

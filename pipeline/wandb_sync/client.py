@@ -146,7 +146,7 @@ def errors_as_sentences(tracked: TrackedRun) -> Iterator[None]:
     from wandb.sdk.artifacts.exceptions import WaitTimeoutError
     from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
-    again = f"`python -m pipeline sync {tracked.run_dir}`"
+    again = f"`plumage sync {tracked.run_dir}`"
     server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     try:
         yield
@@ -184,7 +184,7 @@ def import_wandb(tracked: TrackedRun) -> Any:
     except ImportError as error:
         raise Refused(
             f"W&B: the package wandb cannot be imported ({error}); `pip install wandb`, then "
-            f"`python -m pipeline sync {tracked.run_dir}` sends the run"
+            f"`plumage sync {tracked.run_dir}` sends the run"
         ) from error
     logging.getLogger("wandb").setLevel(logging.ERROR)
     return wandb

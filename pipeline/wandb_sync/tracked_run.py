@@ -92,7 +92,7 @@ class TrackedRun:
         """
         if not run_dir.is_dir():
             raise DataError(
-                f"{run_dir}: no such run directory; `python -m pipeline runs` lists those there are"
+                f"{run_dir}: no such run directory; `plumage runs` lists those there are"
             )
         run = RunDirectory(run_dir)
         for path in (run.config_file, run.log_file):

@@ -51,7 +51,7 @@ def test_training_goes_on_without_wandb_after_one_warning_and_sync_completes_it(
     warnings = [line for line in said.splitlines() if line.startswith("warning:")]
     assert len(warnings) == 1
     assert says[trouble] in warnings[0]
-    assert f"`python -m pipeline sync {world.run_dir}`" in warnings[0]
+    assert f"`plumage sync {world.run_dir}`" in warnings[0]
     assert "Traceback" not in said
     assert not living_commands(str(world.run_dir))
     if trouble == "no server":

@@ -140,7 +140,7 @@ def write_best(plan: SweepPlan, best: dict[str, Any], config: Config, note: Sequ
     wrapped = [
         line for sentence in note for line in textwrap.wrap(sentence[0].upper() + sentence[1:], HEADER_WIDTH)
     ]
-    command = f"  {_threads(plan, best['number'])}python -m pipeline train --config {path}"
+    command = f"  {_threads(plan, best['number'])}plumage train --config {path}"
     header = "".join(f"# {line}\n" for line in (f"The best of {plan.path}.", command, *wrapped))
     files.write_text(path, header + dump_departures(run_config))
     assert load_config(path) == run_config, f"{path} is not the trial's configuration"
