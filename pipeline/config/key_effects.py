@@ -164,8 +164,16 @@ NAMING_SECTIONS = dict.fromkeys(
 def effect_of(key: str) -> KeyEffect:
     """The effect of a dotted key, or of the table's key that it is below, as `schedule.gamma` is.
 
-    A key that the table does not know is of another version: it counts as `TRAINING`.
+    A key that the table does not know is of another version: where no key of its section changes a training (`run`,
+    `eval`, `tracking`, ...), it has the effect of the section's first key; elsewhere it counts as `TRAINING`.
     """
-    while key and key not in KEY_EFFECTS:
-        key = key.rpartition(".")[0]
-    return KEY_EFFECTS.get(key, TRAINING)
+    section, path = key.partition(".")[0], key
+    while path and path not in KEY_EFFECTS:
+        path = path.rpartition(".")[0]
+    if path:
+        return KEY_EFFECTS[path]
+    siblings = [effect for known, effect in KEY_EFFECTS.items() if known.partition(".")[0] == section]
+    harmless = all(
+        sibling.effect in ("nothing", "speed") and sibling.on_resume == "free" for sibling in siblings
+    )
+    return siblings[0] if siblings and harmless else TRAINING

@@ -79,12 +79,14 @@ def test_run_and_tracking_are_no_part_of_a_sweeps_definition() -> None:
         ("model.options.width", KEY_EFFECTS["model.options"]),
         ("optim.options", KEY_EFFECTS["optim.options"]),
         ("optim.lrx", TRAINING),
-        ("eval.views", TRAINING),
+        ("distributed.x", TRAINING),
+        ("eval.views", KEY_EFFECTS["eval.split"]),
+        ("tracking.x", KEY_EFFECTS["tracking.notes"]),
         ("train", TRAINING),
         ("nothing.of.this", TRAINING),
     ],
 )
-def test_a_key_below_one_of_the_table_has_its_effect_and_an_unknown_key_is_not_free(
+def test_a_key_below_one_of_the_table_has_its_effect_and_an_unknown_one_is_free_where_all_of_its_section_are(
     key: str, effect: KeyEffect
 ) -> None:
     assert effect_of(key) == effect
