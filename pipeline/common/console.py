@@ -28,33 +28,33 @@ _signature = [""]  # in front of what any rank may say
 
 
 def sign(name: str) -> None:
-    """Name this rank, one of several, in front of its warnings and errors."""
+    """Print the name of this rank in front of its warnings and errors."""
     _signature[0] = f"{name}: "
 
 
 def mute() -> None:
-    """Say nothing from here on: what every rank but the first does."""
+    """Print nothing more: every rank but the first is muted."""
     _console.quiet = True
 
 
 def say(text: str, style: str | None = None) -> None:
-    """Print one line as it is; style: as rich has it, such as "yellow", on a terminal alone."""
+    """Print one line; style: a style of rich, such as "yellow", used on a terminal only."""
     _console.print(text, style=style, markup=False)
 
 
 def warn(text: str) -> None:
-    """Print one line that asks for attention."""
+    """Print a warning."""
     _console.print(f"warning: {_signature[0]}{text}", style="yellow", markup=False)
 
 
 def fail(text: str) -> None:
-    """Print the sentence that says why the program ends, on whatever rank."""
+    """Print the error that ends the program; also a muted rank prints it."""
     _console.quiet = False
     _console.print(f"error: {_signature[0]}{text}", style="bold red", markup=False)
 
 
 def put_out(text: str) -> None:
-    """Print a result to standard output; who reads it may have seen enough and close it, as `head` does."""
+    """Print a result to standard output; its reader may close the pipe early, as `head` does."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -91,7 +91,7 @@ def _cell(value: object) -> str:
 
 
 class Bar:
-    """The progress of one pass: how many are done, how fast, and how long it will still take."""
+    """The progress of one pass: units done, units per second, time left."""
 
     def __init__(self, label: str, total: int, unit: str, done: int) -> None:
         self.label, self.total, self.unit = label, total, unit
@@ -101,7 +101,7 @@ class Bar:
         self._task = TaskID(0)
 
     def advance(self, count: int = 1, **notes: float | str) -> None:
-        """Count `count` more as done; `notes` (a loss, say) stand behind the figures."""
+        """Count `count` more units as done; `notes` (a loss, say) are shown behind the figures."""
         self.done += count
         if notes:
             self.notes = "  ".join(
@@ -117,7 +117,7 @@ class Bar:
             say(f"{self.label}  {self.figures()}")
 
     def count(self, items: Iterable[Item], counts: Iterable[int]) -> Iterator[Item]:
-        """Yield the items; each counts for so many units once the next one is asked for."""
+        """Yield the items; an item counts, with its number of units, when the next one is requested."""
         for item, count in zip(items, counts, strict=True):
             yield item
             self.advance(count)
@@ -146,7 +146,7 @@ class Bar:
 
 @contextmanager
 def bar(label: str, total: int, unit: str = "images", done: int = 0) -> Iterator[Bar]:
-    """Show the progress of a pass over `total` units, `done` of which were done before."""
+    """Show the progress of a pass over `total` units; `done` of them were done before."""
     current = Bar(label, total, unit, done)
     if not _console.is_terminal or _console.quiet:
         yield current

@@ -96,5 +96,5 @@ def _model(config: Config, content: dict[str, Any], path: Path) -> Classifier:
 
 
 def load_eval_weights(model: Classifier, content: dict[str, Any], path: Path) -> None:
-    """Load the weights that validation looked at, every one of them: the average, if there is one."""
+    """Load all weights that were validated: the average (EMA), if there is one."""
     load_weights(model, content["ema"] or content["model"], content, path)

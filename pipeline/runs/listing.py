@@ -197,9 +197,7 @@ def _agreed(count: int, size_bytes: int) -> bool:
 def _run(path: Path) -> ListedRun:
     directory = RunDirectory(path)
     if not directory.is_run():
-        raise DataError(
-            f"{path}: no run directory (config.yaml, log.jsonl); `plumage runs` lists them"
-        )
+        raise DataError(f"{path}: no run directory (config.yaml, log.jsonl); `plumage runs` lists them")
     return ListedRun(directory, str(path))
 
 

@@ -111,7 +111,7 @@ def read_table(folder: EvaluationDirectory, names: Sequence[str]) -> pd.DataFram
     path = folder.predictions_file
     table = _read_csv(path, COLUMNS)
     if table.empty:
-        raise DataError(f"{path}: no image stands there; {AGAIN}")
+        raise DataError(f"{path}: the table has no image; {AGAIN}")
     _refuse_doubles(table["id"], path)
     for label, name in (("label", "class_name"), ("predicted", "predicted_name")):
         known = dict(enumerate(names))
@@ -218,7 +218,7 @@ def _read_validation(folder: EvaluationDirectory, classes: int) -> Validation | 
 
 def _refuse_doubles(ids: "pd.Series[int]", path: Path) -> None:
     if len(doubled := ids[ids.duplicated()].unique()):
-        raise DataError(f"{path}: image ids {name_some(doubled)} stand there twice; {AGAIN}")
+        raise DataError(f"{path}: duplicate image ids {name_some(doubled)}; {AGAIN}")
 
 
 def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:

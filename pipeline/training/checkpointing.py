@@ -40,7 +40,7 @@ class Checkpointer:
         self.ranks.barrier()
 
     def save_if_due(self, meter: EpochMeter) -> None:
-        """Within an epoch: save every so many steps or minutes, and before the run stops.
+        """Within an epoch: save at the configured interval of steps or minutes, and before the run stops.
 
         Raises:
             Stopped: any rank was asked to stop.

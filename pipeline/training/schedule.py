@@ -1,4 +1,4 @@
-"""Learning rate and momentum as functions of the moment: nothing to save, nothing to restore.
+"""Learning rate and momentum as functions of the step: nothing to save, nothing to restore.
 
 Only reduce-on-plateau looks at what training did; what it remembers is `PlateauState`.
 """
@@ -69,7 +69,7 @@ class StepClock:
         return bisect_right(self.starts, step) - 1
 
     def epochs_over(self, step: int) -> int:
-        """Epochs of which a step has been taken, when `step` of them have been taken in all."""
+        """The number of epochs that have begun when `step` steps have been taken."""
         return self.epoch(step - 1) + 1 if step else 0
 
     def moment(self, step: int) -> TrainTime:

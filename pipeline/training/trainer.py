@@ -202,7 +202,7 @@ class Trainer:
         self.tracker.log({"kind": "gradients", "step": self.state.step + 1, "histograms": histograms})
 
     def _log_step_if_due(self, rates: phases.Rates, meter: EpochMeter) -> dict[str, float]:
-        """Log every so many steps; return what the bar shows. Only then are the losses waited for."""
+        """Log every `tracking.log_every_steps`; return what the bar shows. Only then are losses read from the device."""
         if self.state.step % self.config.tracking.log_every_steps:
             return {}
         last = meter.last()

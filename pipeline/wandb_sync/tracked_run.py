@@ -91,9 +91,7 @@ class TrackedRun:
             UserError: there is no such run, or it has no configuration or no log.
         """
         if not run_dir.is_dir():
-            raise DataError(
-                f"{run_dir}: no such run directory; `plumage runs` lists those there are"
-            )
+            raise DataError(f"{run_dir}: no such run directory; `plumage runs` lists those there are")
         run = RunDirectory(run_dir)
         for path in (run.config_file, run.log_file):
             if not path.is_file():

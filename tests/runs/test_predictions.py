@@ -82,7 +82,7 @@ MISSING = in_predictions(lambda predicted: predicted.drop(index=5))
 DOUBLED = in_predictions(lambda predicted: pd.concat([predicted, predicted.iloc[[2]]]))
 EVERYWHERE = [
     (MISSING, "(1 in all)"),
-    (DOUBLED, "stand there twice"),
+    (DOUBLED, "duplicate image ids"),
     (cell("predicted", 77), "unknown class 77 ("),
     (cell("predicted_name", "900.Dodo"), "(900.Dodo) (1 in all) in the columns predicted and predicted_name"),
     (cell("label", -1), "unknown class -1 ("),
@@ -90,7 +90,7 @@ EVERYWHERE = [
     (cell("probability", 1.5), "probability is no number in 0..1 for image ids"),
     (cell("rank", "first"), "not a readable table"),
     (in_predictions(lambda predicted: predicted.drop(columns="rank")), "the columns ['rank'] are missing"),
-    (in_predictions(lambda predicted: predicted.head(0)), "no image stands there"),
+    (in_predictions(lambda predicted: predicted.head(0)), "the table has no image"),
     (lambda folder: (folder / "predictions.csv").unlink(), "predictions.csv: missing; run `eval`"),
     (lambda folder: (folder / "metrics.json").unlink(), "metrics.json: missing; run `eval`"),
     (lambda folder: (folder / "metrics.json").write_text("[]"), "does not hold the numbers of an evaluation"),
@@ -99,7 +99,7 @@ OF_THE_MODEL = [
     (in_outputs(spoil_logits), "outputs are not finite for image ids"),
     (in_outputs(another_class), "says another class than predictions.csv"),
     (in_outputs(lambda arrays: arrays.update(id=arrays["id"] + 1)), "are missing in"),
-    (in_outputs(lambda arrays: arrays.update(id=arrays["id"] * 0)), "stand there twice"),
+    (in_outputs(lambda arrays: arrays.update(id=arrays["id"] * 0)), "duplicate image ids"),
     (in_outputs(lambda arrays: arrays.update(logits=arrays["logits"][:, 1:])), "holds logits [18, 5]"),
     (in_outputs(without_features), "without one of"),
     (lambda folder: (folder / "outputs.npz").write_bytes(b"no archive"), "outputs.npz: damaged"),

@@ -42,7 +42,7 @@ class Source(Protocol):
         """Draw, unpack or write the data set into `output`, through `files.replacing_folder`.
 
         Raises:
-            DataError: it cannot be had.
+            DataError: it cannot be downloaded, read or written.
         """
 
     def find_root(self, raw: Path) -> Path:
