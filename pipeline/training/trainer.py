@@ -165,12 +165,14 @@ class Trainer:
         return epoch, self.setup.epoch_batches(epoch)[done : done + self.setup.last_step - step]
 
     def _set_train_mode(self, epoch: int) -> None:
-        """Training mode but for what is frozen; compiled, and in DDP, which buckets what has gradients."""
+        """Set training mode, but for what is frozen in the epoch; DDP buckets only what has gradients."""
         frozen_stages = self.freeze_schedule.apply(epoch)
         if frozen_stages != self.wrapped_for:
-            model = torch.compile(self.state.model) if self.config.train.compile else self.state.model
-            self.ddp_model = replicate(model, self.config.distributed, self.ranks)  # type: ignore[arg-type]
-            self.wrapped_for = frozen_stages
+            self.ddp_model, self.wrapped_for = self._compile_and_wrap(), frozen_stages
+
+    def _compile_and_wrap(self) -> nn.Module:
+        model = torch.compile(self.state.model) if self.config.train.compile else self.state.model
+        return replicate(model, self.config.distributed, self.ranks)  # type: ignore[arg-type]
 
     def _switch_phase_if_due(self) -> None:
         """Change the optimizer when the phase that the next step belongs to is another one."""
