@@ -15,7 +15,8 @@ import pandas as pd
 from PIL import Image
 
 from pipeline.common import console
-from pipeline.data.image_store import JPEG_QUALITY, Store
+from pipeline.data.image_store import Store
+from pipeline.data.pictures import JPEG_QUALITY
 from pipeline.explain import neighbours
 
 HASH_SIDE = 16

@@ -5,51 +5,23 @@ the order of the sample table). Packed pixels are uint8 RGB, height x width x 3;
 files of quality 95 instead, for when the disk is short.
 """
 
-import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
 
 from pipeline.common import console, files, hardware
 from pipeline.common.errors import DataError
+from pipeline.data.pictures import DAMAGE, Layout, Pixels, make_entry, reason, sizes_in_store
 
-Pixels = npt.NDArray[np.uint8]
 Result = TypeVar("Result")
-JPEG_QUALITY = 95
-DAMAGE = OSError, SyntaxError, ValueError, Image.DecompressionBombError  # what Pillow raises for bad pictures
 JPEG_BYTES_PER_PIXEL = 0.8  # at quality 95, with a margin, to see whether the disk has room
-
-cv2.setNumThreads(0)  # one picture is one thread's work, here and in loader processes
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a store holds its pictures."""
-
-    resize: Literal["squash", "short_side"]
-    resize_px: int
-    format: Literal["packed", "jpeg"]
-
-    @property
-    def name(self) -> str:
-        """The folder's name: "store-squash512-packed"."""
-        return f"store-{self.resize}{self.resize_px}-{self.format}"
-
-    def size(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height in the store, in pixels, of a picture of this width and height."""
-        if self.resize == "squash":
-            return self.resize_px, self.resize_px
-        scale = self.resize_px / min(width, height)
-        return max(self.resize_px, round(width * scale)), max(self.resize_px, round(height * scale))
 
 
 class Store:
@@ -93,47 +65,6 @@ class Store:
         return raw.reshape(height, width, 3)
 
 
-def decode(content: bytes, target: tuple[int, int] | None = None) -> tuple[Pixels, dict[str, int | bool]]:
-    """Decode a picture in full: uint8 [H, W, 3] RGB; and its width, height, and whether it is grey.
-
-    Raises OSError, SyntaxError or ValueError, as Pillow does, when the file is damaged.
-    """
-    with Image.open(io.BytesIO(content)) as picture:
-        width, height = picture.size
-        grey = picture.mode in ("1", "L", "LA", "I;16")
-        if target is not None and not grey:
-            # libjpeg scales by 1/2, 1/4 or 1/8 while decoding, never below the target.
-            picture.draft("RGB", target)
-        pixels = np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
-    return pixels, {"width": width, "height": height, "grey": grey}
-
-
-def resized(picture: Pixels, width: int, height: int) -> Pixels:
-    """Resize with anti-aliasing: area averages where it shrinks, then bicubic where it grows."""
-    rows, columns = picture.shape[:2]
-    if columns > width or rows > height:
-        shrunk = min(columns, width), min(rows, height)
-        picture = np.asarray(cv2.resize(picture, shrunk, interpolation=cv2.INTER_AREA), np.uint8)
-    if picture.shape[:2] == (height, width):
-        return picture
-    return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
-
-
-def picture(path: Path, layout: Layout) -> Pixels:
-    """A picture as a store of this layout gives it back: uint8 [H, W, 3], RGB.
-
-    Raises:
-        DataError: it does not decode in full.
-    """
-    try:
-        pixels, _ = make_entry(path, _sizes([path], layout)[0], layout)
-    except DAMAGE as error:
-        raise DataError(f"{path}: {_reason(error)}; give a picture such as a JPEG or PNG file") from error
-    if layout.format == "jpeg":
-        return np.asarray(cv2.imdecode(pixels, cv2.IMREAD_COLOR_RGB), np.uint8)
-    return pixels
-
-
 def build(table: pd.DataFrame, images: Path, folder: Path, layout: Layout) -> pd.DataFrame:
     """Decode, check and store every picture of a sample table; return the store's index.
 
@@ -150,7 +81,7 @@ def build(table: pd.DataFrame, images: Path, folder: Path, layout: Layout) -> pd
         DataError: pictures do not decode (all are named), or the disk is too small.
     """
     paths = [images / path for path in table["path"]]
-    sizes = _sizes(paths, layout)
+    sizes = sizes_in_store(paths, layout)
     per_pixel = 3.0 if layout.format == "packed" else JPEG_BYTES_PER_PIXEL
     needed_bytes = int(sum(w * h for w, h in sizes) * per_pixel)
     console.say(f"store  {len(paths)} pictures will take {files.size_in_words(needed_bytes)} in {folder}")
@@ -167,20 +98,6 @@ def build(table: pd.DataFrame, images: Path, folder: Path, layout: Layout) -> pd
     return index
 
 
-def _sizes(paths: Sequence[Path], layout: Layout) -> list[tuple[int, int]]:
-    """Width and height in the store for each picture; headers are read only where they matter."""
-    if layout.resize == "squash":
-        return [layout.size(1, 1)] * len(paths)
-    sizes = []
-    for path in paths:
-        try:
-            with Image.open(path) as picture:
-                sizes.append(layout.size(*picture.size))
-        except (OSError, SyntaxError, ValueError):
-            sizes.append((0, 0))  # _fill names it, with all others
-    return sizes
-
-
 def _fill(
     path: Path, paths: Sequence[Path], sizes: Sequence[tuple[int, int]], layout: Layout
 ) -> pd.DataFrame:
@@ -193,7 +110,7 @@ def _fill(
         try:
             return make_entry(paths[position], sizes[position], layout)
         except DAMAGE as error:
-            return f"{paths[position]}: {_reason(error)}"
+            return f"{paths[position]}: {reason(error)}"
 
     with (
         path.open("wb") as stream,
@@ -216,18 +133,6 @@ def _fill(
     return pd.DataFrame(rows)
 
 
-def make_entry(path: Path, size: tuple[int, int], layout: Layout) -> tuple[Pixels, dict[str, int | bool]]:
-    """A picture as it goes into the store (pixels [H, W, 3], or JPEG's bytes [n]), and its row of the index."""
-    content = path.read_bytes()
-    pixels, facts = decode(content, size)
-    pixels = np.ascontiguousarray(resized(pixels, *size))
-    if layout.format == "jpeg":
-        bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-        pixels = np.asarray(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1], np.uint8)
-    width, height = size
-    return pixels, {"store_width": width, "store_height": height, **facts, "file_bytes": len(content)}
-
-
 def _map_in_order(
     pool: ThreadPoolExecutor, function: Callable[[int], Result], items: Iterable[int], ahead: int
 ) -> Iterator[Result]:
@@ -239,11 +144,3 @@ def _map_in_order(
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "missing"
-    if isinstance(error, UnidentifiedImageError):
-        return "not a picture"
-    return str(error) or type(error).__name__

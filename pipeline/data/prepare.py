@@ -23,6 +23,7 @@ from pipeline.common.errors import DataError
 from pipeline.config.data import DataConfig
 from pipeline.config.schema import Config
 from pipeline.data import image_store, sample_table, splits
+from pipeline.data.pictures import Layout
 from pipeline.data.sources.source import source_of
 
 STAGES_VERSION = 1  # raise it when a stage's output changes for the same inputs
@@ -123,9 +124,9 @@ def _folder(config: DataConfig) -> Path:
     return config.root / source_of(config).folder_name
 
 
-def layout(config: DataConfig) -> image_store.Layout:
+def layout(config: DataConfig) -> Layout:
     """How the store holds its pictures."""
-    return image_store.Layout(config.resize, config.resize_px, config.store)
+    return Layout(config.resize, config.resize_px, config.store)
 
 
 def _samples_path(config: Config) -> Path:

@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 
 from pipeline.config.data import DataConfig
-from pipeline.data.image_store import Pixels
+from pipeline.data.pictures import Pixels
 from pipeline.data.transforms import CentreCrop
 
 Kind = Literal["none", "flip", "ten_crop"]

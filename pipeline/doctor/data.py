@@ -9,9 +9,9 @@ import torch
 
 from pipeline.common.errors import DataError
 from pipeline.config.data import DataConfig
-from pipeline.data import image_store, prepare, sample_table, sampling
-from pipeline.data.image_store import Pixels
+from pipeline.data import pictures, prepare, sample_table, sampling
 from pipeline.data.loader import Images, Loader
+from pipeline.data.pictures import Pixels
 from pipeline.data.prepare import Prepared
 from pipeline.data.sources import cub200
 from pipeline.data.sources.source import source_of
@@ -109,7 +109,7 @@ def pixels(context: CheckContext, data: OwnData) -> Finding:
             return Finding(
                 "warning", f"{path}: missing", "unpack the archive again, or take the store as it is"
             )
-        content, _ = image_store.make_entry(path, layout.size(sample["width"], sample["height"]), layout)
+        content, _ = pictures.make_entry(path, layout.size(sample["width"], sample["height"]), layout)
         if layout.format == "jpeg":
             content = np.asarray(cv2.imdecode(content, cv2.IMREAD_COLOR_RGB), np.uint8)
         if not np.array_equal(content, prepared.store[row]):

@@ -9,7 +9,7 @@ import pandas as pd
 from pipeline.common import seeding, tables
 from pipeline.config.schema import Config
 from pipeline.data import prepare, sample_table
-from pipeline.data.image_store import JPEG_QUALITY
+from pipeline.data.pictures import JPEG_QUALITY
 from pipeline.data.sources.source import source_of
 
 DIFFERENT_PICTURES = 8

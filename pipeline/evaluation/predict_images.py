@@ -11,7 +11,7 @@ import torch
 from pipeline.common import console
 from pipeline.common.errors import DataError
 from pipeline.config.schema import Config
-from pipeline.data import image_store, prepare
+from pipeline.data import pictures, prepare
 from pipeline.data.tta import tta_crops
 from pipeline.distributed import process_group
 from pipeline.inference import load_model
@@ -54,7 +54,7 @@ def probabilities(
     config: Config, model: LoadedModel, path: Path, device: torch.device
 ) -> npt.NDArray[np.float64]:
     """The probability of each class, float64 [C]; the picture is resized and cropped as in `eval`."""
-    picture = image_store.picture(path, prepare.layout(config.data))
+    picture = pictures.picture(path, prepare.layout(config.data))
     crops = np.stack([view(picture, 0, 0) for view in tta_crops(config.data, config.eval.tta)])
     image = torch.from_numpy(crops).to(device).permute(0, 3, 1, 2)
     with torch.inference_mode(), autocast(device, model.precision):

@@ -12,7 +12,7 @@ import pandas as pd
 
 from pipeline.common.errors import DataError
 from pipeline.config.data import DataConfig
-from pipeline.data.image_store import Layout
+from pipeline.data.pictures import Layout
 
 Floats = npt.NDArray[np.float64]
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from matplotlib import colormaps
 
 from pipeline.config.data import DataConfig
-from pipeline.data.image_store import Pixels, resized
+from pipeline.data.pictures import Pixels, resized
 from pipeline.data.prepare import Prepared
 from pipeline.data.transforms import CentreCrop
 from pipeline.explain.grad_cam import enlarged

@@ -15,7 +15,8 @@ from PIL import Image
 
 from pipeline.common import files
 from pipeline.common.errors import DataError
-from pipeline.data.image_store import Layout, Pixels, Store, build, decode, resized
+from pipeline.data.image_store import Store, build
+from pipeline.data.pictures import Layout, Pixels, decode, resized
 
 SQUASH, SHORT_SIDE = Layout("squash", 64, "packed"), Layout("short_side", 64, "packed")
 LAYOUTS = [SQUASH, SHORT_SIDE, Layout("squash", 64, "jpeg"), Layout("short_side", 64, "jpeg")]

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.common.errors import DataError
 from pipeline.config.data import DataConfig
-from pipeline.data import image_store, prepare
+from pipeline.data import pictures, prepare
 from pipeline.data.transforms import CentreCrop
 from pipeline.distributed.process_group import Ranks
 from pipeline.evaluation.statistics import wilson
@@ -30,8 +30,8 @@ def test_a_mark_in_the_picture_is_found_where_the_annotation_says_in_the_crop(
     cv2.rectangle(picture, (x - 6, y - 6), (x + 5, y + 5), (255, 255, 255), -1)
     samples = pd.DataFrame({"id": [3], "width": [width], "height": [height]})
     samples[["box_x", "box_y", "box_w", "box_h"]] = [[x - 6.0, y - 6.0, 12.0, 12.0]]
-    layout = image_store.Layout(config.resize, config.resize_px, "packed")
-    crop = CentreCrop(config)(image_store.resized(picture, *layout.size(width, height)), 0, 0)
+    layout = pictures.Layout(config.resize, config.resize_px, "packed")
+    crop = CentreCrop(config)(pictures.resized(picture, *layout.size(width, height)), 0, 0)
     rows, columns = np.nonzero(crop[..., 0] > 127)
     seen = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
     (box,) = annotations.boxes_in_crop(config, samples)

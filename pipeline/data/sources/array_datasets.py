@@ -18,7 +18,7 @@ from pipeline.common import console, files, seeding, tables
 from pipeline.common.errors import DataError
 from pipeline.config.data import DataConfig
 from pipeline.data import sample_table
-from pipeline.data.image_store import Pixels
+from pipeline.data.pictures import Pixels
 
 LIST = "pictures.csv"
 DIGITS = [str(digit) for digit in range(10)]
