@@ -1,12 +1,17 @@
 """The crop of a picture that training sees, and the one that evaluation sees: albumentations, seeded image by image.
 
 Albumentations 2.0.8 gives every loader process the same random stream in every epoch. Here each
-image has a seed of its own, a function of (seed, epoch, index), so what happens to it depends
-neither on the number of processes or ranks, nor on whether a run was interrupted.
+image has a stream of its own, named by (seed, epoch, index), so what happens to it depends neither on
+the number of processes or ranks, nor on whether a run was interrupted. All transforms of an image draw
+from that one stream in turn: `Compose.set_random_seed` would give each of them the same first number,
+and the mirror image would be a function of the crop.
 """
 
+import functools
 import os
+import random
 from collections.abc import Callable
+from importlib import metadata
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for news
 
@@ -17,8 +22,9 @@ import torch
 from torchvision.transforms import v2
 
 from pipeline.common import seeding
+from pipeline.common.errors import ConfigError
 from pipeline.config.data import DataConfig
-from pipeline.data.image_store import Pixels
+from pipeline.data.pictures import Pixels
 
 
 class Augmentation:
@@ -28,6 +34,7 @@ class Augmentation:
     """
 
     def __init__(self, config: DataConfig, seed: int) -> None:
+        _refuse_other_packages()
         self.config, self.seed = config, seed
         size = config.image_px, config.image_px
         steps = _padding(config)
@@ -48,20 +55,19 @@ class Augmentation:
                 )
             )
         self._compose = A.Compose(steps)
-        erase = A.Erasing(
-            fill="random_uniform", p=config.random_erasing
-        )  # Zhong et al. 2020, arXiv:1708.04896
+        # a random value for each pixel: RE-R of Zhong et al. 2020, arXiv:1708.04896
+        erase = A.Erasing(fill="random", p=config.random_erasing)
         self._erase = A.Compose([erase] if config.random_erasing else [])
         self._automatic = AUTOMATIC[config.auto_augment]
 
     def __call__(self, picture: Pixels, epoch: int, index: int) -> Pixels:
         """The picture of draw `index` as training sees it in `epoch`."""
-        seed = seeding.seed_of("augment", self.seed, epoch, index) % 2**32
-        self._compose.set_random_seed(seed)
+        stream = _stream(self.seed, epoch, index)
+        self._compose.set_random_state(*stream)
         crop = np.asarray(self._compose(image=picture)["image"], np.uint8)
         if self._automatic is not None:
-            crop = _apply_seeded(self._automatic, crop, seed)
-        self._erase.set_random_seed(seed)
+            crop = _apply_seeded(self._automatic, crop, seed=int(stream[0].integers(2**63)))
+        self._erase.set_random_state(*stream)
         crop = np.asarray(self._erase(image=crop)["image"], np.uint8)
         side_px = self.image_px(epoch)
         if side_px < self.config.image_px:
@@ -72,6 +78,27 @@ class Augmentation:
         """Side of a training image in an epoch (from 0): progressive resizing (Howard 2018, fast.ai)."""
         stage = self.config.stage(epoch)
         return stage.image_px if stage else self.config.image_px
+
+
+def _stream(seed: int, epoch: int, index: int) -> tuple[np.random.Generator, random.Random]:
+    """The random numbers of one draw; a transform of albumentations takes them from either generator."""
+    seed = seeding.seed_of("augment", seed, epoch, index)
+    return np.random.default_rng(seed), random.Random(seed)
+
+
+@functools.cache
+def _refuse_other_packages() -> None:
+    """Raise a `ConfigError` where another package overwrites the modules of albumentations."""
+    for package in metadata.distributions():
+        name = package.name.lower()
+        if name == "albumentations" or "albumentations" not in name:
+            continue
+        if any(str(file) == "albumentations/__init__.py" for file in package.files or ()):
+            raise ConfigError(
+                f"the package {package.name} is installed, and overwrites albumentations {A.__version__} with other "
+                f"random draws; run `pip uninstall {package.name}`, then "
+                "`pip install --force-reinstall albumentations==2.0.8`"
+            )
 
 
 def _padding(config: DataConfig) -> list[A.BasicTransform]:
@@ -101,6 +128,7 @@ class CentreCrop:
     """The middle of the picture, for evaluation: [H, W, 3] -> [image_px, image_px, 3], uint8 RGB."""
 
     def __init__(self, config: DataConfig) -> None:
+        _refuse_other_packages()
         self._side_px = config.image_px
         self._compose = A.Compose([*_padding(config), A.CenterCrop(config.image_px, config.image_px)])
 

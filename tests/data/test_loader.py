@@ -166,7 +166,7 @@ def test_padding_shifts_the_picture_by_at_most_its_width_and_evaluation_sees_the
     config = DataConfig(image_px=16, resize_px=16, pad_px=3, flip=False).model_copy(update={"image_px": 8})
     view = Augmentation(config, seed=0)
     places = set()
-    for epoch in range(200):
+    for epoch in range(500):
         rows, columns = view(picture, epoch, 0)[..., 0].any(1), view(picture, epoch, 0)[..., 0].any(0)
         places.add((int(rows.sum()), int(columns.sum()), bool(rows[0]), bool(columns[0])))
         assert (view(picture, epoch, 0)[np.ix_(rows, columns)] == 255).all()

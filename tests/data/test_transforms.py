@@ -1,0 +1,198 @@
+"""What augmentation draws for an image: independent numbers, a function of (seed, epoch, index) alone."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from scipy.stats import chi2_contingency
+
+from pipeline.common.errors import ConfigError
+from pipeline.config.data import DataConfig
+from pipeline.data import transforms
+from pipeline.data.transforms import Augmentation, CentreCrop
+
+DRAWS = 1500
+STORED_PX, IMAGE_PX = 96, 48
+Outcome = dict[str, float]
+Pixels = npt.NDArray[np.uint8]
+
+
+def coordinates() -> Pixels:
+    """A picture whose red is the row and whose green is the column."""
+    picture = np.zeros((STORED_PX, STORED_PX, 3), np.uint8)
+    picture[..., 0] = np.arange(STORED_PX)[:, None]
+    picture[..., 1] = np.arange(STORED_PX)[None, :]
+    return picture
+
+
+def flat(*colour: int) -> Pixels:
+    return np.full((STORED_PX, STORED_PX, 3), colour, np.uint8)
+
+
+def augmentation(**settings: Any) -> Augmentation:
+    return Augmentation(DataConfig(resize_px=STORED_PX, image_px=IMAGE_PX, **settings), seed=0)
+
+
+def seen_crop(crop: Pixels) -> Outcome:
+    """Where a crop lay in the picture of `coordinates`, as a share of the way it could go; its area, if that varies."""
+    rows, columns = crop[..., 0].astype(int), crop[..., 1].astype(int)
+    height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+    return {
+        "top": rows.min() / max(1, STORED_PX - height),
+        "left": columns.min() / max(1, STORED_PX - width),
+        "area": height * width,
+    }
+
+
+def seen_mirror(crop: Pixels) -> Outcome:
+    return {"mirrored": crop[0, 0, 1] > crop[0, -1, 1]}
+
+
+def seen_colour(crop: Pixels) -> Outcome:
+    """Brightness, and the distance of red and blue, of what was a flat and nearly grey picture."""
+    red, green, blue = crop.reshape(-1, 3).mean(0)
+    grey = (red + green + blue) / 3
+    return {"brightness": grey, "chroma": (red - blue) / max(1, grey)}
+
+
+def seen_rectangle(crop: Pixels) -> Outcome:
+    """Whether what was a flat picture has a rectangle of noise in it, and the number of its pixels."""
+    colours = len(np.unique(crop.reshape(-1, 3), axis=0))
+    erased = colours > 20
+    return {"erased": erased, "erased_area": colours if erased else np.nan}
+
+
+Observed = tuple[Augmentation, Pixels, Callable[[Pixels], Outcome]]
+
+
+def outcomes(*observed: Observed) -> list[dict[str, npt.NDArray[np.float64]]]:
+    """What each transform did to the same draws: float64 [DRAWS] by name, transform by transform."""
+    tables = []
+    for view, picture, look in observed:
+        rows = [look(view(picture, draw % 3, draw)) for draw in range(DRAWS)]
+        tables.append({name: np.array([row[name] for row in rows], np.float64) for name in rows[0]})
+    return tables
+
+
+def p_of_independence(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
+    """p of the chi-square test over quarters of both, or the two values of a choice, where both are known."""
+    known = np.isfinite(a) & np.isfinite(b)
+    codes = [np.digitize(v, np.unique(np.quantile(v, [0.25, 0.5, 0.75]))) for v in (a[known], b[known])]
+    table = np.histogram2d(*codes, bins=4)[0]
+    return float(chi2_contingency(table[table.any(1)][:, table.any(0)]).pvalue)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"crop": "random", "color_jitter": 0.4},
+        {"crop": "random_resized", "crop_area_min": 0.3, "color_jitter": 0.4},
+        {"auto_augment": "trivial"},
+        {"auto_augment": "rand"},
+    ],
+)
+def test_all_pairs_of_draws_of_an_image_are_independent(settings: dict[str, Any]) -> None:
+    """Each transform is looked at on a picture that shows it, after the same transforms before it."""
+    places = {name: value for name, value in settings.items() if name.startswith("crop")}
+    tables = outcomes(
+        (augmentation(**places, flip=False), coordinates(), seen_crop),
+        (augmentation(**places), coordinates(), seen_mirror),
+        (augmentation(**settings), flat(110, 99, 90), seen_colour),
+        (augmentation(**settings, random_erasing=0.5), flat(100, 100, 100), seen_rectangle),
+    )
+    p = {
+        (name, other): p_of_independence(values, others)
+        for first, second in itertools.combinations(tables, 2)
+        for name, values in first.items()
+        for other, others in second.items()
+        if len(np.unique(values)) > 1
+    }
+    assert len(p) >= 2 + 4 + 4 + 2 + 2 + 4
+    assert min(p.values()) > 0.001 / len(p), sorted(p.items(), key=lambda item: item[1])[:5]
+
+
+@pytest.mark.parametrize("crop", ["random", "random_resized"])
+def test_half_of_the_crops_of_every_place_are_mirrored(crop: str) -> None:
+    places, mirrors = outcomes(
+        (augmentation(crop=crop, flip=False), coordinates(), seen_crop),
+        (augmentation(crop=crop), coordinates(), seen_mirror),
+    )
+    quarters = np.digitize(places["top"], np.quantile(places["top"], [0.25, 0.5, 0.75]))
+    assert [mirrors["mirrored"][quarters == q].mean() for q in range(4)] == pytest.approx([0.5] * 4, abs=0.08)
+
+
+def test_an_erased_rectangle_holds_a_random_value_for_each_pixel() -> None:
+    crop = augmentation(random_erasing=1.0)(flat(100, 100, 100), 0, 0)
+    noise = (crop != 100).any(-1)
+    assert noise.sum() >= 0.02 * IMAGE_PX**2
+    assert len(np.unique(crop[noise], axis=0)) > 0.99 * noise.sum()
+
+
+DIGESTS = {
+    "random": "bf86279cccfce3db",
+    "random_resized": "427740e49c5f456f",
+    "padded": "6317adc5d28d104b",
+    "jitter": "f3c5c58bf20faaee",
+    "trivial": "54c1bed307faee6f",
+    "rand": "4e58ef5342f0fba6",
+    "erasing": "e9cdba0faf6bb9e8",
+    "progressive": "958db6cc6a7a6fd9",
+}
+GOLDEN: dict[str, dict[str, Any]] = {
+    "random": {},
+    "random_resized": {"crop": "random_resized"},
+    "padded": {"pad_px": 4, "image_px": STORED_PX},
+    "jitter": {"color_jitter": 0.4},
+    "trivial": {"auto_augment": "trivial"},
+    "rand": {"auto_augment": "rand"},
+    "erasing": {"random_erasing": 1.0},
+    "progressive": {"progressive": [{"until_epoch": 1, "image_px": 32}]},
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_crops_are_those_of_every_other_machine(name: str) -> None:
+    """What (seed, epoch, index) name is part of a run: other bytes would be another training."""
+    picture = np.random.default_rng(0).integers(0, 256, (STORED_PX, STORED_PX, 3), np.uint8)
+    settings = {"resize_px": STORED_PX, "image_px": IMAGE_PX, **GOLDEN[name]}
+    view = Augmentation(DataConfig.model_validate_json(json.dumps(settings)), seed=3)
+    crops = b"".join(view(picture, epoch, index).tobytes() for epoch in range(2) for index in range(4))
+    assert hashlib.sha256(crops).hexdigest()[:16] == DIGESTS[name]
+
+
+@pytest.mark.parametrize("name", ["albumentationsx", "nrtk-albumentations", "Albumentations_Fork"])
+def test_another_package_of_albumentations_import_name_is_refused(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, name: str
+) -> None:
+    files = [Path("albumentations/__init__.py"), Path("albumentations/core/composition.py")]
+    packages = [*metadata.distributions(), SimpleNamespace(name=name, files=files)]
+    monkeypatch.setattr(metadata, "distributions", lambda: packages)
+    check = transforms._refuse_other_packages  # private: it remembers what it saw, and has to forget it here
+    check.cache_clear()
+    request.addfinalizer(check.cache_clear)
+    sentence = f"the package {name} is installed.*pip uninstall {name}"
+    with pytest.raises(ConfigError, match=sentence):
+        Augmentation(DataConfig(), seed=0)
+    with pytest.raises(ConfigError, match=sentence):
+        CentreCrop(DataConfig())
+
+
+def test_a_package_beside_albumentations_is_not_refused(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    beside = SimpleNamespace(name="albumentations-viewer", files=[Path("albumentations_viewer/__init__.py")])
+    unread = SimpleNamespace(name="albumentations-egg", files=None)
+    packages = [*metadata.distributions(), beside, unread]
+    monkeypatch.setattr(metadata, "distributions", lambda: packages)
+    check = transforms._refuse_other_packages  # private: it remembers what it saw, and has to forget it here
+    check.cache_clear()
+    request.addfinalizer(check.cache_clear)
+    Augmentation(DataConfig(), seed=0)
