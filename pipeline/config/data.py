@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from pipeline.config.types import Count, Fraction, Section, Share
 
+Channel = Annotated[int, Field(ge=0, le=255)]
 PlantedShare = Annotated[float, Field(ge=0, le=0.5)]
 
 
@@ -75,6 +76,8 @@ class DataConfig(Section):
     """side of the square, or length of the short side, of a stored image, px"""
     store: Literal["packed", "jpeg"] = "packed"
     """file of stored images; packed: uint8 pixels, memory-mapped; jpeg: quality 95, about 8 times smaller, slower"""
+    background: tuple[Channel, Channel, Channel] = (255, 255, 255)
+    """colour behind the transparent pixels of a picture, RGB, each 0 to 255"""
     image_px: Annotated[int, Field(ge=16)] = 448
     """side of the square crop that the model sees, px"""
     pad_px: Annotated[int, Field(ge=0)] = 0

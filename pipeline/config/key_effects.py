@@ -61,6 +61,7 @@ KEY_EFFECTS = {
     "data.resize": TRAINING,
     "data.resize_px": TRAINING,
     "data.store": TRAINING,
+    "data.background": TRAINING,
     "data.image_px": TRAINING,
     "data.pad_px": TRAINING,
     "data.crop": FORCIBLE,

@@ -5,6 +5,7 @@ the order of the sample table). Packed pixels are uint8 RGB, height x width x 3;
 files of quality 95 instead, for when the disk is short.
 """
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,26 +18,38 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipeline.common import console, files, hardware
-from pipeline.common.errors import DataError
-from pipeline.data.pictures import DAMAGE, Layout, Pixels, make_entry, reason, sizes_in_store
+from pipeline.common.errors import DataError, name_some
+from pipeline.data.pictures import WHAT_TO_GIVE, Layout, PictureError, Pixels, make_entry, stored_pixels
 
 Result = TypeVar("Result")
+INDEX_COLUMNS = ["id", "offset", "length", "store_width", "store_height"]
+VERIFY = "run `plumage data --verify`, which makes it anew"
 JPEG_BYTES_PER_PIXEL = 0.8  # at quality 95, with a margin, to see whether the disk has room
 
 
 class Store:
     """A store opened for reading; its pages are shared by all processes of the machine."""
 
-    def __init__(self, folder: Path, ids: npt.NDArray[np.int64] | None = None) -> None:
-        """ids: int64 [n], the pictures to serve, in their order; None: all.
+    def __init__(
+        self, folder: Path, ids: npt.NDArray[np.int64] | None = None, opened: tuple[int, ...] | None = None
+    ) -> None:
+        """Open a store, whose index has to fit its pixels.
+
+        Args:
+            ids: int64 [n], the pictures to serve, in their order; None: all.
+            opened: what tells the file of pixels from one that was made anew, where another process opened it before.
 
         Raises:
-            DataError: there is no store in `folder`, or it lacks one of the pictures.
+            DataError: there is no whole store in `folder`, it lacks one of the pictures, or it was made anew.
         """
-        if not (folder / "index.csv").is_file():
-            raise DataError(f"{folder}: missing; run `make data`")
         self.folder = folder
-        index = pd.read_csv(folder / "index.csv")
+        index = _read_index(folder)
+        self._bytes, self._opened = _map(folder / "pixels.bin")
+        if opened is not None and opened != self._opened:
+            raise DataError(f"{folder}: was made anew while this run used it; start the run again")
+        self._packed = folder.name.endswith("packed")
+        if damage := _damage(index, len(self._bytes), self._packed):
+            raise DataError(f"{folder}: {damage}; run `make data`, which makes it anew")
         if ids is not None and not np.array_equal(ids, index["id"]):
             if not np.isin(ids, index["id"]).all():
                 raise DataError(f"{folder}: holds other images than the sample table; run `make data`")
@@ -45,12 +58,10 @@ class Store:
         self._offset = index["offset"].to_numpy()
         self._length = index["length"].to_numpy()
         self._shape = index[["store_height", "store_width"]].to_numpy()
-        self._packed = folder.name.endswith("packed")
-        self._bytes: Pixels = np.memmap(folder / "pixels.bin", np.uint8, mode="r")
 
-    def __reduce__(self) -> tuple[type["Store"], tuple[Path, npt.NDArray[np.int64]]]:
+    def __reduce__(self) -> tuple[type["Store"], tuple[Path, npt.NDArray[np.int64], tuple[int, ...]]]:
         """Another process maps the file again; a pickled memory map would carry every pixel."""
-        return Store, (self.folder, self.ids)
+        return Store, (self.folder, self.ids, self._opened)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -59,10 +70,56 @@ class Store:
         """The picture at `position`: uint8 [H, W, 3], RGB. Packed pixels are a read-only view."""
         start, length = self._offset[position], self._length[position]
         raw = self._bytes[start : start + length]
-        if not self._packed:
-            return np.asarray(cv2.imdecode(raw, cv2.IMREAD_COLOR_RGB), np.uint8)
         height, width = self._shape[position]
-        return raw.reshape(height, width, 3)
+        if self._packed:
+            return raw.reshape(height, width, 3)
+        picture = cv2.imdecode(raw, cv2.IMREAD_COLOR_RGB)
+        if picture is None or picture.shape != (height, width, 3):
+            raise DataError(f"{self.folder}: the picture of image {self.ids[position]} is damaged; {VERIFY}")
+        return np.asarray(picture, np.uint8)
+
+
+def _read_index(folder: Path) -> pd.DataFrame:
+    """The columns of numbers, int64."""
+    path = folder / "index.csv"
+    try:
+        return pd.read_csv(path, usecols=INDEX_COLUMNS, dtype="int64")
+    except FileNotFoundError as error:
+        raise DataError(f"{folder}: missing; run `make data`") from error
+    except (ValueError, OverflowError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path}: damaged ({reason}); run `make data`, which makes it anew") from error
+
+
+def _map(path: Path) -> tuple[Pixels, tuple[int, ...]]:
+    """A file in memory, read-only, and what tells it from one that takes its place."""
+    try:
+        with path.open("rb") as stream:
+            state = os.fstat(stream.fileno())
+            pixels: Pixels = np.memmap(stream, np.uint8, mode="r")
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: missing; run `make data`") from error
+    except ValueError as error:
+        raise DataError(f"{path}: empty; run `make data`, which makes it anew") from error
+    return pixels, (state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+def _damage(index: pd.DataFrame, size_bytes: int, packed: bool) -> str | None:
+    """What makes an index unfit for pixels of this size, or None."""
+    if duplicates := index.loc[index["id"].duplicated(), "id"].tolist():
+        return f"index.csv lists image ids {name_some(duplicates)} more than once"
+    if (index[["length", "store_width", "store_height"]] <= 0).to_numpy().any() or (
+        index["offset"] < 0
+    ).any():
+        return "index.csv has a number that is too small"
+    beyond = index["offset"] > size_bytes - index["length"]
+    if packed:
+        area = index["store_width"].astype(float) * index["store_height"]
+        beyond |= index["length"] != 3 * area
+    if beyond.any():
+        ids = name_some(index.loc[beyond, "id"].tolist())
+        return f"the pictures of image ids {ids} are not whole in pixels.bin of {size_bytes:,} bytes"
+    return None
 
 
 def build(table: pd.DataFrame, images: Path, folder: Path, layout: Layout) -> pd.DataFrame:
@@ -72,7 +129,7 @@ def build(table: pd.DataFrame, images: Path, folder: Path, layout: Layout) -> pd
 
     Args:
         table: needs `id` and `path`, the path relative to `images`.
-        folder: of the store; it appears when every picture has gone in, and not before.
+        folder: of the store, existing and empty.
 
     Returns:
         One row a picture: id, offset, length, store_width, store_height, and sample_table.PICTURE_COLUMNS.
@@ -81,26 +138,19 @@ def build(table: pd.DataFrame, images: Path, folder: Path, layout: Layout) -> pd
         DataError: pictures do not decode (all are named), or the disk is too small.
     """
     paths = [images / path for path in table["path"]]
-    sizes = sizes_in_store(paths, layout)
     per_pixel = 3.0 if layout.format == "packed" else JPEG_BYTES_PER_PIXEL
-    needed_bytes = int(sum(w * h for w, h in sizes) * per_pixel)
-    console.say(f"store  {len(paths)} pictures will take {files.size_in_words(needed_bytes)} in {folder}")
+    needed_bytes = int(stored_pixels(paths, layout) * per_pixel)
+    console.say(
+        f"store  {len(paths)} pictures will take {files.size_in_words(needed_bytes)} in {folder.parent}"
+    )
     files.require_free(folder.parent, needed_bytes, "the store")
-    try:
-        with files.replacing_folder(folder) as part:
-            index = _fill(part / "pixels.bin", paths, sizes, layout)
-            index.insert(0, "id", table["id"].to_numpy())
-            index.to_csv(part / "index.csv", index=False)
-    except OSError as error:
-        raise DataError(
-            f"{folder}: cannot be written ({error.strerror}); free some space and run again"
-        ) from error
+    index = _fill(folder / "pixels.bin", paths, sizes, layout)
+    index.insert(0, "id", table["id"].to_numpy())
+    index.to_csv(folder / "index.csv", index=False)
     return index
 
 
-def _fill(
-    path: Path, paths: Sequence[Path], sizes: Sequence[tuple[int, int]], layout: Layout
-) -> pd.DataFrame:
+def _fill(path: Path, paths: Sequence[Path], layout: Layout) -> pd.DataFrame:
     """Write the pictures end to end, in their order; the index, or one `DataError` for all that are bad."""
     rows: list[dict[str, int | bool]] = []
     bad: list[str] = []
@@ -108,9 +158,9 @@ def _fill(
 
     def make(position: int) -> tuple[Pixels, dict[str, int | bool]] | str:
         try:
-            return make_entry(paths[position], sizes[position], layout)
-        except DAMAGE as error:
-            return f"{paths[position]}: {reason(error)}"
+            return make_entry(paths[position], layout)
+        except PictureError as error:
+            return str(error)
 
     with (
         path.open("wb") as stream,
@@ -128,7 +178,7 @@ def _fill(
     if bad:
         raise DataError(
             f"{len(bad)} of {len(paths)} pictures do not decode in full: {'; '.join(bad)}; "
-            "bring good copies (for CUB: delete the unpacked folder and run `make data` again)"
+            f"put good copies in their place ({WHAT_TO_GIVE}) and run again"
         )
     return pd.DataFrame(rows)
 

@@ -1,7 +1,14 @@
-"""A picture's file becomes uint8 RGB pixels, the same for `data`, `eval`, `predict` and heat maps."""
+"""A picture's file becomes uint8 RGB pixels as people see them, for `data`, `eval`, `predict` and heat maps alike.
 
-import io
-from collections.abc import Sequence
+A picture is turned as its EXIF orientation says, transparency shows a stated background, and grey values of more
+than 8 bits keep their order: nothing is clipped. What has no stated rule is refused by name.
+"""
+
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,15 +16,45 @@ from typing import Literal
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError, features
 
 from pipeline.common.errors import DataError
+from pipeline.config.data import DataConfig
 
 Pixels = npt.NDArray[np.uint8]
 JPEG_QUALITY = 95
-DAMAGE = OSError, SyntaxError, ValueError, Image.DecompressionBombError  # what Pillow raises for bad pictures
+MOST_ELONGATED = 20
+"""longest side over the shortest: a store with the aspect ratio kept has to stay of a known size"""
+DARKEST_16_BIT = 4096
+"""largest 16-bit value below which a picture would be black to the eye: 8, 10 or 12 bits in a 16-bit file"""
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> how the pixels are turned; 5 to 8 exchange width and height"""
+GREY_OF_8_BITS = ("1", "L", "LA", "La")
+GREY_OF_MORE_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+COLOUR = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
+DAMAGE = (  # what Pillow raises for bad pictures
+    OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, ArithmeticError, AttributeError, AssertionError,
+    RuntimeError, MemoryError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
 
 cv2.setNumThreads(0)  # one picture is one thread's work, here and in loader processes
+warnings.filterwarnings("ignore", module="PIL")  # of metadata; what concerns the pixels is an error
+# Pillow before 11.3 has no AVIF, and no other build has to have it
+FORMATS = ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", *(["AVIF"] if features.check("avif") else [])]
+WHAT_TO_GIVE = f"the formats are {', '.join(FORMATS)}"
+
+
+class PictureError(DataError):
+    """A file is no picture, is damaged, or is one whose pixels have no stated rule."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +64,20 @@ class Layout:
     resize: Literal["squash", "short_side"]
     resize_px: int
     format: Literal["packed", "jpeg"]
+    background: tuple[int, int, int] = (255, 255, 255)
+    """colour behind transparent pixels, RGB 0..255"""
+
+    @classmethod
+    def of(cls, config: DataConfig) -> "Layout":
+        """The layout that a configuration asks for."""
+        return cls(config.resize, config.resize_px, config.store, config.background)
 
     @property
     def name(self) -> str:
-        """The folder's name: "store-squash512-packed"."""
-        return f"store-{self.resize}{self.resize_px}-{self.format}"
+        """The folder's name: "store-squash512-packed", or "store-squash512-on000000-packed" on a black background."""
+        white = self.background == (255, 255, 255)
+        background = "" if white else f"-on{bytes(self.background).hex()}"
+        return f"store-{self.resize}{self.resize_px}{background}-{self.format}"
 
     def size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height in the store, in pixels, of a picture of this width and height."""
@@ -41,19 +87,58 @@ class Layout:
         return max(self.resize_px, round(width * scale)), max(self.resize_px, round(height * scale))
 
 
-def decode(content: bytes, target: tuple[int, int] | None = None) -> tuple[Pixels, dict[str, int | bool]]:
-    """Decode a picture in full: uint8 [H, W, 3] RGB; and its width, height, and whether it is grey.
+def picture(path: Path, layout: Layout) -> Pixels:
+    """A picture as a store of this layout gives it back: uint8 [H, W, 3], RGB.
 
-    Raises OSError, SyntaxError or ValueError, as Pillow does, when the file is damaged.
+    Raises:
+        PictureError: it does not decode in full.
     """
-    with Image.open(io.BytesIO(content)) as picture:
-        width, height = picture.size
-        grey = picture.mode in ("1", "L", "LA", "I;16")
-        if target is not None and not grey:
-            # libjpeg scales by 1/2, 1/4 or 1/8 while decoding, never below the target.
-            picture.draft("RGB", target)
-        pixels = np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
-    return pixels, {"width": width, "height": height, "grey": grey}
+    content, _ = make_entry(path, layout)
+    if layout.format == "jpeg":
+        return np.asarray(cv2.imdecode(content, cv2.IMREAD_COLOR_RGB), np.uint8)
+    return content
+
+
+def make_entry(path: Path, layout: Layout) -> tuple[Pixels, dict[str, int | bool]]:
+    """A picture as it goes into the store, and its row of the index.
+
+    Returns:
+        uint8: pixels [H, W, 3], or JPEG's bytes [n]; and store_width, store_height, `sample_table.PICTURE_COLUMNS`.
+
+    Raises:
+        PictureError: it does not decode in full.
+    """
+    pixels, facts = decode(path, layout)
+    width, height = layout.size(int(facts["width"]), int(facts["height"]))
+    pixels = np.ascontiguousarray(resized(pixels, width, height))
+    if layout.format == "jpeg":
+        bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+        pixels = np.asarray(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1], np.uint8)
+    return pixels, {"store_width": width, "store_height": height, **facts}
+
+
+def decode(path: Path, layout: Layout) -> tuple[Pixels, dict[str, int | bool]]:
+    """Decode a picture in full, turned as people see it; of several frames the first.
+
+    Returns:
+        uint8 [H, W, 3], RGB, for a JPEG perhaps at 1/2, 1/4 or 1/8 of its size, where that is enough for the layout;
+        and `sample_table.PICTURE_COLUMNS`: width and height are those of the whole picture, turned.
+
+    Raises:
+        PictureError: it does not decode in full, is too large or too elongated, or its values have no stated rule.
+    """
+    with _opened(path) as image:
+        if image.format not in ("JPEG", "MPO"):
+            image.load()  # a PNG's orientation may stand behind its pixels, and a TIFF turns itself
+        turn, grey = _turn(image), image.mode in GREY_OF_8_BITS + GREY_OF_MORE_BITS
+        swapped = turn in (TURNS[5], TURNS[6], TURNS[7], TURNS[8])
+        width, height = image.size[::-1] if swapped else image.size
+        target = layout.size(width, height)
+        if not grey:  # libjpeg scales by 1/2, 1/4 or 1/8 while decoding, never below the target
+            image.draft("RGB", target[::-1] if swapped else target)
+        shown = _as_rgb(image, layout.background)
+        pixels = np.asarray(shown if turn is None else shown.transpose(turn))
+        return pixels, {"width": width, "height": height, "grey": grey, "file_bytes": path.stat().st_size}
 
 
 def resized(picture: Pixels, width: int, height: int) -> Pixels:
@@ -67,50 +152,98 @@ def resized(picture: Pixels, width: int, height: int) -> Pixels:
     return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
 
 
-def picture(path: Path, layout: Layout) -> Pixels:
-    """A picture as a store of this layout gives it back: uint8 [H, W, 3], RGB.
+def stored_pixels(paths: Sequence[Path], layout: Layout) -> int:
+    """The number of pixels that pictures take in a store; headers are read only where they matter.
 
-    Raises:
-        DataError: it does not decode in full.
+    A picture that cannot be read counts 0: `make_entry` names it.
     """
-    try:
-        pixels, _ = make_entry(path, sizes_in_store([path], layout)[0], layout)
-    except DAMAGE as error:
-        raise DataError(f"{path}: {reason(error)}; give a picture such as a JPEG or PNG file") from error
-    if layout.format == "jpeg":
-        return np.asarray(cv2.imdecode(pixels, cv2.IMREAD_COLOR_RGB), np.uint8)
-    return pixels
-
-
-def make_entry(path: Path, size: tuple[int, int], layout: Layout) -> tuple[Pixels, dict[str, int | bool]]:
-    """A picture as it goes into the store (pixels [H, W, 3], or JPEG's bytes [n]), and its row of the index."""
-    content = path.read_bytes()
-    pixels, facts = decode(content, size)
-    pixels = np.ascontiguousarray(resized(pixels, *size))
-    if layout.format == "jpeg":
-        bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-        pixels = np.asarray(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1], np.uint8)
-    width, height = size
-    return pixels, {"store_width": width, "store_height": height, **facts, "file_bytes": len(content)}
-
-
-def sizes_in_store(paths: Sequence[Path], layout: Layout) -> list[tuple[int, int]]:
-    """Width and height in the store for each picture; headers are read only where they matter."""
     if layout.resize == "squash":
-        return [layout.size(1, 1)] * len(paths)
-    sizes = []
+        return len(paths) * layout.resize_px**2
+    total = 0
     for path in paths:
         try:
-            with Image.open(path) as picture:
-                sizes.append(layout.size(*picture.size))
-        except (OSError, SyntaxError, ValueError):
-            sizes.append((0, 0))  # _fill names it, with all others
-    return sizes
+            with _opened(path) as image:
+                width, height = layout.size(*image.size)
+        except PictureError:
+            continue
+        total += width * height
+    return total
 
 
-def reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "missing"
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A picture whose header is read and whose size is bounded; what is wrong with it is a `PictureError`."""
+    try:
+        if not path.is_file():  # a pipe would be waited for without end
+            raise ValueError("not a file" if path.exists() else "missing")
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            if max(width, height) > MOST_ELONGATED * min(width, height):
+                raise ValueError(
+                    f"{width} x {height} pixels, and a side may be {MOST_ELONGATED} times as long as the other"
+                )
+            yield image
+    except DAMAGE as error:
+        raise PictureError(f"{path}: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "not a picture"
-    return str(error) or type(error).__name__
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """How the pixels are turned to be seen upright; None: as they lie."""
+    try:
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except DAMAGE:  # of metadata alone; viewers show such a picture as it lies, too
+        return None
+
+
+def _as_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """The picture in mode RGB, on the background where it is transparent."""
+    if image.mode in GREY_OF_MORE_BITS:
+        return _of_more_bits(image, background)
+    if image.mode not in GREY_OF_8_BITS + COLOUR:
+        raise ValueError(f"its pixels are of Pillow's mode {image.mode}; save it as RGB")
+    image.load()
+    if not _has_transparency(image):
+        return image if image.mode == "RGB" else image.convert("RGB")
+    if image.mode in ("La", "RGBa"):
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    behind = Image.new("RGBA", image.size, (*background, 255))
+    return Image.alpha_composite(behind, image.convert("RGBA")).convert("RGB")
+
+
+def _has_transparency(image: Image.Image) -> bool:
+    palette = image.palette.mode if image.mode == "P" and image.palette else ""
+    return "transparency" in image.info or image.mode[-1] in "Aa" or palette.endswith("A")
+
+
+def _of_more_bits(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """Grey values of 12 or 16 bits keep their upper 8, as those of 16-bit colours do; floats of 0..1 become 0..255."""
+    values = np.asarray(image)
+    lowest, highest = values.min(), values.max()
+    if image.mode == "F":
+        if not (lowest >= 0 and highest <= 1):  # not a number, too
+            raise ValueError(f"its floating-point values are {lowest:g}..{highest:g}; scale them to 0..1")
+        grey = np.rint(255 * values).astype(np.uint8)
+    else:
+        tags = getattr(image, "tag_v2", {})
+        bits = 12 if tags.get(ExifTags.Base.BitsPerSample) == (12,) else 16
+        if lowest < 0 or highest >= 2**bits:
+            raise ValueError(f"its values are {lowest}..{highest}; scale them to 0..{2**bits - 1}")
+        if bits == 16 and 0 < highest < DARKEST_16_BIT:
+            raise ValueError(
+                f"its 16-bit values are {lowest}..{highest}, all but black; scale them to 0..65535, "
+                "or save it with 8 bits"
+            )
+        grey = (values >> (bits - 8)).astype(np.uint8)
+    pixels = np.repeat(grey[..., None], 3, axis=2)
+    if (transparent := image.info.get("transparency")) is not None:
+        pixels[values == transparent] = background
+    return Image.fromarray(pixels)

@@ -1,6 +1,6 @@
 """The data stages in their order: an archive becomes an unpacked folder, a store and a sample table.
 
-A stage is skipped when its output is there and its inputs are unchanged. Data sets, sizes and splits lie
+A stage is skipped when its output is as it was made and its inputs are unchanged. Data sets, sizes and splits lie
 side by side, told apart by the names of their folders and tables:
 
     data/downloads/CUB_200_2011.tgz
@@ -9,7 +9,7 @@ side by side, told apart by the names of their folders and tables:
     data/cub200/samples-val0.1-seed0.csv    the sample table
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,14 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline.common import console, files, seeding, tables
+from pipeline.common import console, files, seeding
 from pipeline.common.errors import DataError
 from pipeline.config.data import DataConfig
 from pipeline.config.schema import Config
-from pipeline.data import image_store, sample_table, splits
+from pipeline.data import image_store, sample_table, splits, stages
 from pipeline.data.pictures import Layout
 from pipeline.data.sources.source import source_of
-
-STAGES_VERSION = 1  # raise it when a stage's output changes for the same inputs
+from pipeline.data.stages import Stage
 
 
 @dataclass(frozen=True)
@@ -62,28 +61,30 @@ class Prepared:
         return np.sort(np.concatenate(kept))
 
 
-def prepare(config: Config) -> Prepared:
+def prepare(config: Config, verify: bool = False) -> Prepared:
     """Run the stages that are due and show a summary of the data set.
 
+    Args:
+        verify: read everything again, and make anew what differs from what was made.
+
     Raises:
-        DataError: anything about the archive, its files or the disk that the user can mend.
+        DataError: anything about the archive, its files or the disk that the user can mend; or another process
+            prepared the same data set for `distributed.data_timeout_minutes`.
     """
-    source, root = source_of(config.data), fetch(config.data)
-    images = source.read(root)
-    samples_path, store_folder = output_paths(config)
-    samples_inputs, store_inputs = _inputs(source.digest(root), config)
-
-    def build_store(output: Path) -> None:
-        image_store.build(images, root / "images", output, layout(config.data))
-
-    def write_samples(output: Path) -> None:
-        pictures = pd.read_csv(store_folder / "index.csv")[["id", *sample_table.PICTURE_COLUMNS]]
-        samples = images.merge(pictures, on="id", validate="one_to_one")
-        tables.write_csv(draw_splits(samples, config), output)
-
-    _stage("store", store_folder, store_inputs, build_store)
-    _stage("splits", samples_path, samples_inputs, write_samples)
-    prepared = load(config)
+    wait_minutes = config.distributed.data_timeout_minutes
+    try:
+        root = fetch(config.data, wait_minutes)
+    except DataError as error:
+        if not _is_given(config.data):
+            raise
+        prepared = _load_without_source(config, error)
+    else:
+        if verify:
+            _verify_fetched(config.data)
+        for stage in stages_from(config, root):
+            stage.run(wait_minutes, verify)
+        source_of(config.data).remember(_folder(config.data))
+        prepared = load(config)
     _show(prepared, config)
     return prepared
 
@@ -92,11 +93,51 @@ def load(config: Config) -> Prepared:
     """Open what `make data` left for this configuration.
 
     Raises:
-        DataError: it did not run, or ran for another configuration.
+        DataError: it did not run, or ran for another configuration, or what it made has changed since.
     """
     samples_path, store_folder = output_paths(config)
+    stamps = [_checked_stamp(path) for path in (samples_path, store_folder)]
     samples = sample_table.read(samples_path)
+    states = {stamp.source for stamp in stamps if stamp.made is not None}
+    if len(states) > 1:
+        raise DataError(
+            f"{store_folder}: made from another state of the source than {samples_path.name}; run `make data`"
+        )
     return Prepared(samples, image_store.Store(store_folder, samples["id"].to_numpy("int64")))
+
+
+def _checked_stamp(output: Path) -> stages.Stamp:
+    if not output.exists():
+        raise DataError(f"{output}: missing; run `make data`")
+    stamp = stages.read_stamp(output)
+    if stamp is None:
+        raise DataError(f"{output}: without a whole stamp, so it may not be finished; run `make data`")
+    if what := stages.changes(output):
+        raise DataError(f"{output}: has changed since it was made: {what}; run `make data`")
+    return stamp
+
+
+def _is_given(config: DataConfig) -> bool:
+    """Whether the user gave a folder as the source."""
+    return source_of(config).inputs is None
+
+
+def _load_without_source(config: Config, error: DataError) -> Prepared:
+    """What was prepared from a folder that is not there now; without it, `error` is raised."""
+    if any(not path.exists() for path in output_paths(config)):
+        raise error
+    prepared = load(config)
+    console.warn(f"{str(error).partition(';')[0]}; the data that were prepared from it are taken as they are")
+    return prepared
+
+
+def _verify_fetched(config: DataConfig) -> None:
+    """Warn when the fetched folder has changed: what the user changed there stays."""
+    raw = _folder(config) / "raw"
+    if what := stages.changes(raw):
+        console.warn(
+            f"{raw}: {what}; unless you changed it yourself, rename it and run `make data`, which makes it anew"
+        )
 
 
 def output_paths(config: Config) -> tuple[Path, Path]:
@@ -104,20 +145,56 @@ def output_paths(config: Config) -> tuple[Path, Path]:
     return _samples_path(config), _folder(config.data) / layout(config.data).name
 
 
-def outdated(config: Config, root: Path) -> list[str]:
-    """The names of the outputs that `make data` would make anew.
+def stages_from(config: Config, root: Path) -> list[Stage]:
+    """The stages that make the store and the sample table from a source, in their order.
 
     Args:
         root: as `find_root` returns it.
+
+    Raises:
+        DataError: the source's tables are damaged.
     """
-    digest = source_of(config.data).digest(root)
-    outputs = zip(output_paths(config), _inputs(digest, config), strict=True)
-    return [path.name for path, inputs in outputs if not _is_done(path, inputs)]
+    images = source_of(config.data).read(root)
+    samples_path, store_folder = output_paths(config)
+
+    def build_store(output: Path) -> None:
+        image_store.build(images, root / "images", output, layout(config.data))
+
+    def write_samples(output: Path) -> None:
+        pictures = pd.read_csv(store_folder / "index.csv")[["id", *sample_table.PICTURE_COLUMNS]]
+        samples = images.merge(pictures, on="id", validate="one_to_one")
+        draw_splits(samples, config).to_csv(output, index=False)
+
+    inputs: dict[str, Any] = {"texts": source_of(config.data).digest(root)}
+    if _is_given(config.data):
+        inputs["pictures"] = _digest_of_pictures(root / "images", images["path"])
+    state = files.digest_of(inputs)
+    store_inputs = {**inputs, "layout": layout(config.data).name}
+    # the same table serves stores of any size
+    return [
+        Stage("store", store_folder, store_inputs, build_store, source=state),
+        Stage("splits", samples_path, inputs, write_samples, is_folder=False, source=state),
+    ]
 
 
-def _inputs(source_digest: str, config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What the sample table and the store are made from; the same table serves stores of any size."""
-    return {"texts": source_digest}, {"texts": source_digest, "layout": layout(config.data).name}
+def _digest_of_pictures(folder: Path, paths: Iterable[str]) -> str:
+    """A digest of the sizes and times of a user's pictures: one that was replaced is seen."""
+    states = {path: (folder / path).stat() for path in paths}
+    return files.digest_of({path: [state.st_size, state.st_mtime_ns] for path, state in states.items()})
+
+
+def outdated(config: Config, root: Path, verify: bool = False) -> list[str]:
+    """The outputs that `make data` would make anew, each with the reason.
+
+    Args:
+        root: as `find_root` returns it.
+        verify: compare the digests of all files, too.
+
+    Raises:
+        DataError: the source's tables are damaged.
+    """
+    stages_ = stages_from(config, root)
+    return [f"{stage.output.name} ({why})" for stage in stages_ if (why := stage.due(verify))]
 
 
 def _folder(config: DataConfig) -> Path:
@@ -126,7 +203,7 @@ def _folder(config: DataConfig) -> Path:
 
 def layout(config: DataConfig) -> Layout:
     """How the store holds its pictures."""
-    return Layout(config.resize, config.resize_px, config.store)
+    return Layout.of(config)
 
 
 def _samples_path(config: Config) -> Path:
@@ -139,28 +216,15 @@ def _samples_path(config: Config) -> Path:
     return _folder(data) / f"samples-{held_out}{reduced}-seed{config.seed}.csv"
 
 
-def _stage(name: str, output: Path, inputs: Mapping[str, Any], run: Callable[[Path], object]) -> None:
-    """Run a stage unless its output is there and was made from the same inputs."""
-    if _is_done(output, inputs):
-        console.say(f"{name}  {output} is up to date")
-        return
-    run(output)
-    files.stamp(_stamp_of(output), {"version": STAGES_VERSION, **inputs})
+def fetch(config: DataConfig, wait_minutes: float = stages.WAIT_MINUTES) -> Path:
+    """The folder with the data set's tables and `images`, which is fetched first if that is due.
 
-
-def _is_done(output: Path, inputs: Mapping[str, Any]) -> bool:
-    return output.exists() and files.stamped(_stamp_of(output), {"version": STAGES_VERSION, **inputs})
-
-
-def _stamp_of(output: Path) -> Path:
-    return output.with_name(output.name + ".stamp.json")
-
-
-def fetch(config: DataConfig) -> Path:
-    """The folder with the data set's tables and `images`, which is fetched first if that is due."""
+    Args:
+        wait_minutes: for another process that prepares the same data set.
+    """
     source, raw = source_of(config), _folder(config) / "raw"
     if source.inputs is not None:
-        _stage(source.verb, raw, source.inputs, source.fetch)
+        Stage(source.verb, raw, source.inputs, source.fetch, kind=stages.FolderRecord).run(wait_minutes)
     return source.find_root(raw)
 
 

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -109,10 +108,7 @@ def pixels(context: CheckContext, data: OwnData) -> Finding:
             return Finding(
                 "warning", f"{path}: missing", "unpack the archive again, or take the store as it is"
             )
-        content, _ = pictures.make_entry(path, layout.size(sample["width"], sample["height"]), layout)
-        if layout.format == "jpeg":
-            content = np.asarray(cv2.imdecode(content, cv2.IMREAD_COLOR_RGB), np.uint8)
-        if not np.array_equal(content, prepared.store[row]):
+        if not np.array_equal(pictures.picture(path, layout), prepared.store[row]):
             what_next = f"delete {prepared.store.folder} and run `make data`"
             return Finding("no-go", f"{path}: the store holds other pixels", what_next)
     return Finding("ok", f"{len(rows)} stored pictures equal their files, decoded and resized again")

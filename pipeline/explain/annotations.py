@@ -108,7 +108,7 @@ def differing(values: pd.DataFrame, a: str, b: str, count: int) -> pd.DataFrame:
 
 def _into_crop(config: DataConfig, samples: pd.DataFrame, xy: Floats) -> Floats:
     """Positions xy, float64 [n, k, 2]: pixels of the original -> pixels of the centre crop of the stored picture."""
-    layout = Layout(config.resize, config.resize_px, config.store)
+    layout = Layout.of(config)
     original = samples[["width", "height"]].to_numpy("int64")
     stored = np.array([layout.size(int(w), int(h)) for w, h in original])
     before = (stored - config.image_px) // 2

@@ -96,7 +96,7 @@ def test_every_picture_is_the_decoded_and_resized_one(images: Path, layout: Layo
     _, store = built(images, layout)
     for position, name in enumerate(SIZES):
         size = layout.size(*SIZES[name])
-        expected = resized(decode((images / name).read_bytes(), size)[0], *size)
+        expected = resized(decode(images / name, layout)[0], *size)
         assert store[position].dtype == np.uint8
         change = np.abs(store[position].astype(int) - expected)
         assert change.max() <= (0 if layout.format == "packed" else 12)
@@ -155,13 +155,6 @@ def test_growing_keeps_a_smooth_picture_smooth() -> None:
 def test_a_picture_of_the_right_size_is_left_as_it_is() -> None:
     picture = noise(30, 20)
     assert resized(picture, 30, 20) is picture
-
-
-def test_a_large_jpeg_is_decoded_at_a_fraction_that_is_never_too_small() -> None:
-    stream = io.BytesIO()
-    Image.fromarray(smooth(800, 600)).save(stream, "jpeg", quality=95)
-    shapes = {px: decode(stream.getvalue(), (px, px))[0].shape for px in (601, 512, 300, 100)}
-    assert shapes == {601: (600, 800, 3), 512: (600, 800, 3), 300: (300, 400, 3), 100: (150, 200, 3)}
 
 
 def spoil(images: Path) -> dict[str, str]:
