@@ -144,7 +144,7 @@ def build(table: pd.DataFrame, images: Path, folder: Path, layout: Layout) -> pd
         f"store  {len(paths)} pictures will take {files.size_in_words(needed_bytes)} in {folder.parent}"
     )
     files.require_free(folder.parent, needed_bytes, "the store")
-    index = _fill(folder / "pixels.bin", paths, sizes, layout)
+    index = _fill(folder / "pixels.bin", paths, layout)
     index.insert(0, "id", table["id"].to_numpy())
     index.to_csv(folder / "index.csv", index=False)
     return index

@@ -8,7 +8,7 @@ import pandas as pd
 
 from pipeline.common import seeding, tables
 from pipeline.config.schema import Config
-from pipeline.data import prepare, sample_table
+from pipeline.data import prepare, sample_table, stages
 from pipeline.data.pictures import JPEG_QUALITY
 from pipeline.data.sources.source import source_of
 
@@ -49,6 +49,8 @@ def write_stand_in(config: Config, folder: Path) -> Config:
     }
     pd.DataFrame(index).to_csv(store_folder / "index.csv", index=False)
     tables.write_csv(samples, samples_path)
+    for output in (samples_path, store_folder):
+        stages.stamp_as_it_is(output)
     return config
 
 

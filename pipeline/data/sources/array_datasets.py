@@ -19,6 +19,7 @@ from pipeline.common.errors import DataError
 from pipeline.config.data import DataConfig
 from pipeline.data import sample_table
 from pipeline.data.pictures import Pixels
+from pipeline.data.sources import given_folder
 
 LIST = "pictures.csv"
 DIGITS = [str(digit) for digit in range(10)]
@@ -130,10 +131,11 @@ class ArraySource:
 
     @property
     def folder_name(self) -> str:
-        """The data set's name, with a digest of the path of a given folder."""
-        if self.config.archive is None or self.packaged:
+        """The data set's name; with a digest where a folder is given, see `given_folder`."""
+        if self._given is None:
             return self.config.source
-        return f"{self.config.source}-{files.digest_of(str(self.config.archive.resolve()))[:8]}"
+        name = given_folder.find(self.config.root, self.config.source, self._given, self._content)
+        return name or given_folder.first_name(self.config.source, self._given)
 
     @property
     def inputs(self) -> Mapping[str, Any] | None:
@@ -144,8 +146,7 @@ class ArraySource:
         """Write the pictures and their list, after downloading the arrays where no folder is given."""
         archive = self.config.archive
         arrays = self.load(archive or self.config.root / "downloads", archive is None)
-        with files.replacing_folder(output) as part:
-            write(arrays, part)
+        write(arrays, output)
 
     def find_root(self, raw: Path) -> Path:
         """`raw` itself."""
@@ -160,6 +161,22 @@ class ArraySource:
     def digest(self, root: Path) -> str:
         """The SHA-256 of the list."""
         return files.digest_of_file(root / LIST)
+
+    def remember(self, prepared: Path) -> None:
+        """Record the given folder, as long as it is there."""
+        if self._given is not None and self._given.is_dir():
+            given_folder.remember(prepared, self._given, self._content())
+
+    @property
+    def _given(self) -> Path | None:
+        return None if self.packaged else self.config.archive
+
+    def _content(self) -> str:
+        assert self._given is not None
+        folder = self._given / FOLDERS[self.config.source]
+        return files.digest_of(
+            {path.name: files.digest_of_file(path) for path in sorted(folder.glob("*")) if path.is_file()}
+        )
 
     def bytes_to_fetch(self) -> int:
         """The pictures, and the arrays that they are written from."""

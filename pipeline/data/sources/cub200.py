@@ -11,7 +11,7 @@ from pipeline.common import files
 from pipeline.common.errors import DataError, name_some
 from pipeline.config.data import DataConfig
 from pipeline.data.sample_table import SOURCE_COLUMNS
-from pipeline.data.sources import download, extract
+from pipeline.data.sources import download, extract, given_folder
 from pipeline.data.sources.download import Remote
 
 ARCHIVE = Remote(
@@ -70,9 +70,9 @@ class Cub200(CubLayout):
 
     @property
     def folder_name(self) -> str:
-        """`cub200`, with a digest of the archive or of the folder's path where it is not the published archive."""
+        """`cub200`, with a digest where it is not the published archive; of a folder, see `given_folder`."""
         if self._unpacked is not None:
-            return f"cub200-{files.digest_of(str(self._unpacked.resolve()))[:8]}"
+            return self._prepared or given_folder.first_name("cub200", self._unpacked)
         return "cub200" if is_official(self.config) else f"cub200-{_md5(self.config)[:8]}"
 
     @property
@@ -89,8 +89,7 @@ class Cub200(CubLayout):
         else:
             size_bytes = ARCHIVE.size_bytes if is_official(self.config) else None
             download.verify_archive(archive, _md5(self.config), size_bytes)
-        with files.replacing_folder(output) as part:
-            extract.unpack(archive, part)
+        extract.unpack(archive, output)
 
     def find_root(self, raw: Path) -> Path:
         """The folder with images.txt, in the given folder or in `raw`."""
@@ -112,11 +111,29 @@ class Cub200(CubLayout):
         downloaded = sum(path.stat().st_size for path in downloads)
         return round((1 + UNPACKED) * ARCHIVE.size_bytes) - min(downloaded, ARCHIVE.size_bytes)
 
+    def remember(self, prepared: Path) -> None:
+        """Record the given folder."""
+        if self._unpacked is not None:
+            given_folder.remember(prepared, self._unpacked, self._content())
+
     @property
     def _unpacked(self) -> Path | None:
-        """The folder that `data.archive` names where it does not name a file."""
+        """The folder that `data.archive` names, or named when data were prepared from it."""
         archive = self.config.archive
-        return archive if archive is not None and archive.is_dir() else None
+        if archive is None or archive.is_file():
+            return None
+        return archive if archive.is_dir() or self._prepared is not None else None
+
+    @property
+    def _prepared(self) -> str | None:
+        """The name of the data that were prepared from the given folder."""
+        archive = self.config.archive
+        assert archive is not None
+        return given_folder.find(self.config.root, "cub200", archive, self._content)
+
+    def _content(self) -> str:
+        assert self.config.archive is not None
+        return text_digest(find_root(self.config.archive))
 
 
 def is_official(config: DataConfig) -> bool:

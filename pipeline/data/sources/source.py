@@ -39,7 +39,7 @@ class Source(Protocol):
         """About how much `fetch` still writes to the disk."""
 
     def fetch(self, output: Path) -> None:
-        """Draw, unpack or write the data set into `output`, through `files.replacing_folder`.
+        """Draw, unpack or write the data set into `output`, which is empty.
 
         Raises:
             DataError: it cannot be downloaded, read or written.
@@ -64,6 +64,9 @@ class Source(Protocol):
 
     def digest(self, root: Path) -> str:
         """A digest of the files that `read` reads."""
+
+    def remember(self, prepared: Path) -> None:
+        """Record in the folder of the prepared data which folder the user gave, if any; see `given_folder`."""
 
 
 SOURCES: dict[str, Callable[[DataConfig], Source]] = {

@@ -34,14 +34,13 @@ class Toy:
 
     def fetch(self, output: Path) -> None:
         rows = []
-        with files.replacing_folder(output) as part:
-            (part / "images").mkdir()
-            for number in range(24):
-                shade = np.random.default_rng(number).integers(0, 100, (40, 40)) + 120 * (number % 2 == 0)
-                cv2.imwrite(str(part / "images" / f"{number}.png"), shade.astype(np.uint8))
-                official = "test" if number % 4 == 3 or number % 8 == 2 else "train"
-                rows.append([number, f"{number}.png", number % 2, KINDS[number % 2], official, *[np.nan] * 4])
-            tables.write_csv(pd.DataFrame(rows, columns=sample_table.SOURCE_COLUMNS), part / "list.csv")
+        (output / "images").mkdir()
+        for number in range(24):
+            shade = np.random.default_rng(number).integers(0, 100, (40, 40)) + 120 * (number % 2 == 0)
+            cv2.imwrite(str(output / "images" / f"{number}.png"), shade.astype(np.uint8))
+            official = "test" if number % 4 == 3 or number % 8 == 2 else "train"
+            rows.append([number, f"{number}.png", number % 2, KINDS[number % 2], official, *[np.nan] * 4])
+        tables.write_csv(pd.DataFrame(rows, columns=sample_table.SOURCE_COLUMNS), output / "list.csv")
 
     def find_root(self, raw: Path) -> Path:
         return raw
@@ -54,6 +53,9 @@ class Toy:
 
     def bytes_to_fetch(self) -> int:
         return 24 * 40 * 40
+
+    def remember(self, prepared: Path) -> None:
+        pass
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 
 import cv2
 
-from pipeline.common import console, files, hardware, seeding
+from pipeline.common import console, hardware, seeding
 from pipeline.common.errors import DataError
 from pipeline.data.sources.cub200 import CubLayout
 from pipeline.data.sources.drawn_birds import bird, faults
@@ -185,8 +185,10 @@ class DrawnBirds(CubLayout):
 
     def fetch(self, output: Path) -> None:
         """Draw the set."""
-        with files.replacing_folder(output) as part:
-            write(part, **self.config.synthetic.model_dump())
+        write(output, **self.config.synthetic.model_dump())
+
+    def remember(self, prepared: Path) -> None:
+        """Nothing: the drawn birds come from no folder."""
 
     @property
     def expected(self) -> tuple[int, int, int]:

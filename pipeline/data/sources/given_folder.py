@@ -1,0 +1,89 @@
+"""A folder that the user gave as the source keeps its prepared data when it is moved, renamed or not there.
+
+The data prepared from it lie in PREFIX-DIGEST below `data.root`, with a record of the folder: where it was, the latest
+place last, and a digest of the files that say what the data set is.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.common import files
+from pipeline.common.errors import DataError
+
+RECORD = "source.json"
+
+
+@dataclass(frozen=True)
+class Record:
+    """Which folder a data set was prepared from."""
+
+    folders: list[str]
+    """absolute paths, the latest last"""
+    content: str
+    """the digest of its contents at the latest preparation"""
+
+
+RECORDS = TypeAdapter(Record)
+
+
+def find(root: Path, prefix: str, folder: Path, content: Callable[[], str]) -> str | None:
+    """The name of the prepared data of a folder, or None.
+
+    They are those that were prepared from this path; or from a folder of the same content that is no longer where
+    it was.
+
+    Args:
+        root: `data.root`.
+        content: the digest of the folder's content; a `DataError` where the folder is not whole.
+    """
+    path = str(folder.resolve())
+    records = {
+        file.parent.name: record
+        for file in sorted(root.glob(f"{prefix}-*/{RECORD}"))
+        if (record := _read(file))
+    }
+    latest = [name for name, record in records.items() if record.folders[-1] == path]
+    if latest:
+        return latest[0]
+    named = first_name(prefix, folder)
+    if named not in records and (root / named).is_dir():  # prepared by plumage 0.1, which kept no record
+        return named
+    found = _content(folder, content)
+    for name, record in records.items():
+        if path in record.folders and not folder.is_dir():
+            return name
+        if record.content == found and not Path(record.folders[-1]).is_dir():
+            return name
+    return None
+
+
+def first_name(prefix: str, folder: Path) -> str:
+    """The name of data that are prepared from a folder for the first time."""
+    return f"{prefix}-{files.digest_of(str(folder.resolve()))[:8]}"
+
+
+def remember(prepared: Path, folder: Path, content: str) -> None:
+    """Record in a folder of prepared data which folder they were prepared from."""
+    path, record = str(folder.resolve()), _read(prepared / RECORD)
+    earlier = [] if record is None else [each for each in record.folders if each != path]
+    if record != (now := Record([*earlier, path], content)):
+        files.write_json(prepared / RECORD, asdict(now))
+
+
+def _content(folder: Path, content: Callable[[], str]) -> str | None:
+    try:
+        return content() if folder.is_dir() else None
+    except DataError:
+        return None
+
+
+def _read(path: Path) -> Record | None:
+    """A record; None: there is none, or it is damaged, which costs one preparation."""
+    try:
+        record = RECORDS.validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+    return record if record.folders else None

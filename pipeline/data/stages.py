@@ -1,0 +1,229 @@
+"""A stage makes one output, a file or a folder: one process at a time, under a stamp that names what it made.
+
+The stamp goes when the new output is whole and takes its place, and comes back behind it. A kill at any moment
+leaves the earlier output with its stamp, or an output that is made anew.
+"""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.common import console, files
+from pipeline.common.errors import DataError
+from pipeline.common.locks import Lock
+
+VERSION = 1  # raise it when a stage's output changes for the same inputs
+SAY_AGAIN_S = 60.0  # between two lines of a process that waits for another one
+WAIT_MINUTES = 120.0
+LOCK = "prepare.lock"
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file as a stage left it."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class FolderRecord:
+    """A folder of many files as a stage left it."""
+
+    files: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What stands beside an output. A stamp of plumage 0.1 holds `inputs` alone."""
+
+    inputs: str
+    """the digest of what it was made from"""
+    source: str = ""
+    """the digest of the source's files; the sample table and the stores of one state of a source have the same"""
+    made: dict[str, FileRecord] | FolderRecord | None = None
+    """the files, by name"""
+
+
+STAMP = TypeAdapter(Stamp)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One output and how it is made."""
+
+    name: str
+    output: Path
+    inputs: Mapping[str, Any]
+    """what it is made from, in plain types"""
+    make: Callable[[Path], object]
+    """writes the output to a path; of a folder, into that folder, which is empty"""
+    kind: type[FileRecord] | type[FolderRecord] = FileRecord
+    """how its stamp describes it: file by file, or as a whole"""
+    is_folder: bool = True
+    source: str = ""
+
+    @property
+    def inputs_digest(self) -> str:
+        """The digest that a stamp of these inputs holds."""
+        return files.digest_of({"version": VERSION, **self.inputs})
+
+    def due(self, verify: bool = False) -> str | None:
+        """Why the output has to be made (anew), or None: it is as the stamp says.
+
+        Args:
+            verify: compare the digests of all files, too.
+        """
+        if not self.output.exists():
+            return "missing"
+        stamp = read_stamp(self.output)
+        if stamp is None:
+            return "not finished"
+        if stamp.inputs != self.inputs_digest:
+            return "made from other inputs"
+        if self.kind is FolderRecord:
+            return None  # what the source's own folder holds is the user's matter, see `changes`
+        return changes(self.output, verify) if stamp.made is not None else "made by an earlier version"
+
+    def run(self, wait_minutes: float = WAIT_MINUTES, verify: bool = False) -> None:
+        """Make the output if it is due, and wait for another process that prepares the same data set.
+
+        Raises:
+            DataError: the other process took too long.
+        """
+        if self.due(verify) is not None:
+            with turn(self.output.parent, wait_minutes):
+                if why := self.due(verify):  # the other process may have made it
+                    if why != "missing":
+                        console.say(f"{self.name}  {self.output} is made anew: {why}")
+                    self._make()
+                    return
+        console.say(f"{self.name}  {self.output} is up to date")
+
+    def _make(self) -> None:
+        stamp = stamp_of(self.output)
+        replacing = files.replacing_folder if self.is_folder else files.replacing
+        with replacing(self.output) as part:
+            self.make(part)
+            made = _describe(part, self.output.name, self.kind)
+            stamp.unlink(missing_ok=True)
+        write_stamp(self.output, Stamp(self.inputs_digest, self.source, made))
+
+
+@contextmanager
+def turn(folder: Path, wait_minutes: float) -> Iterator[None]:
+    """Hold the lock of a data set's folder; a wait is said, again each minute, and ends.
+
+    Raises:
+        DataError: another process held it for `wait_minutes`.
+    """
+    path, deadline = folder / LOCK, time.monotonic() + 60 * wait_minutes
+    lock = Lock.free(path)
+    while lock is None:
+        left = deadline - time.monotonic()
+        holder = _holder(path)
+        if left <= 0:
+            raise DataError(
+                f"{folder}: {holder} has been preparing this data set for {wait_minutes:g} minutes; look at "
+                "what it does (it may be suspended), or set distributed.data_timeout_minutes higher"
+            )
+        console.say(
+            f"waiting for {holder}, which prepares {folder}; at most {left / 60:.3g} minutes more, and "
+            "stopping this one loses nothing"
+        )
+        lock = Lock.wait(path, min(SAY_AGAIN_S, left))
+    try:
+        path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
+        yield
+    finally:
+        lock.close()
+
+
+def _holder(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()[:200] or "another process"
+    except OSError:
+        return "another process"
+
+
+def stamp_of(output: Path) -> Path:
+    """Where the stamp of an output is."""
+    return output.with_name(output.name + ".stamp.json")
+
+
+def read_stamp(output: Path) -> Stamp | None:
+    """The stamp of an output; None: there is none, or it is damaged."""
+    try:
+        return STAMP.validate_json(stamp_of(output).read_bytes())
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def write_stamp(output: Path, stamp: Stamp) -> None:
+    """Write the stamp of an output that is whole."""
+    files.write_json(stamp_of(output), asdict(stamp))
+
+
+def stamp_as_it_is(output: Path) -> None:
+    """Write a stamp for an output that no stage made."""
+    write_stamp(output, Stamp("", made=_describe(output, output.name, FileRecord)))
+
+
+def changes(output: Path, verify: bool = False) -> str | None:
+    """How an output differs from what its stamp says it was, or None.
+
+    Tables are compared by digest, other files by size alone, which takes no time.
+
+    Args:
+        verify: compare all files by digest. Of a folder as a whole, the number of files and bytes are compared
+            whatever this says.
+    """
+    stamp = read_stamp(output)
+    if stamp is None or stamp.made is None:
+        return None
+    if isinstance(stamp.made, FolderRecord):
+        found = _describe_folder(output)
+        return (
+            None
+            if found == stamp.made
+            else f"{_in_words(found)}, and it was made with {_in_words(stamp.made)}"
+        )
+    for name, made in stamp.made.items():
+        path = output / name if output.is_dir() else output
+        try:
+            size = path.stat().st_size
+            if size != made.bytes:
+                return f"{name} has {size:,} bytes, and was made with {made.bytes:,}"
+            by_digest = verify or path.suffix == ".csv"
+            if by_digest and files.digest_of_file(path) != made.sha256:
+                return f"{name} has other content than it was made with"
+        except FileNotFoundError:
+            return f"{name} is missing"
+    return None
+
+
+def _describe(
+    path: Path, name: str, kind: type[FileRecord] | type[FolderRecord]
+) -> dict[str, FileRecord] | FolderRecord:
+    """Args: name: of the output, in case that it is a file."""
+    if kind is FolderRecord:
+        return _describe_folder(path)
+    made = {each.name: each for each in sorted(path.iterdir())} if path.is_dir() else {name: path}
+    return {name: FileRecord(each.stat().st_size, files.digest_of_file(each)) for name, each in made.items()}
+
+
+def _describe_folder(path: Path) -> FolderRecord:
+    sizes = [each.lstat().st_size for each in path.rglob("*") if not each.is_dir()]
+    return FolderRecord(len(sizes), sum(sizes))
+
+
+def _in_words(record: FolderRecord) -> str:
+    return f"{record.files:,} files of {record.bytes:,} bytes"
