@@ -89,9 +89,9 @@ class Victim:
         path = self.run / "checkpoints" / "last.pt"
         return int(torch.load(path, weights_only=True)["step"]) if path.is_file() else 0
 
-    def part(self) -> Path:
-        """What a checkpoint is called while it is written."""
-        return self.run / "checkpoints" / "last.pt.part"
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is half written."""
+        return any((self.run / "checkpoints").glob("last.pt.*.part"))
 
 
 def kill_within_a_step(victim: Victim, draw: random.Random) -> bool:
@@ -114,9 +114,9 @@ def kill_within_a_write(victim: Victim, draw: random.Random) -> bool:
     seen = victim.saved_step()
 
     def moment() -> bool:
-        return victim.step() > seen + 3 * skip and victim.part().exists()
+        return victim.step() > seen + 3 * skip and victim.is_writing()
 
-    return victim.until(moment) and victim.part().exists()
+    return victim.until(moment) and victim.is_writing()
 
 
 def kill_within_validation(victim: Victim, draw: random.Random) -> bool:

@@ -1,61 +1,141 @@
 """Files appear whole or not at all; digests; stages that are done carry a stamp.
 
 A writer fills a neighbour of the final path, syncs it and renames it, so that a kill at any
-moment leaves either what was there before or what was meant to be there.
+moment leaves either what was there before or what was meant to be there. The neighbour's name
+is the writer's own, so that two writers of one path do not meet; the last one to end wins.
 """
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from pipeline.common.errors import DataError
 
+Content = TypeVar("Content")
 CHUNK_BYTES = 1 << 20
+RESTORE = "restore it from a copy, or mend it in an editor"
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path beside `path`; when the block ends without an error it becomes `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")  # an earlier, killed attempt is written over
-    try:
-        yield part
-        sync(part)
-        part.replace(path)
+    with _claimed(path) as claim:
+        yield claim.part
+        sync(claim.part)
+        claim.part.replace(path)
         sync(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `path`; when the block ends without an error it becomes `path`.
-
-    What an earlier, killed attempt left beside `path` is removed first.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    old = path.with_name(path.name + ".old")
-    if old.exists() and not path.exists():
-        old.replace(path)  # an earlier attempt was killed between its two renames
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    try:
-        yield part
+    """Yield an empty folder beside `path`; when the block ends without an error it becomes `path`."""
+    with _claimed(path) as claim:
+        claim.part.mkdir()
+        yield claim.part
         os.sync()  # for thousands of files, some twenty times as fast as one by one
-        shutil.rmtree(old, ignore_errors=True)
-        if path.exists():
-            path.replace(old)
-        part.replace(path)
+        claim.put_in_place()
         sync(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """Names beside `path` that one process alone uses: NAME.RANDOM.part, .old and .lock, which it holds."""
+
+    path: Path
+    name: str
+
+    @property
+    def part(self) -> Path:
+        """What is being written."""
+        return self.path.with_name(f"{self.name}.part")
+
+    @property
+    def old(self) -> Path:
+        """The folder that was at `path` before, until the new one is there."""
+        return self.path.with_name(f"{self.name}.old")
+
+    @property
+    def lock(self) -> Path:
+        return self.path.with_name(f"{self.name}.lock")
+
+    def put_in_place(self) -> None:
+        """Rename the new folder to `path`."""
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                self.path.replace(self.old)
+            try:
+                self.part.replace(self.path)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+                _remove(self.old)  # another process has put its own there meanwhile
+            else:
+                return
+
+    def withdraw(self) -> None:
+        """Delete what is left of the claim; what was at `path` before returns where nothing has taken its place."""
+        if self.old.exists() and not self.path.exists():
+            self.old.replace(self.path)
+        for left in (self.part, self.old, self.lock):
+            _remove(left)
+
+
+@contextmanager
+def _claimed(path: Path) -> Iterator[_Claim]:
+    """Yield a new claim, withdrawn as the block ends; those of killed processes, whose locks are free, go first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for name in _names_of_locks(path):
+        with contextlib.suppress(OSError), path.with_name(name).open("rb+") as stream:  # gone, or not ours
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an OSError while its process lives
+            _Claim(path, name.removesuffix(".lock")).withdraw()
+    claim, descriptor = _claim(path)
+    try:
+        yield claim
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        with contextlib.suppress(OSError):  # never in place of the error that ended the block
+            claim.withdraw()
+        os.close(descriptor)
+
+
+def _names_of_locks(path: Path) -> list[str]:
+    lock = re.compile(rf"{re.escape(path.name)}\.[0-9a-f]{{8}}\.lock")
+    return [entry.name for entry in path.parent.iterdir() if lock.fullmatch(entry.name)]
+
+
+def _claim(path: Path) -> tuple[_Claim, int]:
+    """A claim, and the descriptor that holds its lock."""
+    while True:
+        claim = _Claim(path, f"{path.name}.{secrets.token_hex(4)}")
+        descriptor = os.open(claim.lock, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(descriptor).st_nlink:
+                return claim, descriptor
+        except BlockingIOError:
+            pass
+        except OSError:  # a file system without locks, where nobody takes a claim away
+            return claim, descriptor
+        os.close(descriptor)  # a process that looks for claims to withdraw was faster
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -78,12 +158,42 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; a `DataError` names it when it is not JSON."""
+def read_json(path: Path, kind: type[Content], advice: str = RESTORE) -> Content:
+    """Read a JSON file whose content is of a type: a dataclass, a `TypedDict`, `dict[str, Any]`.
+
+    Fields that a dataclass does not have are left out: a later version may have written them.
+
+    Args:
+        advice: what to do when the file is damaged.
+
+    Raises:
+        DataError: the file is not JSON, or its content is not of this type.
+    """
+    content = path.read_bytes()
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: not JSON ({error}); delete it and run again") from error
+        return TypeAdapter(kind).validate_json(content, strict=True)
+    except ValidationError as error:
+        raise DataError(f"{path}: damaged ({_first_fault(error)}); {advice}") from error
+
+
+def _first_fault(error: ValidationError) -> str:
+    """The first thing that a `ValidationError` names: `attempts: Input should be a valid integer`."""
+    fault = error.errors(include_url=False, include_input=False)[0]
+    return ": ".join([".".join(map(str, fault["loc"])), fault["msg"]] if fault["loc"] else [fault["msg"]])
+
+
+def read_text(path: Path, advice: str = RESTORE) -> str:
+    """Read a file of UTF-8 text.
+
+    Raises:
+        DataError: a byte is not UTF-8.
+    """
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}, line {line}: not UTF-8 text; {advice}") from error
 
 
 def digest_of_file(path: Path, algorithm: str = "sha256") -> str:
@@ -122,8 +232,11 @@ def size_in_words(size_bytes: float) -> str:
 
 
 def stamped(path: Path, inputs: Mapping[str, Any]) -> bool:
-    """Whether a finished stage left this stamp for the very same inputs."""
-    return path.is_file() and bool(read_json(path).get("inputs") == digest_of(inputs))
+    """Whether a finished stage left this stamp for the very same inputs; a damaged stamp says nothing."""
+    try:
+        return path.is_file() and read_json(path, dict[str, Any]).get("inputs") == digest_of(inputs)
+    except DataError:
+        return False
 
 
 def stamp(path: Path, inputs: Mapping[str, Any]) -> None:

@@ -181,7 +181,7 @@ def _add_embedding(evaluation: StoredEvaluation, explained: Explained) -> None:
         files.write_json(folder.retrieval_file, recalls)
         files.stamp(_stamp_of(folder.embedding_file), inputs)
     explained.embedding = pd.read_csv(folder.embedding_file)
-    recalls = files.read_json(folder.retrieval_file)
+    recalls = files.read_json(folder.retrieval_file, dict[int, float])
     explained.recall = {int(k): float(value) for k, value in recalls.items()}
 
 

@@ -65,7 +65,8 @@ class RunDirectory:
 
     def read_environment(self) -> dict[str, Any]:
         """What the run ran on; empty when that is not stored."""
-        return dict(files.read_json(self.environment_file)) if self.environment_file.is_file() else {}
+        path = self.environment_file
+        return files.read_json(path, dict[str, Any]) if path.is_file() else {}
 
     def count_test_readings(self) -> int:
         """How often the run has read the test split."""

@@ -83,8 +83,8 @@ def read_metrics(folder: EvaluationDirectory) -> dict[str, Any]:
     path = folder.metrics_file
     if not path.is_file():
         raise DataError(f"{path}: missing; {AGAIN}")
-    content: Any = files.read_json(path)
-    if not isinstance(content, dict) or "split" not in content:
+    content = files.read_json(path, dict[str, Any], AGAIN)
+    if "split" not in content:
         raise DataError(f"{path}: does not hold the numbers of an evaluation; {AGAIN}")
     return content
 

@@ -94,7 +94,7 @@ def _change(path: Path, state: State, why: str) -> None:
 
 
 def _stored(path: Path) -> Status:
-    return Status(**files.read_json(path))
+    return files.read_json(path, Status)
 
 
 def _lock_of(path: Path) -> Path:

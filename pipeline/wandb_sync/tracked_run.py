@@ -114,7 +114,7 @@ class TrackedRun:
         status, path = self.directory.read_status(), self.directory.diverged_file
         diverged = False
         if status is not None and status.state == "failed" and path.is_file():
-            diverged = status.why.startswith(f"step {files.read_json(path)['step']}: ")
+            diverged = status.why.startswith(f"step {files.read_json(path, dict[str, Any])['step']}: ")
         return Standing(status, diverged)
 
     def identity(self) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class TrackedRun:
         path = self.directory.wandb_file
         if not path.is_file():
             files.write_json(path, {**self._new_identity(), "alerts": [], "sent": 0, "offline": 0})
-        return dict(files.read_json(path))
+        return files.read_json(path, dict[str, Any])
 
     def _new_identity(self) -> dict[str, str | None]:
         """A new id; in a trial of W&B's agent, the id that the agent has chosen."""

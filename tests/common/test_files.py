@@ -1,11 +1,14 @@
 """Files appear whole or not at all, and stamps tell when a stage is done."""
 
+import errno
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,12 +118,78 @@ def test_a_kill_while_filling_keeps_the_old_folder_and_the_next_attempt_starts_e
 
 def test_a_kill_between_the_two_renames_is_mended_by_the_next_attempt(tmp_path: Path) -> None:
     folder = tmp_path / "raw"
-    (tmp_path / "raw.old").mkdir()
-    (tmp_path / "raw.old" / "old").write_text("old")
+    folder.mkdir()
+    (folder / "old").write_text("old")
+    killed_in_mid_write(
+        "Path.replace = lambda old, new, move=Path.replace: (\n"
+        "    (print('written', flush=True), time.sleep(60)) if old.suffix == '.part' else move(old, new))\n"
+        f"with files.replacing_folder(Path({str(folder)!r})): pass"
+    )
+    assert not folder.exists()
     with pytest.raises(RuntimeError), files.replacing_folder(folder):
         raise RuntimeError("lights out")
     assert names(tmp_path) == ["raw"]
     assert names(folder) == ["old"]
+
+
+@pytest.mark.parametrize("writing", [files.replacing, files.replacing_folder])
+def test_two_writers_of_one_path_do_not_meet_and_the_last_to_end_wins(writing: Any, tmp_path: Path) -> None:
+    path = tmp_path / "store"
+
+    def fill(part: Path, text: str) -> None:
+        (part / "birds" if part.is_dir() else part).write_text(text)
+
+    with writing(path) as first:
+        fill(first, "first")
+        with writing(path) as second:
+            assert second != first
+            fill(second, "second")
+        assert first.exists()
+        fill(first, "first")
+    assert (path / "birds" if path.is_dir() else path).read_text() == "first"
+    assert names(tmp_path) == ["store"]
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_one_and_what_a_living_one_writes_stays(
+    tmp_path: Path,
+) -> None:
+    path, other = tmp_path / "birds.csv", tmp_path / "birds.csv.deadbeef.lock.csv"
+    other.touch()
+    killed_in_mid_write(
+        f"with files.replacing(Path({str(path)!r})) as part:\n"
+        "    part.write_text('hal'); print('written', flush=True); time.sleep(60)"
+    )
+    left = set(names(tmp_path)) - {other.name}
+    assert {name.rpartition(".")[2] for name in left} == {"lock", "part"}
+    with files.replacing(path) as living:
+        living.write_text("new")
+        assert not left & set(names(tmp_path))
+        files.write_text(path, "another")
+        assert living.read_text() == "new"
+    assert names(tmp_path) == [path.name, other.name]
+
+
+def test_two_processes_that_replace_one_folder_again_and_again_leave_a_whole_one(tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom pipeline.common import files\n"
+        f"for number in range(40):\n    with files.replacing_folder(Path({str(tmp_path / 'raw')!r})) as part:\n"
+        "        for name in 'abc': (part / name).write_text(sys.argv[1])"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code, text]) for text in ("first", "second")]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert names(tmp_path) == ["raw"]
+    assert len({(tmp_path / "raw" / name).read_text() for name in "abc"}) == 1
+
+
+def test_an_error_of_the_cleaning_does_not_hide_the_one_that_ended_the_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with pytest.raises(RuntimeError, match="lights out"), files.replacing(tmp_path / "birds.csv"):
+        monkeypatch.setattr(Path, "unlink", read_only)
+        raise RuntimeError("lights out")
 
 
 @pytest.mark.parametrize("algorithm", ["md5", "sha256"])
@@ -147,18 +216,65 @@ def test_a_stamp_holds_for_the_same_inputs_only(tmp_path: Path) -> None:
     assert not files.stamped(path, {"md5": "a"})
 
 
-def test_a_broken_json_file_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ['{"inputs": ', "[]", "null", '{"inputs": 3}', "\udcff"])
+def test_a_damaged_stamp_says_that_the_stage_is_due(text: str, tmp_path: Path) -> None:
     path = tmp_path / "raw.stamp.json"
-    path.write_text('{"inputs": ')
-    with pytest.raises(DataError, match=r"raw\.stamp\.json: not JSON .* delete it and run again"):
-        files.stamped(path, {})
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    assert not files.stamped(path, {})
+
+
+@dataclass(frozen=True)
+class Bird:
+    name: str
+    eggs: int = 1
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b'{"name": "Jay", "eggs": ', "Invalid JSON: EOF while parsing a value at line 1 column 24"),
+        (b"", "Invalid JSON: EOF while parsing a value at line 1 column 0"),
+        (b"[]", "Input should be an object"),
+        (b"null", "Input should be an object"),
+        (b'{"eggs": 1}', "name: Field required"),
+        (b'{"name": "Jay", "eggs": "4"}', "eggs: Input should be a valid integer"),
+        (b'{"name": null}', "name: Input should be a valid string"),
+        (b"[" * 100_000, "Invalid JSON: recursion limit exceeded at line 1 column 202"),
+        (b'{"name": "\\ud800"}', "Invalid JSON: unexpected end of hex escape at line 1 column 17"),
+        (b'{"name": "\xff"}', "Invalid JSON: invalid unicode code point at line 1 column 11"),
+    ],
+)
+def test_a_json_file_of_another_content_is_named_with_what_to_do(
+    content: bytes, fault: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "bird.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError) as refused:
+        files.read_json(path, Bird)
+    assert str(refused.value) == f"{path}: damaged ({fault}); restore it from a copy, or mend it in an editor"
+    with pytest.raises(DataError, match=r"; run `eval` again$"):
+        files.read_json(path, Bird, "run `eval` again")
+
+
+def test_a_json_file_of_a_later_version_is_read_without_the_fields_that_are_not_known(tmp_path: Path) -> None:
+    files.write_json(tmp_path / "bird.json", {"name": "Jay", "eggs": 4, "nest": {"height_m": 3}})
+    assert files.read_json(tmp_path / "bird.json", Bird) == Bird("Jay", 4)
+
+
+def test_text_that_is_not_utf_8_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "birds.txt"
+    path.write_bytes("Häher\n".encode() + b"H\xe4her\n")
+    with pytest.raises(DataError, match=r"birds\.txt, line 2: not UTF-8 text; take a copy$"):
+        files.read_text(path, "take a copy")
+    path.write_text("Häher\r\n", encoding="utf-8", newline="")
+    assert files.read_text(path) == "Häher\r\n"
 
 
 def test_json_is_written_as_it_reads_for_people_and_programs(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     files.write_json(path, {"name": "Häher", "n": 3})
     assert path.read_text(encoding="utf-8") == '{\n  "name": "Häher",\n  "n": 3\n}\n'
-    assert files.read_json(path) == {"name": "Häher", "n": 3}
+    assert files.read_json(path, dict[str, Any]) == {"name": "Häher", "n": 3}
 
 
 def test_free_space_is_required_to_the_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

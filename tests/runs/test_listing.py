@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -117,7 +118,7 @@ def test_the_list_is_sorted(runs: Path, column: str, first: str, capsys: pytest.
 def test_two_runs_differ_in_configuration_environment_and_result(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    environment = files.read_json(runs / "lower/environment.json")
+    environment = files.read_json(runs / "lower/environment.json", dict[str, Any])
     files.write_json(runs / "lower/environment.json", {**environment, "host": "elsewhere", "time": "later"})
     assert run(["runs", "diff", str(runs / "whole"), str(runs / "lower")]) == 0
     differences = json.loads(capsys.readouterr().out)["differences"]

@@ -93,7 +93,10 @@ EVERYWHERE = [
     (in_predictions(lambda predicted: predicted.head(0)), "the table has no image"),
     (lambda folder: (folder / "predictions.csv").unlink(), "predictions.csv: missing; run `eval`"),
     (lambda folder: (folder / "metrics.json").unlink(), "metrics.json: missing; run `eval`"),
-    (lambda folder: (folder / "metrics.json").write_text("[]"), "does not hold the numbers of an evaluation"),
+    (
+        lambda folder: (folder / "metrics.json").write_text("[]"),
+        "metrics.json: damaged (Input should be an object); run `eval`",
+    ),
 ]
 OF_THE_MODEL = [
     (in_outputs(spoil_logits), "outputs are not finite for image ids"),
@@ -104,7 +107,7 @@ OF_THE_MODEL = [
     (in_outputs(without_features), "without one of"),
     (lambda folder: (folder / "outputs.npz").write_bytes(b"no archive"), "outputs.npz: damaged"),
     (lambda folder: (folder / "outputs.npz").unlink(), "outputs.npz: missing; run `eval`"),
-    (lambda folder: (folder / "metrics.json").write_text("{"), "metrics.json: not JSON"),
+    (lambda folder: (folder / "metrics.json").write_text("{"), "metrics.json: damaged (Invalid JSON"),
 ]
 
 

@@ -129,7 +129,7 @@ def _stamp(member: Member) -> Path:
 
 def _is_done(member: Member) -> bool:
     stamp = _stamp(member)
-    return stamp.is_file() and bool(files.read_json(stamp)["settings"] == member.digest)
+    return stamp.is_file() and bool(files.read_json(stamp, dict[str, Any])["settings"] == member.digest)
 
 
 def _prepare_data(members: Sequence[Member]) -> None:
@@ -153,7 +153,7 @@ def _choose_learning_rates(tuning: Sequence[Member]) -> tuple[dict[str, float], 
     rows: list[dict[str, Any]] = []
     for member in tuning:
         log = results.read_log(member)
-        diverged = files.read_json(_stamp(member))["status"] == "diverged"
+        diverged = files.read_json(_stamp(member), dict[str, Any])["status"] == "diverged"
         best = (None if diverged else best_record(log)) or {}
         rows.append(
             {

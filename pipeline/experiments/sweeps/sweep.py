@@ -102,7 +102,7 @@ def fix_definition(plan: SweepPlan, pruner: str | None) -> None:
         if not path.is_file():
             files.write_json(path, definition)
             return
-        before = files.read_json(path)
+        before = files.read_json(path, dict[str, Any])
     before["config"] = completed(before["config"])
     changed = [
         f"{key} {json.dumps(old)} -> {json.dumps(new)}"
