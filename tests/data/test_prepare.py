@@ -34,7 +34,7 @@ def files_below(folder: Path) -> dict[str, tuple[int, int]]:
     return {
         str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.stat().st_size)
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != "prepare.lock"
     }
 
 
