@@ -189,7 +189,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "not a picture"
+        return "not a picture, or of an unknown format"
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels"
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
@@ -213,6 +213,9 @@ def _as_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
     image.load()
     if not _has_transparency(image):
         return image if image.mode == "RGB" else image.convert("RGB")
+    colour = image.info.get("transparency")
+    if image.mode == "RGB" and max(colour, default=0) > 255:  # of a PNG with 16 bits a channel, of which Pillow keeps 8
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
     if image.mode in ("La", "RGBa"):
         image = image.convert("LA" if image.mode == "La" else "RGBA")
     behind = Image.new("RGBA", image.size, (*background, 255))
