@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipeline.common import console, files, seeding
-from pipeline.common.errors import DataError
+from pipeline.common.errors import DataError, name_some
 from pipeline.config.data import DataConfig
 from pipeline.config.schema import Config
 from pipeline.data import image_store, sample_table, splits, stages
@@ -155,6 +155,7 @@ def stages_from(config: Config, root: Path) -> list[Stage]:
         DataError: the source's tables are damaged.
     """
     images = source_of(config.data).read(root)
+    sample_table.check_learnable(images, root)
     samples_path, store_folder = output_paths(config)
 
     def build_store(output: Path) -> None:
@@ -268,3 +269,10 @@ def _show(prepared: Prepared, config: Config) -> None:
             ]
         ],
     )
+    for sentence in sample_table.gaps(samples):
+        console.warn(sentence)
+    if outside := sample_table.boxes_outside(samples):
+        console.warn(
+            f"the boxes of image ids {name_some(outside)} lie outside their pictures, in whole or in part; give them "
+            "in pixels of the picture as it is shown"
+        )

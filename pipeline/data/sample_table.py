@@ -20,15 +20,15 @@ SOURCE_COLUMNS = ["id", "path", "label", "class_name", "official", "box_x", "box
 PICTURE_COLUMNS = ["width", "height", "grey", "file_bytes"]
 COLUMNS = [*SOURCE_COLUMNS, *PICTURE_COLUMNS, "split"]
 SPLITS = ("train", "val", "test")
+BOX_OUTSIDE = 0.1  # share of a box's area; 0.07 are the most in the first classes of CUB-200-2011
+WHAT_NEXT = "run `make data`, which writes the table again where it is not as it was written"
 
 
 def check(table: pd.DataFrame, where: Path | str, columns: Sequence[str] = SOURCE_COLUMNS) -> None:
     """Raise a `DataError` when a table breaks what the rest of the pipeline relies on."""
     missing = [name for name in columns if name not in table.columns]
     if missing:
-        raise DataError(
-            f"{where}: the columns {missing} are missing; run `make data` to write the table again"
-        )
+        raise DataError(f"{where}: the columns {missing} are missing; {WHAT_NEXT}")
     if table.empty:
         raise DataError(f"{where}: no image is listed; check that this is the data set you meant")
     duplicates = table.loc[table["id"].duplicated(), "id"].tolist()
@@ -36,9 +36,61 @@ def check(table: pd.DataFrame, where: Path | str, columns: Sequence[str] = SOURC
         raise DataError(
             f"{where}: duplicate image ids {name_some(duplicates)}; each image needs an id of its own"
         )
+    for column in ("id", "label"):
+        if not pd.api.types.is_integer_dtype(table[column]):
+            raise DataError(f"{where}: the column {column} has to hold whole numbers; {WHAT_NEXT}")
+    for column, allowed in (("official", ("train", "test")), ("split", SPLITS)):
+        if column in columns and not table[column].isin(allowed).all():
+            raise DataError(f"{where}: the column {column} has to hold {', '.join(allowed)}; {WHAT_NEXT}")
     names = table.groupby("label")["class_name"].nunique()
     if (names > 1).any() or sorted(names.index) != list(range(len(names))):
         raise DataError(f"{where}: labels have to run from 0 to C-1 with one class name each")
+
+
+def check_learnable(table: pd.DataFrame, where: Path | str) -> None:
+    """Raise a `DataError` when there is nothing to learn from the images of a source."""
+    if table["label"].nunique() < 2:
+        raise DataError(
+            f"{where}: all images are of one class, {table['class_name'].iloc[0]}; there is nothing to tell apart, "
+            "so list images of two classes or more"
+        )
+    if not (table["official"] == "train").any():
+        raise DataError(f"{where}: all images are for the test; list some of each class for training")
+
+
+def classes_without(table: pd.DataFrame, split: str) -> list[str]:
+    """The classes that have no image in a split, by label; those without one in "train" are never taught."""
+    there = table.loc[table["split"] == split, "label"].unique()
+    return class_names(table[~table["label"].isin(there)])
+
+
+def gaps(table: pd.DataFrame) -> list[str]:
+    """What is missing in a table with splits, a sentence each: classes that a split lacks, a split without images."""
+    sentences = []
+    if untaught := classes_without(table, "train"):
+        sentences.append(
+            f"no training image of {name_some(untaught)}: what the network says of these classes means nothing; "
+            "list some of their images for training, or leave the classes out"
+        )
+    counts = table["split"].value_counts()
+    if counts.get("val", 0) and (unvalidated := classes_without(table, "val")):
+        sentences.append(
+            f"no validation image of {name_some(unvalidated)}: the only training image of a class stays in training"
+        )
+    if not counts.get("test", 0):
+        what_next = "set eval.split=val" if counts.get("val", 0) else "hold some out with data.val_fraction"
+        sentences.append(f"no test image at all; {what_next}, and `plumage eval` reads the validation images")
+    return sentences
+
+
+def boxes_outside(table: pd.DataFrame) -> list[int]:
+    """The ids of the images of whose box more than `BOX_OUTSIDE` lies outside the picture."""
+    ends = {"width": ("box_x", "box_w"), "height": ("box_y", "box_h")}
+    inside = pd.Series(1.0, table.index)
+    for side, (start, size) in ends.items():
+        first, last = table[start].clip(lower=0), (table[start] + table[size]).clip(upper=table[side])
+        inside *= (last - first).clip(lower=0) / table[size]
+    return table.loc[inside < 1 - BOX_OUTSIDE, "id"].tolist()
 
 
 def class_names(table: pd.DataFrame) -> list[str]:
@@ -63,6 +115,6 @@ def read(path: Path, columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
             na_values={name: [""] for name in SOURCE_COLUMNS[5:]},
         )
     except (ValueError, pd.errors.ParserError) as error:
-        raise DataError(f"{path}: not a readable table ({error}); delete it and run `make data`") from error
+        raise DataError(f"{path}: not a readable table ({error}); {WHAT_NEXT}") from error
     check(table, path, columns)
     return table

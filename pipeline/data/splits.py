@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipeline.common import seeding
-from pipeline.common.errors import DataError
+from pipeline.common.errors import DataError, name_some
 
 Ids = npt.NDArray[np.int64]
 
@@ -42,21 +42,17 @@ def draw(
     Each class is shuffled by its own generator and cut: the first `round(val_fraction * n)` of its
     n official training images validate (at least one, at most n - 1, when the fraction is above
     0); with `folds`, every `folds`-th image beginning at `fold`; with a size, its share of that size.
-    A smaller test set is the same for every seed.
+    A class of one training image keeps it for training. A smaller test set is the same for every seed.
 
     Raises:
-        DataError: a class, or the data set, has too few images to be split so.
+        DataError: the data set has fewer images than `sizes` asks for, or a class would lose all.
     """
     train = _shuffled(table[table["official"] == "train"], "split", seed)
     test = _shuffled(table[table["official"] == "test"], "test images", 0)
     if sizes.val is None:
-        names = dict(zip(table["label"].tolist(), table["class_name"].tolist(), strict=True))
-        val = {
-            label: _held_out(ids, val_fraction, folds, fold, str(names[label]))
-            for label, ids in train.items()
-        }
+        val = {label: _held_out(ids, val_fraction, folds, fold) for label, ids in train.items()}
     else:
-        val = _share(train, sizes.val, "data.val_images")
+        val = _share(train, sizes.val, "data.val_images", left=1)
     train = {label: ids[~np.isin(ids, val[label])] for label, ids in train.items()}
     if sizes.train is not None:
         if sizes.train < len(train):
@@ -66,8 +62,12 @@ def draw(
         test = _share(test, sizes.test, "data.test_images")
     splits = {"train": train, "val": val, "test": test}
     split_of = {int(i): name for name, ids in splits.items() for i in np.concatenate([*ids.values(), []])}
-    drawn = table.assign(split=table["id"].map(split_of))
-    return drawn[drawn["split"].notna()].reset_index(drop=True)
+    drawn = table.assign(split=table["id"].map(split_of)).dropna(subset="split").reset_index(drop=True)
+    if gone := sorted(set(table["class_name"]).difference(drawn["class_name"])):
+        raise DataError(
+            f"data.test_images: {sizes.test} leave no image at all of {name_some(gone)}; take more"
+        )
+    return drawn
 
 
 def _shuffled(table: pd.DataFrame, name: str, seed: int) -> dict[int, Ids]:
@@ -80,29 +80,26 @@ def _shuffled(table: pd.DataFrame, name: str, seed: int) -> dict[int, Ids]:
     }
 
 
-def _held_out(ids: Ids, val_fraction: float, folds: int | None, fold: int, class_name: str) -> Ids:
-    """The part of a class's shuffled training images that validates."""
+def _held_out(ids: Ids, val_fraction: float, folds: int | None, fold: int) -> Ids:
+    """The part of a class's shuffled training images that validates; the only image of a class never does."""
+    if len(ids) == 1 or (folds is None and not val_fraction):
+        return ids[:0]
     if folds is not None:
-        held_out = ids[fold::folds]
-    elif val_fraction:
-        held_out = ids[: max(1, min(round(val_fraction * len(ids)), len(ids) - 1))]
-    else:
-        held_out = ids[:0]
-    if len(held_out) == len(ids) or (folds is not None and len(held_out) == 0):
-        raise DataError(
-            f"{class_name}: {len(ids)} training images are too few to hold some out; "
-            "lower data.folds or set data.val_fraction=0"
-        )
-    return held_out
+        return ids[fold::folds]
+    return ids[: max(1, min(round(val_fraction * len(ids)), len(ids) - 1))]
 
 
-def _share(classes: Mapping[int, Ids], count: int, key: str) -> dict[int, Ids]:
-    """The first ids of each class, `count` in all: one of each class if they suffice, the rest by its size."""
-    available = sum(len(ids) for ids in classes.values())
-    if count > available:
+def _share(classes: Mapping[int, Ids], count: int, key: str, left: int = 0) -> dict[int, Ids]:
+    """The first ids of each class, `count` in all: one of each class if they suffice, the rest by its size.
+
+    Args:
+        left: how many images of each class are never taken.
+    """
+    free = {label: max(0, len(ids) - left) for label, ids in classes.items()}
+    if count > (available := sum(free.values())):
         raise DataError(
             f"{key}: {count:,} are asked for, and {available:,} images are left for it; take fewer"
         )
-    candidates = [(index / len(ids), label) for label, ids in classes.items() for index in range(len(ids))]
+    candidates = [(index / len(ids), label) for label, ids in classes.items() for index in range(free[label])]
     taken = pd.Series([label for _, label in sorted(candidates)[:count]]).value_counts()
     return {label: ids[: int(taken.get(label, 0))] for label, ids in classes.items()}

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from pipeline.common.errors import DataError
-from pipeline.data import splits
+from pipeline.data import sample_table, splits
 from pipeline.data.splits import Sizes
 
 
@@ -99,17 +99,39 @@ def test_the_table_given_is_not_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("train", "how"),
-    [(1, {}), (1, {"folds": 2}), (2, {"folds": 3, "fold": 2})],
-    ids=["share", "one", "folds"],
+    "how",
+    [{}, {"val_fraction": 0.9}, {"folds": 2}, {"folds": 3, "fold": 2}, {"sizes": Sizes(val=8)}],
+    ids=["share", "large share", "folds", "last fold", "size"],
 )
-def test_too_few_images_are_one_sentence(train: int, how: dict[str, Any]) -> None:
-    with pytest.raises(DataError) as caught:
-        draw(listed(30, train), **how)
-    assert str(caught.value) == (
-        f"bird 1: {train} training images are too few to hold some out; "
-        "lower data.folds or set data.val_fraction=0"
-    )
+def test_the_only_training_image_of_a_class_stays_in_training(how: dict[str, Any]) -> None:
+    drawn = draw(listed(60, 6, 2, 1, 0), **how)
+    counts = drawn.groupby(["split", "label"]).size()
+    assert counts["train"].loc[3] == 1
+    assert {0, 1, 2, 3} == set(counts["train"].index)
+    assert 3 not in counts["val"].index
+    assert counts["test"].loc[4] == 11
+    assert sample_table.classes_without(drawn, "train") == ["bird 4"]
+    assert set(sample_table.classes_without(drawn, "val")) >= {"bird 3", "bird 4"}
+
+
+def test_a_size_of_validation_leaves_each_class_an_image_to_train() -> None:
+    table = listed(5, 3, 1)
+    drawn = draw(table, sizes=Sizes(val=6))
+    assert drawn[drawn["split"] == "train"].groupby("label").size().to_dict() == {0: 1, 1: 1, 2: 1}
+    with pytest.raises(DataError, match="data.val_images: 7 are asked for, and 6 images are left for it"):
+        draw(table, sizes=Sizes(val=7))
+
+
+def test_a_size_of_validation_takes_the_same_images_as_ever() -> None:
+    drawn = draw(listed(30, 20, 10), sizes=Sizes(val=6))
+    assert drawn[drawn["split"] == "val"].groupby("label").size().to_dict() == {0: 3, 1: 2, 2: 1}
+
+
+def test_a_small_test_set_that_would_drop_a_class_is_refused() -> None:
+    with pytest.raises(
+        DataError, match=r"data\.test_images: 1 leave no image at all of bird 1, bird 2 \(2 in all\)"
+    ):
+        draw(listed(5, 0, 0), sizes=Sizes(test=1))
 
 
 def test_a_size_is_shared_by_the_sizes_of_the_classes_and_no_class_is_left_without() -> None:
