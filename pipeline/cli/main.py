@@ -30,7 +30,9 @@ def run(argv: Sequence[str]) -> int:
         return Stopped.exit_code
     if result:  # ranks other than the first have none
         print(json.dumps(result))
-    return UserError.exit_code if result and result.get("go") is False else 0
+    if result and (result.get("go") is False or result.get("refused")):
+        return UserError.exit_code
+    return 0
 
 
 def main() -> NoReturn:

@@ -213,8 +213,10 @@ def _as_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
     image.load()
     if not _has_transparency(image):
         return image if image.mode == "RGB" else image.convert("RGB")
-    colour = image.info.get("transparency")
-    if image.mode == "RGB" and max(colour, default=0) > 255:  # of a PNG with 16 bits a channel, of which Pillow keeps 8
+    colour = image.info.get("transparency", ())
+    if (
+        image.mode == "RGB" and max(colour, default=0) > 255
+    ):  # of a PNG with 16 bits a channel, of which Pillow keeps 8
         image.info["transparency"] = tuple(value >> 8 for value in colour)
     if image.mode in ("La", "RGBa"):
         image = image.convert("LA" if image.mode == "La" else "RGBA")

@@ -9,9 +9,9 @@ import numpy.typing as npt
 import torch
 
 from pipeline.common import console
-from pipeline.common.errors import DataError
+from pipeline.common.errors import CheckpointError, DataError
 from pipeline.config.schema import Config
-from pipeline.data import pictures, prepare
+from pipeline.data import pictures
 from pipeline.data.tta import tta_crops
 from pipeline.distributed import process_group
 from pipeline.inference import load_model
@@ -22,43 +22,67 @@ TOP = 5
 
 
 def classify(config: Config, images: Sequence[Path]) -> dict[str, Any]:
-    """Show the five most likely classes of each picture, and return them in plain types.
+    """Show the five most likely classes of each picture that can be read, then name the others.
+
+    Returns:
+        In plain types: the checkpoint; `predictions`, one a picture that can be read; and `refused`, where there is
+        one that cannot, what is wrong with each.
 
     Raises:
-        UserError: the checkpoint is missing or of another model, or a picture is not readable.
+        UserError: the checkpoint is missing or of another model, its outputs are not finite, or no picture is readable.
     """
     if not images:
         raise DataError("predict: no picture is given; name one or more files behind the configuration")
+    predictions: list[dict[str, Any]] = []
+    refused: list[str] = []
     with process_group.join(config.train.device, config.distributed.timeout_s) as ranks:
         model, names = load_model.load_model_without_data(config, load_model.checkpoint_path(config), ranks)
-        top_classes = [
-            _most_likely(probabilities(config, model, path, ranks.device), names) for path in images
-        ]
+        for path in images:
+            try:
+                probability = probabilities(config, model, path, ranks.device)
+            except pictures.PictureError as error:
+                refused.append(str(error))
+            else:
+                predictions.append({"image": str(path), "classes": _most_likely(probability, names)})
+    sentence = f"{'; '.join(refused)}; give pictures that can be read ({pictures.WHAT_TO_GIVE})"
+    if not predictions:
+        raise DataError(sentence)
     rows = [
-        [path if place == 0 else "", entry["class"], entry["probability"]]
-        for path, classes in zip(images, top_classes, strict=True)
-        for place, entry in enumerate(classes)
+        [prediction["image"] if place == 0 else "", entry["class"], entry["probability"]]
+        for prediction in predictions
+        for place, entry in enumerate(prediction["classes"])
     ]
     console.show_table(f"{model.path}, epoch {model.epoch}", ["picture", "class", "probability"], rows)
-    return {
+    result = {
         "checkpoint": str(model.path),
         "checkpoint_sha256": model.sha256,
-        "predictions": [
-            {"image": str(path), "classes": classes}
-            for path, classes in zip(images, top_classes, strict=True)
-        ],
+        "predictions": predictions,
     }
+    if refused:
+        console.fail(sentence)
+        result["refused"] = refused
+    return result
 
 
 def probabilities(
     config: Config, model: LoadedModel, path: Path, device: torch.device
 ) -> npt.NDArray[np.float64]:
-    """The probability of each class, float64 [C]; the picture is resized and cropped as in `eval`."""
-    picture = pictures.picture(path, prepare.layout(config.data))
+    """The probability of each class, float64 [C]; the picture is resized and cropped as in `eval`.
+
+    Raises:
+        PictureError: the picture is not readable.
+        CheckpointError: the model's outputs are not finite.
+    """
+    picture = pictures.picture(path, pictures.Layout.of(config.data))
     crops = np.stack([view(picture, 0, 0) for view in tta_crops(config.data, config.eval.tta)])
     image = torch.from_numpy(crops).to(device).permute(0, 3, 1, 2)
     with torch.inference_mode(), autocast(device, model.precision):
         logits = model.model(image).double()
+    if not logits.isfinite().all():
+        raise CheckpointError(
+            f"{model.path}: the model's outputs for {path} are not finite; its weights have diverged or the file is "
+            "damaged: name another checkpoint with eval.checkpoint"
+        )
     return np.asarray(logits.softmax(1).mean(0).cpu(), np.float64)
 
 

@@ -13,6 +13,7 @@ from pipeline.cli.verbs.verb import (
     config_option,
     configuration,
     paths_and_overrides,
+    user_path,
 )
 from pipeline.config.load import load_config
 from pipeline.config.schema import Config
@@ -65,7 +66,7 @@ def _compare_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=user_path,
         metavar="FOLDER",
         help="write comparison.json, classes.csv and changed.csv there too",
     )
@@ -102,7 +103,7 @@ def _predict_arguments(parser: ArgumentParser) -> None:
 def predict(arguments: Namespace) -> Result:
     """Name the most likely classes of single pictures.
 
-    The model is the run's best checkpoint.
+    The model is the run's best checkpoint. A picture that cannot be read is named, and the others are classified.
     """
     from pipeline.evaluation.predict_images import classify
 
