@@ -71,6 +71,15 @@ def free_bytes(device: "torch.device") -> int:
     return free
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory did not suffice: a GPU's, or this machine's, for which torch raises a plain RuntimeError."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 def configure(*, deterministic: bool) -> None:
     """Set what holds for the whole process of a training: cuDNN's choice of algorithms, and torch's.
 

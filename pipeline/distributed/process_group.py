@@ -168,7 +168,7 @@ def join(device: Literal["auto", "cpu", "cuda"], timeout_s: float = 600.0) -> It
         control = _init_process_groups(here, store, rank, world, timeout)
         yield Ranks(rank, world, local_world, here, heartbeat, control)
     except Exception as error:
-        if _is_collective_error(error):
+        if is_collective_error(error):
             raise _lost_rank_error(heartbeat) from error
         _tell_other_ranks(error, heartbeat)
         raise
@@ -204,6 +204,6 @@ def _lost_rank_error(heartbeat: Heartbeat) -> RankLost:
     return RankLost(f"{verdict}; the same command goes on from the last checkpoint", said)
 
 
-def _is_collective_error(error: Exception) -> bool:
+def is_collective_error(error: Exception) -> bool:
     """Whether a collective failed: gloo's errors are RuntimeErrors that name a place in its code."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
