@@ -22,8 +22,11 @@ POLL_S = 0.2
 HEARTBEAT_CHECK_S = 30.0  # between two checks whether the builder is alive
 
 
-def prepare_distributed(config: Config) -> None:
+def prepare_distributed(config: Config, verify: bool = False) -> None:
     """Run the data stages that are due, once on every disk; every rank ends with the same sample table.
+
+    Args:
+        verify: see `prepare`.
 
     Raises:
         DataError: anything about the data that the user can mend, or it took longer than
@@ -34,7 +37,7 @@ def prepare_distributed(config: Config) -> None:
         assert ranks.heartbeat is not None, "there are several ranks"
         builder_of = builders(config.data.root, ranks)
         if builder_of[ranks.rank] == ranks.rank:
-            prepare(config)
+            prepare(config, verify)
             ranks.heartbeat.mark_done(BUILT)
         for rank in sorted(set(builder_of)):
             _wait_for(rank, ranks.heartbeat, config.distributed.data_timeout_minutes)

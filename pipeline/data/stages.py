@@ -210,6 +210,12 @@ def changes(output: Path, verify: bool = False) -> str | None:
     return None
 
 
+def has_digests(output: Path) -> bool:
+    """Whether the stamp of an output says what its files are: plumage 0.1 kept no record of them."""
+    stamp = read_stamp(output)
+    return stamp is not None and stamp.made is not None
+
+
 def _describe(
     path: Path, name: str, kind: type[FileRecord] | type[FolderRecord]
 ) -> dict[str, FileRecord] | FolderRecord:

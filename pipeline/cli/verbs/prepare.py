@@ -1,7 +1,7 @@
 """The verb that prepares the data."""
 
 import os
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 
 from pipeline.cli.verbs.verb import (
     Verb,
@@ -13,7 +13,8 @@ from pipeline.cli.verbs.verb import (
 def data(arguments: Namespace) -> None:
     """Download or take the archive; check, store and split the images.
 
-    A stage that is up to date is skipped.
+    A stage that is up to date is skipped. With --verify everything that was made is read again, and what has
+    changed is made anew.
     """
     config = config_of(arguments)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -21,16 +22,23 @@ def data(arguments: Namespace) -> None:
     else:
         from pipeline.data.prepare import prepare  # type: ignore[assignment]  # starts without torch
 
-    prepare(config)
+    prepare(config, arguments.verify)
+
+
+def _arguments(parser: ArgumentParser) -> None:
+    configuration(parser)
+    parser.add_argument(
+        "--verify", action="store_true", help="compare the digests of all files that were made"
+    )
 
 
 VERBS = {
     "data": Verb(
         data,
-        configuration,
+        _arguments,
         (
             "plumage data --config configs/cub200_resnet50.yaml",
-            "plumage data --config configs/demo.yaml data.root=/scratch/data",
+            "plumage data --config configs/demo.yaml --verify",
         ),
     ),
 }
