@@ -1,5 +1,9 @@
-"""A signal asks a long job to stop at its next safe moment; a second SIGINT does not wait."""
+"""A signal asks a long job to stop at its next safe moment; a second SIGINT does not wait.
 
+Nor does a wait for another process: `patience` ends it when it takes too long, or soon after the signal.
+"""
+
+import itertools
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +12,10 @@ from types import FrameType
 from pipeline.common.errors import Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+TICK_S = 1.0
+GRACE_S = (
+    10  # for what a job waits for when it is asked to stop, a batch say: then it can stop at a safe moment
+)
 
 
 class StopRequest:
@@ -22,13 +30,64 @@ class StopRequest:
         self.name = self.name or signal.Signals(number).name
 
 
+_requests: list[StopRequest] = []  # of the blocks in progress, the innermost last
+
+
 @contextmanager
 def deferred() -> Iterator[StopRequest]:
     """Signals only raise a flag while the block runs; the block looks at it when it is safe to stop."""
     request = StopRequest()
     before = {number: signal.signal(number, request.receive) for number in SIGNALS}
+    _requests.append(request)
     try:
         yield request
+    finally:
+        _requests.remove(request)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def requested() -> str | None:
+    """The signal that came in the `deferred` block that is running; None without either."""
+    return _requests[-1].name if _requests else None
+
+
+@contextmanager
+def patience(seconds: float) -> Iterator[None]:
+    """Limit the time of a block that waits for other processes, wherever it blocks. For the main thread.
+
+    A timer looks every second. The seconds in which this process is suspended do not count: while it is, at most
+    one tick comes.
+
+    Raises:
+        TimeoutError: the block takes longer.
+        Stopped: `deferred` was asked to stop `GRACE_S` ago, and the block has waited for as long.
+    """
+    ticks, asked = itertools.count(1), itertools.count(1)
+
+    def look(_number: int, _frame: FrameType | None) -> None:
+        if next(ticks) * TICK_S >= seconds:
+            raise TimeoutError
+        if requested() is not None and next(asked) * TICK_S >= GRACE_S:
+            raise Stopped(
+                f"stopped by {requested()}, after a wait in vain; the same command goes on from the last checkpoint"
+            )
+
+    before = signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, TICK_S, TICK_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def raising() -> Iterator[None]:
+    """SIGTERM and SIGUSR1 raise `Stopped` wherever the block is; afterwards they do what they did before."""
+    before = {number: signal.signal(number, raise_stopped) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

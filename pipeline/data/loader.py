@@ -5,14 +5,17 @@ dataset keeps no state, so a loader can begin at any batch of any epoch, with an
 processes, on any number of ranks, and gives the same images. `sampling` says what a draw is.
 """
 
+import functools
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
-from typing import Any, NamedTuple
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -21,7 +24,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from pipeline.common import hardware
+from pipeline.common import hardware, signals
+from pipeline.common.errors import DataError, Stopped, UserError
+from pipeline.data import shared_memory
 from pipeline.data.image_store import Store
 from pipeline.data.prepare import Prepared
 from pipeline.data.sampling import Item
@@ -29,7 +34,10 @@ from pipeline.data.transforms import Augmentation, CentreCrop
 from pipeline.distributed.process_group import Ranks
 
 View = Augmentation | CentreCrop
+Answer = TypeVar("Answer")
 WORKERS_AT_MOST = 8
+BATCH_PATIENCE_S = 600.0
+LIFE_CHECK_S = 1.0  # between two looks of a loader process at its rank
 
 
 class Batch(NamedTuple):
@@ -66,6 +74,31 @@ class Images(Dataset[Batch]):
         return Batch(image, self.labels[rows], rows)
 
 
+class _ImagesInProcess(Dataset[Batch | UserError]):
+    """Images in a loader process, opened there for the first batch.
+
+    A `UserError` is handed over as a value: DataLoader would make a traceback of it, or, where the images cannot be
+    opened, lose it. The batch goes to shared memory here: in the thread that sends it, an error would be printed and
+    the batch awaited for ever.
+    """
+
+    def __init__(self, images: Images) -> None:
+        self._pickled = pickle.dumps(images)
+
+    @functools.cached_property
+    def _images(self) -> Images:
+        images: Images = pickle.loads(self._pickled)
+        return images
+
+    def __getitems__(self, items: Sequence[Item]) -> Batch | UserError:
+        try:
+            batch = self._images.__getitems__(items)
+            shared_memory.move(batch)
+        except UserError as error:
+            return error
+        return batch
+
+
 class _BatchPlan(Sampler[list[Item]]):
     """The batches still to come on this rank; the loader sets them anew for each epoch."""
 
@@ -84,13 +117,14 @@ class Loader:
 
     def __init__(self, images: Images, workers: int, device: torch.device) -> None:
         """workers: processes; 0: this process makes each batch when it is asked for."""
-        self._plan = _BatchPlan()
+        self._plan, self._processes = _BatchPlan(), list[BaseProcess]()
         self._loader = DataLoader(
-            images,
+            _ImagesInProcess(images) if workers else images,
             batch_sampler=self._plan,
             num_workers=workers,
             collate_fn=_unchanged,
             pin_memory=device.type == "cuda",
+            prefetch_factor=shared_memory.PREFETCHED if workers else None,
             persistent_workers=workers > 0,
             multiprocessing_context=_forkserver() if workers else None,
             worker_init_fn=_init_worker,
@@ -101,10 +135,61 @@ class Loader:
 
         Args:
             batches: draws, an int64 array a batch.
+
+        Raises:
+            UserError: a batch cannot be made, a loader process was killed, or no batch comes.
+            Stopped: a signal came, and no batch comes.
         """
         self._plan.batches = [[(epoch, int(draw)) for draw in batch] for batch in batches]
-        for image, label, row in self._loader:
+        iterator = self._await(self._start)
+        while (served := self._await(lambda: next(iterator, None))) is not None:
+            if isinstance(served, UserError):
+                raise served
+            image, label, row = served
             yield Batch(image.permute(0, 3, 1, 2), label, row)
+
+    def _start(self) -> Iterator[Any]:
+        before = set(multiprocessing.active_children())
+        try:
+            return iter(self._loader)
+        except (OSError, EOFError) as error:  # EOFError: the server could not fork
+            raise DataError(
+                f"data.workers: loader processes cannot be started ({error or 'their server has ended'}); "
+                "raise the limit that this names, or set data.workers=0"
+            ) from error
+        finally:
+            self._processes += set(multiprocessing.active_children()) - before
+
+    def _await(self, ask: Callable[[], Answer]) -> Answer:
+        """What DataLoader answers: by itself it would wait for its processes without end."""
+        if not self._loader.num_workers:
+            return ask()
+        try:
+            with signals.patience(BATCH_PATIENCE_S):
+                return ask()
+        except TimeoutError as error:
+            self._kill()
+            raise DataError(
+                f"no batch came in {BATCH_PATIENCE_S:g} s, and the loader processes live; see whether the disk of "
+                "data.root answers; the same command goes on from the last checkpoint"
+            ) from error
+        except Stopped:
+            self._kill()
+            raise
+        except (RuntimeError, OSError, EOFError) as error:
+            if (name := signals.requested()) is not None and any(not p.is_alive() for p in self._processes):
+                raise Stopped(
+                    f"stopped by {name}; the same command goes on from the last checkpoint"
+                ) from error
+            for process in self._processes:
+                if not process.is_alive() and (process.exitcode or 0) < 0:
+                    raise _killed(process) from error
+            raise
+
+    def _kill(self) -> None:
+        """End processes that may not answer a request to end."""
+        for process in self._processes:
+            process.kill()
 
 
 def build_loader(data: Prepared, view: View, workers: int | None, ranks: Ranks) -> Loader:
@@ -125,16 +210,24 @@ def worker_count(setting: int | None, ranks: Ranks) -> int:
     return min(WORKERS_AT_MOST, max(1, hardware.cores() // ranks.local_world_size))
 
 
+def _killed(process: BaseProcess) -> DataError:
+    number = -(process.exitcode or 0)
+    return DataError(
+        f"a loader process was killed by signal {number} ({signal.strsignal(number)}); dmesg says whether memory ran "
+        "out: then set data.workers lower; the same command goes on from the last checkpoint"
+    )
+
+
 def _forkserver() -> BaseContext:
     """The process that loader processes are forked from: it has one thread, and has imported what they need.
 
     This process has several threads (of NCCL, of autograd, of `Heartbeat`), and the child of a fork inherits
     the locks that they hold. Signals that come to all processes at once must not end the server, so it is
-    started with SIGTERM blocked.
+    started with them blocked.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pipeline.data.loader"])
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)
     try:
         forkserver.ensure_running()
     finally:
@@ -147,14 +240,23 @@ def _unchanged(batch: Any) -> Any:
 
 
 def _init_worker(worker: int) -> None:  # noqa: ARG001
-    """Compute in one thread, and exit on the rank's SIGTERM alone: torchrun and Slurm send one to all processes."""
+    """Compute in one thread; leave signals to the rank: torchrun, Slurm and terminals send them to all processes."""
     cv2.setNumThreads(0)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_exit_when_the_rank_says_so, daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)
+    if not hasattr(signal, "sigtimedwait"):  # macOS: who has sent a SIGTERM is not known
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_with_rank, daemon=True).start()
 
 
-def _exit_when_the_rank_says_so() -> None:
+def _end_with_rank() -> None:
+    """End this process when the rank sends it a SIGTERM, or is gone: DataLoader would look at the server alone."""
     rank = multiprocessing.parent_process()
-    while rank is not None and signal.sigwaitinfo({signal.SIGTERM}).si_pid != rank.pid:
-        pass
+    assert rank is not None, "a loader process has a rank"
+    if hasattr(signal, "sigtimedwait"):
+        while rank.is_alive():
+            sent = signal.sigtimedwait({signal.SIGTERM}, LIFE_CHECK_S)
+            if sent is not None and sent.si_pid == rank.pid:
+                break
+    else:
+        rank.join()
     os._exit(0)

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.common.errors import DataError
 from pipeline.config.data import DataConfig
-from pipeline.data import pictures, prepare, sample_table, sampling
+from pipeline.data import pictures, prepare, sample_table, sampling, shared_memory, stages
 from pipeline.data.loader import Images, Loader
 from pipeline.data.pictures import Pixels
 from pipeline.data.prepare import Prepared
@@ -16,8 +16,8 @@ from pipeline.data.sources import cub200
 from pipeline.data.sources.source import source_of
 from pipeline.data.transforms import Augmentation
 from pipeline.doctor.context import CheckContext
-from pipeline.doctor.finding import Finding, of_error
-from pipeline.doctor.products import BuiltModel, OwnData, RunData
+from pipeline.doctor.finding import Finding, of_error, on_main_rank
+from pipeline.doctor.products import BuiltModel, LoaderProcesses, OwnData, RunData
 from pipeline.doctor.stand_in import write_stand_in
 from pipeline.inference.predict import predict_rows
 from pipeline.training.setup import TrainingSetup
@@ -45,7 +45,11 @@ def open_data(context: CheckContext) -> tuple[Finding, RunData]:
     return replace(finding, figures=figures), RunData(stand_in)
 
 
-def agreement(context: CheckContext, data: RunData) -> tuple[Finding, TrainingSetup]:
+def agreement(
+    context: CheckContext,
+    data: RunData,
+    workers: LoaderProcesses,  # noqa: ARG001  # the setup checks their room, too
+) -> tuple[Finding, TrainingSetup]:
     """Set training up, which raises unless all ranks have the same configuration and sample table."""
     setup = TrainingSetup(data.config, context.ranks)
     if context.ranks.world_size == 1:
@@ -73,7 +77,7 @@ def _describe(data: OwnData) -> Finding:
         return Finding(
             "no-go",
             f"{figures}; test is not the official test split",
-            "delete the table and run `make data`",
+            "run `make data`",
             numbers,
         )
     root = prepare.find_root(config.data)
@@ -83,13 +87,14 @@ def _describe(data: OwnData) -> Finding:
             "warning", f"{figures}; not held against the unpacked pictures, which are gone", what_next
         )
     if outdated := prepare.outdated(config, root):
-        return Finding(
-            "no-go", f"{figures}; {', '.join(outdated)} made from other inputs", "run `make data`", numbers
-        )
+        return Finding("no-go", f"{figures}; out of date: {', '.join(outdated)}", "run `make data`", numbers)
     whole = config.data.train_images is None and config.data.test_images is None
     if whole and cub200.is_official(config.data):
         cub200.check_official(samples, root)
         figures += "; as many as published"
+    if gaps := sample_table.gaps(samples):
+        what, _, what_next = gaps[0].partition("; ")
+        return Finding("warning", f"{figures}; {what}", what_next, numbers)
     return Finding("ok", figures, numbers=numbers)
 
 
@@ -109,9 +114,29 @@ def pixels(context: CheckContext, data: OwnData) -> Finding:
                 "warning", f"{path}: missing", "unpack the archive again, or take the store as it is"
             )
         if not np.array_equal(pictures.picture(path, layout), prepared.store[row]):
-            what_next = f"delete {prepared.store.folder} and run `make data`"
+            what_next = (
+                f"run `plumage data --verify`, or, where you changed the picture, rename {prepared.store.folder} "
+                "and run `make data`"
+            )
             return Finding("no-go", f"{path}: the store holds other pixels", what_next)
     return Finding("ok", f"{len(rows)} stored pictures equal their files, decoded and resized again")
+
+
+def digests(context: CheckContext, data: OwnData) -> Finding:
+    """Compare the digests of the sample table and the store with those of the day they were made."""
+
+    def look() -> Finding:
+        outputs = prepare.output_paths(data.config)
+        changed = [f"{path}: {what}" for path in outputs if (what := stages.changes(path, verify=True))]
+        if changed:
+            return Finding("no-go", "; ".join(changed), "run `plumage data --verify`, which makes it anew")
+        unknown = [path.name for path in outputs if not stages.has_digests(path)]
+        if unknown:
+            what = f"{' and '.join(unknown)} made by an earlier version, without digests"
+            return Finding("warning", what, "run `make data`, which makes them anew")
+        return Finding("ok", "sample table and store have the digests of the day they were made")
+
+    return on_main_rank(look, context.ranks, "the first rank compares digests")[0]
 
 
 # Crops
@@ -125,7 +150,10 @@ def crops(context: CheckContext, data: RunData, setup: TrainingSetup) -> Finding
     rows = np.resize(setup.train_rows, COMPARED_CROPS)[: len(setup.train_rows)]
     repeated = rows + len(setup.labels)  # the same pictures, drawn once more in the same epoch
     view = Augmentation(context.config.data, context.config.seed)
-    epoch_0, epoch_1 = (draw_crops(data.prepared, view, 2, epoch, [rows, repeated]) for epoch in (0, 1))
+    processes = 2 if shared_memory.has_room(4 * len(rows), context.config.data.image_px) else 0
+    epoch_0, epoch_1 = (
+        draw_crops(data.prepared, view, processes, epoch, [rows, repeated]) for epoch in (0, 1)
+    )
     in_this_process = draw_crops(data.prepared, view, 0, 0, [repeated, rows])[::-1]
     if not all(np.array_equal(a, b) for a, b in zip(epoch_0, in_this_process, strict=True)):
         return Finding(

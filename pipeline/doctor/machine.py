@@ -2,7 +2,6 @@
 
 import netrc
 import os
-import shutil
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -10,15 +9,15 @@ import torch
 
 from pipeline.common import hardware
 from pipeline.common.files import size_in_words
+from pipeline.data import shared_memory
 from pipeline.doctor.context import CheckContext
 from pipeline.doctor.finding import Finding, difference_between_ranks
+from pipeline.doctor.products import LoaderProcesses
 from pipeline.models.precision import cpu_has_bf16
 from pipeline.runs import environment
 
-SHARED_MEMORY = Path("/dev/shm")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 SHOWN = ("torch", "torchvision", "timm", "albumentations", "numpy")
-PREFETCHED = 2  # batches that a loader process has ready: DataLoader's prefetch_factor
 
 
 def packages(context: CheckContext) -> Finding:
@@ -139,24 +138,22 @@ def _in_netrc(host: str) -> bool:
         return False
 
 
-def workers(context: CheckContext) -> Finding:
+def workers(context: CheckContext) -> tuple[Finding, LoaderProcesses | None]:
     """Compare the loader processes with the cores, and their prefetched batches with the space in /dev/shm."""
-    config, ranks, processes = context.config, context.ranks, context.workers * context.ranks.local_world_size
+    ranks, processes = context.ranks, context.workers * context.ranks.local_world_size
     if not processes:
-        return Finding("not applicable", "no loader processes: each rank draws its own batches")
-    cores = hardware.cores()
-    images = -(-config.optim.images_per_step // ranks.world_size)
-    ready = processes * PREFETCHED + 2 * ranks.local_world_size  # two more on their way, each rank
-    needed, free = ready * images * 3 * config.data.image_px**2, shutil.disk_usage(SHARED_MEMORY).free
-    figures = (
-        f"{processes} loader processes on {cores} cores, for {ready} batches {size_in_words(needed)} of "
-        f"{SHARED_MEMORY}; {size_in_words(free)} are free"
-    )
+        figures = "no loader processes: each rank draws its own batches"
+        return Finding("not applicable", figures), LoaderProcesses(0)
+    cores, free = hardware.cores(), shared_memory.free_bytes()
+    needed = shared_memory.needed_bytes(context.config, context.workers, ranks)
+    figures = f"{processes} loader processes on {cores} cores"
     numbers = {"processes": processes, "cores": cores, "needed_bytes": needed, "free_bytes": free}
-    if free < needed:
-        what_next = "give the container more (docker run --ipc=host, or --shm-size), or lower data.workers"
-        return Finding("no-go", figures, what_next, numbers)
+    if free is not None:
+        figures += f"; their batches take {size_in_words(needed)} of {shared_memory.FOLDER}"
+        figures += f", {size_in_words(free)} are free"
+        if free < needed:
+            return Finding("no-go", figures, shared_memory.REMEDY, numbers), None
     if processes > cores:
         what_next = f"set data.workers={max(1, cores // ranks.local_world_size)}: more processes than cores"
-        return Finding("warning", figures, what_next, numbers)
-    return Finding("ok", figures, numbers=numbers)
+        return Finding("warning", figures, what_next, numbers), LoaderProcesses(context.workers)
+    return Finding("ok", figures, numbers=numbers), LoaderProcesses(context.workers)

@@ -29,6 +29,13 @@ class OwnData(RunData):
 
 
 @dataclass(frozen=True)
+class LoaderProcesses:
+    """The loader processes of each rank, which have room for their batches."""
+
+    count: int
+
+
+@dataclass(frozen=True)
 class StartStep:
     """The step (from 0) at which the run begins: 0, or that of its last checkpoint."""
 

@@ -12,8 +12,8 @@ from pipeline.common import seeding
 from pipeline.common.errors import ConfigError, DataError
 from pipeline.config.optim import SwatsRule
 from pipeline.config.schema import Config
-from pipeline.data import prepare, sample_table, sampling
-from pipeline.data.loader import build_loader
+from pipeline.data import prepare, sample_table, sampling, shared_memory
+from pipeline.data.loader import build_loader, worker_count
 from pipeline.data.transforms import Augmentation, CentreCrop
 from pipeline.distributed import consistency, data_parallel, sync_batchnorm
 from pipeline.distributed.process_group import Ranks
@@ -52,6 +52,7 @@ class TrainingSetup:
         self.last_step = min(self.clock.last_step, config.train.max_steps or self.clock.last_step)
         self._check_ranks()
         workers = config.data.workers
+        shared_memory.check(config, worker_count(workers, ranks), ranks)
         self.train_loader = build_loader(data, Augmentation(config.data, config.seed), workers, ranks)
         self.val_loader = build_loader(data, CentreCrop(config.data), workers, ranks)
 

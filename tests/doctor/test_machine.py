@@ -7,21 +7,33 @@ import pytest
 import torch
 
 from pipeline.common import hardware
+from pipeline.data import loader, shared_memory
 from pipeline.doctor import machine
 from tests.helpers.findings import Findings, context, states
 
 
-def test_too_small_a_shared_memory_is_a_no_go(
+def test_too_small_a_shared_memory_is_a_no_go_before_a_loader_process_starts(
     ask: Callable[..., Findings], small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "SHARED_MEMORY", small_disk)
-    overrides = "--quick", "data.workers=2", "data.image_px=40", "optim.batch_size=36"
+    monkeypatch.setattr(shared_memory, "FOLDER", small_disk)
+    overrides = "--quick", "data.workers=2", "data.image_px=40", "optim.batch_size=36", "eval.batch_size=36"
     workers = ask(*overrides, go=True)["workers"]  # 6 batches of 36 x 3 x 40 x 40 bytes: 0.99 MiB
     assert workers["numbers"]["needed_bytes"] == 6 * 36 * 3 * 40 * 40
     (small_disk / "filled").write_bytes(bytes(100_000))
-    workers = ask(*overrides, go=False)["workers"]
-    assert workers["state"] == "no-go"
-    assert "--shm-size" in workers["next"]
+    monkeypatch.setattr(loader.Loader, "batches", None)
+    findings = ask(*overrides, go=False)
+    assert states(findings, "no-go") == {"workers"}
+    assert "--shm-size" in findings["workers"]["next"]
+    assert findings["crops"]["figures"].startswith("not looked at")
+
+
+def test_loader_processes_need_no_folder_of_shared_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_memory, "FOLDER", tmp_path / "as on macOS")
+    finding, processes = machine.workers(context(tmp_path, "data.workers=1"))
+    assert finding.state == "ok"
+    assert processes is not None
 
 
 def test_more_loader_processes_than_cores_are_a_warning(ask: Callable[..., Findings]) -> None:
