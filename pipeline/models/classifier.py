@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.common.errors import ConfigError
 from pipeline.models.heads import GeM, MidLevelHead
+from pipeline.models.precision import autocast, compute_in_float32
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -33,11 +34,14 @@ class Classifier(nn.Module):
         self.backbone = backbone
         self.grey = grey
         self.mid_head = mid_head
+        compute_in_float32(self.head)
+        if mid_head is not None:
+            compute_in_float32(mid_head.fc)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images uint8 [B, 3, H, W] -> logits, float32 (bfloat16 or float16 under autocast).
+        """images uint8 [B, 3, H, W] -> logits, float32 (the heads compute in it under autocast too).
 
         In evaluation [B, C], the mean over the heads; in training [heads, B, C], each with a loss of its own.
         """
@@ -84,7 +88,8 @@ class Classifier(nn.Module):
                 f"class activation maps need a last feature map and one linear layer, and {type(backbone).__name__} "
                 "has no such end; take mixup or cutmix instead of snapmix"
             )
-        return torch.einsum("bdhw,bd->bhw", features.float(), weight[labels].float())
+        with autocast(features.device, "fp32"):
+            return torch.einsum("bdhw,bd->bhw", features.float(), weight[labels].float())
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """The number format of products: float32, bfloat16 or float16."""
 
 from contextlib import AbstractContextManager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,3 +33,25 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
         device.type, DTYPES[precision], enabled=precision != "fp32"
     )
     return context
+
+
+class _Float32:
+    """Mixed into the class of a layer: it computes in float32 under autocast too."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        if features.device.type == "meta":  # autocast does not know this device
+            return super().forward(features)  # type: ignore[misc, no-any-return]
+        with autocast(features.device, "fp32"):
+            return super().forward(features.float())  # type: ignore[misc, no-any-return]
+
+
+def compute_in_float32(head: nn.Module) -> None:
+    """Have the linear layers and convolutions of a head compute in float32 under autocast too, in place.
+
+    A logit of bfloat16 has 8 significant bits: two classes of 200 often tie, and the lower label would win.
+    Names and tensors of the layers stay as they are.
+    """
+    for layer in head.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d) and not isinstance(layer, _Float32):
+            kind: Any = type(layer)
+            layer.__class__ = type(kind.__name__, (_Float32, kind), {})

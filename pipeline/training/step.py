@@ -96,8 +96,11 @@ def _backward(
     settings: StepSettings,
 ) -> Tensor:
     """Add the gradients of one micro-batch; return float64 [2]: summed loss (mean over heads), correct images."""
+    # Two blocks: autocast keeps the weights that it has cast until its block ends, and the torch of 2.6 would
+    # reuse those that SnapMix has cast without a gradient.
     with autocast(settings.ranks.device, settings.precision):
         mixed = mix(batch, settings.mix, generator, state.model)
+    with autocast(settings.ranks.device, settings.precision):
         logits = ddp_model(mixed.image).float()
     loss = cross_entropy_sum(logits, mixed, settings.label_smoothing)
     # DistributedDataParallel divides by the number of ranks; the batch is divided by its images.

@@ -1,10 +1,16 @@
+import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
 import torch
 
+from pipeline.config.model import ModelConfig
+from pipeline.inference.predict import last_layer_inputs
 from pipeline.models import precision
+from pipeline.models.build import build_model
 from pipeline.models.precision import autocast, resolve_precision
 from tests.helpers import tiny
 
@@ -46,3 +52,62 @@ def test_a_resumed_run_and_its_evaluation_keep_the_precision_of_its_beginning(
     assert tiny.do("train", tmp_path, "train.precision=bf16", "train.max_steps=4", "run.name=asked") == 0
     asked = tmp_path / "runs/asked/checkpoints/last.pt"
     assert tiny.same_weights(asked, tmp_path / "runs/tiny/checkpoints/last.pt")
+
+
+# Layers that give logits: a linear one, one in a head of its own, two side by side, a convolution.
+HEADS = ["test_resnet", "test_efficientnet", "pit_ti_distilled_224", "dla34"]
+
+
+def bf16_logits_and_features(model: Any, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    images = torch.randint(0, 256, (4, 3, side, side), dtype=torch.uint8)
+    with torch.inference_mode(), last_layer_inputs(model) as inputs, autocast(CPU, "bf16"):
+        logits = model(images)
+    return logits, inputs[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "mid_level_head"), [*((name, False) for name in HEADS), ("test_resnet", True)]
+)
+def test_under_bf16_the_head_computes_in_float32(name: str, mid_level_head: bool) -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(name=name, pretrained=False, mid_level_head=mid_level_head)
+    model = build_model(config, 200)[0].eval()
+    logits, features = bf16_logits_and_features(model, 224 if "224" in name else 64)
+    assert logits.dtype == torch.float32
+    # Logits in bfloat16 have all but their first 8 bits at zero; of 800 float32 ones hardly any has.
+    assert (logits == logits.bfloat16().float()).float().mean() < 0.05
+    if name == "test_resnet" and not mid_level_head:
+        with torch.inference_mode():
+            torch.testing.assert_close(logits, model.head(features), rtol=1e-5, atol=1e-6)
+
+
+def test_two_classes_that_differ_by_little_are_no_tie_under_bf16() -> None:
+    model = build_model(ModelConfig(name="test_resnet", pretrained=False), 2)[0].eval()
+    weight, bias = model.head.weight, model.head.bias
+    with torch.no_grad():
+        weight[1] = weight[0]  # type: ignore[index, operator]
+        bias[:] = torch.tensor([1.0, 1.001])  # type: ignore[index, operator]
+    logits, _ = bf16_logits_and_features(model, 64)
+    assert logits.argmax(1).tolist() == [1] * 4
+
+
+def test_a_head_in_float32_keeps_its_names_and_a_copy_has_weights_of_its_own() -> None:
+    model = build_model(ModelConfig(name="test_resnet", pretrained=False), 3)[0].eval()
+    assert type(model.head).__name__ == "Linear"
+    assert {"backbone.fc.weight", "backbone.fc.bias"} <= model.state_dict().keys()
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.head.weight.zero_()  # type: ignore[operator]
+        other.head.bias.zero_()  # type: ignore[operator]
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    assert not other(images).any()
+    assert model(images).any()
+
+
+def test_in_fp32_the_logits_are_timms_bit_for_bit() -> None:
+    model = build_model(ModelConfig(name="test_resnet", pretrained=False), 3)[0].eval()
+    theirs = timm.create_model("test_resnet", num_classes=3).eval()
+    theirs.load_state_dict(model.backbone.state_dict())
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        assert torch.equal(model(images), theirs(model.normalised(images)))

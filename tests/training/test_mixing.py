@@ -13,6 +13,7 @@ from pipeline.config.training import MixConfig
 from pipeline.data.loader import Batch
 from pipeline.models.build import build_model
 from pipeline.models.classifier import Classifier
+from pipeline.models.precision import autocast
 from pipeline.training import mixing
 from pipeline.training.loss import count_correct, cross_entropy_sum
 from pipeline.training.mixing import MixedBatch, mix, random_box, semantic_share
@@ -130,6 +131,14 @@ def test_the_semantic_share_sums_to_one_and_the_model_is_left_as_it_was(
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.training
     assert not model.backbone.get_submodule("bn1").training
+
+
+def test_the_semantic_share_is_float32_under_autocast_too(batch: Batch, model: Classifier) -> None:
+    with autocast(torch.device("cpu"), "bf16"):
+        share = semantic_share(model, batch)
+    assert share.dtype == torch.float32
+    torch.testing.assert_close(share.double().sum((1, 2)), torch.ones(6).double(), rtol=1e-5, atol=0)
+    assert (share == share.bfloat16().float()).float().mean() < 0.5  # digits that bfloat16 does not have
 
 
 def test_snapmix_weighs_a_label_by_the_activation_that_is_in_the_picture(

@@ -139,3 +139,31 @@ def test_the_moving_average_follows_the_weights_by_its_decay() -> None:
 def test_without_an_average_the_model_itself_is_validated() -> None:
     state = state_of()
     assert state.eval_model is state.model
+
+
+def test_under_bf16_mixing_shares_no_weights_that_were_cast_without_a_gradient_with_learning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Autocast keeps what it has cast until its block ends; SnapMix runs the network without gradients."""
+    blocks: list[str] = []
+    autocast, mix = step.autocast, step.mix
+
+    def seen(*arguments: Any) -> Any:
+        blocks.append("")
+        return autocast(*arguments)
+
+    def mixing(*arguments: Any) -> Any:
+        blocks[-1] += "mix"
+        return mix(*arguments)
+
+    state = state_of()
+    state.model.register_forward_pre_hook(lambda *_: blocks.append(blocks.pop() + "learn"))
+    monkeypatch.setattr(step, "autocast", seen)
+    monkeypatch.setattr(step, "mix", mixing)
+    before = {name: weight.clone() for name, weight in state.model.named_parameters() if weight.ndim > 1}
+    snapmix = settings(mix=(MixConfig(name="snapmix", alpha=5),), precision="bf16")
+    for _ in range(2):
+        step.train_step(state, state.model, batch(), 7, RATES, snapmix)
+    assert blocks == ["mix", "learn"] * 2
+    learned = dict(state.model.named_parameters())
+    assert not [name for name, weight in before.items() if torch.equal(learned[name], weight)]
