@@ -1,23 +1,30 @@
 """argv becomes one call. Torch is imported by the verb that needs it, so that help answers at once."""
 
 import json
-import signal
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from typing import NoReturn
 
 from pipeline.cli.arguments import parse
+from pipeline.cli.verbs.verb import Verb
 from pipeline.common import console, signals
-from pipeline.common.errors import RankLost, Stopped, UserError
+from pipeline.common.errors import RankLost, Stopped, UserError, refusals_as_sentences
 
 
 def run(argv: Sequence[str]) -> int:
     """Do what the command line says; return the exit code. A bug raises."""
     verb, arguments = parse(argv)
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signals.raise_stopped)
+    with signals.raising():
+        return _run(verb, arguments)
+
+
+def _run(verb: Verb, arguments: Namespace) -> int:
     try:
-        result = verb.run(arguments)
+        with refusals_as_sentences():
+            result = verb.run(arguments)
+            if result:  # ranks other than the first have none
+                console.put_out(json.dumps(result))
     except (UserError, RankLost) as error:
         if not error.said:
             console.fail(str(error))
@@ -28,8 +35,6 @@ def run(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         console.say("stopped by SIGINT; the same command goes on")
         return Stopped.exit_code
-    if result:  # ranks other than the first have none
-        print(json.dumps(result))
     if result and (result.get("go") is False or result.get("refused")):
         return UserError.exit_code
     return 0

@@ -57,9 +57,12 @@ def put_out(text: str) -> None:
     """Print a result to standard output; its reader may close the pipe early, as `head` does."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:
+    except OSError as error:
         with Path(os.devnull).open("w") as nowhere:  # else Python complains once more as it ends
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            error.filename = "standard output"
+            raise
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

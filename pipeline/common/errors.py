@@ -4,7 +4,9 @@ The message of a `UserError` is one sentence: where, what, and what to do next. 
 line prints it without a traceback. Every other exception is a bug and keeps its traceback.
 """
 
-from collections.abc import Collection
+import errno
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 NAMED_AT_MOST = 5
@@ -38,6 +40,10 @@ class Diverged(UserError):
     """The training loss is no longer a finite number."""
 
 
+class FileRefused(UserError):
+    """The system refuses to write or read a file: the disk is full, read-only, not permitted, ..."""
+
+
 class Stopped(Exception):
     """A signal asked the program to stop; the same command goes on from where it was."""
 
@@ -51,6 +57,73 @@ class RankLost(Stopped):
         """said: whether another rank of this machine says it too."""
         super().__init__(why)
         self.said = said
+
+
+AGAIN = "then the same command goes on"
+ANOTHER_FOLDER = "give another one (run.root for results, data.root for data)"
+# What the user can mend, by the system's number of the error. Others, such as ENOENT, are bugs.
+REFUSALS = {
+    errno.ENOSPC: f"the disk is full; free some space, {AGAIN}",
+    errno.EDQUOT: f"your quota of this disk is used up; free some space, {AGAIN}",
+    errno.EFBIG: "the disk takes no file of this size; take another disk",
+    errno.EROFS: f"the disk is read-only; {ANOTHER_FOLDER}",
+    errno.EACCES: f"no permission to read or write it; ask its owner for it, or {ANOTHER_FOLDER}",
+    errno.EPERM: f"the system does not permit this; ask the owner of the folder, or {ANOTHER_FOLDER}",
+    errno.ENOTDIR: "a file stands where a folder is needed; give another path",
+    errno.EEXIST: "a file stands where a folder is needed; give another path",
+    errno.EISDIR: "is a folder where a file is needed; give another path",
+    errno.ENAMETOOLONG: "the name is too long for this disk; take a shorter one",
+    errno.ELOOP: "symbolic links that lead in a circle; mend them, or give another path",
+    errno.ENXIO: "is no file to read or write; give another path",
+    errno.EIO: f"the disk fails to read or write it; check the disk, {AGAIN}",
+    errno.ESTALE: f"the file server does not know it any more; mount the folder again, {AGAIN}",
+    errno.EMFILE: f"too many files are open; raise the limit (`ulimit -n`), {AGAIN}",
+    errno.ENFILE: f"too many files are open on this machine; end some programs, {AGAIN}",
+    errno.ENOMEM: f"no memory is left; end some programs, {AGAIN}",
+}
+
+
+def refused(error: BaseException) -> FileRefused | None:
+    """The sentence for an `OSError` that the user can mend; None for any other exception."""
+    if not isinstance(error, OSError) or error.errno not in REFUSALS:
+        return None
+    return FileRefused(f"{error.filename or 'a file'}: {REFUSALS[error.errno]}")
+
+
+@contextmanager
+def refusals_as_sentences() -> Iterator[None]:
+    """Raise `FileRefused` for each `OSError` of the block that the user can mend."""
+    try:
+        yield
+    except OSError as error:
+        if (sentence := refused(error)) is None:
+            raise
+        raise sentence from error
+
+
+@contextmanager
+def named(path: object) -> Iterator[None]:
+    """Give an `OSError` of the block this path where it names none: one of a stream, say, that is open already."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
+def closing(close: Callable[[], None], warn: Callable[[str], None]) -> Iterator[None]:
+    """Call `close` as the block ends; when the block has failed, an error of `close` is only a warning."""
+    try:
+        yield
+    except BaseException as error:
+        try:
+            close()
+        except Exception as second:
+            if str(refused(second) or second) != str(refused(error) or error):  # else it is said already
+                warn(f"at the end of what failed: {refused(second) or repr(second)}")
+        raise
+    close()
 
 
 def name_some(values: Collection[Any]) -> str:

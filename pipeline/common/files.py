@@ -14,6 +14,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.common.errors import DataError
+from pipeline.common.errors import DataError, refused
 
 Content = TypeVar("Content")
 CHUNK_BYTES = 1 << 20
@@ -102,12 +103,33 @@ def _claimed(path: Path) -> Iterator[_Claim]:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an OSError while its process lives
             _Claim(path, name.removesuffix(".lock")).withdraw()
     claim, descriptor = _claim(path)
+    before = sys.exc_info()[1]
     try:
         yield claim
+    except Exception as error:
+        if (first := _first_refusal(error, before)) is None:
+            raise
+        if first.filename in (None, str(claim.part)):
+            first.filename, first.filename2 = str(path), None
+        raise first from None  # the error of a library hides the one that it met
     finally:
         with contextlib.suppress(OSError):  # never in place of the error that ended the block
             claim.withdraw()
         os.close(descriptor)
+
+
+def _first_refusal(error: BaseException, before: BaseException | None) -> OSError | None:
+    """The earliest error that `errors.refused` knows, among an exception and those that it arose from.
+
+    Args:
+        before: the exception that was being handled when the block began; it has no part in this one.
+    """
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link is not before and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    return next((link for link in reversed(chain) if isinstance(link, OSError) and refused(link)), None)
 
 
 def _names_of_locks(path: Path) -> list[str]:
@@ -119,7 +141,11 @@ def _claim(path: Path) -> tuple[_Claim, int]:
     """A claim, and the descriptor that holds its lock."""
     while True:
         claim = _Claim(path, f"{path.name}.{secrets.token_hex(4)}")
-        descriptor = os.open(claim.lock, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        try:
+            descriptor = os.open(claim.lock, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        except OSError as error:
+            error.filename = str(path)
+            raise
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(descriptor).st_nlink:
@@ -155,7 +181,19 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, _as_json(value))
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def overwrite_json(path: Path, value: Any) -> None:
+    """Write JSON over the content of a file: needs no room on the disk beyond it, and is not whole after a kill."""
+    content = _as_json(value).encode()
+    with path.open("rb+", buffering=0) as stream:
+        stream.write(content)
+        stream.truncate()
 
 
 def read_json(path: Path, kind: type[Content], advice: str = RESTORE) -> Content:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from pipeline.common import console, hardware, signals
-from pipeline.common.errors import ConfigError, RankLost, Stopped, UserError
+from pipeline.common.errors import ConfigError, RankLost, Stopped, UserError, refusals_as_sentences
 from pipeline.distributed.heartbeat import Heartbeat, rendezvous
 
 Value = TypeVar("Value")
@@ -146,11 +146,13 @@ def join(device: Literal["auto", "cpu", "cuda"], timeout_s: float = 600.0) -> It
 
     Raises:
         ConfigError: CUDA is asked for and there is none.
+        FileRefused: the system refused a file in the block.
         RankLost: another rank died, ended with an error, or missed a collective.
     """
     here = select_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Ranks.single(here)
+        with refusals_as_sentences():
+            yield Ranks.single(here)
         return
     timeout = timedelta(seconds=timeout_s)
     store, rank, world = next(iter(dist.rendezvous("env://")))  # type: ignore[attr-defined]
@@ -166,7 +168,8 @@ def join(device: Literal["auto", "cpu", "cuda"], timeout_s: float = 600.0) -> It
         console.mute()
     try:
         control = _init_process_groups(here, store, rank, world, timeout)
-        yield Ranks(rank, world, local_world, here, heartbeat, control)
+        with refusals_as_sentences():
+            yield Ranks(rank, world, local_world, here, heartbeat, control)
     except Exception as error:
         if is_collective_error(error):
             raise _lost_rank_error(heartbeat) from error

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from pipeline.common import console, signals
-from pipeline.common.errors import Diverged, Stopped, UserError
+from pipeline.common.errors import Diverged, Stopped, UserError, refusals_as_sentences
 from pipeline.common.hardware import DEVICES
 
 SPAWN = multiprocessing.get_context("spawn")  # a fork would inherit PyTorch's threads
@@ -182,7 +182,8 @@ def _run(task: Task) -> Outcome:
         import torch
 
         torch.set_num_threads(1)
-        return task.run()
+        with refusals_as_sentences():
+            return task.run()
     except UserError as error:
         console.fail(str(error))
         return Outcome("diverged" if isinstance(error, Diverged) else "failed", str(error))

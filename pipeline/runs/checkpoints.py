@@ -15,8 +15,8 @@ FORMAT = 2
 
 def save(path: Path, content: dict[str, Any]) -> None:
     """Write a checkpoint, complete or not at all."""
-    with files.replacing(path) as part:
-        torch.save(content, part)
+    with files.replacing(path) as part, part.open("wb") as stream:  # torch names a file within by the path
+        torch.save(content, stream)
 
 
 def read(path: Path) -> dict[str, Any]:

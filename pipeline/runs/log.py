@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common import files
-from pipeline.common.errors import DataError
+from pipeline.common.errors import DataError, named
 
 LogRecord = Mapping[str, Any]
 
@@ -99,7 +99,7 @@ class LogWriter:
         else:
             os.truncate(path, sum(len(line.encode()) for line, _ in kept))
         self.before = [record for _, record in kept[1:]]
-        self._stream = path.open("a", encoding="utf-8")
+        self._path, self._stream = path, path.open("a", encoding="utf-8")
         last = kept[-1][1]
         self._clocks = [
             (name, clock, last.get(name, 0.0) - clock())
@@ -112,14 +112,15 @@ class LogWriter:
         assert record.keys() == expected, f"fields {record.keys() ^ expected} of {record['kind']}"
         clocks = {name: round(before + clock(), 3) for name, clock, before in self._clocks}
         written = {**_finite(record), "time": round(time.time(), 3), **clocks}
-        self._stream.write(json.dumps(written, allow_nan=False) + "\n")
-        self._stream.flush()
+        with named(self._path):
+            self._stream.write(json.dumps(written, allow_nan=False) + "\n")
+            self._stream.flush()
         return written
 
     def close(self) -> None:
         """Sync and close the file."""
-        os.fsync(self._stream.fileno())
-        self._stream.close()
+        with named(self._path), self._stream:
+            os.fsync(self._stream.fileno())
 
 
 def read_log(path: Path) -> Log:

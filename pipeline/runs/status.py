@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.common import console, files, locks
-from pipeline.common.errors import CheckpointError, Stopped
+from pipeline.common.errors import CheckpointError, DataError, Stopped, refused
 
 State = Literal["running", "finished", "stopped", "failed", "killed"]
 READERS_WAIT_S = 1.0  # whoever reads a status holds the lock for a moment
@@ -65,10 +65,10 @@ def running(path: Path) -> Iterator[None]:
         try:
             yield
         except (Stopped, KeyboardInterrupt) as stop:
-            _change(path, "stopped", str(stop) or "stopped by SIGINT")
+            _note_end(path, "stopped", str(stop) or "stopped by SIGINT")
             raise
         except BaseException as error:
-            _change(path, "failed", str(error) or type(error).__name__)
+            _note_end(path, "failed", str(refused(error) or error) or type(error).__name__)
             raise
         _change(path, "finished", "")
     finally:
@@ -87,6 +87,18 @@ def _begin(path: Path) -> None:
         updated=now,
     )
     files.write_json(path, asdict(status))
+
+
+def _note_end(path: Path, state: State, why: str) -> None:
+    """Write down how a run ended, also on a full disk; an error of this never hides the one that ended the run."""
+    try:
+        changed = replace(_stored(path), state=state, why=why, updated=_now())
+        try:
+            files.write_json(path, asdict(changed))
+        except OSError:  # on a full disk there may be room where the file is
+            files.overwrite_json(path, asdict(changed))
+    except (OSError, DataError) as error:
+        console.warn(f"the status of the run stays as it was: {refused(error) or error}")
 
 
 def _change(path: Path, state: State, why: str) -> None:

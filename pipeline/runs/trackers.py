@@ -2,11 +2,13 @@
 
 import csv
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Protocol, TextIO
 
+from pipeline.common import console
+from pipeline.common.errors import closing, named
 from pipeline.config.schema import Config
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.log import ALL, CLOCKS, FIELDS, LogRecord, LogWriter
@@ -46,8 +48,7 @@ class MultiTracker:
 
     def close(self) -> None:
         """Close all trackers."""
-        for tracker in self._trackers:
-            tracker.close()
+        _close_all(self._trackers)
 
 
 class JsonlTracker:
@@ -64,9 +65,15 @@ class JsonlTracker:
 
     def close(self) -> None:
         """Close the log, then the trackers."""
-        self._log.close()
-        for tracker in self._trackers:
-            tracker.close()
+        with closing(lambda: _close_all(self._trackers), console.warn):
+            self._log.close()
+
+
+def _close_all(trackers: Sequence[Tracker]) -> None:
+    """Close each tracker, whatever becomes of the others; the first error is raised."""
+    if trackers:
+        with closing(lambda: _close_all(trackers[1:]), console.warn):
+            trackers[0].close()
 
 
 class TensorBoard:
@@ -75,10 +82,14 @@ class TensorBoard:
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter  # takes a second
 
-        self._writer = SummaryWriter(folder)
+        self._folder, self._writer = folder, SummaryWriter(folder)
 
     def log(self, record: LogRecord) -> None:
         """Write a record's numbers, and its histograms."""
+        with named(self._folder):
+            self._write(record)
+
+    def _write(self, record: LogRecord) -> None:
         step, when = record["step"], record.get("time")
         for name in FIELDS[record["kind"]]:
             value = record[name]
@@ -107,7 +118,8 @@ class TensorBoard:
 
     def close(self) -> None:
         """Write what is still in memory."""
-        self._writer.close()
+        with named(self._folder):
+            self._writer.close()
 
 
 class Csv:
@@ -120,6 +132,10 @@ class Csv:
 
     def log(self, record: LogRecord) -> None:
         """Append a row."""
+        with named(self._folder):
+            self._append(record)
+
+    def _append(self, record: LogRecord) -> None:
         kind = record["kind"]
         if kind == "gradients":
             return
@@ -132,8 +148,9 @@ class Csv:
 
     def close(self) -> None:
         """Close the tables."""
-        for table in self._tables.values():
-            table.close()
+        with named(self._folder):
+            for table in self._tables.values():
+                table.close()
 
 
 def build_tracker(config: Config, step: int) -> Tracker:
