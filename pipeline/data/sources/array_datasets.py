@@ -135,7 +135,7 @@ class ArraySource:
         if self._given is None:
             return self.config.source
         name = given_folder.find(self.config.root, self.config.source, self._given, self._content)
-        return name or given_folder.first_name(self.config.source, self._given)
+        return name or given_folder.first_name(self.config.root, self.config.source, self._given)
 
     @property
     def inputs(self) -> Mapping[str, Any] | None:

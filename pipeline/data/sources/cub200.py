@@ -72,7 +72,7 @@ class Cub200(CubLayout):
     def folder_name(self) -> str:
         """`cub200`, with a digest where it is not the published archive; of a folder, see `given_folder`."""
         if self._unpacked is not None:
-            return self._prepared or given_folder.first_name("cub200", self._unpacked)
+            return self._prepared or given_folder.first_name(self.config.root, "cub200", self._unpacked)
         return "cub200" if is_official(self.config) else f"cub200-{_md5(self.config)[:8]}"
 
     @property

@@ -48,7 +48,7 @@ def find(root: Path, prefix: str, folder: Path, content: Callable[[], str]) -> s
     latest = [name for name, record in records.items() if record.folders[-1] == path]
     if latest:
         return latest[0]
-    named = first_name(prefix, folder)
+    named = _named(prefix, folder)
     if named not in records and (root / named).is_dir():  # prepared by plumage 0.1, which kept no record
         return named
     found = _content(folder, content)
@@ -60,8 +60,17 @@ def find(root: Path, prefix: str, folder: Path, content: Callable[[], str]) -> s
     return None
 
 
-def first_name(prefix: str, folder: Path) -> str:
+def first_name(root: Path, prefix: str, folder: Path) -> str:
     """The name of data that are prepared from a folder for the first time."""
+    name = named = _named(prefix, folder)
+    number = 1
+    while (root / named / RECORD).exists():  # of a folder that was here before, and was moved
+        number += 1
+        named = f"{name}-{number}"
+    return named
+
+
+def _named(prefix: str, folder: Path) -> str:
     return f"{prefix}-{files.digest_of(str(folder.resolve()))[:8]}"
 
 
