@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pipeline.common import console, files, hardware, signals
-from pipeline.common.errors import Diverged
+from pipeline.common.errors import Diverged, closing
 from pipeline.config.schema import Config
 from pipeline.data import sampling
 from pipeline.distributed import process_group
@@ -52,12 +52,12 @@ def train(config: Config, watch: Tracker = NullTracker()) -> dict[str, Any]:  # 
     joined = process_group.join(config.train.device, config.distributed.timeout_s)
     with joined as ranks, signals.deferred() as stop:
         trainer = Trainer(config, ranks, stop)
-        try:
-            with RunDirectory(config.run_dir).running() if ranks.is_main else nullcontext():
-                trainer.open(watch)
-                trainer.run()
-        finally:
-            trainer.close()
+        with (
+            closing(trainer.close, console.warn),
+            RunDirectory(config.run_dir).running() if ranks.is_main else nullcontext(),
+        ):
+            trainer.open(watch)
+            trainer.run()
         return trainer.result() if ranks.is_main else {}
 
 
@@ -111,7 +111,10 @@ class Trainer:
 
     def close(self) -> None:
         """End the log, and draw it."""
-        self.tracker.close()
+        with closing(self._draw, console.warn):
+            self.tracker.close()
+
+    def _draw(self) -> None:
         if self.ranks.is_main:
             training_curves.draw(RunDirectory(self.config.run_dir))
 
@@ -227,9 +230,9 @@ class Trainer:
         if is_best:
             self.checkpointer.save("best")
         self.checkpointer.save("last")
-        if self.ranks.is_main and time.monotonic() - self.drawn_at >= REDRAW_S:
+        if time.monotonic() - self.drawn_at >= REDRAW_S:
             self.drawn_at = time.monotonic()
-            training_curves.draw(RunDirectory(self.config.run_dir))
+            self._draw()
         figures = [f"{name} {record[name]:.4g}" for name in SHOWN_OF_AN_EPOCH if record[name] is not None]
         epoch = f"epoch {now.epoch}/{self.config.train.epochs}"
         console.say("  ".join([epoch, *figures, *["best so far"] * is_best]))
