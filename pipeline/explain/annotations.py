@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline.common.errors import DataError
+from pipeline.common.errors import DataError, name_some
 from pipeline.config.data import DataConfig
 from pipeline.data.pictures import Layout
 
+AGAIN = "mend it and run again"
 Floats = npt.NDArray[np.float64]
 
 
@@ -48,15 +49,16 @@ def parts_in_crop(config: DataConfig, samples: pd.DataFrame, root: Path) -> Part
     names_path, places_path = root / "parts" / "parts.txt", root / "parts" / "part_locs.txt"
     if not (names_path.is_file() and places_path.is_file()):
         return None
-    names = [line.split(maxsplit=1)[1].strip() for line in _lines(names_path)]
+    names = _names(names_path)
+    columns = ["id", "part", "x", "y", "visible"]
     try:
-        columns = ["id", "part", "x", "y", "visible"]
         places = pd.read_csv(places_path, sep=r"\s+", names=columns, dtype="float64")
+        ids = places["id"].astype("int64")
     except (ValueError, pd.errors.ParserError) as error:
         raise DataError(
-            f"{places_path}: not lines of `id part x y visible` ({error}); unpack it again"
+            f"{places_path}: not lines of `id part x y visible` ({' '.join(str(error).split())}); {AGAIN}"
         ) from error
-    row = pd.Series(np.arange(len(samples)), index=samples["id"]).reindex(places["id"].astype("int64"))
+    row = pd.Series(np.arange(len(samples)), index=samples["id"]).reindex(ids)
     known = row.notna().to_numpy() & places["part"].between(1, len(names)).to_numpy()
     places, row = places[known], row[known]
     xy = np.full((len(samples), len(names), 2), np.nan)
@@ -84,17 +86,20 @@ def attributes(root: Path, names: list[str]) -> pd.DataFrame | None:
     listed = next((path for path in places if path.is_file()), None)
     if listed is None or not table.is_file():
         return None
-    columns = [line.split(maxsplit=1)[1].strip() for line in _lines(listed)]
-    classes = [line.split(maxsplit=1)[1].strip() for line in _lines(root / "classes.txt")]
+    columns, classes = _names(listed), _names(root / "classes.txt")
     try:
         values = np.loadtxt(table, ndmin=2)
     except ValueError as error:
-        raise DataError(f"{table}: not a table of numbers ({error}); unpack it again") from error
+        raise DataError(
+            f"{table}: not a table of numbers ({' '.join(str(error).split())}); {AGAIN}"
+        ) from error
     if values.shape != (len(classes), len(columns)):
         raise DataError(
             f"{table}: {values.shape[0]} rows of {values.shape[1]} numbers, where {len(classes)} classes and "
-            f"{len(columns)} attributes are listed; unpack it again"
+            f"{len(columns)} attributes are listed; {AGAIN}"
         )
+    if unlisted := sorted(set(names).difference(classes)):
+        raise DataError(f"{root / 'classes.txt'}: {name_some(unlisted)} not listed; {AGAIN}")
     return pd.DataFrame(values, index=pd.Index(classes), columns=columns).loc[names]
 
 
@@ -115,5 +120,12 @@ def _into_crop(config: DataConfig, samples: pd.DataFrame, xy: Floats) -> Floats:
     return np.asarray(xy * (stored / original)[:, None] - before[:, None])
 
 
-def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+def _names(path: Path) -> list[str]:
+    """The names in lines of `number name`, in their order."""
+    try:
+        lines = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not a text in UTF-8 (byte {error.start}); {AGAIN}") from error
+    if short := [str(number) for number, line in enumerate(lines, 1) if len(line) == 1]:
+        raise DataError(f"{path}: lines {name_some(short)} not of the form `number name`; {AGAIN}")
+    return [line[1].strip() for line in lines if line]

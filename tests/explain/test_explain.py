@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import ExifTags, Image
 
 from pipeline.common.errors import DataError
 from pipeline.config.data import DataConfig
@@ -64,6 +65,71 @@ def test_parts_are_read_by_image_and_part_and_hidden_ones_are_missing(tmp_path: 
     (tmp_path / "parts/part_locs.txt").write_text("5 1 fifty 20.0 1\n")
     with pytest.raises(DataError, match=r"part_locs.txt: not lines of `id part x y visible`"):
         annotations.parts_in_crop(config, samples, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("parts/parts.txt", b"1 back\n2\n", "parts.txt: lines 2 (1 in all) not of the form `number name`"),
+        ("parts/parts.txt", b"1 back\n2 \xff\n", "parts.txt: not a text in UTF-8 (byte 9)"),
+        ("parts/part_locs.txt", b"nan 1 5.0 20.0 1\n", "part_locs.txt: not lines of `id part x y visible`"),
+        ("parts/part_locs.txt", b"\xff 1 5.0 20.0 1\n", "part_locs.txt: not lines of `id part x y visible`"),
+        ("attributes.txt", b"1 \xff\n", "attributes.txt: not a text in UTF-8 (byte 2)"),
+        ("classes.txt", b"1 001.A\n2 002.C\n", "classes.txt: 002.B (1 in all) not listed"),
+        ("attributes/class_attribute_labels_continuous.txt", b"1\n", "1 rows of 1 numbers"),
+        ("attributes/class_attribute_labels_continuous.txt", b"1\nx\n", "not a table of numbers"),
+        ("attributes/class_attribute_labels_continuous.txt", b"\xff", "not a table of numbers"),
+    ],
+)
+def test_damaged_annotations_are_one_sentence(
+    tmp_path: Path, name: str, content: bytes, sentence: str
+) -> None:
+    contents = {
+        "parts/parts.txt": "1 back\n",
+        "parts/part_locs.txt": "7 1 5.0 50.0 1\n",
+        "classes.txt": "1 001.A\n2 002.B\n",
+        "attributes.txt": "1 has_bill\n",
+        "attributes/class_attribute_labels_continuous.txt": "10\n90\n",
+    }
+    for file, text in contents.items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_text(text)
+    config, samples = DataConfig(), pd.DataFrame({"id": [7], "width": [200], "height": [100]})
+    assert annotations.parts_in_crop(config, samples, tmp_path) is not None
+    assert annotations.attributes(tmp_path, ["001.A", "002.B"]) is not None
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        annotations.parts_in_crop(config, samples, tmp_path)
+        annotations.attributes(tmp_path, ["001.A", "002.B"])
+    message = str(caught.value)
+    assert sentence in message and "\n" not in message and message.endswith("; mend it and run again")
+
+
+@pytest.mark.parametrize("resize", ["squash", "short_side"])
+@pytest.mark.parametrize("orientation", [1, 6, 8])
+def test_boxes_and_parts_of_a_turned_photograph_are_those_of_the_picture_as_it_is_shown(
+    tmp_path: Path, resize: str, orientation: int
+) -> None:
+    upright = np.zeros((120, 200, 3), np.uint8)
+    cv2.rectangle(upright, (105, 47), (116, 58), (255, 255, 255), -1)
+    back = {1: None, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}[orientation]
+    stored, exif = Image.fromarray(upright), Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    (stored if back is None else stored.transpose(back)).save(tmp_path / "turned.png", exif=exif)
+    config = DataConfig.model_validate({"resize": resize, "resize_px": 80, "image_px": 64})
+    pixels, facts = pictures.make_entry(tmp_path / "turned.png", pictures.Layout.of(config))
+    samples = pd.DataFrame({"id": [3], "width": [facts["width"]], "height": [facts["height"]]})
+    samples[["box_x", "box_y", "box_w", "box_h"]] = [[105.0, 47.0, 12.0, 12.0]]
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts/parts.txt").write_text("1 middle\n")
+    (tmp_path / "parts/part_locs.txt").write_text("3 1 111 53 1\n")
+    crop = CentreCrop(config)(pixels, 0, 0)
+    rows, columns = np.nonzero(crop[..., 0] > 127)
+    seen = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+    assert np.abs(annotations.boxes_in_crop(config, samples)[0] - seen).max() <= 1
+    parts = annotations.parts_in_crop(config, samples, tmp_path)
+    assert parts is not None
+    assert np.abs(parts.xy[0, 0] - [seen[::2].mean(), seen[1::2].mean()]).max() <= 1
 
 
 def test_attributes_are_those_of_the_classes_in_the_order_of_labels(tmp_path: Path) -> None:

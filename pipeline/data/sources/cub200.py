@@ -1,5 +1,6 @@
 """CUB-200-2011: its text files become the sample table. `images.txt` lists the images, never a glob."""
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -27,19 +28,22 @@ UNPACKED = 1.05  # bytes of the unpacked JPEGs over those of their archive
 
 _ID = r"(?P<id>[0-9]{1,15})"
 _NUMBER = r"-?[0-9]+(?:\.[0-9]+)?"
+_GAP = r"[ \t]+"
 # file: the form of its lines, for messages, and a pattern with a group for each column
 LINES = {
-    "images.txt": ("id path", rf"{_ID} +(?P<path>\S.*)"),
-    "image_class_labels.txt": ("id class", rf"{_ID} +(?P<class_id>[0-9]{{1,15}})"),
-    "classes.txt": ("class name", rf"{_ID} +(?P<class_name>\S.*)"),
-    "train_test_split.txt": ("id flag", rf"{_ID} +(?P<flag>\S+)"),
+    "images.txt": ("id path", rf"{_ID}{_GAP}(?P<path>\S.*)"),
+    "image_class_labels.txt": ("id class", rf"{_ID}{_GAP}(?P<class_id>[0-9]{{1,15}})"),
+    "classes.txt": ("class name", rf"{_ID}{_GAP}(?P<class_name>\S.*)"),
+    "train_test_split.txt": ("id flag", rf"{_ID}{_GAP}(?P<flag>\S+)"),
     "bounding_boxes.txt": (
         "id x y width height",
-        _ID + "".join(rf" +(?P<box_{side}>{_NUMBER})" for side in "xywh"),
+        _ID + "".join(rf"{_GAP}(?P<box_{side}>{_NUMBER})" for side in "xywh"),
     ),
 }
+BOXES = "bounding_boxes.txt"  # may be absent: then no image has a box
 PER_IMAGE = [name for name in LINES if name != "classes.txt"]
-WHAT_NEXT = "delete the folder and run `make data` to unpack the archive again"
+AGAIN = "rename it and run `make data`, which makes it anew"
+WHAT_NEXT = f"mend them and run again; or, if `make data` made the folder, {AGAIN}"
 
 
 @dataclass(frozen=True)
@@ -137,8 +141,9 @@ class Cub200(CubLayout):
 
 
 def is_official(config: DataConfig) -> bool:
-    """Whether the data are the published archive of CUB-200-2011, by its digest."""
-    return config.source == "cub200" and _md5(config) == ARCHIVE.md5
+    """Whether the data are the published archive of CUB-200-2011, by its digest; a folder has none."""
+    is_folder = config.archive is not None and config.archive.is_dir()
+    return config.source == "cub200" and not is_folder and _md5(config) == ARCHIVE.md5
 
 
 def _md5(config: DataConfig) -> str:
@@ -152,25 +157,25 @@ def find_root(folder: Path) -> Path:
         if (candidate / "images.txt").is_file():
             return candidate
     raise DataError(
-        f"{folder}: neither it nor a folder in it holds images.txt of CUB-200-2011; "
-        "check data.archive, or delete the folder and run `make data`"
+        f"{folder}: neither it nor a folder in it holds images.txt, the list of its images in lines `id path`; check "
+        f"data.archive, or write {', '.join(name for name in LINES if name != BOXES)} as CUB-200-2011 has them"
     )
 
 
 def text_digest(root: Path) -> str:
     """The SHA-256 of the text files that `read` uses: 64 hexadecimal digits."""
-    missing = [name for name in LINES if not (root / name).is_file()]
-    if missing:
-        raise DataError(f"{root}: {name_some(missing)} missing; {WHAT_NEXT}")
-    return files.digest_of({name: files.digest_of_file(root / name) for name in LINES})
+    there = [name for name in LINES if (root / name).is_file()]
+    if missing := [name for name in LINES if name not in there and name != BOXES]:
+        raise DataError(f"{root}: {name_some(missing)} missing; write them in lines as CUB-200-2011 has them")
+    return files.digest_of({name: files.digest_of_file(root / name) for name in there})
 
 
 def read(root: Path) -> pd.DataFrame:
     """The sample table of `root`: one row a line of images.txt, columns `SOURCE_COLUMNS`.
 
-    Paths are relative to `root`/images; boxes are in pixels of the original picture; labels are
-    0 .. C-1 over the classes that have images, in the order of their ids. One `DataError` lists
-    every problem of the text files at once.
+    Paths are relative to `root`/images; boxes are in pixels of the picture as it is shown, turned by its EXIF
+    orientation, and NaN where there is no bounding_boxes.txt; labels are 0 .. C-1 over the classes that have images,
+    in the order of their ids. One `DataError` lists every problem of the text files at once.
     """
     problems: list[str] = []
     tables = {name: _parse(root / name, problems) for name in LINES}
@@ -197,10 +202,11 @@ def check_official(table: pd.DataFrame, where: Path) -> None:
         odd = sorted(counts.index[~counts.between(fewest, most)])
         if odd:
             problems.append(f"{name_some(odd)} without {fewest} to {most} {split} images")
+    if boxless := table.loc[table["box_x"].isna(), "id"].tolist():
+        problems.append(f"no box for image ids {name_some(boxless)}")
     if problems:
         raise DataError(
-            f"{where}: not the official CUB-200-2011: {'; '.join(problems)}; "
-            "delete the folder and run `make data` with the official archive"
+            f"{where}: not as it was unpacked from the official CUB-200-2011: {'; '.join(problems)}; {AGAIN}"
         )
 
 
@@ -211,7 +217,10 @@ def _parse(path: Path, problems: list[str]) -> pd.DataFrame:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        problems.append(f"{path.name}: missing")
+        if path.name != BOXES:
+            problems.append(f"{path.name}: missing")
+    except IsADirectoryError:
+        problems.append(f"{path.name}: a folder, and not a text")
     except UnicodeDecodeError as error:
         problems.append(f"{path.name}: not a text in UTF-8 (byte {error.start})")
     else:
@@ -244,20 +253,32 @@ def _ids(tables: dict[str, pd.DataFrame]) -> list[str]:
 
 def _paths(root: Path, images: pd.DataFrame) -> list[str]:
     """Paths that are duplicated, leave the folder of images, or lead to no picture."""
-    outside, absent = [], []
+    outside: list[str] = []
+    absent: list[str] = []
+    backslashes: list[str] = []
     for path in images["path"]:
         pure = PurePosixPath(path)
         if pure.is_absolute() or ".." in pure.parts:
             outside.append(path)
-        elif not (root / "images" / pure).is_file():
-            absent.append(path)
+        elif not _is_file(root / "images" / pure):
+            (backslashes if "\\" in path else absent).append(path)
     duplicates = images.loc[images["path"].duplicated(), "path"].unique().tolist()
     kinds = {
         "more than once": duplicates,
         "outside the folder images": outside,
         "not in the folder images": absent,
+        "with \\ between folders, where / is expected": backslashes,
     }
     return [f"images.txt: {name_some(paths)} {kind}" for kind, paths in kinds.items() if paths]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # there can be no such file
+            raise
+        return False
 
 
 def _values(tables: dict[str, pd.DataFrame]) -> list[str]:

@@ -10,7 +10,9 @@ from PIL import Image
 
 from pipeline.common import tables
 from pipeline.common.errors import DataError
-from pipeline.data import sample_table
+from pipeline.config.load import load_config
+from pipeline.config.schema import Config
+from pipeline.data import prepare, sample_table
 from pipeline.data.sources import cub200
 
 CLASSES = {3: "003.Sooty_Albatross", 5: "005.Crested_Auklet", 7: "007.Parakeet_Auklet"}  # 5 has no images
@@ -70,7 +72,7 @@ def test_read_goes_by_the_text_files_and_not_by_what_lies_about(root: Path) -> N
 def test_order_of_lines_line_ends_and_blank_lines_do_not_matter(root: Path) -> None:
     expected = cub200.read(root)
     for name in ("image_class_labels.txt", "classes.txt", "train_test_split.txt", "bounding_boxes.txt"):
-        lines = (root / name).read_text().splitlines()
+        lines = (root / name).read_text().replace(" ", "\t").splitlines()
         (root / name).write_bytes(b"\xef\xbb\xbf" + ("\r\n".join(["", *reversed(lines)])).encode())
     pd.testing.assert_frame_equal(cub200.read(root), expected)
 
@@ -94,13 +96,30 @@ def test_a_missing_class_is_named(root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", cub200.LINES)
-def test_a_missing_or_empty_file_is_named_alone(root: Path, name: str) -> None:
+def test_an_empty_file_and_a_folder_in_its_place_are_named_alone(root: Path, name: str) -> None:
     (root / name).write_text("\n")
     assert problems_of(root).splitlines()[1:-1] == [f"  {name}: empty"]
+    (root / name).unlink()
+    (root / name).mkdir()
+    assert problems_of(root).splitlines()[1:-1] == [f"  {name}: a folder, and not a text"]
+
+
+@pytest.mark.parametrize("name", [name for name in cub200.LINES if name != cub200.BOXES])
+def test_a_missing_file_is_named_alone(root: Path, name: str) -> None:
     (root / name).unlink()
     assert problems_of(root).splitlines()[1:-1] == [f"  {name}: missing"]
     with pytest.raises(DataError, match=f"{name} .*missing"):
         cub200.text_digest(root)
+
+
+def test_without_a_file_of_boxes_no_image_has_one(root: Path) -> None:
+    with_boxes, digest = cub200.read(root), cub200.text_digest(root)
+    (root / cub200.BOXES).unlink()
+    samples = cub200.read(root)
+    boxes = ["box_x", "box_y", "box_w", "box_h"]
+    assert samples[boxes].isna().all(axis=None) and (samples[boxes].dtypes == "float64").all()
+    pd.testing.assert_frame_equal(samples.drop(columns=boxes), with_boxes.drop(columns=boxes))
+    assert cub200.text_digest(root) != digest
 
 
 @pytest.mark.parametrize("name", cub200.LINES)
@@ -123,6 +142,12 @@ LINES_THAT_ARE_WRONG = {
     "absolute": ("images.txt", "2 /etc/passwd", "/etc/passwd (1 in all) outside the folder images"),
     "parent": ("images.txt", "2 ../images.txt", "../images.txt (1 in all) outside the folder images"),
     "absent": ("images.txt", "2 a/none.jpg", "a/none.jpg (1 in all) not in the folder images"),
+    "too long": ("images.txt", f"2 a/{'n' * 300}", f"a/{'n' * 300} (1 in all) not in the folder images"),
+    "backslash": (
+        "images.txt",
+        "2 a\\b.jpg",
+        "a\\b.jpg (1 in all) with \\ between folders, where / is expected",
+    ),
     "twice": (
         "images.txt",
         f"2 {CLASSES[7]}/bird_1.jpg",
@@ -175,8 +200,11 @@ def test_find_root_looks_into_the_folder(root: Path, tmp_path: Path) -> None:
     renamed = root.rename(tmp_path / "birds")
     assert cub200.find_root(tmp_path) == renamed
     for folder in (renamed / "images", tmp_path / "absent"):
-        with pytest.raises(DataError, match=r"neither it nor a folder in it holds images\.txt"):
+        with pytest.raises(DataError, match=r"neither it nor a folder in it holds images\.txt") as caught:
             cub200.find_root(folder)
+        assert "or write images.txt, image_class_labels.txt, classes.txt, train_test_split.txt as" in str(
+            caught.value
+        )
 
 
 def test_the_digest_depends_on_each_text_file_and_on_nothing_else(root: Path) -> None:
@@ -198,7 +226,7 @@ def official() -> pd.DataFrame:
         rows += [(label, "train")] * train + [(label, "test")] * test
     samples = pd.DataFrame(rows, columns=["label", "official"])
     samples["class_name"] = samples["label"].map("{:03d}.Bird".format)
-    return samples
+    return samples.assign(id=range(len(samples)), box_x=1.0)
 
 
 def test_the_official_numbers_pass(tmp_path: Path) -> None:
@@ -211,9 +239,9 @@ def test_other_numbers_are_all_named(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         cub200.check_official(fewer, tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}: not the official CUB-200-2011: 5,992 train images where 5,994 are expected; "
-        "000.Bird (1 in all) without 29 to 30 train images; 5,793 test images where 5,794 are expected; "
-        "delete the folder and run `make data` with the official archive"
+        f"{tmp_path}: not as it was unpacked from the official CUB-200-2011: "
+        "5,992 train images where 5,994 are expected; 000.Bird (1 in all) without 29 to 30 train images; 5,793 test images where 5,794 are expected; "
+        "rename it and run `make data`, which makes it anew"
     )
     moved = samples.copy()
     moved.loc[moved["label"] == 0, "official"] = "train"  # a class without test images
@@ -221,3 +249,31 @@ def test_other_numbers_are_all_named(tmp_path: Path) -> None:
         cub200.check_official(moved, tmp_path)
     with pytest.raises(DataError, match="199 classes where 200 are expected"):
         cub200.check_official(samples[samples["label"] != 7], tmp_path)
+    with pytest.raises(DataError, match=r"no box for image ids 3 \(1 in all\)"):
+        cub200.check_official(samples.assign(box_x=samples["box_x"].where(samples["id"] != 3)), tmp_path)
+
+
+def own(root: Path, *more: str) -> Config:
+    return load_config(
+        None, [f"data.archive={root}", f"data.root={root.parent / 'data'}", "data.resize_px=16", *more]
+    )
+
+
+def test_a_folder_of_ones_own_is_taken_as_it_is_without_a_digest(root: Path) -> None:
+    (root / cub200.BOXES).unlink()
+    config = own(root, "data.image_px=16", "data.val_fraction=0")
+    assert not cub200.is_official(config.data)
+    assert prepare.prepare(config).samples["class_name"].nunique() == 2
+    assert cub200.is_official(load_config(None, ["data.archive=some.tgz"]).data)
+
+
+@pytest.mark.parametrize("name", ["images.txt", "classes.txt", "a picture"])
+def test_what_the_user_gave_is_never_to_be_deleted(root: Path, name: str) -> None:
+    wrong = root / "images" / CLASSES[3] / "bird_2.jpg" if name == "a picture" else root / name
+    wrong.write_text("wrong")
+    with pytest.raises(DataError) as caught:
+        prepare.prepare(own(root, "data.image_px=16"))
+    message = str(caught.value)
+    assert wrong.name in message and str(root) in message
+    assert "delete" not in message and "remove" not in message
+    assert sorted(path.name for path in root.iterdir()) == sorted([*cub200.LINES, "images"])
