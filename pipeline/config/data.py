@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.types import Count, Fraction, Section, Share
+from pipeline.config.types import Count, Fraction, Section, Share, UserPath
 
 Channel = Annotated[int, Field(ge=0, le=255)]
 PlantedShare = Annotated[float, Field(ge=0, le=0.5)]
@@ -51,9 +51,9 @@ class Smaller(Section):
 class DataConfig(Section):
     source: Literal["cub200", "synthetic", "digits", "mnist", "cifar10"] = "cub200"
     """data set: CUB-200-2011, drawn birds, 5,000 MNIST digits without download, MNIST, or CIFAR-10"""
-    root: Path = Path("data")
+    root: UserPath = Path("data")
     """folder of all data sets"""
-    archive: Path | None = None
+    archive: UserPath | None = None
     """CUB archive or the folder with its content, or torchvision's folder of MNIST or CIFAR-10; null: download"""
     archive_md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
     """MD5 digest of the archive; null: the official one"""
@@ -108,6 +108,10 @@ class DataConfig(Section):
             raise ValueError(f"image_px {self.image_px} is larger than resize_px {self.resize_px}{padded}")
         if self.folds is not None and self.val_images is not None:
             raise ValueError("folds and val_images both say what validates; drop one of the two")
+        if self.folds is None and self.fold:
+            raise ValueError(
+                f"fold {self.fold} is one of data.folds, which is null; give folds, or drop fold"
+            )
         if self.folds is not None and self.fold >= self.folds:
             raise ValueError(
                 f"fold {self.fold} does not exist; with folds={self.folds} they are 0 to {self.folds - 1}"

@@ -4,13 +4,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.types import Count, Section
+from pipeline.config.types import Count, Section, WordOrPath
 
 
 class EvalConfig(Section):
     split: Literal["train", "val", "test"] = "test"
     """images to predict"""
-    checkpoint: str = "best"
+    checkpoint: WordOrPath = "best"
     """checkpoint of the run to evaluate: best, last, or the PATH of any"""
     batch_size: Count = 64
     """images predicted at once on each rank; no result depends on it"""
@@ -18,6 +18,8 @@ class EvalConfig(Section):
     """crops to average; none: centre; flip: centre and its mirror image; ten_crop: centre and corners, mirrored too"""
     peek_gap: bool = False
     """evaluation of the run's other checkpoints on test too: what choosing on test would gain; not a result"""
+    while_training: Literal["refuse", "wait", "evaluate"] = "refuse"
+    """a run that still trains; wait: until it has finished; evaluate: the checkpoint that is there now"""
 
     @model_validator(mode="after")
     def _check(self) -> "EvalConfig":

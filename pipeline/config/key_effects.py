@@ -135,6 +135,7 @@ KEY_EFFECTS = {
     "eval.batch_size": SPEED,
     "eval.tta": NOTHING,
     "eval.peek_gap": NOTHING,
+    "eval.while_training": NOTHING,
     "report.write": NOTHING,
     "report.gallery": NOTHING,
     "report.pairs": NOTHING,

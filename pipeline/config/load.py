@@ -8,19 +8,21 @@ import functools
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
-from ruamel.yaml.error import YAMLError
 
 from pipeline.common import console
 from pipeline.common.errors import ConfigError
 from pipeline.config.messages import sentence
 from pipeline.config.schema import Config
+from pipeline.config.text_fields import annotations_below, holds_text, with_text
+from pipeline.config.yaml_tree import MOST_BYTES, MOST_DEPTH, BeyondLimits, NotYaml, check_characters, parse
 
 Model = TypeVar("Model", bound=BaseModel)
 RENAMED_KEYS = {
@@ -28,6 +30,8 @@ RENAMED_KEYS = {
     "schedule.rise_fraction": "schedule.warmup_fraction",
 }
 """SECTION.OLD -> SECTION.NEW, for a section of this name at any depth; the old names are still read"""
+YAML_MARKS = "'\"|>!&*"
+"""what a value begins with that is written in a way of YAML's own, such as quotes"""
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -47,10 +51,15 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
 
 def _default_name(path: Path | None) -> str:
     """The file's name; under W&B's sweep agent, with W&B's id of the run."""
-    name = path.stem if path else "baseline"
+    name = name_from_file(path) if path else "baseline"
     # An override run.name=${envvar:WANDB_RUN_ID} fails: the agent fills it in before it sets that variable.
     trial = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
     return f"{name}-{trial}" if trial else name
+
+
+def name_from_file(path: Path) -> str:
+    """A name of a run from a file's: `my birds.yaml` -> my_birds."""
+    return re.sub(r"[^\w.+-]+|^[.+-]", "_", path.stem)
 
 
 def validate_tree(tree: dict[str, Any], where: str, model: type[Model]) -> Model:
@@ -164,36 +173,55 @@ def warn_renamed(old: str) -> None:
     console.warn(f"{old} is now {RENAMED_KEYS[old]}")
 
 
-def read_tree(path: Path) -> dict[str, Any]:
-    """A configuration file as plain types, unchecked.
+def read_tree(
+    path: Path, model: type[BaseModel] = Config, version: Literal["1.1", "1.2"] = "1.2"
+) -> dict[str, Any]:
+    """A configuration file, or another file of a `model`, as plain types, otherwise unchecked.
+
+    Args:
+        version: of YAML.
 
     Raises:
-        ConfigError: it is missing or not YAML.
+        ConfigError: it is missing, not YAML, or no configuration by its size or types.
     """
     try:
-        tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:  # a device has no end
+            tree = parse(file.read(MOST_BYTES + 1).decode(), version)
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
-        hint = f"did you mean {path.parent / near[0]}?" if near else "give the path of a .yaml file"
-        raise ConfigError(f"{path}: no such configuration file; {hint}") from None
-    except (YAMLError, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path}: no such configuration file; {_hint(path)}") from None
+    except BeyondLimits as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except (OSError, ValueError) as error:  # ValueError: not YAML, not UTF-8, or a NUL in the path
+        raise ConfigError(f"{path}: not readable as YAML: {error}") from None
     if tree is not None and not isinstance(tree, dict):
-        raise ConfigError(
-            f"{path}: holds {type(tree).__name__}; a configuration is made of `section: {{key: value}}`"
-        )
-    return tree or {}
+        kind = "a list" if isinstance(tree, list) else "a single value"
+        raise ConfigError(f"{path}: holds {kind}; a configuration is made of `section: {{key: value}}`")
+    plain: dict[str, Any] = with_text(tree or {}, [model])
+    return plain
+
+
+def _hint(path: Path) -> str:
+    if path.is_symlink():
+        return f"it is a link to {path.readlink()}, which is missing"
+    near = nearest_file(path, path.parent.glob("*.yaml"))
+    return f"did you mean {near}?" if near else "give the path of a .yaml file"
+
+
+def nearest_file(path: Path, others: Iterable[Path]) -> Path | None:
+    """The one of other files, as far as they exist, whose name is most like a path's."""
+    names = {other.stem: other for other in others if other.exists()}
+    near = difflib.get_close_matches(path.stem, names, n=1)
+    return names[near[0]] if near else None
 
 
 def _apply(tree: Any, override: str) -> None:
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    if not equals or not key or not key.isprintable():
         raise ConfigError(f"{override!r}: not an override; write section.key=value, such as optim.lr=0.01")
-    try:
-        value = YAML(typ="safe", pure=True).load(text) if text else None
-    except YAMLError:
-        value = text
     *sections, last = key.split(".")
+    if len(sections) > MOST_DEPTH:
+        raise ConfigError(f"{key[:80]}...: unknown key; no key has more than {MOST_DEPTH} parts")
+    value = _value_of(key, text)
     for section in sections:
         in_list = isinstance(tree, list)
         tree = tree[_index(tree, section, key)] if in_list else tree.setdefault(section, {})
@@ -205,9 +233,27 @@ def _apply(tree: Any, override: str) -> None:
         tree[_new_name(sections[-1] if sections else "", last)] = rename_keys(value, last)
 
 
+def _value_of(key: str, text: str) -> Any:
+    """The value of an override: YAML, except that a key that holds text takes what is written, `001` or `a #1`."""
+    annotations = [Config]
+    for part in key.split("."):
+        annotations = annotations_below(annotations, part)
+    try:
+        check_characters(text)
+        value = parse(text)
+    except BeyondLimits as error:
+        raise ConfigError(f"{key}: {error}") from None
+    except NotYaml:
+        value = text
+    is_written_plainly = value is not None and text.lstrip()[0] not in YAML_MARKS
+    if holds_text(annotations) and is_written_plainly:
+        return text.strip()
+    return with_text(value, annotations)
+
+
 def _index(entries: list[Any], part: str, key: str) -> int:
     """The index that a part of a dotted key names in a list."""
-    if part.isdigit() and int(part) < len(entries):
+    if re.fullmatch("[0-9]{1,9}", part) and int(part) < len(entries):
         return int(part)
     raise ConfigError(f"{key}: the list has {len(entries)} entries, counted from 0; there is no {part}")
 

@@ -14,6 +14,8 @@ from pydantic_core import ErrorDetails
 
 from pipeline.config.schema import Config
 
+MOST_SHOWN = 100
+"""characters of a value or of a wrong key in a sentence"""
 TYPE_NAMES: dict[Any, str] = {
     Any: "a value",
     bool: "true or false",
@@ -44,12 +46,18 @@ def sentence(problem: ErrorDetails, tree: Mapping[str, Any], root: type[BaseMode
         case "union_tag_invalid", {"tag": tag, "expected_tags": tags}:
             names = str(tags).replace("'", "")
             hint = _nearest(str(tag), names.split(", "))
-            return f"{place.key}.name: {tag} is not allowed; allowed: one of {names}{hint}"
+            return f"{place.key}.name: {_shown(str(tag))} is not allowed; allowed: one of {names}{hint}"
     assert place.field is not None, "all other problems are about a field"
     value = _value(place.key.split("."), tree)
     hint = _nearest(str(value), [str(choice) for choice in _choices(place.field.annotation)])
     allowed = _describe(place.field.annotation, place.field.metadata)
-    return f"{place.key}: {json.dumps(value, default=str)} is not allowed; allowed: {allowed}{hint}"
+    return f"{place.key}: {_shown(json.dumps(value, default=str))} is not allowed; allowed: {allowed}{hint}"
+
+
+def _shown(text: str) -> str:
+    """A text in a sentence: on one line, and no longer than one."""
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def _locate(loc: Sequence[int | str], root: type[BaseModel]) -> _Location:
@@ -80,7 +88,7 @@ def _unknown(name: str, place: _Location, root: type[BaseModel]) -> str:
     if owners:
         names = " or ".join(_choices(_annotation(model, "name"))[0] for model in owners)
         return f"{key}: unknown key; it belongs to {place.key}.name={names}"
-    return f"{key}: unknown key{_did_you_mean(key, place, root)}"
+    return f"{_shown(key)}: unknown key{_did_you_mean(key, place, root)}"
 
 
 def _did_you_mean(key: str, place: _Location, root: type[BaseModel]) -> str:
@@ -107,7 +115,7 @@ def _annotation(model: type[BaseModel], name: str) -> Any:
 
 def _value(parts: Sequence[str], tree: Any) -> Any:
     for part in parts:
-        if isinstance(tree, list) and part.isdigit():
+        if isinstance(tree, list) and part.isdecimal():
             tree = tree[int(part)]
         else:
             tree = tree.get(part) if isinstance(tree, dict) else None

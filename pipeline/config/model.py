@@ -1,11 +1,10 @@
 """`model`: the network and where its weights come from."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.types import Fraction, Options, Positive, Section
+from pipeline.config.types import Fraction, Options, Positive, Section, UserPath
 
 
 class ModelConfig(Section):
@@ -13,7 +12,7 @@ class ModelConfig(Section):
     """timm model (.tv_in1k: torchvision's ImageNet-1k V1 weights), or plumage/resnet18..152, plumage/resnet_small"""
     pretrained: bool = True
     """ImageNet weights at the start: timm's from its hub, or those of model.weights; false: random weights"""
-    weights: Path | None = None
+    weights: UserPath | None = None
     """file with a state dict of timm or torchvision (.pth, .pt, .safetensors); null: timm's hub"""
     options: Options = Field(default={})
     """further arguments of timm.create_model, or of a plumage/ network: residual, shortcut, stem, width, blocks, ..."""

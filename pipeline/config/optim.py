@@ -1,5 +1,6 @@
 """`optim` and `schedule`: the optimizer, its phases, and the schedules of learning rate and momentum."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -19,6 +20,12 @@ class _Schedule(Section):
     momentum_start: Fraction = 0.0
     """momentum at the first step of this rise"""
 
+    def too_long(self, epochs: int) -> Iterator[tuple[str, float]]:
+        """The keys, with their values in epochs, that a training of `epochs` ends too early for."""
+        for key in ("warmup_epochs", "momentum_warmup_epochs"):
+            if (value := getattr(self, key)) > epochs:
+                yield key, value
+
 
 class Constant(_Schedule):
     name: Literal["constant"] = "constant"
@@ -30,6 +37,11 @@ class Step(_Schedule):
     """epochs between two drops of the learning rate"""
     gamma: Positive = 0.1
     """factor of the learning rate at every drop"""
+
+    def too_long(self, epochs: int) -> Iterator[tuple[str, float]]:
+        yield from super().too_long(epochs)
+        if self.every_epochs >= epochs:
+            yield "every_epochs", self.every_epochs
 
 
 class MultiStep(_Schedule):
@@ -50,6 +62,11 @@ class MultiStep(_Schedule):
             )
         return self
 
+    def too_long(self, epochs: int) -> Iterator[tuple[str, float]]:
+        yield from super().too_long(epochs)
+        if self.milestones and self.milestones[-1] >= epochs:
+            yield "milestones", self.milestones[-1]
+
 
 class Exponential(_Schedule):
     name: Literal["exponential"] = "exponential"
@@ -65,6 +82,11 @@ class Cosine(_Schedule):
     """epochs of the first cycle; null: one cycle until the end"""
     restart_multiplier: Annotated[float, Field(ge=1)] = 1.0
     """length of a cycle, relative to the cycle before"""
+
+    def too_long(self, epochs: int) -> Iterator[tuple[str, float]]:
+        yield from super().too_long(epochs)
+        if self.restart_epochs is not None and self.restart_epochs > epochs:
+            yield "restart_epochs", self.restart_epochs
 
 
 class OneCycle(_Schedule):

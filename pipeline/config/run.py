@@ -5,13 +5,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline.config.types import Count, Section
+from pipeline.config.types import Count, Section, UserPath
 
 
 class RunConfig(Section):
     name: Annotated[str, Field(pattern=r"^[\w][\w.+-]*$")] | None = None
     """name of the run, in folder ROOT/NAME; null: the configuration file's name (under W&B's agent, with its id)"""
-    root: Path = Path("runs")
+    root: UserPath = Path("runs")
     """folder of all runs"""
 
 

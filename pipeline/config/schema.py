@@ -49,18 +49,45 @@ class Config(Section):
         if lacking := [name for name, used in need_validation.items() if used and not self.validates]:
             raise ValueError(f"{lacking[0]} needs validation, and data.val_fraction is 0")
         self._check_sharding()
-        for phase in self.optim.phases:
-            if isinstance(phase.until, int) and phase.until >= self.train.epochs:
-                place = "the last of" if phase.until == self.train.epochs else "beyond"
-                raise ValueError(
-                    f"optim.phases: {phase.name} ends at epoch {phase.until}, {place} "
-                    f"train.epochs={self.train.epochs}; give `until` a smaller number"
-                )
+        self._check_phases()
+        self._check_lengths()
         if self.eval.tta == "ten_crop" and self.data.image_px > self.data.resize_px:
             raise ValueError(
                 "eval.tta: ten_crop needs corners, and data.image_px is larger than data.resize_px"
             )
         return self
+
+    def _check_phases(self) -> None:
+        """Every phase begins within the training, and its own schedule fits into it."""
+        epochs, begin = self.train.epochs, 0
+        for i, phase in enumerate(self.optim.phases):
+            if isinstance(phase.until, int) and phase.until >= epochs:
+                place = "the last of" if phase.until == epochs else "beyond"
+                raise ValueError(
+                    f"optim.phases: {phase.name} ends at epoch {phase.until}, {place} "
+                    f"train.epochs={epochs}; give `until` a smaller number"
+                )
+            end = phase.until if isinstance(phase.until, int) else epochs
+            for key, value in phase.schedule.too_long(end - begin) if phase.schedule else ():
+                raise ValueError(
+                    f"optim.phases.{i}.schedule.{key}: {value:g} leaves nothing of the phase's {end - begin} epochs; "
+                    "give a smaller number"
+                )
+            begin = phase.until if isinstance(phase.until, int) else begin  # a rule may end it at once
+
+    def _check_lengths(self) -> None:
+        """What begins or ends at an epoch does so within the training."""
+        epochs, data, optim = self.train.epochs, self.data, self.optim
+        lengths = [(f"schedule.{key}", value) for key, value in self.schedule.too_long(epochs)]
+        if optim.unfreeze_epoch is not None and optim.unfreeze_epoch >= epochs:
+            lengths.append(("optim.unfreeze_epoch", optim.unfreeze_epoch))
+        if data.progressive and data.progressive[-1].until_epoch >= epochs:
+            lengths.append(("data.progressive", data.progressive[-1].until_epoch))
+        if lengths:
+            key, value = lengths[0]
+            raise ValueError(
+                f"{key}: {value:g} leaves nothing of train.epochs={epochs}; give a smaller number"
+            )
 
     def _check_sharding(self) -> None:
         if self.distributed.shard == "none":

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.types import Count, Fraction, Positive, Section, Share
+from pipeline.config.types import Count, Fraction, Positive, Section, Share, WordOrPath
 
 
 class MixConfig(Section):
@@ -43,7 +43,7 @@ class TrainConfig(Section):
     """minutes between checkpoints within an epoch; null: only at the end of an epoch"""
     keep_checkpoints: Count = 1
     """number of last checkpoints kept as step-NNNNNNN.pt, beside last.pt and best.pt; 1: only those two"""
-    resume: str = "auto"
+    resume: WordOrPath = "auto"
     """start; auto: from the run's last checkpoint; never: fresh, an earlier run is put aside; or a checkpoint's PATH"""
     resume_force: bool = False
     """resume with changed settings, where the checkpoint's state still fits"""

@@ -43,7 +43,7 @@ def problem_of_file(path: Path, text: str) -> str:
         ("seed=1.5", "seed: 1.5 is not allowed; allowed: a whole number of at least 0"),
         ("data.flip=1", "data.flip: 1 is not allowed; allowed: true or false"),
         ("data.flip=no", 'data.flip: "no" is not allowed; allowed: true or false'),
-        ("model.name=3", "model.name: 3 is not allowed; allowed: text"),
+        ("model.name=", "model.name: null is not allowed; allowed: text"),
         ("data.root=", "data.root: null is not allowed; allowed: a path"),
         ("optim.lr=0", "optim.lr: 0 is not allowed; allowed: a number above 0"),
         ("seed=-1", "seed: -1 is not allowed; allowed: a whole number of at least 0"),
@@ -99,6 +99,7 @@ def test_a_wrong_override_is_one_sentence(override: str, sentence: str) -> None:
     [
         (["data.image_px=600"], "data: image_px 600 is larger than resize_px 512"),
         (["data.folds=3", "data.fold=3"], "data: fold 3 does not exist; with folds=3 they are 0 to 2"),
+        (["data.fold=5"], "data: fold 5 is one of data.folds, which is null; give folds, or drop fold"),
         (
             ["model.weights=a.pth", "model.pretrained=false"],
             "model: weights are given although pretrained is false; drop one of the two",
@@ -138,6 +139,44 @@ def test_a_wrong_override_is_one_sentence(override: str, sentence: str) -> None:
         (
             ["optim.phases=[{name: adam, until: 9}, {name: sgd}]", "train.epochs=5"],
             "optim.phases: adam ends at epoch 9, beyond train.epochs=5; give `until` a smaller number",
+        ),
+        (
+            ["schedule.warmup_epochs=10", "train.epochs=2"],
+            "schedule.warmup_epochs: 10 leaves nothing of train.epochs=2; give a smaller number",
+        ),
+        (
+            ["schedule.momentum_warmup_epochs=2.5", "train.epochs=2"],
+            "schedule.momentum_warmup_epochs: 2.5 leaves nothing of train.epochs=2; give a smaller number",
+        ),
+        (
+            ["schedule={name: multi_step, milestones: [3, 9]}", "train.epochs=9"],
+            "schedule.milestones: 9 leaves nothing of train.epochs=9; give a smaller number",
+        ),
+        (
+            ["schedule={name: step, every_epochs: 9}", "train.epochs=9"],
+            "schedule.every_epochs: 9 leaves nothing of train.epochs=9; give a smaller number",
+        ),
+        (
+            ["schedule.restart_epochs=9.5", "train.epochs=9"],
+            "schedule.restart_epochs: 9.5 leaves nothing of train.epochs=9; give a smaller number",
+        ),
+        (
+            ["optim.unfreeze_epoch=9", "train.epochs=9"],
+            "optim.unfreeze_epoch: 9 leaves nothing of train.epochs=9; give a smaller number",
+        ),
+        (
+            [
+                "data.progressive=[{until_epoch: 3, image_px: 64}, {until_epoch: 9, image_px: 96}]",
+                "train.epochs=9",
+            ],
+            "data.progressive: 9 leaves nothing of train.epochs=9; give a smaller number",
+        ),
+        (
+            [
+                "optim.phases=[{name: adam, until: 5}, {name: sgd, schedule: {name: cosine, warmup_epochs: 5}}]",
+                "train.epochs=9",
+            ],
+            "optim.phases.1.schedule.warmup_epochs: 5 leaves nothing of the phase's 4 epochs; give a smaller number",
         ),
         (
             ["optim.phases=[{name: adam, until: 0}, {name: sgd}]"],
@@ -204,6 +243,20 @@ def test_keys_that_do_not_agree_are_one_sentence(overrides: list[str], sentence:
     assert problem(*overrides) == sentence
 
 
+def test_what_ends_just_within_the_training_is_allowed() -> None:
+    for overrides in (
+        ["schedule.warmup_epochs=9"],
+        ["schedule={name: multi_step, milestones: [3, 8]}"],
+        ["schedule={name: step, every_epochs: 8}"],
+        ["schedule.restart_epochs=9"],
+        ["optim.unfreeze_epoch=8"],
+        ["data.progressive=[{until_epoch: 8, image_px: 64}]"],
+        ["optim.phases=[{name: adam, until: 5}, {name: sgd, schedule: {name: cosine, warmup_epochs: 4}}]"],
+        ["optim.phases=[{until: {name: plateau}}, {schedule: {name: cosine, warmup_epochs: 9}}]"],
+    ):
+        assert load_config(None, ["train.epochs=9", *overrides]).train.epochs == 9
+
+
 def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     path = tmp_path / "birds.yaml"
     text = "optim: {lr: fast, batch_size: 0}\nseeed: 3\ndata: {crop: rndom}\n"
@@ -227,9 +280,17 @@ def test_a_missing_file_is_named_with_the_nearest_one(tmp_path: Path) -> None:
         load_config(tmp_path / "nowhere" / "cats.yaml")
 
 
-@pytest.mark.parametrize(
-    "text", ["optim: [1", "optim:\n  lr: 1\n seed: 2", "\tseed: 1", "a: !!python/none x"]
-)
+def test_a_link_that_leads_nowhere_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "birds.yaml").symlink_to("elsewhere.yaml")
+    with pytest.raises(
+        ConfigError, match=r"birds\.yaml: .* it is a link to elsewhere\.yaml, which is missing$"
+    ):
+        load_config(tmp_path / "birds.yaml")
+    with pytest.raises(ConfigError, match=r"give the path of a \.yaml file$"):
+        load_config(tmp_path / "brids.yaml")
+
+
+@pytest.mark.parametrize("text", ["optim: [1", "optim:\n  lr: 1\n seed: 2", "\tseed: 1"])
 def test_a_file_that_is_not_yaml_is_one_line(tmp_path: Path, text: str) -> None:
     message = problem_of_file(tmp_path / "birds.yaml", text)
     assert message.startswith(f"{tmp_path / 'birds.yaml'}: not readable as YAML: ")
@@ -243,7 +304,9 @@ def test_bytes_that_are_not_text_and_a_folder_are_not_readable(tmp_path: Path) -
             load_config(path)
 
 
-@pytest.mark.parametrize(("text", "kind"), [("- seed\n", "list"), ("hello\n", "str"), ("3\n", "int")])
+@pytest.mark.parametrize(
+    ("text", "kind"), [("- seed\n", "a list"), ("hello\n", "a single value"), ("3\n", "a single value")]
+)
 def test_a_file_without_keys_at_its_top_is_told_what_it_holds(tmp_path: Path, text: str, kind: str) -> None:
     message = problem_of_file(tmp_path / "birds.yaml", text)
     assert message.endswith(f"holds {kind}; a configuration is made of `section: {{key: value}}`")
@@ -255,7 +318,8 @@ def test_a_key_given_twice_is_an_error(tmp_path: Path, text: str) -> None:
 
 
 def test_a_key_that_is_a_list_is_an_error(tmp_path: Path) -> None:
-    assert "keys must be str" in problem_of_file(tmp_path / "birds.yaml", "? [seed, b]\n: 3\n")
+    path = tmp_path / "birds.yaml"
+    assert problem_of_file(path, "? [seed, b]\n: 3\n") == f"{path}: a key is a list; write each key as text"
 
 
 def test_numbers_and_text_are_those_of_yaml_1_2(tmp_path: Path) -> None:
@@ -318,6 +382,20 @@ def test_the_run_is_called_after_the_file_unless_it_has_a_name(tmp_path: Path) -
     assert load_config(path).run_dir == Path("runs/birds")
     assert load_config(path, ["run.name=owls", "run.root=/elsewhere"]).run_dir == Path("/elsewhere/owls")
     assert load_config(None).checkpoints_dir == Path("runs/baseline/checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("my birds.yaml", "my_birds"),
+        ("-x.yaml", "_x"),
+        (".hidden.yaml", "_hidden"),
+        ("Dömo+1.2.yaml", "Dömo+1.2"),
+    ],
+)
+def test_a_run_can_be_called_after_any_file(tmp_path: Path, file: str, name: str) -> None:
+    (tmp_path / file).write_text("seed: 1\n")
+    assert load_config(tmp_path / file).run.name == name
 
 
 def test_a_configuration_cannot_be_changed() -> None:

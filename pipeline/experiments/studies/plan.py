@@ -4,7 +4,6 @@ It names a run configuration and what is varied: arms, each under every conditio
 `StudyPlan` turns it into a list of ordinary run configurations.
 """
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ from pydantic import Field, model_validator
 
 from pipeline.common import files
 from pipeline.common.errors import ConfigError
-from pipeline.config.load import load_config, read_tree, validate_tree
+from pipeline.config.load import load_config, nearest_file, read_tree, validate_tree
 from pipeline.config.schema import Config
-from pipeline.config.types import Positive, Section
+from pipeline.config.types import Positive, Section, UserPath
 
 FOLDER = Path("configs/studies")
 NAME = re.compile(r"[\w][\w.]*")  # of arms and conditions: parts of the runs' names
@@ -32,7 +31,7 @@ class Study(Section):
     """the question"""
     show: Literal["curves", "depth", "optimizers", "batch_norm", "parity"]
     """which figure is drawn; batch_norm and parity also measure the trained networks"""
-    base: Path
+    base: UserPath
     """the run configuration that is varied; `train` runs it, too"""
     overrides: Overrides = ()
     """overrides of every run, such as [train.epochs=5]"""
@@ -93,7 +92,7 @@ class StudyPlan:
 
     def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
         self.path, self.name, self.overrides = path, path.stem, overrides
-        self.study = validate_tree(read_tree(path), str(path), Study)
+        self.study = validate_tree(read_tree(path, Study), str(path), Study)
         self.root = load_config(self.study.base, overrides).run.root / "studies"
         self.folder = self.root / self.name
 
@@ -147,13 +146,13 @@ def find(name: str) -> list[Path]:
     Raises:
         ConfigError: there is no such study.
     """
-    known = sorted(FOLDER.glob("*.yaml"))
+    known = sorted(study for study in FOLDER.glob("*.yaml") if study.exists())
     if name == "all" and known:
         return known
     path = Path(name) if name.endswith(".yaml") else FOLDER / f"{name}.yaml"
     if not path.is_file():
         names = [study.stem for study in known]
-        near = difflib.get_close_matches(path.stem, names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names) or 'none'}, and all"
+        near = nearest_file(path, known)
+        hint = f"did you mean {near.stem}?" if near else f"there are {', '.join(names) or 'none'}, and all"
         raise ConfigError(f"study: {path} is no study file; {hint}")
     return [path]

@@ -14,14 +14,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import yaml
 from pydantic import Field
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.key_effects import NAMING_SECTIONS, effect_of
-from pipeline.config.load import load_config, validate_tree
+from pipeline.config.load import load_config, name_from_file, nearest_file, read_tree, validate_tree
 from pipeline.config.schema import Config
-from pipeline.config.types import Count, Section
+from pipeline.config.types import Count, Section, expand_path
 from pipeline.experiments.sweeps.parameter import Parameter, Value
 
 FOLDER = Path("configs/sweeps")
@@ -101,7 +100,7 @@ class SweepPlan:
     @cached_property
     def sweep(self) -> Sweep:
         """The content of the file."""
-        return validate_tree(_read(self.path), str(self.path), Sweep)
+        return validate_tree(read_tree(self.path, Sweep, "1.1"), str(self.path), Sweep)
 
     @cached_property
     def parameters(self) -> dict[str, Parameter]:
@@ -131,7 +130,7 @@ class SweepPlan:
     def common(self) -> Config:
         """The configuration of a single training from the base."""
         file, overrides = self.existing_base()
-        return load_config(file, [f"run.name={self.path.stem}", *overrides])
+        return load_config(file, [f"run.name={name_from_file(self.path)}", *overrides])
 
     @property
     def name(self) -> str:
@@ -280,9 +279,9 @@ def load_plans(path: Path, overrides: Sequence[str]) -> list[SweepPlan]:
     """
     stages = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
     if not stages or not stages[0].is_file():
-        names = sorted(map(str, FOLDER.glob("*")))
-        near = difflib.get_close_matches(str(path), names, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names) or 'none'}"
+        known = sorted(known for known in FOLDER.glob("*") if known.exists())
+        near = nearest_file(path, known)
+        hint = f"did you mean {near}?" if near else f"there are {', '.join(map(str, known)) or 'none'}"
         raise ConfigError(f"{path}: no sweep file, and no folder of them; {hint}")
     if len(stages) > 1 and any(override.startswith("run.name=") for override in overrides):
         raise ConfigError(
@@ -293,15 +292,6 @@ def load_plans(path: Path, overrides: Sequence[str]) -> list[SweepPlan]:
         plans.append(SweepPlan(stage, tuple(overrides), plans[-1] if plans else None))
         plans[-1].check()
     return plans
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """Read a sweep file as W&B does."""
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
-    return _mapping(tree, str(path))
 
 
 def _mapping(tree: Any, where: str) -> dict[str, Any]:
@@ -320,7 +310,10 @@ def _parse_command(path: Path, sweep: Sweep) -> Base:
     file = None
     if "--config" in arguments[:-1]:
         option = arguments.index("--config")
-        file = Path(arguments[option + 1])
+        try:
+            file = expand_path(Path(arguments[option + 1]))
+        except ValueError as error:
+            raise ConfigError(f"{path}: command: {error}") from None
         del arguments[option : option + 2]
     if wrong := [part for part in arguments if "=" not in part or part.startswith("-") or "${" in part]:
         raise ConfigError(
