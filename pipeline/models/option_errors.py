@@ -34,7 +34,7 @@ def option_errors(where: str, advice: str) -> Iterator[None]:
         raise ConfigError(f"{where} ({quoted(error)}); {advice}") from error
 
 
-def quoted(error: Exception) -> str:
+def quoted(error: BaseException) -> str:
     """`KeyError: 'step'`, in one line and not without end."""
     message = " ".join(str(error).split())
     shown = message if len(message) <= QUOTED_AT_MOST else f"{message[:QUOTED_AT_MOST]} ..."

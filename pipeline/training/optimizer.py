@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from pipeline.common.errors import ConfigError
 from pipeline.config.optim import OptimConfig, ResolvedPhase
 from pipeline.models.classifier import Classifier
+from pipeline.models.option_errors import RAISED
 
 Optimizer = torch.optim.Optimizer
 OWN: dict[str, Callable[..., Optimizer]] = {
@@ -101,7 +102,7 @@ def build_optimizer(groups: Iterable[dict[str, Any]], phase: ResolvedPhase, *, l
         if phase.name in OWN:
             return OWN[phase.name](groups, lr=lr, **options)
         return create_optimizer_v2(groups, phase.name, lr=lr, **options)
-    except (TypeError, ValueError, AssertionError) as error:
+    except RAISED as error:
         names = ", ".join(["sgd", *OWN])
         raise ConfigError(
             f"optimizer {phase.name} with {options}: {error}; there are {names}, "

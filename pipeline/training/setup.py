@@ -1,7 +1,7 @@
 """What a training is made of and what stays the same while it runs: data, order, clock, model, precision."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from pipeline.distributed.process_group import Ranks
 from pipeline.models.build import build_model, without_weights
 from pipeline.models.classifier import Classifier
 from pipeline.models.precision import Precision, resolve_precision
-from pipeline.training import auto_batch_size, phases, resume
+from pipeline.training import auto_batch_size, phases, preflight, resume
 from pipeline.training.optimizer import Optimizer, build_optimizer, parameter_groups
 from pipeline.training.phases import PhaseState
 from pipeline.training.schedule import images_per_step, step_clock
@@ -121,6 +121,28 @@ class TrainingSetup:
             attach_swats(optimizer, state.swats, phase.until)
         return optimizer
 
+    def check_passes(
+        self, state: TrainState, precision: Precision, batch_size: int | Literal["auto"]
+    ) -> None:
+        """Try passes of the true size and the optimizers of all phases, before the training begins (`preflight`).
+
+        Args:
+            batch_size: images computed at once, over all ranks; auto: not known yet.
+
+        Raises:
+            ConfigError: the model cannot be trained with these settings.
+        """
+        config, ranks = self.config, self.ranks
+        share = None if batch_size == "auto" else micro_batch_size(batch_size, ranks)
+        epochs = preflight.epochs_to_try(config, self.clock, len(self.train_rows), share, ranks.world_size)
+        classes = len(self.classes)
+        preflight.check_passes(config, ranks, state, precision, epochs, classes, self.build_optimizer)
+
+
+def micro_batch_size(batch_size: int, ranks: Ranks) -> int:
+    """The images that a rank computes at once, where all ranks together compute `batch_size`."""
+    return -(-batch_size // ranks.world_size)
+
 
 class BuiltState(NamedTuple):
     """A state, and where its first weights came from (source, tensors, share loaded)."""
@@ -147,7 +169,7 @@ class RunStart:
             label_smoothing=config.train.label_smoothing,
             mix=config.train.mix,
             clip_norm=config.optim.clip_norm,
-            micro_batch_size=max(1, self.batch_size // ranks.world_size),
+            micro_batch_size=micro_batch_size(self.batch_size, ranks),
             precision=self.precision,
             ranks=ranks,
         )
@@ -165,6 +187,7 @@ def resume_or_start(setup: TrainingSetup) -> RunStart:
     if checkpoint is None:
         precision = ranks.broadcast(resolve_precision(config.train.precision, ranks.device))
         state, weights = setup.build_state(phases.first(config.optim), precision, pretrained=True)
+        setup.check_passes(state, precision, config.optim.batch_size)
         batch_size = auto_batch_size.auto_batch_size(config, state.model, precision, ranks)
         return RunStart(state, weights, precision, batch_size)
     path, content = checkpoint
@@ -174,4 +197,6 @@ def resume_or_start(setup: TrainingSetup) -> RunStart:
     lr = config.optim.resolved_phases[phase.index].lr
     if lr is not None:  # with train.resume_force it may be another one
         state.phase.lr = lr
+    if state.step < setup.last_step:
+        setup.check_passes(state, content["precision"], content["batch_size"])
     return RunStart(state, content["weights"], content["precision"], content["batch_size"])
