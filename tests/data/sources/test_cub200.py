@@ -240,7 +240,8 @@ def test_other_numbers_are_all_named(tmp_path: Path) -> None:
         cub200.check_official(fewer, tmp_path)
     assert str(caught.value) == (
         f"{tmp_path}: not as it was unpacked from the official CUB-200-2011: "
-        "5,992 train images where 5,994 are expected; 000.Bird (1 in all) without 29 to 30 train images; 5,793 test images where 5,794 are expected; "
+        "5,992 train images where 5,994 are expected; "
+        "000.Bird (1 in all) without 29 to 30 train images; 5,793 test images where 5,794 are expected; "
         "rename it and run `make data`, which makes it anew"
     )
     moved = samples.copy()

@@ -2,13 +2,16 @@
 
 import gzip
 import io
+import stat
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.common.errors import DataError
+from pipeline.data.sources import extract
 from pipeline.data.sources.extract import unpack
 
 # 1024 and 0 bytes: sizes that end on a block of the archive
@@ -116,8 +119,11 @@ def test_a_truncated_archive_is_named(tmp_path: Path, folder: Path, share: float
     archive = write_archive(tmp_path / "birds.tgz")
     content = archive.read_bytes()
     archive.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(DataError, match=r"birds\.tgz: truncated, or not .*delete it and download it again"):
+    with pytest.raises(
+        DataError, match=r"birds\.tgz: truncated, or not .*; get a whole copy of it"
+    ) as caught:
         unpack(archive, folder)
+    assert "delete" not in str(caught.value)
 
 
 @pytest.mark.parametrize("mode", ["w:gz", "w"])
@@ -149,7 +155,7 @@ def test_a_changed_byte_is_found_by_the_checksum(tmp_path: Path, folder: Path) -
 def test_what_is_no_archive_is_named(tmp_path: Path, folder: Path, content: bytes) -> None:
     archive = tmp_path / "birds.tgz"
     archive.write_bytes(content)
-    with pytest.raises(DataError, match=r"not a tar\.gz archive"):
+    with pytest.raises(DataError, match=r"not a tar, tar\.gz or zip archive"):
         unpack(archive, folder)
 
 
@@ -175,3 +181,148 @@ def test_a_disk_that_fills_up_is_named(tmp_path: Path, small_disk: Path) -> None
         tar.addfile(info, io.BytesIO(content))
     with pytest.raises(DataError, match=r"the disk became full at CUB/large\.jpg; free some space"):
         unpack(archive, small_disk)
+
+
+# Archives that are small and write much
+
+
+def test_a_file_with_holes_is_named_before_its_zeros_are_written(tmp_path: Path, folder: Path) -> None:
+    archive = tmp_path / "birds.tar"
+    info = member("CUB/sparse.jpg", tarfile.GNUTYPE_SPARSE)
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = b"%011o\0%011o\0" % (8 * 2**30 - 512, 512)  # where its only bytes lie
+    header[483:495] = b"%011o\0" % (8 * 2**30 - 1)  # its size with the hole
+    header[124:136] = b"%011o\0" % 512
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    archive.write_bytes(bytes(header) + b"x" * 512 + b"\0" * 10240)
+    with tarfile.open(archive) as tar:
+        assert tar.getmembers()[0].size == 8 * 2**30 - 1
+    with pytest.raises(DataError, match=r"its member CUB/sparse\.jpg is stored as a file with holes"):
+        unpack(archive, folder)
+    assert files_under(folder) == {}
+
+
+@pytest.mark.parametrize("sparse", ["0,x,5", "1,2,3", "-1,9999999999999"])
+def test_nonsense_in_extended_headers_is_named(tmp_path: Path, folder: Path, sparse: str) -> None:
+    archive = tmp_path / "birds.tar"
+    with tarfile.open(archive, "w", format=tarfile.PAX_FORMAT) as tar:
+        info = member("CUB/images.txt")
+        info.pax_headers = {"GNU.sparse.map": sparse, "GNU.sparse.size": "1099511627776"}
+        tar.addfile(info)
+    with pytest.raises(DataError, match=r"birds\.tar: (truncated, or not a tar|its member .* with holes)"):
+        unpack(archive, folder)
+    assert files_under(folder) == {}
+
+
+def test_headers_within_headers_are_named(tmp_path: Path, folder: Path) -> None:
+    """Each long name is read within the one before it."""
+    archive = tmp_path / "birds.tar"
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 2
+    archive.write_bytes((header.tobuf(tarfile.GNU_FORMAT) + b"a\0" + b"\0" * 510) * 3000 + b"\0" * 1024)
+    with pytest.raises(DataError, match=r"birds\.tar: truncated, or not a tar"):
+        unpack(archive, folder)
+
+
+def test_a_header_that_takes_all_memory_is_named(tmp_path: Path, folder: Path) -> None:
+    archive = tmp_path / "birds.tgz"
+    header = tarfile.TarInfo("././@PaxHeader")
+    header.type, header.size = tarfile.XHDTYPE, 4 << 30
+    with gzip.open(archive, "wb", compresslevel=1) as stream:
+        stream.write(header.tobuf(tarfile.USTAR_FORMAT))
+        for _ in range(extract.MOST_HEADER_BYTES // 2**20 + 2):
+            stream.write(b"\0" * 2**20)
+    with pytest.raises(DataError, match=r"more than 64\.0 MiB that are no file's"):
+        unpack(archive, folder)
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_a_name_of_very_many_folders_is_named(tmp_path: Path, folder: Path, kind: str) -> None:
+    archive, name = tmp_path / "birds", "d/" * 1500 + "bird.jpg"
+    if kind == "tar":
+        archive = write_archive(archive, member(name))
+    else:
+        with zipfile.ZipFile(archive, "w") as packed:
+            packed.writestr(name, "")
+    with pytest.raises(DataError, match="lies more than 100 folders deep") as caught:
+        unpack(archive, folder)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_an_archive_that_writes_far_more_than_it_holds_is_named(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(extract, "SMALL_BYTES", 100_000)
+    archive, zeros = tmp_path / "birds", b"\0" * 2_000_000
+    if kind == "tar":
+        with tarfile.open(archive, "w:gz") as tar:
+            info = member("CUB/large.jpg")
+            info.size = len(zeros)
+            tar.addfile(info, io.BytesIO(zeros))
+    else:
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+            packed.writestr("CUB/large.jpg", zeros)
+    with pytest.raises(
+        DataError, match=r"unpacks to more than .* with member CUB/large\.jpg, which no data set"
+    ):
+        unpack(archive, folder)
+    assert files_under(folder) == {}
+
+
+# Zip archives
+
+
+def write_zip(path: Path, extra: zipfile.ZipInfo | None = None) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in CONTENTS.items():
+            packed.writestr(name, content)
+        if extra is not None:
+            packed.writestr(extra, b"../..")
+    return path
+
+
+def test_every_file_of_a_zip_arrives(tmp_path: Path, folder: Path) -> None:
+    extra = zipfile.ZipInfo("CUB/none/")
+    unpack(write_zip(tmp_path / "birds.zip", extra), folder)
+    assert files_under(folder) == CONTENTS
+    assert (folder / "CUB" / "none").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "problem"),
+    [
+        ("../evil", stat.S_IFREG, "leaves the folder"),
+        ("/evil", stat.S_IFREG, "has an absolute path"),
+        ("CUB/way_out", stat.S_IFLNK, "is a link or a device"),
+        ("CUB/pipe", stat.S_IFIFO, "is a link or a device"),
+    ],
+)
+def test_an_unsafe_member_of_a_zip_is_named(
+    tmp_path: Path, folder: Path, name: str, mode: int, problem: str
+) -> None:
+    extra = zipfile.ZipInfo(name)
+    extra.external_attr = (mode | 0o644) << 16
+    archive = write_zip(tmp_path / "birds.zip", extra)
+    with pytest.raises(DataError, match=f"its member {name} {problem}"):
+        unpack(archive, folder)
+    assert files_under(folder) == CONTENTS
+    assert [path.name for path in folder.parent.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("share", [0.001, 0.3, 0.9, 0.999])
+def test_a_truncated_zip_is_named(tmp_path: Path, folder: Path, share: float) -> None:
+    content = write_zip(tmp_path / "birds.zip").read_bytes()
+    (tmp_path / "birds.zip").write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(DataError, match=r"birds\.zip: truncated, or not a tar, tar\.gz or zip archive"):
+        unpack(tmp_path / "birds.zip", folder)
+
+
+def test_a_changed_byte_of_a_zip_is_found_by_the_checksum(tmp_path: Path, folder: Path) -> None:
+    archive = tmp_path / "birds.zip"
+    with zipfile.ZipFile(archive, "w") as packed:  # not compressed
+        packed.writestr("CUB/one.jpg", b"feathers" * 100)
+    archive.write_bytes(archive.read_bytes().replace(b"feathersfeathers", b"feathersfeathert", 1))
+    with pytest.raises(DataError, match=r"birds\.zip: truncated, .*Bad CRC-32 for file 'CUB/one\.jpg'"):
+        unpack(archive, folder)
