@@ -6,6 +6,7 @@ without locks gives them to everyone.
 
 import contextlib
 import fcntl
+import os
 import time
 from pathlib import Path
 from typing import TextIO
@@ -22,21 +23,25 @@ class Lock:
     @classmethod
     def free(cls, path: Path) -> "Lock | None":
         """Hold a file, which is made if it is missing, or None while another process holds it."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = path.open("a", encoding="utf-8")
-        if _taken(stream, fcntl.LOCK_EX):
-            return cls(stream)
-        stream.close()
-        return None
+        while True:
+            stream = _open(path)
+            if not _taken(stream, fcntl.LOCK_EX):
+                stream.close()
+                return None
+            if _is_at(stream, path):
+                return cls(stream)
+            stream.close()
 
     @classmethod
     def hold(cls, path: Path) -> "Lock":
         """Hold a file once no other process does, however long that takes."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = path.open("a", encoding="utf-8")
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        return cls(stream)
+        while True:
+            stream = _open(path)
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            if _is_at(stream, path):
+                return cls(stream)
+            stream.close()
 
     @classmethod
     def wait(cls, path: Path, at_most_s: float) -> "Lock | None":
@@ -59,6 +64,21 @@ def held(path: Path) -> bool:
         return False
     with stream:
         return not _taken(stream, fcntl.LOCK_SH)
+
+
+def _open(path: Path) -> TextIO:
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # the folder has been moved in between
+            return path.open("a", encoding="utf-8")
+
+
+def _is_at(stream: TextIO, path: Path) -> bool:
+    """Whether an open file is still the one at a path: its holder may have moved its folder before it let go."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _taken(stream: TextIO, kind: int) -> bool:

@@ -59,8 +59,12 @@ class RunDirectory:
         """One snapshot of the run's status; None where no training has begun."""
         return status.read(self.status_file)
 
+    def hold(self) -> status.Hold:
+        """Hold the run for this process; a `CheckpointError` while another one trains it."""
+        return status.Hold(self.status_file)
+
     def running(self) -> AbstractContextManager[None]:
-        """Mark the run as running while the block runs, and write down how it ended."""
+        """Hold the run, and mark it as running while the block runs."""
         return status.running(self.status_file)
 
     def read_environment(self) -> dict[str, Any]:
@@ -71,7 +75,7 @@ class RunDirectory:
     def count_test_readings(self) -> int:
         """How often the run has read the test split."""
         path = self.test_readings_file
-        return path.read_text(encoding="utf-8").count("\n") if path.is_file() else 0
+        return len(path.read_bytes().splitlines()) if path.is_file() else 0  # a damaged line is a reading, too
 
 
 def find_run_directories(folder: Path) -> list[RunDirectory]:

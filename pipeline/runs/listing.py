@@ -1,5 +1,6 @@
 """All runs below a folder: settings, progress and results of each; the differences of two; the removal of some."""
 
+import contextlib
 import csv
 import io
 import shutil
@@ -172,6 +173,7 @@ def remove(paths: Sequence[Path], sure: bool) -> dict[str, Any]:
 
     Raises:
         DataError: a path is no run directory, a run is running, or there is no terminal to ask on.
+        CheckpointError: a run has begun to run since then.
     """
     runs = [_run(path) for path in dict.fromkeys(paths)]
     for run in runs:
@@ -183,7 +185,10 @@ def remove(paths: Sequence[Path], sure: bool) -> dict[str, Any]:
     if not sure and not _agreed(len(runs), sum(sizes)):
         return {"removed": []}
     for run in runs:
-        shutil.rmtree(run.path)
+        with contextlib.closing(
+            RunDirectory(run.path).hold()
+        ):  # a training may have begun since the question
+            shutil.rmtree(run.path)
     return {"removed": [str(run.path) for run in runs]}
 
 

@@ -1,5 +1,6 @@
 """Whether a run is running, and how it ended: a status file, and a lock that the system frees with the process."""
 
+import contextlib
 import os
 import platform
 from collections.abc import Iterator
@@ -49,18 +50,26 @@ def read(path: Path) -> Status | None:
     return status
 
 
-@contextmanager
-def running(path: Path) -> Iterator[None]:
-    """Mark a run as running while the block runs, and write down how it ended.
+class Hold:
+    """The hold of this process on a run: only its holder reads it to go on from, writes to it, or moves it."""
 
-    Args:
-        path: the run's `status.json`.
+    def __init__(self, path: Path) -> None:
+        """Hold a run, before anything of it is read.
 
-    Raises:
-        CheckpointError: another process is training the run.
-    """
-    lock = _take(path)
-    try:
+        Args:
+            path: the run's `status.json`.
+
+        Raises:
+            CheckpointError: another process is training the run.
+        """
+        self._path = path
+        self._new_folders = [folder for folder in path.parents if not folder.exists()]
+        self._lock = _take(path)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Mark the run as running while the block runs, and write down how it ended."""
+        path = self._path
         _begin(path)
         try:
             yield
@@ -71,8 +80,40 @@ def running(path: Path) -> Iterator[None]:
             _note_end(path, "failed", str(refused(error) or error) or type(error).__name__)
             raise
         _change(path, "finished", "")
-    finally:
-        lock.close()
+
+    def move_run(self, to: Path) -> None:
+        """Rename the run's folder, and hold an empty one in its place.
+
+        Raises:
+            CheckpointError: another process was faster to begin a run there.
+        """
+        moved = self._lock
+        self._path.parent.rename(to)
+        self._new_folders, self._lock = [self._path.parent], _take(self._path)
+        moved.close()
+
+    def close(self) -> None:
+        """Let go; of a training that has not begun nothing is left behind."""
+        if not self._path.is_file():
+            _lock_of(self._path).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # they hold other files, or another process begins a run here
+                for folder in self._new_folders:
+                    folder.rmdir()
+        self._lock.close()
+
+
+@contextmanager
+def running(path: Path) -> Iterator[None]:
+    """Hold a run and mark it as running while the block runs.
+
+    Args:
+        path: the run's `status.json`.
+
+    Raises:
+        CheckpointError: another process is training the run.
+    """
+    with contextlib.closing(Hold(path)) as hold, hold.running():
+        yield
 
 
 def _begin(path: Path) -> None:

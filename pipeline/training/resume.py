@@ -5,12 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common import console
-from pipeline.common.errors import CheckpointError
+from pipeline.common.errors import CheckpointError, ConfigError, name_some
 from pipeline.config import load
 from pipeline.config.key_effects import effect_of
 from pipeline.config.schema import Config
 from pipeline.runs.checkpoints import check_data, read
 from pipeline.runs.directory import RunDirectory
+from pipeline.runs.status import Hold
+
+# What other verbs, and this process's lock, leave in the folder of a run that has not begun.
+BEFORE_A_RUN = ("status.lock", "schedule.png", "lr_find", "lock", "output.log", "study.json")
 
 
 def start_from(config: Config, classes: list[str], samples: str) -> tuple[Path, dict[str, Any]] | None:
@@ -57,12 +61,24 @@ def requested(config: Config) -> str:
     return "auto" if restarted and has_checkpoint else config.train.resume
 
 
-def put_aside(run_dir: Path) -> None:
-    """Rename an earlier run's folder to NAME.1, NAME.2, ...; nothing is deleted."""
-    if not run_dir.exists():
+def put_aside(run: RunDirectory, hold: Hold) -> None:
+    """Rename an earlier run's folder to NAME.1, NAME.2, ...; nothing is deleted.
+
+    Args:
+        hold: of this process on the run.
+
+    Raises:
+        ConfigError: the folder holds other files, and no run.
+    """
+    if not (run.status_file.is_file() or run.is_run()):
+        if foreign := sorted(path.name for path in run.path.iterdir() if path.name not in BEFORE_A_RUN):
+            raise ConfigError(
+                f"run.name: {run.path} holds other files ({name_some(foreign)}) and no run that could be put aside; "
+                "take another run.name or run.root"
+            )
         return
     number = 1
-    while (aside := run_dir.with_name(f"{run_dir.name}.{number}")).exists():
+    while (aside := run.path.with_name(f"{run.path.name}.{number}")).exists():
         number += 1
-    run_dir.rename(aside)
-    console.say(f"put aside  {run_dir} is now {aside}")
+    hold.move_run(aside)
+    console.say(f"put aside  {run.path} is now {aside}")

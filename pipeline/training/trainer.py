@@ -1,8 +1,9 @@
 """A whole run: from a configuration to `best.pt`, and from wherever it was interrupted."""
 
+import contextlib
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from pipeline.training.description import describe_run
 from pipeline.training.epoch_meter import EpochMeter, NotFinite
 from pipeline.training.freezing import FreezeSchedule
 from pipeline.training.optimizer import carry_momentum
+from pipeline.training.preflight import compile_errors, memory_errors
 from pipeline.training.setup import TrainingSetup, resume_or_start
 from pipeline.training.state import Best, Totals
 from pipeline.training.step import train_step
@@ -50,11 +52,18 @@ def train(config: Config, watch: Tracker = NullTracker()) -> dict[str, Any]:  # 
     """
     hardware.configure(deterministic=config.train.deterministic)
     joined = process_group.join(config.train.device, config.distributed.timeout_s)
-    with joined as ranks, signals.deferred() as stop:
-        trainer = Trainer(config, ranks, stop)
+    run = RunDirectory(config.run_dir)
+    with joined as ranks, signals.deferred() as stop, ExitStack() as held:
+        # Held before anything of the run is read: another process may train it until this one holds it.
+        hold = held.enter_context(contextlib.closing(run.hold())) if ranks.is_main else None
+        with memory_errors(config):
+            trainer = Trainer(config, ranks, stop)
+        if hold is not None and resume.requested(config) == "never":
+            resume.put_aside(run, hold)
         with (
             closing(trainer.close, console.warn),
-            RunDirectory(config.run_dir).running() if ranks.is_main else nullcontext(),
+            hold.running() if hold is not None else nullcontext(),
+            memory_errors(config),
         ):
             trainer.open(watch)
             trainer.run()
@@ -80,8 +89,6 @@ class Trainer:
         # The speed of an epoch that an earlier process trained, and that is only to be closed, is not known.
         self.speed: dict[str, float | None] = {"images_per_s": None, "data_wait": None}
         self.drawn_at = time.monotonic()
-        if ranks.is_main and resume.requested(config) == "never":
-            resume.put_aside(config.run_dir)
 
     def open(self, watch: Tracker) -> None:
         """Describe the run, and open its log, on the first rank."""
@@ -149,9 +156,10 @@ class Trainer:
                 self._switch_phase_if_due()  # Adam -> SGD
                 rates = self._rates(state.step)
                 on_gradients = self._gradient_logger()
-                sums = train_step(
-                    state, self.ddp_model, batch, len(draws), rates, self.settings, on_gradients
-                )
+                with compile_errors() if self.config.train.compile else nullcontext():
+                    sums = train_step(
+                        state, self.ddp_model, batch, len(draws), rates, self.settings, on_gradients
+                    )
                 meter.add(state.step, draws, sums)
                 bar.advance(len(draws), **self._log_step_if_due(rates, meter))
                 if self.validator.run_if_due(meter, self.tracker):

@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import io
 import json
@@ -13,6 +14,7 @@ import pytest
 from pipeline.cli.main import run
 from pipeline.common import files
 from pipeline.config.load import dump_config
+from pipeline.runs import listing
 from pipeline.runs.directory import RunDirectory
 from tests.helpers import tiny
 
@@ -196,3 +198,18 @@ def test_a_folder_without_runs_and_a_run_that_is_running(
         assert run(["runs", "rm", str(runs / "whole"), "--yes"]) == 2
     assert "is running; stop it first" in capsys.readouterr().err
     assert (runs / "whole").is_dir()
+
+
+def test_a_run_that_begins_to_run_during_the_question_is_not_deleted(
+    runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.ExitStack() as running:
+
+        def begins(*_: int) -> bool:
+            running.enter_context(RunDirectory(runs / "whole").running())
+            return True
+
+        monkeypatch.setattr(listing, "_agreed", begins)  # the question waits for a person
+        assert run(["runs", "rm", str(runs / "whole")]) == 2
+        assert "is training this run" in capsys.readouterr().err
+    assert (runs / "whole/log.jsonl").is_file()

@@ -1,12 +1,21 @@
 """A run goes on from its checkpoint with the same configuration, also one of an earlier version."""
 
+import contextlib
+import json
+import shutil
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 import torch
 
+from pipeline.common import locks
+from pipeline.common.errors import CheckpointError
 from pipeline.config.load import warn_renamed
-from tests.helpers import tiny
+from pipeline.runs import status
+from pipeline.runs.directory import RunDirectory
+from pipeline.training import resume as resume_module
+from tests.helpers import folders, tiny
 
 
 def test_a_run_whose_files_have_a_key_under_its_old_name_goes_on(
@@ -30,3 +39,120 @@ def test_a_run_whose_files_have_a_key_under_its_old_name_goes_on(
     assert "min_factor: 0.1" in saved.read_text()
     assert tiny.do("train", tmp_path, *settings, "schedule.min_factor=0.2") == 2
     assert "schedule.min_factor 0.1 -> 0.2" in capsys.readouterr().err
+
+
+def run_of(tmp: Path) -> RunDirectory:
+    return RunDirectory(tmp / "runs" / "tiny")
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+def test_a_run_that_another_process_trains_is_neither_moved_nor_read(
+    birds: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    resume: str,
+) -> None:
+    assert tiny.do("train", tmp_path, "train.max_steps=1") == 0
+    monkeypatch.setattr(status, "READERS_WAIT_S", 0.0)
+    monkeypatch.setattr(resume_module, "read", lambda _: pytest.fail("read before it is held"))
+    with run_of(tmp_path).running():
+        before = folders.digests(tmp_path)
+        assert tiny.do("train", tmp_path, "train.max_steps=2", f"train.resume={resume}") == 2
+        assert "is training this run; wait for its end, stop it, or take another run.name" in (
+            capsys.readouterr().err
+        )
+        assert folders.digests(tmp_path) == before
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["tiny"]
+
+
+def test_a_start_that_waits_for_another_process_goes_on_from_what_that_one_saved_last(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (5, 10):
+        name = f"run.name=step{step}"
+        assert tiny.do("train", tmp_path, f"train.max_steps={step}", name) == 0
+    run = run_of(tmp_path)
+    shutil.copytree(tmp_path / "runs/step5", run.path)
+    other_process = run.hold()
+    about = json.loads(run.status_file.read_text())
+    run.status_file.write_text(json.dumps({**about, "state": "running", "host": "elsewhere"}))
+    wait = locks.Lock.wait.__func__  # type: ignore[attr-defined]
+    waits: list[float] = []
+
+    def other_process_ends(cls: type[locks.Lock], path: Path, at_most_s: float) -> locks.Lock | None:
+        waits.append(at_most_s)
+        if len(waits) == 2:
+            shutil.copytree(tmp_path / "runs/step10", run.path, dirs_exist_ok=True)
+            other_process.close()
+        return wait(cls, path, 0)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(locks.Lock, "wait", classmethod(other_process_ends))
+    capsys.readouterr()
+    settings = ["train.resume_force=true"]  # another run.name and max_steps
+    assert tiny.do("train", tmp_path, *settings) == 0
+    assert waits == [status.READERS_WAIT_S, status.OTHER_HOST_WAIT_S]
+    assert "step 10 of 15" in capsys.readouterr().err
+    assert tiny.same_weights(run.checkpoint("last"), tiny.checkpoints(trained) / "last.pt")
+
+
+def test_a_start_that_fails_leaves_no_folder_and_puts_no_run_aside(birds: Path, tmp_path: Path) -> None:
+    assert tiny.do("train", tmp_path, "model.name=resnet5") == 2
+    assert not (tmp_path / "runs").exists()
+    assert tiny.do("train", tmp_path, "train.max_steps=1") == 0
+    before = folders.digests(tmp_path)
+    assert tiny.do("train", tmp_path, "model.name=resnet5", "train.resume=never") == 2
+    assert folders.digests(tmp_path) == before
+
+
+def test_a_run_put_aside_keeps_its_status_and_can_be_held(birds: Path, tmp_path: Path) -> None:
+    assert tiny.do("train", tmp_path, "train.max_steps=1") == 0
+    run, hold = run_of(tmp_path), run_of(tmp_path).hold()
+    waiting = run.status_file.with_suffix(".lock").open("a")  # of a process that came before the move
+    resume_module.put_aside(run, hold)
+    aside = RunDirectory(run.path.with_name("tiny.1"))
+    with pytest.raises(CheckpointError, match="is training this run"):
+        run.hold()
+    with contextlib.closing(aside.hold()):
+        assert aside.read_status().state == "finished"  # type: ignore[union-attr]
+    hold.close()
+    assert not run.path.exists()
+    waiting.close()
+
+
+def test_a_lock_whose_file_was_moved_is_taken_at_its_place(tmp_path: Path) -> None:
+    """The holder moves the folder away while another process waits, with the file open."""
+    path, opened = tmp_path / "run" / "lock", []
+    first = locks.Lock.free(path)
+    taken = locks._taken  # the moment between opening a file and locking it
+
+    def move_first(stream: TextIO, kind: int) -> bool:
+        if not opened:
+            opened.append(stream)
+            path.parent.rename(tmp_path / "aside")
+            assert first is not None
+            first.close()
+        return taken(stream, kind)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(locks, "_taken", move_first)
+        second = locks.Lock.free(path)
+    assert second is not None
+    assert path.is_file() and locks.held(path)
+    assert not locks.held(tmp_path / "aside" / "lock")
+    second.close()
+
+
+def test_never_takes_no_folder_away_that_is_no_run(
+    birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents = tmp_path / "runs" / "tiny"
+    documents.mkdir(parents=True)
+    (documents / "thesis.txt").write_text("years of work")
+    assert tiny.do("train", tmp_path, "train.max_steps=1", "train.resume=never") == 2
+    assert f"run.name: {documents} holds other files (thesis.txt (1 in all))" in capsys.readouterr().err
+    assert [path.name for path in documents.iterdir()] == ["thesis.txt"]
+    (documents / "thesis.txt").rename(documents / "schedule.png")  # of the verb `schedule`
+    assert tiny.do("train", tmp_path, "train.max_steps=1", "train.resume=never") == 0
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["tiny"]
+    assert (documents / "schedule.png").is_file()
