@@ -20,7 +20,7 @@ class Check:
 
     name: str
     run: Callable[..., Finding | tuple[Finding, Any]]
-    trains: bool = False
+    is_slow: bool = False
     """left out by --quick"""
 
     @property
@@ -42,7 +42,7 @@ def run_checks(
     products: list[Any] = []
     causes: dict[str, set[str]] = {}  # of a skipped check: all checks whose products it, or they, lacked
     for check in checks:
-        if quick and check.trains:
+        if quick and check.is_slow:
             yield check.name, Finding("not applicable", "left out by --quick")
             continue
         taken = {

@@ -34,6 +34,7 @@ CHECKS = (
     Check("data", data.open_data),
     Check("agreement", data.agreement),
     Check("pixels", data.pixels),
+    Check("digests", data.digests, is_slow=True),
     Check("crops", data.crops),
     Check("shares", data.shares),
     Check("start", model.start),
@@ -43,9 +44,9 @@ CHECKS = (
     Check("evaluation", data.evaluation),
     Check("disk", disk.space),
     Check("all-reduce", communication.all_reduce),
-    Check("memory", training.memory, trains=True),
-    Check("first step", training.first_step, trains=True),
-    Check("speed", training.speed, trains=True),
+    Check("memory", training.memory, is_slow=True),
+    Check("first step", training.first_step, is_slow=True),
+    Check("speed", training.speed, is_slow=True),
 )
 WIDTH = max(len(check.name) for check in CHECKS)
 

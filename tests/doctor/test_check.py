@@ -104,8 +104,8 @@ def test_a_product_that_another_rank_lacks_is_taken_on_none(tmp_path: Path) -> N
     assert ended["bake"].figures == "not looked at, because of mill"
 
 
-def test_quick_leaves_out_what_trains(context: CheckContext) -> None:
-    ended = run(context, Check("mill", mill, trains=True), quick=True)
+def test_quick_leaves_out_what_is_slow(context: CheckContext) -> None:
+    ended = run(context, Check("mill", mill, is_slow=True), quick=True)
     assert ended["mill"] == Finding("not applicable", "left out by --quick")
 
 
