@@ -11,8 +11,9 @@ from pipeline.common.errors import ConfigError, WeightsError
 from pipeline.config import messages
 from pipeline.config.model import ModelConfig
 from pipeline.models import resnet
-from pipeline.models.classifier import Classifier
+from pipeline.models.classifier import Classifier, head_of
 from pipeline.models.heads import mid_level_head, pool_by_gem
+from pipeline.models.option_errors import option_errors
 from pipeline.models.pretrained import backbone_tensors, load_pretrained
 
 
@@ -85,28 +86,34 @@ def _build_resnet(config: ModelConfig, classes: int) -> resnet.ResNet:
 
 
 def _build_timm(config: ModelConfig, classes: int, *, pretrained: bool) -> Any:
+    options = _timm_options(config)
     try:
-        options = _timm_options(config)
-        return timm.create_model(config.name, pretrained, num_classes=classes, **options)
-    except TypeError as error:
-        raise ConfigError(f"model.options: {config.name} does not take {options} ({error})") from error
+        with option_errors(
+            f"model.options: {config.name} does not take {options}", "take other values, or drop them"
+        ):
+            backbone = timm.create_model(config.name, pretrained, num_classes=classes, **options)
+            head_of(backbone)
+            return backbone
     except OSError as error:  # the hub clients' network errors are OSErrors
         raise WeightsError(
             f"{config.name}: its weights cannot be downloaded ({type(error).__name__}); where there is a "
             f"network, torch.save timm.create_model({config.name!r}, pretrained=True).state_dict(), "
             "bring the file and give model.weights=PATH; or start from random weights: model.pretrained=false"
         ) from error
-    except RuntimeError as error:
-        if "Unknown model" in str(error):
-            near = difflib.get_close_matches(config.name, timm.list_models(), n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() has all names"
-            raise ConfigError(f"model.name: timm has no model {config.name!r}; {hint}") from error
-        if "Invalid pretrained tag" in str(error) or "No pretrained weights" in str(error):
-            tags = ", ".join(timm.list_pretrained(f"{config.name.partition('.')[0]}.*")) or "none"
-            raise ConfigError(
-                f"model.name: no weights are published as {config.name!r}; there are: {tags}"
-            ) from error
-        raise
+    except ConfigError as error:
+        raise _of_name(config.name, str(error.__cause__)) or error from error.__cause__
+
+
+def _of_name(name: str, said: str) -> ConfigError | None:
+    """The sentence for a name that timm does not know; None where timm has said something else."""
+    if "Unknown model" in said or "no source prefix" in said:
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() has all names"
+        return ConfigError(f"model.name: timm has no model {name!r}; {hint}")
+    if "Invalid pretrained tag" in said or "No pretrained weights" in said:
+        tags = ", ".join(timm.list_pretrained(f"{name.partition('.')[0]}.*")) or "none"
+        return ConfigError(f"model.name: no weights are published as {name!r}; there are: {tags}")
+    return None
 
 
 def _timm_options(config: ModelConfig) -> dict[str, Any]:

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from pipeline.common import hardware
 from pipeline.common.errors import ConfigError
+from pipeline.config.schema import Config
 from pipeline.distributed.process_group import is_collective_error
 
 RAISED = (
@@ -32,6 +34,21 @@ def option_errors(where: str, advice: str) -> Iterator[None]:
         if is_collective_error(error) or hardware.is_out_of_memory(error) or _is_of_device(error):
             raise
         raise ConfigError(f"{where} ({quoted(error)}); {advice}") from error
+
+
+def where_size_matters(config: Config, backbone: nn.Module, side_px: int) -> tuple[str, str]:
+    """The words of `option_errors` for a pass through a model: where it fails, and what to do then.
+
+    Args:
+        side_px: of the images: that of data.image_px, or of a stage of data.progressive.
+    """
+    key = "data.image_px" if side_px == config.data.image_px else "image_px of data.progressive"
+    *_, own_px = getattr(backbone, "pretrained_cfg", {}).get("input_size") or (side_px,)
+    other = f"set {key} to its own {own_px}, or " if own_px != side_px else ""
+    return (
+        f"model.name={config.model.name}: cannot compute images of {key}={side_px}",
+        f"{other}try model.options={{img_size: {side_px}}}, which models of a fixed size take, or another model",
+    )
 
 
 def quoted(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from pipeline.config.schema import Config
 from pipeline.data.sources.source import source_of
 from pipeline.models.build import build_model, without_weights
 from pipeline.models.classifier import Classifier
+from pipeline.models.option_errors import option_errors, where_size_matters
 
 FLOPS_A_MULTIPLY_ADD = 2  # torch's counter counts both
 
@@ -23,12 +24,13 @@ def summarise(config: Config) -> dict[str, Any]:
     numbers are for one image of `data.image_px`, in evaluation.
 
     Raises:
-        ConfigError: there is no such model.
+        ConfigError: there is no such model, or it does not take images of this size.
     """
     classes = config.summary.classes or source_of(config.data).expected[0]
     with torch.device("meta"):  # where tensors have a shape and no values
         model, _ = build_model(without_weights(config.model), classes)
-    layers, multiply_adds = measure(model.eval(), config.data.image_px, config.summary.depth)
+    with option_errors(*where_size_matters(config, model.backbone, config.data.image_px)):
+        layers, multiply_adds = measure(model.eval(), config.data.image_px, config.summary.depth)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     name, px = config.model.name, config.data.image_px
     console.show_table(

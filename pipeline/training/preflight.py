@@ -18,7 +18,7 @@ from pipeline.data.loader import Batch
 from pipeline.distributed.data_parallel import is_sharded
 from pipeline.distributed.process_group import Ranks
 from pipeline.models.classifier import Classifier, evaluating
-from pipeline.models.option_errors import option_errors, quoted
+from pipeline.models.option_errors import option_errors, quoted, where_size_matters
 from pipeline.models.precision import Precision, autocast
 from pipeline.training.freezing import FreezeSchedule
 from pipeline.training.loss import cross_entropy_sum
@@ -111,7 +111,7 @@ def _learn(
 ) -> None:
     """One forward and backward pass in training mode; the parameters have gradients afterwards."""
     images, side_px = len(batch.label), batch.image.shape[2]
-    where, advice = _of_model(config, model, side_px)
+    where, advice = where_size_matters(config, model.backbone, side_px)
     snapmix = any(way.name == "snapmix" for way in config.train.mix)
     try:
         with option_errors(where, advice):
@@ -135,17 +135,6 @@ def _learn(
     with option_errors(where, advice):
         loss.backward()  # type: ignore[no-untyped-call]
     _check_all_learn(config, ranks, model)
-
-
-def _of_model(config: Config, model: Classifier, side_px: int) -> tuple[str, str]:
-    """Where a pass through the model fails, and what to do then."""
-    key = "data.image_px" if side_px == config.data.image_px else "image_px of data.progressive"
-    *_, own_px = getattr(model.backbone, "pretrained_cfg", {}).get("input_size") or (side_px,)
-    other = f"set {key} to its own {own_px}, or " if own_px != side_px else ""
-    return (
-        f"model.name={config.model.name}: cannot compute images of {key}={side_px}",
-        f"{other}try model.options={{img_size: {side_px}}}, which models of a fixed size take, or another model",
-    )
 
 
 def _check_shape(config: Config, logits: Tensor, expected: tuple[int, ...]) -> None:
@@ -174,7 +163,7 @@ def _evaluate(config: Config, ranks: Ranks, model: Classifier, precision: Precis
     image = _noise(side_px, 1, classes).to(ranks.device).image
     with (
         evaluating(model),
-        option_errors(*_of_model(config, model, side_px)),
+        option_errors(*where_size_matters(config, model.backbone, side_px)),
         autocast(ranks.device, precision),
     ):
         logits = model(image)
