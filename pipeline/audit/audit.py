@@ -15,6 +15,7 @@ from pipeline.common import console, files, tables
 from pipeline.config.schema import Config
 from pipeline.data import prepare, sample_table
 from pipeline.distributed import consistency, process_group
+from pipeline.evaluation import training_state
 from pipeline.inference import features, load_model
 from pipeline.report import page
 from pipeline.runs.directory import AuditDirectory, RunDirectory
@@ -29,7 +30,10 @@ def audit_data(config: Config) -> dict[str, Any]:
     Raises:
         UserError: the checkpoint or the data are missing, or do not belong together.
     """
+    training_state.await_end(config)
     with process_group.join(config.train.device, config.distributed.timeout_s) as ranks:
+        if ranks.is_main:
+            training_state.check_is_over(config)
         data = prepare.load(config)
         consistency.check_ranks_agree(config, sample_table.digest(data.samples), ranks)
         model = load_model.load_model(config, data.samples, load_model.checkpoint_path(config), ranks)

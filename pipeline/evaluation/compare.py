@@ -18,7 +18,7 @@ from pipeline.common import files, tables
 from pipeline.common.errors import DataError
 from pipeline.config.key_effects import effect_of
 from pipeline.config.load import completed, flatten, read_tree
-from pipeline.evaluation import statistics, verdict
+from pipeline.evaluation import statistics, training_state, verdict
 from pipeline.runs import predictions
 from pipeline.runs.directory import RunDirectory
 
@@ -110,6 +110,7 @@ def read(path: Path, split: str, name: str) -> ComparedRun:
     """The stored evaluation of a split in a run directory; a `UserError` names what is missing or damaged."""
     run = RunDirectory(path)
     folder = run.evaluation(split)
+    training_state.warn_of_unfinished(run)
     names = predictions.read_class_names(folder)
     table = predictions.read_table(folder, names).sort_values("id", ignore_index=True)
     settings = read_tree(run.config_file)

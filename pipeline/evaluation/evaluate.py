@@ -1,13 +1,11 @@
 """Predicts a split with a checkpoint, stores the predictions, and computes the metrics. Nothing is trained here."""
 
-import json
-from datetime import UTC, datetime
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.common import files
 from pipeline.common.errors import DataError
 from pipeline.config.schema import Config
 from pipeline.data import prepare, sample_table
@@ -16,13 +14,18 @@ from pipeline.data.transforms import CentreCrop
 from pipeline.data.tta import tta_crops
 from pipeline.distributed import consistency, process_group
 from pipeline.distributed.process_group import Ranks
-from pipeline.evaluation import metrics
+from pipeline.evaluation import evaluation_lock, metrics, readings, training_state
 from pipeline.evaluation.results import compute_metrics
 from pipeline.inference import load_model, predict
 from pipeline.inference.load_model import LoadedModel
 from pipeline.runs import predictions
 from pipeline.runs.directory import EvaluationDirectory, RunDirectory
 
+WITHOUT_IMAGES = {
+    "train": "take another split with eval.split",
+    "val": "hold some out with data.val_fraction and train anew, or take another split with eval.split",
+    "test": "the data set has none for testing; take eval.split=val",
+}
 NOT_A_RESULT = "not a result: choosing a checkpoint by the test split would make its accuracy unfit to quote"
 
 
@@ -33,33 +36,44 @@ def evaluate_split(config: Config) -> dict[str, Any]:
         UserError: the checkpoint or the data are missing or do not belong together, or the model's
             outputs are not finite.
     """
+    training_state.await_end(config)
     with process_group.join(config.train.device, config.distributed.timeout_s) as ranks:
+        training = training_state.check_is_over(config) if ranks.is_main else {}
         data = prepare.load(config)
         consistency.check_ranks_agree(config, sample_table.digest(data.samples), ranks)
         model = load_model.load_model(config, data.samples, load_model.checkpoint_path(config), ranks)
-        evaluator = Evaluator(config, data, ranks)
-        outputs = evaluator.predict_split(config.eval.split, model)
-        fits_temperature = config.eval.split != "val" and data.rows("val")
-        validation = evaluator.predict_split("val", model) if fits_temperature else None
-        gap = {"peek_gap": _peek_gap(evaluator, model, outputs)} if config.eval.peek_gap else {}
-        if not ranks.is_main:
-            return {}
-        origin = {
-            "split": config.eval.split,
-            "run": str(config.run_dir),
-            "checkpoint": str(model.path),
-            "checkpoint_sha256": model.sha256,
-            "epoch": model.epoch,
-            "step": model.step,
-            "classes": data.samples["label"].nunique(),
-            "tta": config.eval.tta,
-            **evaluator.test_readings(),
-            **gap,
-        }
-        folder = evaluator.run.evaluation(config.eval.split)
-        _store(data, outputs, validation, folder)
-        metrics_json, _ = compute_metrics(folder, data.samples, data.training_rows(config), origin)
-        return metrics_json
+        folder = RunDirectory(config.run_dir).evaluation(config.eval.split)
+        with evaluation_lock.held(folder) if ranks.is_main else nullcontext():
+            return _evaluate(Evaluator(config, data, ranks), model, folder, training)
+
+
+def _evaluate(
+    evaluator: "Evaluator", model: LoadedModel, folder: EvaluationDirectory, training: dict[str, str]
+) -> dict[str, Any]:
+    """Args: training: what metrics.json says of a training that has not finished."""
+    config, data = evaluator.config, evaluator.data
+    outputs = evaluator.predict_split(config.eval.split, model)
+    fits_temperature = config.eval.split != "val" and data.rows("val")
+    validation = evaluator.predict_split("val", model) if fits_temperature else None
+    gap = {"peek_gap": _peek_gap(evaluator, model, outputs)} if config.eval.peek_gap else {}
+    if not evaluator.ranks.is_main:
+        return {}
+    origin = {
+        "split": config.eval.split,
+        "run": str(config.run_dir),
+        "checkpoint": str(model.path),
+        "checkpoint_sha256": model.sha256,
+        "epoch": model.epoch,
+        "step": model.step,
+        **training,
+        "classes": data.samples["label"].nunique(),
+        "tta": config.eval.tta,
+        **evaluator.test_readings(),
+        **gap,
+    }
+    _store(data, outputs, validation, folder)
+    metrics_json, _ = compute_metrics(folder, data.samples, data.training_rows(config), origin)
+    return metrics_json
 
 
 class Evaluator:
@@ -84,18 +98,20 @@ class Evaluator:
         """
         rows = np.array(self.data.rows(split), np.int64)
         if not len(rows):
-            raise DataError(f"eval.split: {split} has no image; set data.val_fraction or take another split")
+            raise DataError(f"eval.split: {split} has no image; {WITHOUT_IMAGES[split]}")
         crops = tta_crops(self.config.data, self.config.eval.tta)
         labels = [
             f"eval {split}" + f", view {n} of {len(crops)}" * (len(crops) > 1)
             for n in range(1, len(crops) + 1)
         ]
+        counts = split == "test" and self.ranks.is_main
+        complete_reading = readings.begin(self.run, model, purpose) if counts else None
         views = [
             self._predict_view(crop, rows, model, label) for crop, label in zip(crops, labels, strict=True)
         ]
         outputs = views[0] if len(views) == 1 else predict.average_views(views)
-        if split == "test" and self.ranks.is_main:
-            self._note_test_reading(model, outputs.top1_and_loss(self.labels)[0], purpose)
+        if complete_reading is not None:
+            complete_reading(outputs.top1_and_loss(self.labels)[0])
         ids = self.data.samples["id"].to_numpy()[rows]
         classes = self.data.samples["label"].nunique()
         predictions.check_outputs(ids, outputs.logits, outputs.features, model.path, classes)
@@ -121,22 +137,6 @@ class Evaluator:
             features=True,
             progress=label,
         )
-
-    def _note_test_reading(self, model: LoadedModel, top1: float, purpose: str) -> None:
-        """Append a reading of the test split to the run's list.
-
-        Any reading could be used to choose something; who quotes the accuracy can see how often it was read.
-        """
-        path = self.run.test_readings_file
-        before = path.read_text(encoding="utf-8") if path.is_file() else ""
-        reading = {
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "checkpoint": str(model.path),
-            "step": model.step,
-            "top1": top1,
-            "purpose": purpose,
-        }
-        files.write_text(path, f"{before}{json.dumps(reading)}\n")
 
 
 def _peek_gap(evaluator: Evaluator, chosen: LoadedModel, outputs: predict.Predictions) -> dict[str, Any]:

@@ -22,6 +22,7 @@ ORIGIN = (
     "checkpoint_sha256",
     "epoch",
     "step",
+    "training",
     "classes",
     "tta",
     "test_reads",

@@ -9,7 +9,7 @@ import jinja2
 from pipeline.common import console, files, tables
 from pipeline.config.schema import Config
 from pipeline.data import prepare
-from pipeline.evaluation import results
+from pipeline.evaluation import results, training_state
 from pipeline.explain import explain
 from pipeline.report import content
 from pipeline.report.pictures import Pictures
@@ -25,7 +25,9 @@ def rebuild(config: Config) -> dict[str, Any]:
     Raises:
         UserError: predictions or data are missing, damaged, or do not belong together.
     """
-    folder, data = RunDirectory(config.run_dir).evaluation(config.eval.split), prepare.load(config)
+    run, data = RunDirectory(config.run_dir), prepare.load(config)
+    folder = run.evaluation(config.eval.split)
+    training_state.warn_of_unfinished(run)
     results.compute_metrics(folder, data.samples, data.training_rows(config))
     path = build(config, folder)
     return {"report": str(path), "size_bytes": path.stat().st_size}

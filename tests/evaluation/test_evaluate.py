@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,13 @@ import torch
 from scipy.special import softmax
 
 from pipeline.common.errors import DataError
+from pipeline.data import prepare
 from pipeline.data.loader import Batch
 from pipeline.distributed.process_group import Ranks
+from pipeline.evaluation import evaluation_lock
+from pipeline.evaluation.evaluate import Evaluator
 from pipeline.inference import predict
+from pipeline.runs.directory import RunDirectory
 from tests.helpers import tiny
 
 
@@ -67,6 +73,65 @@ def test_each_reading_of_test_is_counted_and_none_of_val(run: Path) -> None:
     assert numbers["n"] == 6
     assert "test_reads" not in numbers
     assert len((run / "runs/tiny/test_reads.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_reading_is_counted_before_the_split_is_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_arguments: Any, **_options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "predict_rows", killed)
+    assert tiny.do("eval", run) == 75
+    (line,) = (run / "runs/tiny/test_reads.jsonl").read_text().splitlines()
+    assert (json.loads(line)["purpose"], json.loads(line)["top1"]) == ("eval", None)
+    monkeypatch.undo()
+    assert tiny.do("eval", run) == 0
+    numbers = json.loads((run / "runs/tiny/eval/test/metrics.json").read_text())
+    lines = (run / "runs/tiny/test_reads.jsonl").read_text().splitlines()
+    assert numbers["test_reads"] == len(lines) == 2
+    assert json.loads(lines[1])["top1"] == pytest.approx(numbers["top1"])
+
+
+def test_readings_are_counted_on_behind_a_damaged_line(run: Path) -> None:
+    path = run / "runs/tiny/test_reads.jsonl"
+    path.write_bytes(b'{"time": "2026-01-01"}\n{"ti\xff')
+    assert tiny.do("eval", run) == 0
+    lines = path.read_bytes().splitlines()
+    assert lines[:2] == [b'{"time": "2026-01-01"}', b'{"ti\xff']
+    assert json.loads((run / "runs/tiny/eval/test/metrics.json").read_text())["test_reads"] == len(lines) == 3
+
+
+@pytest.mark.parametrize("small_disk", ["16m"], indirect=True)
+def test_a_run_folder_that_cannot_be_written_is_said_before_the_test_split_is_read(
+    trained: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained / "runs", small_disk / "runs", ignore=shutil.ignore_patterns("eval"))
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    served: list[int] = []
+    monkeypatch.setattr(predict, "predict_rows", lambda *_arguments, **_options: served.append(1))
+    assert tiny.do("eval", small_disk) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "cannot be written (Read-only file system)" in said
+    assert "copy the run to a folder of your own" in said
+    assert not served
+
+
+def test_two_evaluations_of_one_split_do_not_mix(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = RunDirectory(run / "runs/tiny").evaluation("test")
+    with evaluation_lock.held(folder):
+        assert tiny.do("eval", run) == 2
+    assert "another process evaluates this split" in capsys.readouterr().err.splitlines()[-1]
+    assert not (run / "runs/tiny/test_reads.jsonl").exists()
+
+
+def test_a_split_without_images_is_refused_with_what_to_do(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = prepare.load(tiny.config(run))
+    without = replace(data, samples=data.samples.assign(split="train"))
+    evaluator = Evaluator(tiny.config(run), without, Ranks.single(torch.device("cpu")))
+    for split, what_next in (("test", "take eval.split=val"), ("val", "train anew")):
+        with pytest.raises(DataError, match=f"{split} has no image; .*{what_next}"):
+            evaluator.predict_split(split, None)  # type: ignore[arg-type]
 
 
 def test_validation_chose_the_number_that_evaluation_of_val_gives(run: Path) -> None:
@@ -229,5 +294,5 @@ def test_a_model_without_finite_outputs_is_refused_and_its_reading_counted(
     assert tiny.do("eval", run) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith(f"error: {path}: the model's outputs are not finite for image ids 4, ")
-    assert not (run / "runs/tiny/eval").exists()
+    assert not (run / "runs/tiny/eval/test").exists()
     assert len((run / "runs/tiny/test_reads.jsonl").read_text().splitlines()) == 1

@@ -1,0 +1,43 @@
+"""The list of a run's readings of the test split: any of them could be used to choose something.
+
+Who quotes the accuracy can see how often test was read. A reading is in the list before the split is read, so that
+none is lost when the process is killed, the disk is full, or the folder cannot be written.
+"""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline.common import files
+from pipeline.inference.load_model import LoadedModel
+from pipeline.runs.directory import RunDirectory
+
+
+def begin(run: RunDirectory, model: LoadedModel, purpose: str) -> Callable[[float], None]:
+    """Enter a reading that is about to begin; the returned function adds its top-1 (0..1), which is null till then.
+
+    The caller holds the evaluation of test (`evaluation_lock`).
+    """
+    path = run.test_readings_file
+    before = path.read_bytes() if path.is_file() else b""
+    if before and not before.endswith(b"\n"):
+        before += b"\n"
+    reading: dict[str, Any] = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "checkpoint": str(model.path),
+        "step": model.step,
+        "top1": None,
+        "purpose": purpose,
+    }
+
+    def write() -> None:
+        with files.replacing(path) as part:
+            part.write_bytes(before + f"{json.dumps(reading)}\n".encode())
+
+    def complete(top1: float) -> None:
+        reading["top1"] = top1
+        write()
+
+    write()
+    return complete
