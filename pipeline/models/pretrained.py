@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.common import console, files
-from pipeline.common.errors import CheckpointError, WeightsError
+from pipeline.common.errors import CheckpointError, WeightsError, name_some
 from pipeline.distributed import data_parallel
 from pipeline.models.classifier import Classifier, head_of
 
@@ -77,7 +77,8 @@ def load_pretrained(backbone: Any, path: Path) -> dict[str, Any]:
         source (the path), sha256 of the file, number of tensors loaded, and their share of the backbone's.
 
     Raises:
-        WeightsError: the file is missing or damaged, or less than 90% of the backbone's tensors fit.
+        WeightsError: the file is missing or damaged, less than 90% of the backbone's tensors fit, or a number is
+            not finite.
     """
     state, tensors = read_state_dict(path), backbone_tensors(backbone)
     fitting = {
@@ -85,6 +86,11 @@ def load_pretrained(backbone: Any, path: Path) -> dict[str, Any]:
         for name, tensor in tensors.items()
         if name in state and state[name].shape == tensor.shape
     }
+    if wrong := not_finite(fitting):
+        raise WeightsError(
+            f"{path}: holds numbers that are not finite, in {name_some(wrong)}; bring a file of a training that has "
+            "not diverged"
+        )
     share = len(fitting) / len(tensors)
     if share < 1:
         absent = ", ".join([name for name in tensors if name not in fitting][:ABSENT_NAMED])
@@ -95,6 +101,11 @@ def load_pretrained(backbone: Any, path: Path) -> dict[str, Any]:
     backbone.load_state_dict(fitting, strict=False)
     digest = files.digest_of_file(path)
     return {"source": str(path), "sha256": digest, "tensors": len(fitting), "share": share}
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors that hold NaN or infinite numbers."""
+    return [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
 
 
 def load_weights(

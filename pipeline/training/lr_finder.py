@@ -25,6 +25,7 @@ from pipeline.plots import training_curves
 from pipeline.runs.directory import RunDirectory
 from pipeline.training.freezing import FreezeSchedule
 from pipeline.training.phases import Rates
+from pipeline.training.preflight import memory_errors
 from pipeline.training.setup import TrainingSetup, resume_or_start
 from pipeline.training.step import train_step
 
@@ -41,16 +42,17 @@ def find_lr(config: Config) -> dict[str, Any]:
             lowers the loss.
     """
     hardware.configure(deterministic=config.train.deterministic)
-    with process_group.join(config.train.device, config.distributed.timeout_s) as ranks:
+    joined = process_group.join(config.train.device, config.distributed.timeout_s)
+    with joined as ranks, memory_errors(config):
         config = config.model_copy(update={"train": config.train.model_copy(update={"resume": "never"})})
         setup = TrainingSetup(config, ranks)
         start = resume_or_start(setup)
         state, settings = start.state, start.step_settings(config, ranks)
+        FreezeSchedule(config, state.model).apply(0)  # DDP buckets only what has gradients
         ddp_model = replicate(state.model, config.distributed, ranks)
         momentum = config.optim.resolved_phases[0].momentum
         test = config.lr_find
         lrs = np.geomspace(test.lowest, test.highest, test.steps)
-        FreezeSchedule(config, state.model).apply(0)
         losses: list[float] = []
         with console.bar("lr-find", test.steps, "steps") as bar:
             for lr, (images, batch) in zip(lrs, _batches(setup, test.steps), strict=False):

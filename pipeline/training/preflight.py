@@ -23,7 +23,7 @@ from pipeline.models.precision import Precision, autocast
 from pipeline.training.freezing import FreezeSchedule
 from pipeline.training.loss import cross_entropy_sum
 from pipeline.training.mixing import MixedBatch, semantic_share
-from pipeline.training.optimizer import Optimizer, carry_momentum, set_rates
+from pipeline.training.optimizer import Optimizer, build_optimizer, carry_momentum, set_rates
 from pipeline.training.phases import PhaseState
 from pipeline.training.schedule import StepClock
 from pipeline.training.state import TrainState
@@ -42,7 +42,7 @@ def check_passes(
     precision: Precision,
     images: dict[int, int],
     classes: int,
-    build_optimizer: Build,
+    build: Build,
 ) -> None:
     """Try a forward and backward pass of each image size, and a step of each phase's optimizer.
 
@@ -50,7 +50,7 @@ def check_passes(
 
     Args:
         images: of a rank's pass, by the epochs (from 0) that are tried; see `epochs_to_try`.
-        build_optimizer: the optimizer of a phase over a model's parameters.
+        build: makes the optimizer of a phase over a model's parameters.
 
     Raises:
         ConfigError: the model cannot be trained, or an optimizer cannot take a step, with these settings.
@@ -63,7 +63,7 @@ def check_passes(
             batch = _noise(_image_px(config, epoch), count, classes).to(ranks.device)
             _learn(config, ranks, state.model, batch, precision, classes)
         _evaluate(config, ranks, state.eval_model, precision, classes)
-        _step_optimizers(config, state.model, build_optimizer)
+        _step_optimizers(config, state.model, build)
     if config.train.compile:
         _check_compiler(ranks.device)
 
@@ -170,7 +170,7 @@ def _evaluate(config: Config, ranks: Ranks, model: Classifier, precision: Precis
     _check_shape(config, logits[None], (1, 1, classes))
 
 
-def _step_optimizers(config: Config, model: Classifier, build_optimizer: Build) -> None:
+def _step_optimizers(config: Config, model: Classifier, build: Build) -> None:
     """Take a step with the optimizer of each phase, handing momentum over as the run will."""
     before: Optimizer | None = None
     for index, phase in enumerate(config.optim.resolved_phases):
@@ -179,13 +179,24 @@ def _step_optimizers(config: Config, model: Classifier, build_optimizer: Build) 
         where = f"{key}.name={phase.name} with {key}.options={phase.options}: cannot train this model"
         advice = "take other options, or another optimizer"
         with option_errors(where, advice):
-            optimizer = build_optimizer(model, PhaseState(index=index, lr=lr))
+            optimizer = build(model, PhaseState(index=index, lr=lr))
             set_rates(optimizer, lr, phase.momentum)
         if before is not None and phase.carry_momentum:
             _carry(before, optimizer, f"{key}.carry_momentum", phase.momentum)
         with option_errors(where, advice):
             optimizer.step()
         before = optimizer
+
+
+def check_optimizers(config: Config) -> None:
+    """Build the optimizer of each phase over a matrix, where there is no model.
+
+    Raises:
+        ConfigError: there is no such optimizer, or it does not take one of the options.
+    """
+    for phase in config.optim.resolved_phases:
+        group = {"params": [nn.Parameter(torch.zeros(2, 2))], "weight_decay": phase.weight_decay}
+        build_optimizer([group], phase, lr=phase.lr or config.optim.lr)
 
 
 def _carry(before: Optimizer, to: Optimizer, key: str, momentum: float) -> None:

@@ -8,7 +8,7 @@ from pipeline.config.schema import Config
 from pipeline.data import prepare
 from pipeline.plots import training_curves
 from pipeline.runs.directory import RunDirectory
-from pipeline.training import phases
+from pipeline.training import phases, preflight
 from pipeline.training.phases import PhaseState
 from pipeline.training.schedule import StepClock, step_clock
 
@@ -21,7 +21,11 @@ def preview(config: Config) -> dict[str, Any]:
 
     A phase that a rule ends, and those after it, may begin at any time: they are drawn, dashed, over all
     epochs that they can have. Reduce-on-plateau is drawn as if no plateau came.
+
+    Raises:
+        ConfigError: a phase has an optimizer that does not exist, or does not take its options.
     """
+    preflight.check_optimizers(config)
     clock, counted = _step_clock(config)
     lines = [_line(config, state, known, clock) for state, known in states(config, clock)]
     path = RunDirectory(config.run_dir).schedule_file

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from timm.utils.model_ema import ModelEmaV3
 
+from pipeline.common.errors import CheckpointError, name_some
 from pipeline.distributed import data_parallel
 from pipeline.distributed.process_group import Ranks
 from pipeline.models.classifier import Classifier
-from pipeline.models.pretrained import load_weights
+from pipeline.models.pretrained import load_weights, not_finite
 from pipeline.runs.checkpoints import FORMAT
 from pipeline.training.phases import PhaseState
 
@@ -93,7 +94,16 @@ def checkpoint_content(
 
 
 def restore(state: TrainState, content: dict[str, Any], path: Path) -> None:
-    """Load a checkpoint's content into a state that was built for the checkpoint's phase."""
+    """Load a checkpoint's content into a state that was built for the checkpoint's phase.
+
+    Raises:
+        CheckpointError: its weights are of another model, or not finite.
+    """
+    if wrong := [*not_finite(content["model"]), *not_finite(content["ema"] or {})]:
+        raise CheckpointError(
+            f"{path}: its training has diverged, and numbers are not finite, in {name_some(wrong)}; lower optim.lr and "
+            "start with train.resume=never, which puts the run aside, or go on from an earlier one: train.resume=PATH"
+        )
     load_weights(state.model, content["model"], content, path)
     if state.ema is not None:
         load_weights(state.eval_model, content["ema"], content, path)

@@ -76,6 +76,16 @@ def test_what_cannot_be_trained_is_one_sentence_before_anything_is_written(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("case", ["options of a later phase", "the name of a later phase"])
+def test_the_schedule_of_phases_that_cannot_begin_is_not_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
+) -> None:
+    settings, sentences = REFUSED[case]
+    assert tiny.do("schedule", tmp_path, *settings) == 2
+    assert sentences[0] in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 TRAINED = {
     "everything": [
         *("train.ema_decay=0.9", "model.dropout=0.3", "model.mid_level_head=true", "model.pool=gem"),
@@ -194,6 +204,29 @@ def test_memory_that_does_not_suffice_in_training_names_the_keys_to_lower(
     said = capsys.readouterr().err
     assert "lower optim.batch_size (8 now) and set optim.effective_batch_size=8" in said
     assert "Traceback" not in said
+
+
+def test_weights_that_are_not_finite_are_no_diverged_training(
+    birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tiny.do("train", tmp_path, "train.max_steps=1") == 0
+    last = tiny.checkpoints(tmp_path) / "last.pt"
+    content = torch.load(last, weights_only=True)
+    content["model"]["backbone.conv1.0.weight"][0, 0, 0, 0] = torch.nan
+    torch.save(content, last)
+    torch.save(content["model"], tmp_path / "weights.pth")
+    capsys.readouterr()
+    assert tiny.do("train", tmp_path) == 2
+    said = capsys.readouterr().err
+    assert f"{last}: its training has diverged" in said
+    assert "backbone.conv1.0.weight (1 in all)" in said
+    weights = ["model.pretrained=true", f"model.weights={tmp_path / 'weights.pth'}", "run.name=other"]
+    assert tiny.do("train", tmp_path, *weights) == 2
+    said = capsys.readouterr().err
+    assert (
+        f"{tmp_path / 'weights.pth'}: holds numbers that are not finite, in conv1.0.weight (1 in all)" in said
+    )
+    assert "lower optim.lr" not in said
 
 
 def test_other_errors_of_torch_are_not_those_of_memory(tmp_path: Path) -> None:
