@@ -1,8 +1,14 @@
 import hashlib
+import itertools
 import json
 import multiprocessing
+import os
+import secrets
+import shutil
+import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import cv2
@@ -10,13 +16,15 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.common import signals
+from pipeline.common.errors import DataError, Stopped
 from pipeline.config.data import DataConfig
-from pipeline.data import loader, prepare
+from pipeline.data import image_store, loader, prepare
 from pipeline.data.loader import Batch, worker_count
 from pipeline.data.sampling import balanced_order, epoch_order, in_batches, shard_batches
 from pipeline.data.transforms import Augmentation, CentreCrop
 from pipeline.distributed.process_group import Ranks
-from tests.helpers import tiny
+from tests.helpers import processes, tiny
 
 CPU = torch.device("cpu")
 
@@ -213,18 +221,108 @@ def test_a_second_showing_of_an_image_in_an_epoch_is_augmented_differently(birds
     assert len({picture.numpy().tobytes() for picture in batch.image}) >= 4
 
 
+def started(birds: Path, workers: int = 2) -> tuple[Iterator[Batch], list[BaseProcess]]:
+    """A served epoch of batches of two images, of which one has come from each loader process; the processes."""
+    server = loader.Loader(images_of(birds, CentreCrop(tiny.config(birds).data)), workers, CPU)
+    served = server.batches(0, in_batches(np.arange(60), 2))
+    first = [next(served) for _ in range(workers)]
+    processes = multiprocessing.active_children()
+    assert len(processes) == workers
+    return itertools.chain(first, served), processes
+
+
+def signal_all(processes: Iterable[BaseProcess], *numbers: signal.Signals) -> None:
+    for process in processes:
+        for number in numbers:
+            os.kill(process.pid or 0, number)
+
+
 def test_a_worker_ends_with_its_rank_and_not_by_a_signal_to_all_processes(birds: Path) -> None:
-    images = images_of(birds, CentreCrop(tiny.config(birds).data))
-    server = loader.Loader(images, 2, CPU)
-    batches = in_batches(np.arange(60), 2)
-    served = server.batches(0, batches)
-    batches = [next(served), next(served)]  # of each worker one
-    workers = multiprocessing.active_children()
-    assert len(workers) == 2
-    subprocess.run(["kill", "-TERM", *(str(worker.pid) for worker in workers)], check=True)
-    batches += served
+    batches, workers = started(birds)
+    # From a process that is not the rank.
+    pids = [str(worker.pid) for worker in workers]
+    for name in ("-TERM", "-INT", "-USR1"):
+        subprocess.run(["kill", name, *pids], check=True)
     assert torch.equal(torch.cat([batch.row for batch in batches]), torch.arange(60))
     for worker in workers:
         worker.terminate()
         worker.join(timeout=10)
         assert worker.exitcode == 0
+
+
+def serve_and_die(birds: Path, mark: str) -> None:
+    processes.mark_children(mark)
+    _in_use = started(birds)
+    if len(processes.marked(mark)) == 3:  # their server, and two of them
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_nothing_outlives_a_rank_that_is_killed(birds: Path) -> None:
+    """Neither the loader processes nor their server."""
+    mark = secrets.token_hex(8)
+    rank = processes.CONTEXT.Process(target=serve_and_die, args=(birds, mark))
+    rank.start()
+    rank.join(processes.WAIT_S)
+    assert rank.exitcode == -signal.SIGKILL
+    assert processes.all_end(mark)
+
+
+def test_a_killed_loader_process_is_named_by_its_signal(birds: Path) -> None:
+    batches, workers = started(birds)
+    signal_all(workers, signal.SIGKILL)
+    with pytest.raises(DataError, match="killed by signal 9 .*lower"):
+        list(batches)
+
+
+def test_a_wait_for_a_batch_that_never_comes_ends(birds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "TICK_S", 0.05)
+    batches, workers = started(birds)
+    signal_all(workers, signal.SIGSTOP)  # as on a disk that does not answer
+    monkeypatch.setattr(loader, "BATCH_PATIENCE_S", 0.5)
+    with pytest.raises(DataError, match=r"no batch came in 0\.5 s"):
+        list(batches)
+    for worker in workers:
+        worker.join(timeout=10)
+        assert worker.exitcode == -signal.SIGKILL
+
+
+def test_a_signal_ends_a_wait_for_a_batch_that_never_comes(
+    birds: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signals, "TICK_S", 0.05)
+    monkeypatch.setattr(signals, "GRACE_S", 0.2)
+    batches, workers = started(birds)
+    signal_all(workers, signal.SIGSTOP)
+    with signals.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped, match="stopped by SIGTERM"):
+            list(batches)
+
+
+def test_a_signal_does_not_end_a_wait_for_a_batch_that_comes(birds: Path) -> None:
+    batches, _ = started(birds)
+    with signals.deferred() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert len(list(batches)) == 30
+        assert stop.name == "SIGTERM"
+
+
+def test_a_user_error_of_a_loader_process_keeps_its_sentence(birds: Path, tmp_path: Path) -> None:
+    """The folder of the data goes before the loader processes open it."""
+    folder = tmp_path / "store"
+    shutil.copytree(prepare.load(tiny.config(birds)).store.folder, folder)
+    images = images_of(birds, CentreCrop(tiny.config(birds).data))
+    images.store = image_store.Store(folder)
+    server = loader.Loader(images, 2, CPU)
+    shutil.rmtree(folder)
+    with pytest.raises(DataError) as raised:
+        next(server.batches(0, [np.arange(4)]))
+    assert str(raised.value) == f"{folder}: missing; run `make data`"
+
+
+def test_a_bug_in_a_loader_process_keeps_its_traceback(birds: Path) -> None:
+    images = images_of(birds, CentreCrop(tiny.config(birds).data))
+    images.store = None  # type: ignore[assignment]
+    server = loader.Loader(images, 1, CPU)
+    with pytest.raises(TypeError, match="(?s)Original Traceback.*not subscriptable"):
+        next(server.batches(0, [np.arange(4)]))

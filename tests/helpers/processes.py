@@ -5,9 +5,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from multiprocessing import forkserver, get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 from pipeline.cli.main import run
 from pipeline.common import signals
@@ -15,6 +17,7 @@ from pipeline.config.load import load_config
 from pipeline.runs.log import LogRecord
 
 WAIT_S = 120
+MARK = "PLUMAGE_TEST_MARK"
 CONTEXT = get_context("forkserver")
 
 
@@ -71,6 +74,31 @@ def interrupt(words: Sequence[str], when: Callable[[], bool], *numbers: signal.S
     for number in numbers:
         os.kill(process.pid or 0, number)
     return _join(process)
+
+
+def mark_children(mark: str) -> None:
+    """Let every program that this process starts from here on, and what those start, be found by `marked`."""
+    os.environ[MARK] = mark
+
+
+def marked(mark: str) -> set[int]:
+    """The living processes with a mark in the environment that they were started with."""
+    entry, found = f"{MARK}={mark}".encode(), set[int]()
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # it has ended, or is not ours
+            if entry in path.read_bytes().split(b"\0"):
+                found.add(int(path.parent.name))
+    return found
+
+
+def all_end(mark: str) -> bool:
+    """Whether all marked processes end by themselves; those that do not are killed."""
+    deadline = time.monotonic() + WAIT_S / 4
+    while (left := marked(mark)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for process in left:
+        os.kill(process, signal.SIGKILL)
+    return not left
 
 
 def modules_of_training(words: Sequence[str], environment: Mapping[str, str] = {}) -> set[str]:
