@@ -4,10 +4,14 @@ Torch is imported where it is needed: `--help` answers without it.
 """
 
 import ctypes
+import math
 import os
 import resource
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pipeline.common import cgroups
 
 if TYPE_CHECKING:
     import torch
@@ -36,12 +40,15 @@ def peak_bytes(device: "torch.device") -> int:
         import torch
 
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # in bytes, and in KiB
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: by its affinity, and by the processor time of its control groups."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = cgroups.cpu_limit()
+    return allowed if limit is None else max(1, min(allowed, math.ceil(limit)))
 
 
 def gpus() -> list[str]:
@@ -60,15 +67,15 @@ def free_bytes(device: "torch.device") -> int:
         import torch
 
         return torch.cuda.mem_get_info(device)[0]
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    # macOS tells the size of the whole memory alone.
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    free = os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         available = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
         free = int(available.split()[1]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text) - int(used.read_text()))
-    return free
+    granted = cgroups.free_memory_bytes()
+    return free if granted is None else min(free, granted)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -78,6 +85,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def limit_threads() -> None:
+    """Let torch compute in no more threads than `cores`: by itself it knows affinity, and no control groups."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores():
+        torch.set_num_threads(cores())
 
 
 def configure(*, deterministic: bool) -> None:

@@ -115,7 +115,7 @@ def _empty(tree: Any, device: torch.device) -> Any:
 
 
 def select_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """This rank's device, made ready: a GPU of its own, or the CPU with its memory kept between steps.
+    """This rank's device, made ready: a GPU of its own, or the CPU, whose freed memory is kept between steps.
 
     Raises:
         ConfigError: CUDA is asked for and there is none, or not one for each rank of this machine.
@@ -132,6 +132,7 @@ def select_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
         torch.cuda.set_device(here)
         return here
     hardware.keep_freed_memory()
+    hardware.limit_threads()
     return torch.device("cpu")
 
 
@@ -155,12 +156,13 @@ def join(device: Literal["auto", "cpu", "cuda"], timeout_s: float = 600.0) -> It
             yield Ranks.single(here)
         return
     timeout = timedelta(seconds=timeout_s)
-    store, rank, world = next(iter(dist.rendezvous("env://")))  # type: ignore[attr-defined]
     local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     try:
+        store, rank, world = next(iter(dist.rendezvous("env://", timeout=timeout)))  # type: ignore[attr-defined]
         attempt = rendezvous(store, rank, world, timeout_s)
-    except TimeoutError as error:
-        raise RankLost(f"rank {rank} waits in vain: {error}; the same command goes on", said=False) from error
+    except (TimeoutError, dist.DistError) as error:
+        waiting = f"rank {os.environ.get('RANK')} waits in vain"
+        raise RankLost(f"{waiting}: {error}; the same command goes on", said=False) from error
     store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
     heartbeat = Heartbeat(store, rank, world)
     console.sign(heartbeat.name(rank))

@@ -1,6 +1,5 @@
 """Machine, packages, code and command of a run: written beside its results, so that they can be reproduced."""
 
-import os
 import platform
 import subprocess
 import sys
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from pipeline.common import hardware
 
 PACKAGES = (
     "plumage",
@@ -27,6 +28,7 @@ PACKAGES = (
     "wandb",
 )
 DIFF_BYTES = 1 << 20
+GIT_WAIT_S = 30.0  # on a disk that does not answer, git does not either
 
 
 def describe(device: torch.device) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "host": platform.node(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "cores": os.cpu_count(),
+        "cores": hardware.cores(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device)
         if on_gpu
@@ -56,7 +58,7 @@ def diff() -> str | None:
     """
     try:
         text = _run_git("diff", "HEAD")
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return None
     cut = text.encode()[:DIFF_BYTES].decode(errors="ignore")
     return (cut if cut == text else f"{cut}\n[cut after {DIFF_BYTES} bytes]") + "\n" if text else None
@@ -73,11 +75,13 @@ def _git() -> dict[str, Any] | None:
     """The commit of the code and whether files differ from it; None outside a git checkout."""
     try:
         return {"commit": _run_git("rev-parse", "HEAD"), "dirty": bool(_run_git("status", "--porcelain"))}
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return None
 
 
 def _run_git(*arguments: str) -> str:
     command = ["git", "-C", str(Path(__file__).parent), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=True)
+    done = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", check=True, timeout=GIT_WAIT_S
+    )
     return done.stdout.strip()

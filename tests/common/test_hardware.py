@@ -1,0 +1,94 @@
+"""Cores and memory that are ours: less than the machine has, in a container or a job."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.common import cgroups, hardware
+
+JOB = "slurm/job_7"
+
+
+@pytest.fixture
+def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty place for control groups, on a machine with 64 cores; this process is in one of version 2."""
+    monkeypatch.setattr(cgroups, "MOUNTED", tmp_path)
+    monkeypatch.setattr(cgroups, "LISTED", tmp_path / "listed")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    (tmp_path / "listed").write_text(f"0::/{JOB}\n")
+    return tmp_path
+
+
+def put(folder: Path, **files: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(f"{text}\n")
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"),
+    [("max 100000", 64), ("200000 100000", 2), ("250000 100000", 3), ("1000 100000", 1)],
+)
+def test_cores_follow_the_quota_of_a_container(groups: Path, quota: str, expected: int) -> None:
+    """There the listed path is the host's, and only the root is to be seen."""
+    put(groups, cpu__max=quota)
+    assert hardware.cores() == expected
+
+
+def test_cores_follow_the_smallest_quota_of_the_groups_around(groups: Path) -> None:
+    put(groups / JOB, cpu__max="max 100000")
+    put(groups / "slurm", cpu__max="400000 100000")
+    assert hardware.cores() == 4
+
+
+def test_cores_follow_the_quota_of_version_1(groups: Path) -> None:
+    (groups / "listed").write_text(f"5:memory:/other\n4:cpu,cpuacct:/{JOB}\n0::/\n")
+    put(groups / "cpu,cpuacct" / JOB, cpu__cfs_quota_us="300000", cpu__cfs_period_us="100000")
+    put(groups / "cpu,cpuacct", cpu__cfs_quota_us="-1", cpu__cfs_period_us="100000")
+    assert hardware.cores() == 3
+
+
+def test_affinity_holds_where_it_is_smaller(groups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(groups, cpu__max="400000 100000")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5}, raising=False)
+    assert hardware.cores() == 1
+
+
+def test_free_memory_follows_the_groups_and_counts_cached_files_as_free(groups: Path) -> None:
+    cpu = torch.device("cpu")
+    put(groups / JOB, memory__max="1000", memory__current="900", memory__stat="anon 300\ninactive_file 600")
+    assert hardware.free_bytes(cpu) == 700
+    put(groups / "slurm", memory__max="500", memory__current="450")
+    assert hardware.free_bytes(cpu) == 50
+    (groups / "listed").write_text("5:memory:/\n")
+    used = {"memory__limit_in_bytes": "80", "memory__usage_in_bytes": "60"}
+    put(groups / "memory", **used, memory__stat="total_inactive_file 7")
+    assert hardware.free_bytes(cpu) == 27
+
+
+def test_without_control_groups_the_machine_is_ours(groups: Path) -> None:
+    (groups / "listed").unlink()
+    assert hardware.cores() == 64
+    assert hardware.free_bytes(torch.device("cpu")) > 2**20
+
+
+def test_free_memory_is_known_on_macos(groups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(os.sysconf_names, "SC_AVPHYS_PAGES", raising=False)
+    assert hardware.free_bytes(torch.device("cpu")) > 2**20
+
+
+def test_torch_computes_in_no_more_threads_than_cores_unless_told(
+    groups: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(groups, cpu__max="200000 100000")
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setenv("OMP_NUM_THREADS", "64")
+    hardware.limit_threads()
+    assert asked == []
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    hardware.limit_threads()
+    assert asked == [2]
