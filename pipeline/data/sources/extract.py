@@ -188,6 +188,8 @@ def _unpack_zip(stream: IO[bytes], bar: console.Bar, target: _Target) -> None:
     """`zipfile` compares the size and the checksum of each member as it is read."""
     with zipfile.ZipFile(stream) as packed:
         for member in packed.infolist():
+            if member.header_offset < 0:
+                raise zipfile.BadZipFile(f"{member.filename} lies before the beginning of the archive")
             mode = stat.S_IFMT(member.external_attr >> 16)  # 0: packed where files have none
             is_link = mode not in (0, stat.S_IFREG, stat.S_IFDIR)
             problem = "is a link or a device" if is_link else None

@@ -326,3 +326,14 @@ def test_a_changed_byte_of_a_zip_is_found_by_the_checksum(tmp_path: Path, folder
     archive.write_bytes(archive.read_bytes().replace(b"feathersfeathers", b"feathersfeathert", 1))
     with pytest.raises(DataError, match=r"birds\.zip: truncated, .*Bad CRC-32 for file 'CUB/one\.jpg'"):
         unpack(archive, folder)
+
+
+def test_a_member_of_a_zip_before_its_beginning_is_named(tmp_path: Path, folder: Path) -> None:
+    content = bytearray(write_zip(tmp_path / "birds.zip").read_bytes())
+    place = content.rindex(b"PK\x05\x06") + 16  # where the list of members is said to begin
+    content[place : place + 4] = (int.from_bytes(content[place : place + 4], "little") + 1000).to_bytes(
+        4, "little"
+    )
+    (tmp_path / "birds.zip").write_bytes(content)
+    with pytest.raises(DataError, match="lies before the beginning of the archive"):
+        unpack(tmp_path / "birds.zip", folder)
