@@ -37,6 +37,8 @@ def describe_run(setup: TrainingSetup, start: RunStart) -> None:
         f"batch  {batch(config, start.batch_size, ranks.world_size)}\n"
         f"on     {ranks.world_size} x {ranks.device.type}, {start.precision}"
     )
+    for sentence in setup.gaps:
+        console.warn(sentence)
 
 
 def optimizers(config: Config) -> str:
