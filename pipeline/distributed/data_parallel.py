@@ -39,6 +39,7 @@ def replicate(model: nn.Module, config: DistributedConfig, ranks: Ranks) -> nn.M
         static_graph=config.static_graph,
     )
     replica.broadcast_buffers = False
+    replica.learns_graph = config.static_graph  # type: ignore[assignment]
     if config.compress != "none":
         replica.register_comm_hook(None, HOOKS[config.compress])
     return replica
@@ -46,13 +47,20 @@ def replicate(model: nn.Module, config: DistributedConfig, ranks: Ranks) -> nn.M
 
 @contextmanager
 def gradient_sync(model: nn.Module, ranks: Ranks, *, last: bool) -> Iterator[None]:
-    """Average gradients over ranks in the backward pass of the block, if it is the `last` of a step."""
+    """Average gradients over ranks in the backward pass of the block, if it is the `last` of a step.
+
+    DDP with a static graph learns the graph in its first step, and averages in each pass of that one: the same sums.
+    """
     ranks.count_collective()
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
-    skip = not last and isinstance(model, DistributedDataParallel)
-    with model.no_sync() if skip else nullcontext():  # type: ignore[operator]
+    if not isinstance(model, DistributedDataParallel):
         yield
+        return
+    with nullcontext() if last or model.learns_graph else model.no_sync():
+        yield
+    if last:
+        model.learns_graph = False  # type: ignore[assignment]
 
 
 def shard(model: nn.Module, backbone: nn.Module, ranks: Ranks) -> None:

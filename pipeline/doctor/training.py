@@ -13,7 +13,7 @@ from pipeline.common.errors import ConfigError
 from pipeline.common.files import size_in_words
 from pipeline.doctor.context import CheckContext
 from pipeline.doctor.finding import Finding, of_error
-from pipeline.doctor.products import STEP_0, BuiltModel, StartStep, StepTiming
+from pipeline.doctor.products import STEP_0, BuiltModel, StartStep, StepTiming, TriedModel
 from pipeline.doctor.trial_steps import TrialSteps
 from pipeline.training import auto_batch_size, description
 from pipeline.training.setup import TrainingSetup
@@ -25,7 +25,7 @@ LOW_EFFICIENCY = 0.7
 
 
 def memory(
-    context: CheckContext, setup: TrainingSetup, model: BuiltModel
+    context: CheckContext, setup: TrainingSetup, model: TriedModel
 ) -> tuple[Finding, TrialSteps | None]:
     """Measure how many images fit into memory at once, by growing trial batches; choose the batch size."""
     config, ranks = context.config, context.ranks
@@ -35,11 +35,7 @@ def memory(
         finding = Finding("not applicable", "in shards: no rank can try the whole model alone")
         images = step_images if batch_size == "auto" else batch_size
         return finding, TrialSteps(context, setup, model, images)
-    most = (
-        -(-step_images // ranks.world_size)
-        if batch_size == "auto"
-        else max(1, batch_size // ranks.world_size)
-    )
+    most = -(-(step_images if batch_size == "auto" else batch_size) // ranks.world_size)
     free = hardware.free_bytes(ranks.device)
     fitting = _largest_that_fits(context, model, most)
     fitting_on_all = min(ranks.all_gather(fitting))

@@ -6,6 +6,7 @@ from pipeline.config.schema import Config
 from pipeline.runs import environment
 from pipeline.runs.directory import RunDirectory
 from pipeline.training.setup import RunStart, TrainingSetup
+from pipeline.training.step import accumulation_steps
 
 
 def describe_run(setup: TrainingSetup, start: RunStart) -> None:
@@ -56,7 +57,7 @@ def optimizers(config: Config) -> str:
 def batch(config: Config, batch_size: int, world: int) -> str:
     """How batch size, accumulation and ranks make the batch that the learning rate is for."""
     images = config.optim.images_per_step
-    micro_batches = -(-images // batch_size)
+    micro_batches = accumulation_steps(images, -(-batch_size // world), world)
     parts = [f"{world} ranks"] * (world > 1) + [f"{micro_batches} micro-batches"] * (micro_batches > 1)
-    made = " x ".join([*parts, f"{-(-images // world // micro_batches)} images"])
+    made = " x ".join([*parts, f"{-(-images // (world * micro_batches))} images"])
     return f"{images} images a step" + (f" = {made}" if parts else "")

@@ -17,7 +17,7 @@ from pipeline.data.loader import Batch
 from pipeline.distributed import process_group
 from pipeline.distributed.heartbeat import Heartbeat
 from pipeline.runs.checkpoints import read
-from pipeline.training import resume, trainer
+from pipeline.training import resume, step, trainer
 from tests.helpers import ranks, tiny
 
 # Twenty steps and what goes across ranks in them: batch norm over all ranks, clipping, averaging, frozen stages
@@ -65,6 +65,55 @@ def test_accumulation_makes_up_the_batch_on_any_number_of_ranks(birds: Path, tmp
         ended = ranks.run(ranks.run_verb, world, "train", tmp_path, *more, f"run.name=on{world}")
         assert [rank.value for rank in ended] == [0] * world, ended[0].said
     assert logs_agree(tmp_path / "runs/on3", tmp_path / "runs/on1", 1e-5) == 12
+
+
+def micro_batches(tmp: Path, *more: str) -> list[tuple[int, list[int]]]:
+    """On each rank, of a training: the images of each step over all ranks, and of this rank's passes in it."""
+    steps: list[tuple[int, list[int]]] = []
+    backward, train_step = step._backward, trainer.train_step  # nothing public says what a pass computes
+
+    def counted(state: Any, ddp_model: Any, batch: Batch, *args: Any) -> Any:
+        steps[-1][1].append(len(batch.label))
+        return backward(state, ddp_model, batch, *args)
+
+    def begun(state: Any, ddp_model: Any, batch: Batch, images: int, *args: Any) -> Any:
+        steps.append((images, []))
+        return train_step(state, ddp_model, batch, images, *args)
+
+    step._backward, trainer.train_step = counted, begun
+    assert ranks.run_verb("train", tmp, "train.epochs=1", *more) == 0
+    return steps
+
+
+def test_a_number_of_ranks_that_does_not_divide_the_batch_takes_it_in_one_pass(
+    birds: Path, tmp_path: Path
+) -> None:
+    ended = ranks.run(micro_batches, 3, tmp_path, "distributed.sync_batchnorm=true")
+    assert all(rank.value for rank in ended), ended[0].said
+    assert "8 images a step = 3 ranks x 3 images" in ended[0].said
+    for steps in zip(*(rank.value for rank in ended), strict=True):
+        assert [len(passes) for _, passes in steps] == [1, 1, 1]
+        assert sum(images for _, passes in steps for images in passes) == steps[0][0]
+
+
+def test_lr_find_on_two_ranks_with_frozen_stages_finds_what_one_does(birds: Path, tmp_path: Path) -> None:
+    more = ["optim.frozen_stages=2", "distributed.sync_batchnorm=true"]
+    more += ["lr_find.steps=20", "lr_find.lowest=1e-3", "lr_find.highest=0.3"]
+    tables = []
+    for world in (1, 2):
+        ended = ranks.run(ranks.run_verb, world, "lr-find", tmp_path, *more, f"run.name=on{world}")
+        assert [rank.value for rank in ended] == [0] * world, ended[0].said
+        tables.append(pd.read_csv(next((tmp_path / f"runs/on{world}").rglob("*.csv"))))
+    pd.testing.assert_frame_equal(*tables, rtol=1e-4)
+
+
+def test_a_static_graph_accumulates_as_any_other_does(birds: Path, tmp_path: Path) -> None:
+    more = [*TWENTY_STEPS, "optim.batch_size=4", "optim.effective_batch_size=8"]
+    for name, static in (("static", "true"), ("usual", "false")):
+        options = f"distributed={{sync_batchnorm: true, static_graph: {static}}}"
+        ended = ranks.run(ranks.run_verb, 2, "train", tmp_path, *more, options, f"run.name={name}")
+        assert [rank.value for rank in ended] == [0, 0], ended[0].said
+    assert logs_agree(tmp_path / "runs/static", tmp_path / "runs/usual", 1e-5) == 20
 
 
 @pytest.mark.parametrize("options", ["static_graph: true, bucket_mb: 0.01", "shard: full"])
