@@ -209,9 +209,10 @@ def layout(config: DataConfig) -> Layout:
 
 def _samples_path(config: Config) -> Path:
     data = config.data
-    held_out = (
-        f"fold{data.fold}of{data.folds}" if data.folds else f"val{data.val_images or data.val_fraction:g}"
-    )
+    share = f"{data.val_fraction:g}"
+    if float(share) != data.val_fraction:  # more than six digits
+        share = repr(data.val_fraction)
+    held_out = f"fold{data.fold}of{data.folds}" if data.folds else f"val{data.val_images or share}"
     sizes = {"train": data.train_images, "test": data.test_images}
     reduced = "".join(f"-{split}{count}" for split, count in sizes.items() if count is not None)
     return _folder(data) / f"samples-{held_out}{reduced}-seed{config.seed}.csv"

@@ -63,6 +63,11 @@ def train_until(
     return _join(_start(_run_until, words, step, number, environment))
 
 
+def at_once(*commands: Sequence[str]) -> list[int]:
+    """Run verbs at the same time, each in a process of its own; their exit codes."""
+    return [_join(process) for process in [_start(_run, command, {}) for command in commands]]
+
+
 def interrupt(words: Sequence[str], when: Callable[[], bool], *numbers: signal.Signals) -> int:
     """Run a verb, send its process signals as soon as something holds; its exit code, -9 for SIGKILL."""
     process = _start(_run, words, {})
