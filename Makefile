@@ -17,7 +17,13 @@ LAUNCH := $(if $(filter-out 1,$(GPUS)),$(BIN)/python -m pipeline.launch --standa
 # pytest-xdist: a process a core
 SIDE_BY_SIDE := -n logical --maxprocesses 8 --dist loadfile
 
+# A word of the shell, spaces and all
+quoted = '$(subst ','\'',$(1))'
+# The paths that a variable holds, as "$$@": all of it where that is one path, else its words; quotes within keep spaces
+paths = if [ -e $(quoted) ]; then set -- $(quoted); else eval set -- $(quoted); fi
+
 .DEFAULT_GOAL := help
+.NOTPARALLEL: # data, train and eval need one another in this order, also under MAKEFLAGS=-j
 .PHONY: help setup doctor data train eval predict report audit study sweep runs sync schedule lr-find summary config demo smoke test test-all kill-test check format bench clean
 
 help: ## list the targets and their variables
@@ -26,9 +32,9 @@ help: ## list the targets and their variables
 	@printf '\nVariables\n'
 	@printf '  %-8s %s\n' \
 	  CONFIG 'configuration file; not of demo, smoke, test, check ($(CONFIG))' \
-	  ARGS   'overrides such as "optim.lr=0.01 run.name=x", or options of the verb' \
+	  ARGS   'overrides such as "optim.lr=0.01 run.name=x", or options; quotes within keep spaces' \
 	  GPUS   'processes of train, eval, audit and doctor on this machine, one a GPU ($(GPUS))' \
-	  IMAGES 'pictures of predict' \
+	  IMAGES 'pictures of predict; one with spaces in its name alone, or in quotes within' \
 	  NAME   'study of configs/studies, or all ($(NAME))' \
 	  SWEEP  'sweep file, or a folder of stages ($(SWEEP))' \
 	  N      'number of trials of the sweep, in all' \
@@ -53,11 +59,11 @@ demo: $(READY) ## data, train, eval on drawn birds, no download; two to four min
 
 smoke: $(READY) ## data, train, eval on a few drawn birds, in a temporary folder: does it work here?
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && for verb in data train eval; do \
-	  $(BIN)/python -m pipeline $$verb --config configs/smoke.yaml data.root=$$folder/data run.root=$$folder/runs $(ARGS) || exit; \
+	  $(BIN)/python -m pipeline $$verb --config configs/smoke.yaml "data.root=$$folder/data" "run.root=$$folder/runs" $(ARGS) || exit; \
 	done
 
 doctor: $(READY) ## check this machine before an expensive run (ARGS=--quick: without training steps)
-	$(LAUNCH) doctor --config $(CONFIG) $(ARGS)
+	$(LAUNCH) doctor --config $(call quoted,$(CONFIG)) $(ARGS)
 
 clean: ## remove .venv and caches; data and runs stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache *.egg-info
@@ -65,52 +71,52 @@ clean: ## remove .venv and caches; data and runs stay
 ##@ Prepare data and settings
 
 data: $(READY) ## download or take the archive, unpack, check, store, split
-	$(BIN)/python -m pipeline data --config $(CONFIG) $(ARGS)
+	$(BIN)/python -m pipeline data --config $(call quoted,$(CONFIG)) $(ARGS)
 
 config: $(READY) ## print every key with its value and meaning
-	$(BIN)/python -m pipeline config --config $(CONFIG) $(ARGS)
+	$(BIN)/python -m pipeline config --config $(call quoted,$(CONFIG)) $(ARGS)
 
 schedule: $(READY) ## draw learning rate, momentum and optimizer, before anything is trained
-	$(BIN)/python -m pipeline schedule --config $(CONFIG) $(ARGS)
+	$(BIN)/python -m pipeline schedule --config $(call quoted,$(CONFIG)) $(ARGS)
 
 lr-find: $(READY) ## propose a learning rate: the range test
-	$(BIN)/python -m pipeline lr-find --config $(CONFIG) $(ARGS)
+	$(BIN)/python -m pipeline lr-find --config $(call quoted,$(CONFIG)) $(ARGS)
 
 summary: $(READY) ## the network's layers, parameters and multiply-adds; needs no data
-	$(BIN)/python -m pipeline summary --config $(CONFIG) $(ARGS)
+	$(BIN)/python -m pipeline summary --config $(call quoted,$(CONFIG)) $(ARGS)
 
 ##@ Train
 
 train: $(READY) ## train, or resume where the run was interrupted
-	$(LAUNCH) train --config $(CONFIG) $(ARGS)
+	$(LAUNCH) train --config $(call quoted,$(CONFIG)) $(ARGS)
 
 ##@ Evaluate
 
 eval: $(READY) ## accuracy per class of the run's best epoch, on the test split
-	$(LAUNCH) eval --config $(CONFIG) $(ARGS)
+	$(LAUNCH) eval --config $(call quoted,$(CONFIG)) $(ARGS)
 
 report: $(READY) ## report.html again, from stored predictions
-	$(BIN)/python -m pipeline report --config $(CONFIG) $(ARGS)
+	$(BIN)/python -m pipeline report --config $(call quoted,$(CONFIG)) $(ARGS)
 
 audit: $(READY) ## likely label errors and near-duplicates, by a trained model's features
-	$(LAUNCH) audit --config $(CONFIG) $(ARGS)
+	$(LAUNCH) audit --config $(call quoted,$(CONFIG)) $(ARGS)
 
-predict: $(READY) ## the most likely classes of single pictures (IMAGES="a.jpg b.jpg")
-	$(BIN)/python -m pipeline predict --config $(CONFIG) $(IMAGES) $(ARGS)
+predict: $(READY) ## the most likely classes of single pictures (IMAGES="a.jpg 'my b.jpg'")
+	$(call paths,$(IMAGES)) && $(BIN)/python -m pipeline predict --config $(call quoted,$(CONFIG)) "$$@" $(ARGS)
 
 ##@ Many runs
 
 study: $(READY) ## the runs of configs/studies/NAME.yaml, its table and figure (NAME=all: all)
-	$(BIN)/python -m pipeline study $(NAME) $(ARGS)
+	$(BIN)/python -m pipeline study $(call quoted,$(NAME)) $(ARGS)
 
 sweep: $(READY) ## the trials of SWEEP, N in all; a sweep that was killed resumes
-	$(BIN)/python -m pipeline sweep $(SWEEP) $(if $(N),--trials $(N)) $(ARGS)
+	$(BIN)/python -m pipeline sweep $(call quoted,$(SWEEP)) $(if $(N),--trials $(N)) $(ARGS)
 
 runs: $(READY) ## list all runs with their results (SORT=best; ARGS=--csv)
 	@$(BIN)/python -m pipeline runs --sort $(SORT) $(ARGS)
 
 sync: $(READY) ## complete the W&B runs of RUN="runs/a runs/b" (ARGS=--offline: as folders)
-	$(BIN)/python -m pipeline sync $(RUN) $(ARGS)
+	$(call paths,$(RUN)) && $(BIN)/python -m pipeline sync "$$@" $(ARGS)
 
 ##@ Develop
 
@@ -133,4 +139,4 @@ format: $(READY) ## format the code and mend what the linter can
 	$(BIN)/ruff format .
 
 bench: $(READY) ## measure speeds, each as a ratio within one run
-	$(BIN)/python scripts/bench.py $(BENCH) $(if $(filter file,$(origin CONFIG)),,--config $(CONFIG)) $(ARGS)
+	$(BIN)/python scripts/bench.py $(BENCH) $(if $(filter file,$(origin CONFIG)),,--config $(call quoted,$(CONFIG))) $(ARGS)
