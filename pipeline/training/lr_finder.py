@@ -92,6 +92,11 @@ def propose(lrs: npt.NDArray[np.float64], losses: npt.NDArray[np.float64]) -> tu
 
 
 def _write(config: Config, lrs: npt.NDArray[np.float64], losses: list[float]) -> dict[str, Any]:
+    if np.isfinite(losses).sum() < 2:
+        raise ConfigError(
+            f"lr-find: the loss is not finite at step {len(losses)}, with learning rate {lrs[-1]:.2g}; lower "
+            "lr_find.lowest, or take another train.precision"
+        )
     run, smoothed = RunDirectory(config.run_dir), smooth(np.array(losses))
     proposed, at_most = propose(lrs, smoothed)
     tables.write_csv(pd.DataFrame({"lr": lrs, "loss": losses, "smoothed": smoothed}), run.lr_find_table)

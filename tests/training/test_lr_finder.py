@@ -1,9 +1,15 @@
 """The range test's arithmetic, on curves whose answer is known."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 
+from pipeline.training import lr_finder
 from pipeline.training.lr_finder import propose, smooth
+from tests.helpers import tiny
 
 
 def test_the_steepest_fall_is_proposed() -> None:
@@ -27,3 +33,21 @@ def test_smoothing_is_the_corrected_exponential_mean() -> None:
         mean = 0.9 * mean + 0.1 * loss
         expected.append(mean / (1 - 0.9**count))
     assert smooth(losses) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("finite", [0, 1])
+def test_a_loss_that_is_never_finite_is_one_sentence(
+    birds: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    finite: int,
+) -> None:
+    losses = iter([*[1.0] * finite, float("nan")])
+
+    def diverged(*_: Any) -> torch.Tensor:
+        return torch.tensor([next(losses), 0.0, 0.0], dtype=torch.float64)
+
+    monkeypatch.setattr(lr_finder, "train_step", diverged)
+    assert tiny.do("lr-find", tmp_path) == 2
+    assert f"lr-find: the loss is not finite at step {finite + 1}" in capsys.readouterr().err
