@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.common import arrays
+from pipeline.common import arrays, files
+from pipeline.common.errors import DataError
 from pipeline.config.schema import Config
+from pipeline.data import stages
 from pipeline.data.loader import build_loader
 from pipeline.data.prepare import Prepared
 from pipeline.data.transforms import CentreCrop
@@ -56,21 +58,37 @@ def cached(
     """
     path = RunDirectory(config.run_dir).feature_cache(split)
     ids = data.samples["id"].to_numpy()[data.rows(split)]
-    stored = read_cache(path, checkpoint, ids)
+    crops = digest_of_crops(config, data)
+    stored = read_cache(path, checkpoint, crops, ids)
     if all(ranks.all_gather(stored is not None)) and stored is not None:
         return stored
     features = extract_features(config, data, model, np.array(data.rows(split), np.int64), precision, ranks)
     if ranks.is_main:
-        arrays.write_npz(path, {"id": ids, "features": features, "checkpoint": np.array(checkpoint)})
+        source = {"checkpoint": np.array(checkpoint), "crops": np.array(crops)}
+        arrays.write_npz(path, {"id": ids, "features": features, **source})
     ranks.barrier()
     return features
 
 
-def read_cache(path: Path, checkpoint: str, ids: npt.NDArray[np.int64]) -> Features | None:
-    """The stored features, float32 [n, D]; None when they are of another checkpoint or of other images."""
-    if not path.is_file():
+def read_cache(path: Path, checkpoint: str, crops: str, ids: npt.NDArray[np.int64]) -> Features | None:
+    """The stored features, float32 [n, D].
+
+    None: they are missing or damaged, or of another checkpoint, other images or other crops of them.
+    """
+    names = ["checkpoint", "crops", "id", "features"]
+    try:
+        stored_checkpoint, stored_crops, stored_ids, features = arrays.read_npz(path, names)
+    except (FileNotFoundError, DataError):
         return None
-    with np.load(path, allow_pickle=False) as cache:
-        if str(cache["checkpoint"]) != checkpoint or not np.array_equal(cache["id"], ids):
-            return None
-        return np.asarray(cache["features"], np.float32)
+    if [str(stored_checkpoint), str(stored_crops)] != [checkpoint, crops] or not np.array_equal(
+        stored_ids, ids
+    ):
+        return None
+    is_whole = features.dtype == np.float32 and features.ndim == 2 and len(features) == len(ids)
+    return features if is_whole and np.isfinite(features).all() else None
+
+
+def digest_of_crops(config: Config, data: Prepared) -> str:
+    """A digest of what the centre crops of a data set depend on: the stored pictures, and the crop's size."""
+    stamp = stages.read_stamp(data.store.folder)
+    return files.digest_of([stamp, data.store.folder.name, config.data.image_px, config.data.pad_px])

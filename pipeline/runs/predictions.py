@@ -1,6 +1,5 @@
 """The predictions of a split as `eval` stores them: whoever reads them reads and checks them here."""
 
-import zipfile
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,8 +235,4 @@ def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 def _read_arrays(path: Path, names: Sequence[str]) -> list[Any]:
     if not path.is_file():
         raise DataError(f"{path}: missing; {AGAIN}")
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return [stored[name] for name in names]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: damaged, or without one of {list(names)} ({error}); {AGAIN}") from error
+    return arrays.read_npz(path, names, AGAIN)

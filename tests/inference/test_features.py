@@ -60,8 +60,35 @@ def test_a_split_is_computed_once_for_each_checkpoint(
     assert not np.allclose(first, changed)
     ids = data.samples["id"].to_numpy()[data.rows("val")]
     path = RunDirectory(config.run_dir).feature_cache("val")
-    assert features.read_cache(path, "digest-b", ids) is not None
-    assert features.read_cache(path, "digest-b", ids[::-1]) is None
+    crops = features.digest_of_crops(config, data)
+    assert features.read_cache(path, "digest-b", crops, ids) is not None
+    assert features.read_cache(path, "digest-b", crops, ids[::-1]) is None
+
+
+def test_features_of_other_crops_are_not_taken_for_those_of_these(
+    job: tuple[Config, prepare.Prepared, Classifier],
+) -> None:
+    config, data, model = job
+    larger = config.model_copy(update={"data": config.data.model_copy(update={"image_px": 40})})
+    of_small = features.cached(config, data, model, "val", "fp32", ALONE, "digest-c")
+    of_large = features.cached(larger, data, model, "val", "fp32", ALONE, "digest-c")
+    rows = np.array(data.rows("val"), np.int64)
+    assert np.array_equal(of_large, features.extract_features(larger, data, model, rows, "fp32", ALONE))
+    assert not np.allclose(of_small, of_large)
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK", b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'"])
+def test_a_damaged_cache_is_made_anew(
+    job: tuple[Config, prepare.Prepared, Classifier], damage: bytes
+) -> None:
+    config, data, model = job
+    first = features.cached(config, data, model, "val", "fp32", ALONE, "digest-d")
+    path = RunDirectory(config.run_dir).feature_cache("val")
+    whole = path.read_bytes()
+    path.write_bytes(damage + whole[: len(whole) // 2] * bool(damage))
+    assert np.array_equal(features.cached(config, data, model, "val", "fp32", ALONE, "digest-d"), first)
+    path.write_bytes(damage)
+    assert np.array_equal(features.cached(config, data, model, "val", "fp32", ALONE, "digest-d"), first)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])

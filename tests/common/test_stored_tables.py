@@ -1,0 +1,85 @@
+"""Tables and arrays on the disk: what was written is read, and damage of any kind is one sentence."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.common import arrays, tables
+from pipeline.common.errors import DataError
+
+TYPES = {"id": "int64", "share": "float64", "name": str}
+TABLE = pd.DataFrame({"id": range(20), "share": np.linspace(0, 1, 20), "name": ['NA, "=1+1"'] * 20})
+
+
+def read_arrays(path: Path) -> object:
+    return arrays.read_npz(path, ["a", "b"], "make it anew")
+
+
+def read_table(path: Path) -> object:
+    return tables.read_csv(path, TYPES, "make it anew")
+
+
+def damaged(content: bytes, random_: random.Random) -> bytes:
+    """A file cut, with other bytes, without some of its bytes, or of other bytes altogether."""
+    place, length = random_.randrange(len(content)), random_.randrange(1, 200)
+    return random_.choice(
+        [
+            content[:place],
+            content[:place] + random_.randbytes(length) + content[place + length :],
+            content[:place] + content[place + length :],
+            random_.randbytes(length),
+            b"",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "read"),
+    [
+        ("a.npz", lambda path: arrays.write_npz(path, {"a": np.arange(300), "b": np.eye(9)}), read_arrays),
+        (
+            "b.npz",
+            lambda path: arrays.write_npz(path, {"a": np.arange(300), "b": np.eye(9)}, compress=True),
+            read_arrays,
+        ),
+        ("c.csv", lambda path: tables.write_csv(TABLE, path), read_table),
+    ],
+)
+def test_damage_of_any_kind_is_one_sentence_that_names_the_file(
+    tmp_path: Path, name: str, write: Callable[[Path], None], read: Callable[[Path], object]
+) -> None:
+    path, random_ = tmp_path / name, random.Random(0)
+    write(path)
+    read(path)
+    whole, refused = path.read_bytes(), 0
+    for _ in range(150):
+        path.write_bytes(damaged(whole, random_))
+        try:
+            read(path)
+        except DataError as error:
+            refused += 1
+            assert str(error).startswith(f"{path}: ")
+            assert str(error).endswith("; make it anew")
+            assert "\n" not in str(error)
+    assert refused > 50
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
+    tables.write_csv(TABLE, tmp_path / "t.csv")
+    pd.testing.assert_frame_equal(tables.read_csv(tmp_path / "t.csv", TYPES), TABLE, check_dtype=False)
+
+
+def test_a_column_that_is_missing_is_named(tmp_path: Path) -> None:
+    tables.write_csv(TABLE.drop(columns="share"), tmp_path / "t.csv")
+    with pytest.raises(DataError, match=r"the columns \['share'\] are missing"):
+        tables.read_csv(tmp_path / "t.csv", TYPES)
+
+
+def test_an_array_that_is_missing_is_named(tmp_path: Path) -> None:
+    arrays.write_npz(tmp_path / "a.npz", {"a": np.arange(3)})
+    with pytest.raises(DataError, match="without one of"):
+        read_arrays(tmp_path / "a.npz")
