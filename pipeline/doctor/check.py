@@ -1,13 +1,16 @@
 """Run checks in order: each takes products of earlier ones, and may return one next to its finding."""
 
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from typing import Any, get_args
 
-from pipeline.common.errors import UserError
+from pipeline.common.errors import Stopped, UserError, refusals_as_sentences
 from pipeline.doctor.context import CheckContext
 from pipeline.doctor.finding import Finding, of_error, worst_of_ranks
+from pipeline.models.option_errors import quoted
+from pipeline.training.preflight import memory_errors
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,10 @@ class Check:
 def run_checks(
     checks: Sequence[Check], context: CheckContext, *, quick: bool
 ) -> Iterator[tuple[str, Finding]]:
-    """Yield the name and the finding of each check, the same finding on all ranks."""
+    """Yield the name and the finding of each check, the same finding on all ranks.
+
+    What a check raises is its no-go. On several ranks a bug ends all of them.
+    """
     products: list[Any] = []
     causes: dict[str, set[str]] = {}  # of a skipped check: all checks whose products it, or they, lacked
     for check in checks:
@@ -66,12 +72,21 @@ def run_checks(
 
 def origin(checks: Sequence[Check], parameter: Parameter) -> Check:
     """The check that returns the product that a parameter takes."""
-    return next(check for check in checks if issubclass(parameter.annotation, check.output))
+    possible = [check for check in checks if issubclass(parameter.annotation, check.output)]
+    return next((check for check in possible if parameter.annotation in check.output), possible[0])
 
 
 def _run(check: Check, context: CheckContext, products: dict[str, Any]) -> tuple[Finding, Any]:
     try:
-        returned = check.run(context, **products)
+        with refusals_as_sentences(), memory_errors(context.config):
+            returned = check.run(context, **products)
     except UserError as error:
         returned = of_error(error)
+    except Stopped:
+        raise
+    except Exception as error:
+        if context.ranks.world_size > 1:  # the others may be waiting for this rank within the check
+            raise
+        traceback.print_exc()
+        returned = Finding("no-go", f"a bug ({quoted(error)})", "report it with the traceback above")
     return returned if isinstance(returned, tuple) else (returned, None)

@@ -17,7 +17,7 @@ from pipeline.data.sources.source import source_of
 from pipeline.data.transforms import Augmentation
 from pipeline.doctor.context import CheckContext
 from pipeline.doctor.finding import Finding, of_error, on_main_rank
-from pipeline.doctor.products import BuiltModel, LoaderProcesses, OwnData, RunData
+from pipeline.doctor.products import LoaderProcesses, OwnData, RunData, TriedModel
 from pipeline.doctor.stand_in import write_stand_in
 from pipeline.inference.predict import predict_rows
 from pipeline.training.setup import TrainingSetup
@@ -238,7 +238,7 @@ def shares(context: CheckContext, data: RunData, setup: TrainingSetup) -> Findin
     return Finding("ok", f"each once, over {world} rank{'s' * (world > 1)}: {', '.join(counts)}")
 
 
-def evaluation(context: CheckContext, data: RunData, setup: TrainingSetup, model: BuiltModel) -> Finding:
+def evaluation(context: CheckContext, data: RunData, setup: TrainingSetup, model: TriedModel) -> Finding:
     """Predict some validation images on all ranks, through the pass that counts them; never test."""
     ranks = context.ranks
     split, rows = ("val", setup.val_rows) if len(setup.val_rows) else ("train", setup.train_rows)

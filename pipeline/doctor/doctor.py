@@ -40,6 +40,7 @@ CHECKS = (
     Check("start", model.start),
     Check("weights", model.weights),
     Check("model", model.initial_state),
+    Check("passes", model.passes),
     Check("rates", model.learning_rates),
     Check("evaluation", data.evaluation),
     Check("disk", disk.space),

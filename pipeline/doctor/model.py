@@ -7,8 +7,18 @@ from pipeline.config.training import DistributedConfig
 from pipeline.distributed.process_group import Ranks
 from pipeline.doctor.context import CheckContext
 from pipeline.doctor.finding import Finding, on_main_rank
-from pipeline.doctor.products import RANDOM_WEIGHTS, STEP_0, BuiltModel, OwnData, PretrainedWeights, StartStep
+from pipeline.doctor.products import (
+    RANDOM_WEIGHTS,
+    STEP_0,
+    BuiltModel,
+    OwnData,
+    PretrainedWeights,
+    StartStep,
+    TriedModel,
+)
 from pipeline.models.build import build_model, without_weights
+from pipeline.runs import checkpoints
+from pipeline.runs.directory import RunDirectory
 from pipeline.training import phases, resume, schedule_preview
 from pipeline.training.optimizer import set_rates
 from pipeline.training.phases import PhaseState
@@ -27,12 +37,15 @@ def start(context: CheckContext, data: OwnData, setup: TrainingSetup) -> tuple[F
 
 def _check_start(data: OwnData, setup: TrainingSetup) -> Finding:
     config = data.config
+    if (status := RunDirectory(config.run_dir).read_status()) and status.state == "running":
+        figures = f"process {status.pid} on {status.host} is training {config.run_dir}"
+        return Finding("no-go", figures, "wait for its end, stop it, or take another run.name")
     checkpoint = resume.start_from(config, setup.classes, setup.samples)
     if checkpoint is None:
         figures = f"a new run of {setup.last_step:,} steps in {config.run_dir}"
         return Finding("ok", figures, numbers={"step": 0})
     path, content = checkpoint
-    phase = PhaseState.load(content["phase"])
+    phase = checkpoints.part(content, "phase", PhaseState, path)
     state, _ = _single_rank_setup(setup).build_state(phase, content["precision"], pretrained=False)
     restore(state, content, path)
     step = int(content["step"])
@@ -101,6 +114,19 @@ def initial_state(
     figures = f"{setup.config.model.name}, {sum(sizes) / 1e6:.2f} M parameters, {len(setup.classes)} classes"
     finding = Finding("ok", figures, numbers={"parameters": sum(sizes), "tensors": len(sizes)})
     return finding, BuiltModel(state, single_rank_state, origin)
+
+
+def passes(context: CheckContext, setup: TrainingSetup, model: BuiltModel) -> tuple[Finding, TriedModel]:
+    """Try what training tries at its start: passes of the true size, and a step of each phase's optimizer."""
+    config = setup.config
+    setup.check_passes(model.state, context.precision, config.optim.batch_size)
+    sizes = sorted({config.data.image_px, *(stage.image_px for stage in config.data.progressive)})
+    optimizers = ", ".join(phase.name for phase in config.optim.resolved_phases)
+    figures = (
+        f"forward and backward on images of {' and '.join(map(str, sizes))} px, and a step of {optimizers}; "
+        "the model is as before"
+    )
+    return Finding("ok", figures), TriedModel(**vars(model))
 
 
 def _single_rank_setup(setup: TrainingSetup) -> TrainingSetup:

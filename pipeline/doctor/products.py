@@ -68,6 +68,11 @@ class BuiltModel:
 
 
 @dataclass(frozen=True)
+class TriedModel(BuiltModel):
+    """The same, once a pass of the true size and a step of each phase's optimizer have been tried."""
+
+
+@dataclass(frozen=True)
 class StepTiming:
     """One training step of this rank alone; in shards it is not taken: nan seconds, 0 images."""
 

@@ -1,11 +1,13 @@
 """How checks take products of earlier checks, and what is skipped when one is missing."""
 
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
-from pipeline.common.errors import DataError
+from pipeline.common.errors import DataError, Stopped
 from pipeline.doctor.check import Check, origin, run_checks
 from pipeline.doctor.context import CheckContext
 from pipeline.doctor.doctor import CHECKS
@@ -86,6 +88,58 @@ def test_a_check_that_raises_is_a_no_go_without_a_product(context: CheckContext)
     ended = run(context, Check("mill", mill), Check("bake", burn), Check("eat", eat))
     assert ended["bake"] == Finding("no-go", "burnt", "bake again")
     assert ended["eat"].figures == "not looked at, because of bake"
+
+
+def test_a_bug_in_a_check_is_its_no_go_with_the_traceback_and_the_others_run(
+    context: CheckContext, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def break_down(_: CheckContext) -> tuple[Finding, Flour]:
+        raise KeyError("millstone")
+
+    ended = run(context, Check("mill", break_down), Check("kind", say_kind), Check("bake", bake))
+    assert ended["mill"] == Finding(
+        "no-go", "a bug (KeyError: 'millstone')", "report it with the traceback above"
+    )
+    assert (ended["kind"].state, ended["bake"].figures) == ("ok", "not looked at, because of mill")
+    said = capsys.readouterr().err
+    assert "Traceback" in said and "KeyError: 'millstone'" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "figures"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/full"), "/full: the disk is full"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "optim.batch_size: memory does not suffice"),
+    ],
+)
+def test_what_the_machine_refuses_in_a_check_is_its_no_go(
+    context: CheckContext, capsys: pytest.CaptureFixture[str], error: Exception, figures: str
+) -> None:
+    def refuse(_: CheckContext) -> Finding:
+        raise error
+
+    finding = run(context, Check("mill", refuse))["mill"]
+    assert finding.state == "no-go"
+    assert finding.figures.startswith(figures)
+    assert finding.next
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_signal_ends_the_checks(context: CheckContext) -> None:
+    def stop(_: CheckContext) -> Finding:
+        raise Stopped("stopped by SIGTERM")
+
+    with pytest.raises(Stopped):
+        run(context, Check("mill", stop))
+
+
+def test_on_several_ranks_a_bug_ends_the_checks(tmp_path: Path) -> None:
+    def break_down(_: CheckContext) -> Finding:
+        raise KeyError("millstone")
+
+    two_ranks = findings.context(tmp_path, ranks=findings.ranks_with_answers((OK, "b")))
+    with pytest.raises(KeyError):
+        run(two_ranks, Check("mill", break_down))
 
 
 def test_a_product_of_a_more_general_type_is_not_taken(context: CheckContext) -> None:

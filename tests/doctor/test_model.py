@@ -9,6 +9,7 @@ import torch
 
 from pipeline.common import seeding
 from pipeline.models.build import build_model
+from pipeline.runs.directory import RunDirectory
 from tests.helpers import tiny
 from tests.helpers.findings import Findings, states
 
@@ -64,3 +65,38 @@ def test_a_run_that_goes_on_or_may_not(ask: Callable[..., Findings], trained: Pa
     start = ask("--quick", "optim.lr=0.5", go=False)["start"]
     assert start["state"] == "no-go"
     assert "optim.lr 0.02 -> 0.5" in start["figures"]
+
+
+def test_a_model_of_another_image_size_is_a_no_go_and_all_else_is_looked_at(
+    ask: Callable[..., Findings],
+) -> None:
+    findings = ask("model.name=vit_tiny_patch16_224", go=False)
+    assert states(findings, "no-go") == {"passes"}
+    assert "Input height (32) doesn't match model (224)" in findings["passes"]["figures"]
+    assert (
+        "set data.image_px to its own 224, or try model.options={img_size: 32}" in findings["passes"]["next"]
+    )
+    assert {"crops", "shares", "model", "rates", "disk"} <= states(findings, "ok")
+    for name in ("evaluation", "memory"):
+        assert findings[name]["figures"] == "not looked at, because of passes"
+    findings = ask("--quick", "model.name=vit_tiny_patch16_224", "model.options={img_size: 32}", go=True)
+    assert findings["passes"]["figures"].startswith(
+        "forward and backward on images of 32 px, and a step of sgd"
+    )
+
+
+def test_options_of_a_later_phase_are_a_no_go(ask: Callable[..., Findings]) -> None:
+    phases = "optim.phases=[{name: adam, until: 2}, {name: sgd, options: {foo: 1}}]"
+    findings = ask("--quick", phases, go=False)
+    assert states(findings, "no-go") == {"passes", "rates"}
+    assert "unexpected keyword argument 'foo'" in findings["passes"]["figures"]
+
+
+def test_a_run_that_another_process_trains_is_a_no_go(
+    ask: Callable[..., Findings], trained: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    with RunDirectory(tmp_path / "runs/tiny").running():
+        start = ask("--quick", go=False)["start"]
+    assert f"is training {tmp_path / 'runs/tiny'}" in start["figures"]
+    assert start["next"] == "wait for its end, stop it, or take another run.name"
