@@ -3,6 +3,7 @@
 They become PNG files, which lose nothing, and a table of them, and are then like any other pictures.
 """
 
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,9 @@ LIST = "pictures.csv"
 DIGITS = [str(digit) for digit in range(10)]
 DIGITS_TEST_SHARE = 0.2
 PNG_BYTES = 2 * 4096  # a small picture takes a block of the disk, and its archive some more
+DAMAGE = (  # what torchvision raises for damaged files
+    OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AssertionError, pickle.UnpicklingError,
+)  # fmt: skip
 FOLDERS = {"mnist": "MNIST/raw", "cifar10": "cifar-10-batches-py"}
 
 
@@ -91,20 +95,27 @@ def write(arrays: Arrays, folder: Path) -> None:
 def _official(kind: Callable[..., Any], root: Path, download: bool) -> list[Any]:
     """The training and the test part, as torchvision has them."""
     try:
-        return [kind(root, train=train, download=download) for train in (True, False)]
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        LookupError,
-    ) as error:  # what damaged files raise, too
+        parts = [kind(root, train=train, download=download) for train in (True, False)]
+        for part in parts:
+            _check_labels(np.asarray(part.targets), len(part.data))
+        return parts
+    except DAMAGE as error:
         name = kind.__name__.lower()
         reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "a file in processed/ holds more than tensors"
         raise DataError(
             f"{root}: no whole {name} in torchvision's layout ({reason}); bring the folder with {FOLDERS[name]} and "
             "give it as data.archive=FOLDER, or run again where there is a network"
         ) from error
+
+
+def _check_labels(label: npt.NDArray[np.int64], pictures: int) -> None:
+    """Raise a `ValueError` unless each picture has a label of 0..9."""
+    if label.shape != (pictures,):
+        raise ValueError(f"{label.size} labels for {pictures} pictures")
+    if pictures and not (label.min() >= 0 and label.max() <= 9):
+        raise ValueError(f"labels {label.min()}..{label.max()} where 0..9 are expected")
 
 
 def _joined(parts: list[tuple[Any, Any]], class_names: list[str]) -> Arrays:

@@ -199,6 +199,7 @@ def _unpack_zip(stream: IO[bytes], bar: console.Bar, target: _Target) -> None:
                 with packed.open(member) as content:
                     target.add(_Member(member.filename, member.file_size, content, problem))
             bar.advance(member.compress_size)
+        bar.advance(target.archive.stat().st_size - sum(member.compress_size for member in packed.infolist()))
 
 
 def _problem_of_name(name: str) -> str | None:

@@ -177,6 +177,11 @@ def no_network(*_: Any, **__: Any) -> None:
         ("mnist", "short", "no whole mnist in torchvision's layout"),
         ("mnist", "offline", "no route to host"),
         ("cifar10", "absent", "the folder with cifar-10-batches-py"),
+        ("mnist", "magic", "no whole mnist in torchvision's layout"),
+        ("mnist", "type", "no whole mnist in torchvision's layout"),
+        ("mnist", "pickle", "layout (a file in processed/ holds more than tensors)"),
+        ("mnist", "labels", "labels 0..77 where 0..9 are expected"),
+        ("mnist", "fewer labels", "39 labels for 40 pictures"),
     ],
 )
 def test_what_is_missing_or_damaged_is_one_sentence(
@@ -194,6 +199,18 @@ def test_what_is_missing_or_damaged_is_one_sentence(
         write_mnist(given)
         path = given / "MNIST/raw/train-images-idx3-ubyte"
         path.write_bytes(path.read_bytes()[:1000])
+    if damage in ("magic", "type"):
+        write_mnist(given)
+        path = given / "MNIST/raw/train-images-idx3-ubyte"
+        path.write_bytes({"magic": b"\0\0\x63\x07", "type": b"\0\0\x0d\x03"}[damage] + path.read_bytes()[4:])
+    if damage == "pickle":  # the layout of torchvision before 0.9
+        (given / "MNIST/processed").mkdir(parents=True)
+        for name in ("training.pt", "test.pt"):
+            (given / "MNIST/processed" / name).write_bytes(pickle.dumps(Path))
+    if damage.endswith("labels"):
+        write_mnist(given)
+        of_train = np.array(labels(39) + ([77] if damage == "labels" else []), np.uint8)
+        write_idx(given / "MNIST/raw/train-labels-idx1-ubyte", of_train)
     if damage == "offline":
         monkeypatch.setattr(torchvision.datasets.mnist, "download_and_extract_archive", no_network)
     else:
@@ -213,7 +230,7 @@ def test_what_is_missing_or_damaged_is_one_sentence(
             ["data.train_images=4000"],
             "data.train_images: 4,000 are asked for, and 3,600 images are left for it",
         ),
-        (["data.val_images=4001"], "data.val_images: 4,001 are asked for, and 4,000 images are left for it"),
+        (["data.val_images=4001"], "data.val_images: 4,001 are asked for, and 3,990 images are left for it"),
         (
             ["data.test_images=1001"],
             "data.test_images: 1,001 are asked for, and 1,000 images are left for it",
