@@ -75,7 +75,7 @@ def gaps(table: pd.DataFrame) -> list[str]:
     counts = table["split"].value_counts()
     if counts.get("val", 0) and (unvalidated := classes_without(table, "val")):
         sentences.append(
-            f"no validation image of {name_some(unvalidated)}: the only training image of a class stays in training"
+            f"no validation image of {name_some(unvalidated)}: validation says nothing of these classes"
         )
     if not counts.get("test", 0):
         what_next = "set eval.split=val" if counts.get("val", 0) else "hold some out with data.val_fraction"

@@ -256,3 +256,98 @@ def test_the_same_pictures_make_the_same_store(images: Path) -> None:
     contents = [(built(images, SQUASH)[1].folder / "pixels.bin").read_bytes() for _ in range(2)]
     assert contents[0] == contents[1]
     assert len(contents[0]) == 4 * 64 * 64 * 3
+
+
+def edit_index(folder: Path, **changes: object) -> None:
+    """Set columns of the first row."""
+    index = pd.read_csv(folder / "index.csv").astype(object)
+    for column, value in changes.items():
+        index.loc[0, column] = value
+    index.to_csv(folder / "index.csv", index=False)
+
+
+@each_layout
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"id": 17}, r"index\.csv lists image ids 17 \(1 in all\) more than once"),
+        ({"offset": -1}, r"index\.csv has a number that is too small"),
+        ({"length": 0}, r"index\.csv has a number that is too small"),
+        ({"store_width": -64}, r"index\.csv has a number that is too small"),
+        ({"offset": 10**9}, r"the pictures of image ids 7 \(1 in all\) are not whole in pixels\.bin"),
+        ({"offset": 2**63 - 1}, r"the pictures of image ids 7 \(1 in all\) are not whole in pixels\.bin"),
+        ({"offset": 2**70}, r"index\.csv: damaged"),
+        ({"offset": ""}, r"index\.csv: damaged"),
+        ({"offset": 0.5}, r"index\.csv: damaged"),
+        ({"offset": "x"}, r"index\.csv: damaged"),
+    ],
+)
+def test_an_index_that_does_not_fit_its_pixels_is_refused_at_once(
+    images: Path, layout: Layout, changes: dict[str, object], words: str
+) -> None:
+    _, store = built(images, layout)
+    edit_index(store.folder, **changes)
+    with pytest.raises(DataError, match=words + ".*run `make data`"):
+        Store(store.folder)
+
+
+def test_a_packed_picture_has_as_many_bytes_as_its_width_and_height_say(images: Path) -> None:
+    _, store = built(images, SQUASH)
+    edit_index(store.folder, store_width=32)
+    with pytest.raises(DataError, match=r"image ids 7 \(1 in all\) are not whole"):
+        Store(store.folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"id\n1\n", b"\xff\xfe\x00", b'"', b"id,id\n1\n"])
+def test_what_is_no_index_is_refused(images: Path, content: bytes) -> None:
+    _, store = built(images, SQUASH)
+    (store.folder / "index.csv").write_bytes(content)
+    with pytest.raises(DataError, match=r"index\.csv: damaged \(.+\); run `make data`"):
+        Store(store.folder)
+
+
+def test_pixels_that_are_cut_empty_or_missing_are_refused(images: Path) -> None:
+    _, store = built(images, SQUASH)
+    path = store.folder / "pixels.bin"
+    content = path.read_bytes()
+    path.write_bytes(content[:-10])
+    with pytest.raises(
+        DataError, match=r"image ids 37 \(1 in all\) are not whole in pixels\.bin of 49,142 bytes"
+    ):
+        Store(store.folder)
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"pixels\.bin: empty; run `make data`"):
+        Store(store.folder)
+    path.unlink()
+    with pytest.raises(DataError, match=r"pixels\.bin: missing; run `make data`"):
+        Store(store.folder)
+
+
+def test_a_stored_jpeg_that_does_not_decode_is_named(images: Path) -> None:
+    _, store = built(images, Layout("squash", 64, "jpeg"))
+    index = pd.read_csv(store.folder / "index.csv")
+    content = bytearray((store.folder / "pixels.bin").read_bytes())
+    start, length = index.loc[1, ["offset", "length"]].astype(int)
+    content[start : start + length] = bytes(length)
+    (store.folder / "pixels.bin").write_bytes(content)
+    with pytest.raises(DataError, match=r"the picture of image 17 is damaged; run `plumage data --verify`"):
+        Store(store.folder)[1]
+
+
+def test_a_store_that_is_gone_when_another_process_opens_it_is_named(images: Path) -> None:
+    _, store = built(images, SQUASH)
+    content = pickle.dumps(store)
+    shutil.rmtree(store.folder)
+    with pytest.raises(DataError, match="store-squash64-packed: missing; run `make data`"):
+        pickle.loads(content)
+
+
+def test_a_store_that_was_made_anew_is_not_mixed_with_the_one_in_use(images: Path) -> None:
+    _, store = built(images, SQUASH, "wide.jpg")
+    content = pickle.dumps(store)
+    smooth_picture = store[0].copy()
+    Image.fromarray(noise(150, 100)).save(images / "wide.jpg")
+    built(images, SQUASH, "wide.jpg")
+    assert np.array_equal(store[0], smooth_picture)
+    with pytest.raises(DataError, match="was made anew while this run used it; start the run again"):
+        pickle.loads(content)

@@ -111,3 +111,63 @@ def test_the_digest_survives_the_file(tmp_path: Path) -> None:
     tables.write_csv(samples(), tmp_path / "samples.csv")
     assert sample_table.digest(sample_table.read(tmp_path / "samples.csv")) == sample_table.digest(samples())
     assert sample_table.digest(samples().iloc[::-1]) != sample_table.digest(samples())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"id": [7.5, 3, 5, 9]}, "the column id has to hold whole numbers"),
+        ({"id": ["a", "b", "c", "d"]}, "the column id has to hold whole numbers"),
+        ({"label": [1, 0, np.nan, 1]}, "the column label has to hold whole numbers"),
+        ({"official": ["train", "train", "tset", "train"]}, "the column official has to hold train, test"),
+        ({"split": ["train", "", "test", "train"]}, "the column split has to hold train, val, test"),
+    ],
+)
+def test_a_column_holds_what_the_rest_relies_on(
+    tmp_path: Path, change: dict[str, object], words: str
+) -> None:
+    tables.write_csv(samples().assign(**change), tmp_path / "samples.csv")
+    with pytest.raises(DataError, match=rf"samples\.csv: {words}; run `make data`"):
+        sample_table.read(tmp_path / "samples.csv")
+
+
+def test_the_classes_that_a_split_lacks_stand_in_the_order_of_their_labels() -> None:
+    lacking = {split: sample_table.classes_without(samples(), split) for split in sample_table.SPLITS}
+    assert lacking == {
+        "train": ["null", 'Heermann "Gull"'],
+        "val": ["NA", 'Heermann "Gull"'],
+        "test": ["null", "NA"],
+    }
+
+
+def test_a_table_without_gaps_has_no_sentence() -> None:
+    whole = pd.concat([samples().iloc[[0, 1]].assign(split=split) for split in sample_table.SPLITS])
+    assert sample_table.gaps(whole) == []
+    assert [sentence.partition(";")[0] for sentence in sample_table.gaps(samples())] == [
+        'no training image of null, Heermann "Gull" (2 in all): what the network says of these classes means nothing',
+        'no validation image of NA, Heermann "Gull" (2 in all): validation says nothing of these classes',
+    ]
+
+
+def test_without_validation_no_class_lacks_it() -> None:
+    kept = samples().assign(split=["train", "train", "train", "test"])
+    assert sample_table.gaps(kept) == []
+
+
+def test_a_box_is_outside_when_more_than_a_tenth_of_it_is() -> None:
+    inside = {"box_x": 0.0, "box_y": 0.0, "box_w": 100.0, "box_h": 100.0, "width": 100, "height": 100}
+    changes = [{}, {"box_x": 9.0}, {"box_x": 11.0}, {"box_y": -11.0}, {"box_y": 200.0}, {"box_x": np.nan}]
+    table = pd.DataFrame([{"id": number, **inside, **change} for number, change in enumerate(changes)])
+    assert sample_table.boxes_outside(table) == [2, 3, 4]
+
+
+def test_there_are_two_classes_and_something_to_learn_from() -> None:
+    sample_table.check_learnable(samples(), "here")
+    with pytest.raises(
+        DataError, match="here: all images are of one class, NA; there is nothing to tell apart"
+    ):
+        sample_table.check_learnable(samples()[samples()["label"] == 1], "here")
+    with pytest.raises(
+        DataError, match="here: all images are for the test; list some of each class for training"
+    ):
+        sample_table.check_learnable(samples().assign(official="test"), "here")
