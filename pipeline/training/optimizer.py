@@ -1,6 +1,8 @@
 """Parameter groups, the optimizer over them, and what passes from one optimizer to the next."""
 
+import inspect
 from collections.abc import Callable, Iterable
+from fnmatch import fnmatch
 from typing import Any
 
 import torch
@@ -27,7 +29,8 @@ OWN: dict[str, Callable[..., Optimizer]] = {
 def parameter_groups(model: Classifier, config: OptimConfig, *, weight_decay: float) -> list[dict[str, Any]]:
     """The model's parameters, grouped by their learning rate and by whether they decay.
 
-    Norms and biases are vectors and have no decay (He et al. 2019, arXiv:1812.01187). A group's
+    Norms and biases are vectors and have no decay (He et al. 2019, arXiv:1812.01187), nor has what timm's
+    `no_weight_decay` names, such as a transformer's tokens and embeddings of positions. A group's
     `lr_multiplier` is its learning rate over that of the schedule: `head_lr_multiplier` for the new layers;
     for the rest, `layer_decay` to the power of how far a layer is below the top (ULMFiT, Howard & Ruder
     2018, arXiv:1801.06146; layers as timm groups them).
@@ -37,17 +40,42 @@ def parameter_groups(model: Classifier, config: OptimConfig, *, weight_decay: fl
     """
     new = {id(parameter) for module in model.new_layers for parameter in module.parameters()}
     below_top = _layers_below_top(model) if config.layer_decay < 1 else {}
+    undecayed = _undecayed(model)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if id(parameter) in new:
             multiplier = config.head_lr_multiplier
         else:
             multiplier = config.layer_decay ** below_top.get(id(parameter), 0)
-        groups.setdefault((multiplier, parameter.ndim > 1), []).append(parameter)
+        decays = parameter.ndim > 1 and id(parameter) not in undecayed
+        groups.setdefault((multiplier, decays), []).append(parameter)
     return [
         {"params": parameters, "lr_multiplier": multiplier, "weight_decay": weight_decay if decays else 0.0}
         for (multiplier, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
+
+
+def _undecayed(model: Classifier) -> set[int]:
+    """The parameters (by id) that timm's network says not to decay, whatever their shape."""
+    patterns: Iterable[str] = getattr(model.backbone, "no_weight_decay", set)()
+    named = model.backbone.named_parameters()
+    return {id(parameter) for name, parameter in named if any(fnmatch(name, each) for each in patterns)}
+
+
+def saved_order(model: Classifier, optimizer: Optimizer, saved: list[dict[str, Any]]) -> list[nn.Parameter]:
+    """The parameters in the order in which the state of a saved optimizer numbers them.
+
+    Version 0.1 grouped them by their number of dimensions alone.
+
+    Args:
+        optimizer: over the same parameters, in their groups of today.
+        saved: the saved groups.
+    """
+    groups = optimizer.param_groups
+    if [len(group["params"]) for group in groups] == [len(group["params"]) for group in saved]:
+        return [parameter for group in groups for parameter in group["params"]]
+    multiplier = {parameter: group["lr_multiplier"] for group in groups for parameter in group["params"]}
+    return sorted(model.parameters(), key=lambda parameter: (multiplier[parameter], parameter.ndim > 1))
 
 
 def _layers_below_top(model: Classifier) -> dict[int, int]:
@@ -88,9 +116,11 @@ def build_optimizer(groups: Iterable[dict[str, Any]], phase: ResolvedPhase, *, l
     of the momentum buffer. Names that PyTorch does not have are timm's.
 
     Raises:
-        ConfigError: there is no such optimizer, or it does not take one of the options.
+        ConfigError: there is no such optimizer, it does not take one of the options, or an option contradicts
+            another key.
     """
     options: dict[str, Any] = dict(phase.options)
+    _check_options(phase)
     groups = list(groups)
     try:
         if phase.name == "sgd":
@@ -101,7 +131,11 @@ def build_optimizer(groups: Iterable[dict[str, Any]], phase: ResolvedPhase, *, l
             return torch.optim.SGD(groups, lr=lr, **momentum, **options)
         if phase.name in OWN:
             return OWN[phase.name](groups, lr=lr, **options)
-        return create_optimizer_v2(groups, phase.name, lr=lr, **options)
+        optimizer: Optimizer = create_optimizer_v2(groups, phase.name, lr=lr, **options)
+        for group in optimizer.param_groups:
+            if "nesterov" in group and not phase.nesterov:
+                group["nesterov"] = False
+        return optimizer
     except RAISED as error:
         names = ", ".join(["sgd", *OWN])
         raise ConfigError(
@@ -110,13 +144,40 @@ def build_optimizer(groups: Iterable[dict[str, Any]], phase: ResolvedPhase, *, l
         ) from error
 
 
+def _check_options(phase: ResolvedPhase) -> None:
+    """Refuse options that would be overruled without a word: by another key, or by the groups that are given."""
+    options = dict(phase.options)
+    keys: dict[str, Any] = {"weight_decay": phase.weight_decay, "nesterov": phase.nesterov}
+    if phase.name != "rmsprop":
+        keys["momentum"] = phase.momentum
+    where = f"optimizer {phase.name} with {options}"
+    betas = options.get("betas")
+    if isinstance(betas, tuple) and betas and betas[0] != phase.momentum:
+        raise ConfigError(
+            f"{where}: beta1 is momentum={phase.momentum} here; set momentum={betas[0]}, beside the options, or give "
+            f"{phase.momentum} as the first of betas"
+        )
+    for key, value in keys.items():
+        if key in options and options[key] != value:
+            raise ConfigError(f"{where}: {key} is {value} here; set it beside the options, and not in them")
+    of_factory = inspect.signature(create_optimizer_v2).parameters.keys() - keys.keys()
+    if phase.name not in ("sgd", *OWN) and (idle := sorted(of_factory & options.keys() - {"foreach"})):
+        raise ConfigError(
+            f"{where}: {idle[0]} has no effect, as the weights are grouped before; see optim.layer_decay and "
+            "optim.weight_decay, or drop it"
+        )
+
+
 def set_rates(optimizer: Optimizer, lr: float, momentum: float) -> None:
-    """Give every group `lr` times its multiplier, and SGD's momentum, or the first beta of the Adam family."""
+    """Give every group `lr` times its multiplier, and SGD's momentum, or the first beta of the Adam family.
+
+    RMSprop is without momentum, but for that of its options.
+    """
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_multiplier"]
-        if isinstance(optimizer, torch.optim.SGD):
+        if "momentum" in group and not isinstance(optimizer, torch.optim.RMSprop):
             group["momentum"] = momentum
-        elif "betas" in group:
+        if "betas" in group:
             group["betas"] = (momentum, *group["betas"][1:])
 
 

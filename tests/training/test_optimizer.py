@@ -18,6 +18,7 @@ from pipeline.training.optimizer import (
     carry_momentum,
     clip,
     parameter_groups,
+    saved_order,
     set_rates,
     stages,
 )
@@ -30,6 +31,10 @@ class Net(nn.Module):
         super().__init__()
         self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
         self.head = nn.Linear(4, 2)
+
+    @property
+    def backbone(self) -> nn.Module:
+        return self.body
 
     @property
     def new_layers(self) -> list[nn.Module]:
@@ -69,8 +74,30 @@ def test_every_parameter_of_a_network_is_in_exactly_one_group(name: str, layer_d
     placed = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(placed) == sorted(id(parameter) for parameter in model.parameters())
     for group in groups:
-        decays = {parameter.ndim > 1 for parameter in group["params"]}
-        assert decays == {group["weight_decay"] > 0}
+        if group["weight_decay"]:
+            assert all(parameter.ndim > 1 for parameter in group["params"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "test_vit",
+        "test_resnet",
+        "swin_tiny_patch4_window7_224",
+        "levit_128",
+        "deit_tiny_distilled_patch16_224",
+    ],
+)
+def test_the_weights_that_decay_are_those_of_timms_own_grouping(name: str) -> None:
+    with torch.device("meta"):
+        model = network(name)
+    backbone: Any = model.backbone
+    theirs = create_optimizer_v2(backbone, "sgd", lr=0.1, weight_decay=0.3)
+    decay = {id(p): group["weight_decay"] for group in theirs.param_groups for p in group["params"]}
+    ours = parameter_groups(model, OptimConfig(), weight_decay=0.3)
+    assert {id(p): group["weight_decay"] for group in ours for p in group["params"]} == decay
+    if hasattr(backbone, "pos_embed"):
+        assert decay[id(backbone.pos_embed)] == decay[id(backbone.cls_token)] == 0
 
 
 def test_layer_wise_decay_falls_from_the_head_to_the_stem() -> None:
@@ -114,7 +141,7 @@ def test_stages_go_from_the_stem_to_the_head() -> None:
 
 
 def optimizer_of(module: Any, config: OptimConfig) -> Optimizer:
-    module.new_layers = []
+    module.new_layers, module.backbone = [], nn.Identity()
     (phase,) = config.resolved_phases
     groups = parameter_groups(module, config, weight_decay=config.weight_decay)
     return build_optimizer(groups, phase, lr=config.lr)
@@ -188,13 +215,63 @@ def test_the_solvers_take_the_steps_of_their_own_implementations(name: str) -> N
 
 
 def test_momentum_is_the_first_beta_of_the_adam_family_and_options_are_handed_on() -> None:
-    config = OptimConfig(name="adamw", options={"betas": (0.8, 0.95), "eps": 1e-6}, momentum=0.7)
+    config = OptimConfig(name="adamw", options={"betas": (0.7, 0.95), "eps": 1e-6}, momentum=0.7)
     module = nn.Module()
     module.weight = nn.Parameter(torch.ones(2, 2))
     optimizer = optimizer_of(module, config)
     set_rates(optimizer, 0.1, 0.7)
     assert optimizer.param_groups[0]["betas"] == (0.7, 0.95)
     assert optimizer.param_groups[0]["eps"] == 1e-6
+    set_rates(optimizer, 0.1, 0.5)  # a schedule of the momentum
+    assert optimizer.param_groups[0]["betas"] == (0.5, 0.95)
+
+
+@pytest.mark.parametrize("name", ["sgd", "sgdw", "sgdp", "lars", "madgrad", "nesterov", "muon"])
+def test_every_optimizer_with_a_momentum_has_the_configurations(name: str) -> None:
+    config = OptimConfig(name=name, momentum=0.6)
+    module = nn.Module()
+    module.weight = nn.Parameter(torch.ones(2, 2))
+    optimizer = optimizer_of(module, config)
+    set_rates(optimizer, 0.1, 0.6)
+    assert [group["momentum"] for group in optimizer.param_groups] == [0.6]
+
+
+def test_sgdw_without_nesterov_takes_the_steps_of_plain_momentum() -> None:
+    weight, g1, g2 = torch.ones(2, 2), torch.full((2, 2), 0.5), torch.full((2, 2), -1.0)
+    for nesterov in (True, False):
+        common: dict[str, Any] = {"momentum": 0.6, "nesterov": nesterov, "weight_decay": 0}
+        ours = steps_of(weight, [g1, g2], OptimConfig(name="sgdw", **common), [0.1, 0.1])
+        reference = steps_of(weight, [g1, g2], OptimConfig(name="sgd", **common), [0.1, 0.1])
+        torch.testing.assert_close(ours, reference)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        ("adamw", {"betas": (0.8, 0.95)}, r"beta1 is momentum=0\.9 here; set momentum=0\.8"),
+        ("adan", {"betas": (0.98, 0.92, 0.99)}, r"beta1 is momentum=0\.9 here"),
+        ("adam", {"weight_decay": 0.3}, r"weight_decay is 0\.0005 here"),
+        ("sgdw", {"momentum": 0.5}, r"momentum is 0\.9 here"),
+        ("sgd", {"nesterov": False}, r"nesterov is True here"),
+        ("lamb", {"layer_decay": 0.7}, r"layer_decay has no effect"),
+    ],
+)
+def test_an_option_that_another_key_would_overrule_is_refused(
+    name: str, options: dict[str, Any], sentence: str
+) -> None:
+    module = nn.Module()
+    module.weight = nn.Parameter(torch.ones(2, 2))
+    with pytest.raises(ConfigError, match=sentence):
+        optimizer_of(module, OptimConfig(name=name, options=options))
+
+
+def test_rmsprop_has_the_momentum_of_its_options() -> None:
+    module = nn.Module()
+    module.weight = nn.Parameter(torch.ones(2, 2))
+    for options, momentum in (({}, 0), ({"momentum": 0.4}, 0.4)):
+        optimizer = optimizer_of(module, OptimConfig(name="rmsprop", options=options))
+        set_rates(optimizer, 0.1, 0.9)
+        assert optimizer.param_groups[0]["momentum"] == momentum
 
 
 @pytest.mark.parametrize(
@@ -234,3 +311,20 @@ def test_a_momentum_carried_over_is_that_of_the_gradients_mean(before: str) -> N
     carry_momentum(first, second, 0.8)
     buffer = second.state[module.weight]["momentum_buffer"]
     torch.testing.assert_close(buffer, gradient / 0.2, rtol=1e-4, atol=1e-6)
+
+
+def test_the_moments_of_version_0_1_are_found_under_their_own_parameters() -> None:
+    """It grouped by dimensions alone, so that a transformer's tokens stood among the weights that decay."""
+    model = network("test_vit")
+    config = OptimConfig(name="adamw")
+    optimizer = build_optimizer(
+        parameter_groups(model, config, weight_decay=0.1), config.resolved_phases[0], lr=1.0
+    )
+    before = [[p for p in model.parameters() if p.ndim == 1], [p for p in model.parameters() if p.ndim > 1]]
+    saved = [{"params": group} for group in before]
+    assert [len(group["params"]) for group in optimizer.param_groups] != [*map(len, before)]
+    found = saved_order(model, optimizer, saved)
+    assert [*map(id, found)] == [id(parameter) for group in before for parameter in group]
+    now = [{"params": group["params"]} for group in optimizer.param_groups]
+    own = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert [*map(id, saved_order(model, optimizer, now))] == own
