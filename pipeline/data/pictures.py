@@ -176,7 +176,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         if not path.is_file():  # a pipe would be waited for without end
             raise ValueError("not a file" if path.exists() else "missing")
-        with Image.open(path, formats=FORMATS) as image:
+        # from a stream: by its path Pillow 13 maps a turned, uncompressed TIFF into memory in a wrong shape
+        with path.open("rb") as stream, Image.open(stream, formats=FORMATS) as image:
             width, height = image.size
             if max(width, height) > MOST_ELONGATED * min(width, height):
                 raise ValueError(

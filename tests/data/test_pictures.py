@@ -80,6 +80,14 @@ def test_a_picture_is_turned_as_its_exif_says(tmp_path: Path, suffix: str, orien
     assert (facts["width"], facts["height"]) == (192, 128)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_grey_uncompressed_tiff_is_turned_too(tmp_path: Path, orientation: int) -> None:
+    """Pillow 13 would map its rows into memory, and in a wrong shape."""
+    upright = np.asarray(Image.fromarray(CORNERS).convert("L"))
+    pixels, _ = decode(save_turned(tmp_path / "turned.tif", orientation, upright), FULL)
+    assert np.array_equal(pixels, np.repeat(upright[..., None], 3, -1))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 def test_a_store_holds_the_upright_picture_at_its_upright_size(
