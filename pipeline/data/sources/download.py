@@ -203,6 +203,8 @@ def _ask(url: str, start: int, size_bytes: int) -> tuple[HTTPResponse, int]:
         raise _Failure(f"answered {error.code} {error.reason}", again) from error
     except (OSError, HTTPException) as error:
         raise _broken(error) from error
+    except ValueError as error:  # of an address in the environment
+        raise _Failure(f"could not be asked through the proxy of the environment ({error})", False) from error
     if reply.status != 206:
         return reply, 0
     content_range = reply.headers.get("Content-Range", "")

@@ -314,6 +314,17 @@ def test_the_proxy_of_the_environment_is_asked(tmp_path: Path, monkeypatch: pyte
     assert (tmp_path / "birds.tgz").read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize(
+    "proxy", ["http:nonsense", "http://[::1", "http://a:port", f"http://{'n' * 70}.example"]
+)
+def test_a_proxy_that_is_no_address_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    with pytest.raises(DataError, match=r"birds\.tgz: not downloaded, for .*; bring the file yourself"):
+        fetch(remote_of(dead_url()), tmp_path / "birds.tgz")
+
+
 def test_two_processes_do_not_write_one_part(tmp_path: Path) -> None:
     target = tmp_path / "birds.tgz"
     with serving(Server(CONTENT)) as server, download.claimed(part_of(target)):
