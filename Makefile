@@ -24,7 +24,7 @@ paths = if [ -e $(quoted) ]; then set -- $(quoted); else eval set -- $(quoted); 
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # data, train and eval need one another in this order, also under MAKEFLAGS=-j
-.PHONY: help setup doctor data train eval predict report audit study sweep runs sync schedule lr-find summary config demo smoke test test-all kill-test check format bench clean
+.PHONY: help setup doctor data train eval predict report audit study sweep runs sync schedule lr-find summary config demo smoke test test-all kill-test fuzz check format bench clean
 
 help: ## list the targets and their variables
 	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -128,6 +128,9 @@ test-all: $(READY) ## run every test, also those marked slow
 
 kill-test: $(READY) ## kill a small training 20 times; it has to end as one that was never killed
 	$(BIN)/python scripts/kill_test.py $(ARGS)
+
+fuzz: $(READY) ## fire some 4,400 hostile inputs at the program (ARGS="pictures --cases 50 --seed 1": some)
+	$(BIN)/python scripts/fuzz $(ARGS)
 
 check: $(READY) ## formatting, lint, types
 	$(BIN)/ruff format --check .

@@ -80,6 +80,7 @@ class Call:
         code = BROKEN_CASE
         try:
             os.setsid()
+            atexit._clear()  # what the parent has to tidy up at its end
             for descriptor, path in zip((1, 2), self._output, strict=True):
                 os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), descriptor)
             sys.stdout, sys.stderr = (

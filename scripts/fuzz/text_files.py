@@ -11,8 +11,8 @@ from world import World
 
 NAMES = ["images.txt", "classes.txt", "image_class_labels.txt", "train_test_split.txt", "bounding_boxes.txt",
     "parts/parts.txt", "parts/part_locs.txt"]  # fmt: skip
-CELLS = ["", "0", "-1", "1", "1.5", "1e400", "nan", "NA", "true", "x", "9" * 30, "../../canary", "/etc/passwd", "é", "🐦", "\0",
-    "=1+1", "a b", "'", '"', "\\", "a" * 300, "a/b", "con", "..", "\u202e"]  # fmt: skip
+CELLS = ["", "0", "-1", "1", "1.5", "1e400", "nan", "NA", "true", "x", "9" * 30, "../../canary", "/etc/passwd", "é",
+    "🐦", "\0", "=1+1", "a b", "'", '"', "\\", "a" * 300, "a/b", "con", "..", "\u202e"]  # fmt: skip
 
 
 def cases(world: World, draw: random.Random) -> Iterator[Case]:
