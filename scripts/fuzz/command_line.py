@@ -12,11 +12,12 @@ VERBS = ["data", "train", "eval", "report", "audit", "predict", "compare", "stud
     "lr-find", "doctor", "summary", "config"]  # fmt: skip
 CHEAP = ["predict", "compare", "study", "sweep", "runs", "sync", "schedule", "summary", "config"]
 WORDS = [
-    "--config", "--help", "-h", "--version", "--quick", "--trials", "--jobs", "--csv", "--sort", "--yes", "--offline",
-    "--follow", "--top", "--pruner", "--", "-", "---", "--x", "-1", "0", "1e9", "=",
-    "a=b", "a.b=c", "x.yaml", "runs/good", "runs", ".", "/", "/dev/null", "/proc/self/mem", "\n", "\x1b[31m", "é", "a" * 300, "a" * 5000,
-    "*", "$(ls)", "run.name=..",    "run.root=/dev/null", "data.root=/proc", "train.epochs=1", "optim.lr=", "model.name=", "model.name=../x",
-    "model.name=hf-hub:a/b", "data.source=cub200", "train.device=cuda", "train.device=tpu",
+    "--config", "--help", "-h", "--version", "--quick", "--trials", "--jobs", "--csv", "--sort", "--yes",
+    "--offline", "--follow", "--top", "--pruner", "--", "-", "---", "--x", "-1", "0", "1e9", "=", "a=b",
+    "a.b=c", "x.yaml", "runs/good", "runs", ".", "/", "/dev/null", "/proc/self/mem", "\n", "\x1b[31m", "é",
+    "a" * 300, "a" * 5000, "*", "$(ls)", "run.name=..", "run.root=/dev/null", "data.root=/proc",
+    "train.epochs=1", "optim.lr=", "model.name=", "model.name=../x", "model.name=hf-hub:a/b",
+    "data.source=cub200", "train.device=cuda", "train.device=tpu",
 ]  # fmt: skip
 ENVIRONMENT = {
     "HOME": ["", "/nonexistent", "/dev/null"],
