@@ -4,7 +4,7 @@ import pickle
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -18,46 +18,76 @@ from pipeline.models.classifier import Classifier, head_of
 
 MIN_SHARE = 0.9  # of the tensors: a network with fewer of them loaded is not a pretrained one
 ABSENT_NAMED = 5
-WRAPPERS = ("state_dict", "model", "model_state", "state_dict_ema")
-PREFIXES = ("module.", "model.", "backbone.", "_orig_mod.")
+AVERAGES = {"state_dict_ema", "model_ema", "ema"}
+WRAPPERS = ("state_dict_ema", "model_ema", "ema", "state_dict", "model", "model_state")
+MOST_WRAPPERS = 3  # in one another
+BODY = "backbone."  # of the networks of this program, beside a second head, and of others
+PREFIXES = ("module.", "model.", BODY, "_orig_mod.")
 # What the readers raise for damaged files; old .pth files are read by an unpickler that checks little.
 DAMAGE = (
-    *(pickle.UnpicklingError, SafetensorError, struct.error, RuntimeError, EOFError),
-    *(ValueError, TypeError, LookupError, AssertionError),
+    *(pickle.UnpicklingError, SafetensorError, struct.error, RuntimeError, EOFError, OSError),
+    *(ValueError, TypeError, LookupError, AssertionError, ArithmeticError, AttributeError),
 )
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """A state dict of timm or torchvision, as .safetensors, or .pth read with `weights_only`.
+class StateDict(NamedTuple):
+    """The tensors of a file by name, and where in it they stood: `state_dict_ema`, say; empty at the top."""
 
-    A wrapper ("state_dict": {...}) and a prefix common to all names ("module.") are taken off.
+    tensors: dict[str, Tensor]
+    entry: str
+
+    @property
+    def is_average(self) -> bool:
+        """Whether they are the average of a training's weights."""
+        return not AVERAGES.isdisjoint(self.entry.split("."))
+
+
+def read_state_dict(path: Path) -> StateDict:
+    """A state dict of timm or torchvision, as safetensors or as read by torch with `weights_only`.
+
+    Wrappers ("state_dict": {...}) and prefixes ("module.") are taken off; of a file of a training with an average of
+    the weights, the average is taken, as timm does, for that is what was validated.
 
     Raises:
         WeightsError: the file is missing, damaged, or holds no tensors by name.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: no such weights file; give its path as model.weights=PATH")
-    try:
-        if path.suffix == ".safetensors":
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except DAMAGE as error:
-        raise WeightsError(
-            f"{path}: not a file of tensors and plain types alone ({type(error).__name__}); "
-            "save `model.state_dict()` with torch.save or safetensors and give that file"
-        ) from error
-    for wrapper in WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
+    with path.open("rb") as stream:
+        is_safetensors = stream.read(9)[8:] == b"{"  # a header of JSON behind its length
+        stream.seek(0)
+        try:
+            content: Any = (
+                load_file(path)
+                if is_safetensors
+                else torch.load(stream, map_location="cpu", weights_only=True)
+            )
+        except DAMAGE as error:
+            raise WeightsError(
+                f"{path}: not a file of tensors and plain types alone ({type(error).__name__}); "
+                "save `model.state_dict()` with torch.save or safetensors and give that file"
+            ) from error
+    found = _unwrapped(content, [])
+    if found is None:
         raise WeightsError(
             f"{path}: holds no tensors by name; save `model.state_dict()` of timm or torchvision"
         )
-    state = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    state = found.tensors
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None):
         state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return state
+    body = {name.removeprefix(BODY): value for name, value in state.items() if name.startswith(BODY)}
+    return StateDict(body or state, found.entry)
+
+
+def _unwrapped(content: Any, place: list[str]) -> StateDict | None:
+    """The tensors of a mapping, or of the first wrapper in it that has some."""
+    if not isinstance(content, Mapping) or len(place) > MOST_WRAPPERS:
+        return None
+    for wrapper in WRAPPERS:
+        if found := _unwrapped(content.get(wrapper), [*place, wrapper]):
+            return found
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    return StateDict(tensors, ".".join(place)) if tensors else None
 
 
 def backbone_tensors(backbone: Any) -> dict[str, Tensor]:
@@ -74,23 +104,20 @@ def load_pretrained(backbone: Any, path: Path) -> dict[str, Any]:
     """Load the tensors that fit a backbone by name and shape, whatever its head.
 
     Returns:
-        source (the path), sha256 of the file, number of tensors loaded, and their share of the backbone's.
+        source (the path), sha256 of the file, number of tensors loaded, their share of the backbone's, and `average`
+        where they are the average of a training's weights: its name in the file.
 
     Raises:
-        WeightsError: the file is missing or damaged, less than 90% of the backbone's tensors fit, or a number is
-            not finite.
+        WeightsError: the file is missing or damaged, less than 90% of the backbone's tensors fit, or they cannot be
+            those of a trained network.
     """
-    state, tensors = read_state_dict(path), backbone_tensors(backbone)
+    found, tensors = read_state_dict(path), backbone_tensors(backbone)
     fitting = {
-        name: state[name]
+        name: found.tensors[name]
         for name, tensor in tensors.items()
-        if name in state and state[name].shape == tensor.shape
+        if name in found.tensors and found.tensors[name].shape == tensor.shape
     }
-    if wrong := not_finite(fitting):
-        raise WeightsError(
-            f"{path}: holds numbers that are not finite, in {name_some(wrong)}; bring a file of a training that has "
-            "not diverged"
-        )
+    _check_numbers(fitting, path)
     share = len(fitting) / len(tensors)
     if share < 1:
         absent = ", ".join([name for name in tensors if name not in fitting][:ABSENT_NAMED])
@@ -100,7 +127,34 @@ def load_pretrained(backbone: Any, path: Path) -> dict[str, Any]:
         console.warn(f"{fit}; the others start from random values")
     backbone.load_state_dict(fitting, strict=False)
     digest = files.digest_of_file(path)
-    return {"source": str(path), "sha256": digest, "tensors": len(fitting), "share": share}
+    average = {"average": found.entry} if found.is_average else {}
+    return {"source": str(path), "sha256": digest, "tensors": len(fitting), "share": share, **average}
+
+
+def _check_numbers(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse what fits by name and shape and cannot be the weights of a trained network.
+
+    Raises:
+        WeightsError: says which tensors, and what they hold.
+    """
+    if other := [
+        name for name, t in tensors.items() if not t.is_floating_point() or t.layout != torch.strided
+    ]:
+        kinds = sorted({str(tensors[name].dtype).removeprefix("torch.") for name in other})
+        raise WeightsError(
+            f"{path}: holds {' and '.join(kinds)} numbers where dense floats are expected, in {name_some(other)}; bring "
+            "the weights as float32 or float16, and not quantised"
+        )
+    numbers = {name: tensor.float() for name, tensor in tensors.items()}
+    if wrong := not_finite(numbers):
+        raise WeightsError(
+            f"{path}: holds numbers that are not finite in float32, in {name_some(wrong)}; bring a file of a training "
+            "that has not diverged"
+        )
+    if wrong := [name for name, t in numbers.items() if name.endswith("running_var") and (t < 0).any()]:
+        raise WeightsError(f"{path}: holds negative variances, in {name_some(wrong)}; bring another file")
+    if numbers and not any(tensor.any() for tensor in numbers.values() if tensor.ndim > 1):
+        raise WeightsError(f"{path}: all weights in it are zero; bring the file of a trained network")
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:

@@ -1,5 +1,7 @@
 """The description of a run: config.yaml, environment.json, diff.patch, and the lines printed at its start."""
 
+from typing import Any
+
 from pipeline.common import console, files
 from pipeline.config.load import dump_config
 from pipeline.config.schema import Config
@@ -31,7 +33,7 @@ def describe_run(setup: TrainingSetup, start: RunStart) -> None:
     console.say(
         f"run    {config.run_dir}, step {start.state.step} of {setup.last_step}\n"
         f"model  {config.model.name}, {parameters / 1e6:.2f} M parameters, {len(setup.classes)} classes; "
-        f"weights: {weights['source']}, {weights['share']:.0%} of the body loaded ({weights['tensors']} tensors)\n"
+        f"weights: {origin(weights)}\n"
         f"data   {len(setup.train_rows)} images to train on, {len(setup.val_rows)} to validate; "
         f"{config.data.image_px} px\n"
         f"optim  {optimizers(config)}\n"
@@ -40,6 +42,13 @@ def describe_run(setup: TrainingSetup, start: RunStart) -> None:
     )
     for sentence in setup.gaps:
         console.warn(sentence)
+
+
+def origin(weights: dict[str, Any]) -> str:
+    """Where the first weights came from: `resnet50.pth, 100% of the body loaded (265 tensors)`."""
+    average = f" (its average, {weights['average']})" if "average" in weights else ""
+    loaded = f"{weights['share']:.0%} of the body loaded ({weights['tensors']} tensors)"
+    return f"{weights['source']}{average}, {loaded}"
 
 
 def optimizers(config: Config) -> str:
