@@ -3,10 +3,11 @@
     python -m pipeline.launch --standalone --nproc-per-node 4 train --config configs/cub200_resnet50.yaml
     python -m pipeline.launch --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 train ...
 
-The same as `torchrun ... -m pipeline VERB ...`, but for four things. A signal reaches the ranks (SIGUSR1 as well),
+The same as `torchrun ... -m pipeline VERB ...`, but for five things. A signal reaches the ranks (SIGUSR1 as well),
 which have `SHUTDOWN_S` to save. Whoever calls learns whether to call again: 75 after a signal or a lost machine, 2
 for what the user can mend, 1 for a bug, 128 + n for a rank killed by signal n. The cores are shared among the ranks
-of a machine. And a rank that ended has said why, so that no traceback of the launcher follows.
+of a machine. A machine alone needs no name that resolves. And a rank that ended has said why, so that no traceback of
+the launcher follows.
 """
 
 import os
@@ -25,7 +26,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous.api import RendezvousError
 
 from pipeline.common import console, hardware
-from pipeline.common.errors import RankLost, Stopped
+from pipeline.common.errors import ConfigError, RankLost, Stopped
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 SHUTDOWN_S = 300  # for the step in progress and the checkpoint
@@ -37,7 +38,15 @@ def launch(argv: Sequence[str]) -> int:
     args = torchrun.parse_args([f"--signals-to-handle={SIGNALS}", f"--shutdown-timeout={SHUTDOWN_S}", *argv])  # type: ignore[no-untyped-call]
     args.module, args.training_script_args = True, [args.training_script, *args.training_script_args]
     args.training_script = "pipeline"
-    ranks = torchrun.determine_local_world_size(args.nproc_per_node)
+    try:
+        args.local_addr = args.local_addr or _own_address(args.nnodes, args.rdzv_backend)
+        ranks = torchrun.determine_local_world_size(args.nproc_per_node)
+    except (
+        ConfigError,
+        ValueError,
+    ) as error:  # ValueError: torchrun's, of a number that is none, or GPUs without CUDA
+        console.fail(f"launch: {error}")
+        return ConfigError.exit_code
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, hardware.cores() // ranks)))
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a rank that is lost is named, not its stack
     threading.Thread(target=_watch, args=(args.rdzv_endpoint,), daemon=True).start()
@@ -57,6 +66,34 @@ def launch(argv: Sequence[str]) -> int:
         )
         return RankLost.exit_code
     return 0
+
+
+def _own_address(nodes: str, backend: str) -> str | None:
+    """The address that ranks get of this machine; None: its name, which torchrun takes by itself.
+
+    Where that name does not resolve, torchrun would try to reach it for half an hour.
+
+    Args:
+        nodes: how many machines, `N` or `LEAST:MOST`.
+        backend: of the rendezvous; `static` gives the ranks the master's address.
+
+    Raises:
+        ConfigError: other machines need the name, and it does not resolve.
+    """
+    _, most = torchrun.parse_min_max_nnodes(nodes)
+    if most == 1:
+        return "localhost"
+    if backend == "static":
+        return None
+    name = socket.getfqdn()
+    try:
+        socket.getaddrinfo(name, None)
+    except OSError as error:
+        raise ConfigError(
+            f"the name of this machine, {name}, does not resolve ({error.strerror}); add it to /etc/hosts, or give "
+            "--local-addr=ADDRESS, at which the other machines reach this one"
+        ) from error
+    return None
 
 
 def _watch(endpoint: str) -> None:

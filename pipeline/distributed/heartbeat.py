@@ -8,6 +8,7 @@ each of the others can name the rank and the machine.
 import os
 import platform
 import secrets
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -137,9 +138,12 @@ class Heartbeat:
         return [self._store.get(key).decode() if self._store.check([key]) else "" for key in keys]
 
     def _beat(self, store: Store) -> None:
-        number = 0
+        number, launcher = 0, os.getppid()
         while not self._end.wait(BEAT_S):
             number += 1
+            if os.getppid() != launcher:  # it was killed: nobody would end this rank any more
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
             try:
                 store.set(f"beat/{self.rank}", f"{number} {self.collectives}")
             except RuntimeError:  # the store is gone: the rank's own exchanges will find that out

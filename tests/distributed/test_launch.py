@@ -1,7 +1,12 @@
 """Ranks started as a user starts them, stopped, killed, and going on."""
 
+import argparse
 import os
+import re
+import secrets
+import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,9 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch.distributed import run as torch_launcher
 
 from pipeline import launch
-from tests.helpers import ranks, tiny
+from pipeline.runs.directory import RunDirectory
+from tests.helpers import processes, ranks, tiny
 
 MORE = ["train.epochs=4", "tracking.log_every_steps=1", "optim.phases=[{name: adamw}]"]
 LAST = "runs/tiny/checkpoints/last.pt"
@@ -93,6 +100,21 @@ def test_a_killed_rank_is_named_and_the_job_goes_on_by_itself(undisturbed: Path,
     assert tiny.same_weights(tmp_path / LAST, undisturbed)
 
 
+@pytest.mark.slow
+def test_ranks_whose_launcher_is_killed_save_and_end(undisturbed: Path, tmp_path: Path) -> None:
+    mark = secrets.token_hex(8)
+    words = launched("train", tmp_path, *MORE, "train.epochs=400")
+    disturb(
+        ["env", f"{processes.MARK}={mark}", *words],
+        tiny.log_reaches(tmp_path, 7),
+        lambda pid: os.kill(pid, signal.SIGKILL),
+    )
+    assert processes.all_end(mark)
+    status = RunDirectory(tmp_path / "runs" / "tiny").read_status()
+    assert status is not None
+    assert status.state == "stopped"
+
+
 def test_an_error_on_all_ranks_is_said_once(birds: Path, tmp_path: Path) -> None:
     done = tiny.launch(launched("train", tmp_path, "data.root=nowhere"))
     assert done.returncode == 2
@@ -106,6 +128,74 @@ def test_torchrun_itself_does_as_well(undisturbed: Path, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
     assert tiny.same_weights(tmp_path / LAST, undisturbed)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[argparse.Namespace]:
+    """What torchrun is asked to do, by a launcher on a machine whose name does not resolve."""
+
+    def unknown(name: str, _port: object, **_: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    asked: list[argparse.Namespace] = []
+    monkeypatch.setattr(torch_launcher, "run", asked.append)
+    monkeypatch.setattr(
+        launch, "_watch", lambda _: None
+    )  # a thread of it would live on, and end this process
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(socket, "getfqdn", lambda: "node-17")
+    return asked
+
+
+RENDEZVOUS = ("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:29511")
+
+
+@pytest.mark.parametrize(
+    ("words", "address"),
+    [
+        (["--standalone"], "localhost"),
+        ([], "localhost"),
+        ([*RENDEZVOUS], "localhost"),
+        (["--nnodes=1:1", *RENDEZVOUS], "localhost"),
+        (["--standalone", "--local-addr=10.0.0.7"], "10.0.0.7"),
+        (["--nnodes=2", "--local-addr=10.0.0.7", *RENDEZVOUS], "10.0.0.7"),
+        (["--nnodes=2", "--node-rank=1", "--master-addr=10.0.0.7"], None),
+    ],
+)
+def test_ranks_need_the_name_of_their_machine_only_where_other_machines_take_it(
+    asked: list[argparse.Namespace], words: list[str], address: str | None
+) -> None:
+    assert launch.launch([*words, "--nproc-per-node=2", "train"]) == 0
+    assert [args.local_addr for args in asked] == [address]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["--nnodes=2", *RENDEZVOUS],
+            "node-17, does not resolve (Name or service not known); .*--local-addr",
+        ),
+        (["--nnodes=1:4", *RENDEZVOUS], "node-17, does not resolve"),
+        (["--nnodes=many"], "many"),
+        (["--nproc-per-node=some"], "some"),
+    ],
+)
+def test_what_the_launcher_cannot_do_is_one_sentence(
+    asked: list[argparse.Namespace], words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch.launch([*words, "train"]) == 2
+    assert re.search(sentence.replace("(", r"\(").replace(")", r"\)"), capsys.readouterr().err)
+    assert not asked
+
+
+@pytest.mark.slow
+def test_two_ranks_train_on_a_machine_whose_name_does_not_resolve(birds: Path, tmp_path: Path) -> None:
+    words = shlex.join(launched("train", tmp_path, "train.epochs=1"))
+    namespace = ["unshare", "-ru", "sh", "-c", f"hostname no-such-host && {words}"]
+    if tiny.launch(["unshare", "-ru", "hostname", "no-such-host"]).returncode:
+        pytest.skip("a host name of its own is not permitted here")
+    assert tiny.launch(namespace, timeout=300).returncode == 0
 
 
 @pytest.mark.parametrize(
