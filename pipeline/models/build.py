@@ -1,11 +1,13 @@
 """A model by its name: a backbone, timm's or ours, with its weights and a head for C classes."""
 
 import difflib
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import timm
 from pydantic import ValidationError
+from timm.models._builder import build_model_with_cfg
 
 from pipeline.common.errors import ConfigError, WeightsError
 from pipeline.config import messages
@@ -15,6 +17,13 @@ from pipeline.models.classifier import Classifier, head_of
 from pipeline.models.heads import mid_level_head, pool_by_gem
 from pipeline.models.option_errors import option_errors
 from pipeline.models.pretrained import backbone_tensors, load_pretrained
+
+# What timm's factory takes beside a network's own arguments: files, places of weights, other outputs than logits.
+OF_FACTORY = {
+    *inspect.signature(timm.create_model).parameters,
+    *inspect.signature(build_model_with_cfg).parameters,
+    *("features_only", "out_indices", "feature_cls", "pruned", "num_classes", "device", "dtype"),
+} - {"kwargs"}
 
 
 def build_model(config: ModelConfig, classes: int) -> tuple[Classifier, dict[str, Any]]:
@@ -86,6 +95,11 @@ def _build_resnet(config: ModelConfig, classes: int) -> resnet.ResNet:
 
 
 def _build_timm(config: ModelConfig, classes: int, *, pretrained: bool) -> Any:
+    if config.name.startswith("local-dir:"):
+        raise ConfigError(
+            f"model.name: {config.name} names a folder; give timm's name of the network, and model.weights=PATH for a "
+            "file of its weights"
+        )
     options = _timm_options(config)
     try:
         with option_errors(
@@ -118,12 +132,23 @@ def _of_name(name: str, said: str) -> ConfigError | None:
 
 def _timm_options(config: ModelConfig) -> dict[str, Any]:
     """The arguments of timm.create_model; settings at their default are left out, as not every model takes them."""
+    if foreign := sorted(OF_FACTORY & config.options.keys()):
+        raise ConfigError(
+            f"model.options: {foreign[0]} is no option of a network; weights are chosen by model.name, model.pretrained "
+            "and model.weights=PATH, and classes by the data; drop it"
+        )
     named = {
-        "drop_rate": config.dropout,
-        "drop_path_rate": config.stochastic_depth,
-        "global_pool": None if config.pool == "gem" else config.pool,
+        "drop_rate": ("dropout", config.dropout),
+        "drop_path_rate": ("stochastic_depth", config.stochastic_depth),
+        "global_pool": ("pool", config.pool),
     }
-    return {**{name: value for name, value in named.items() if value}, **config.options}
+    for option, (key, value) in named.items():
+        if value and config.options.get(option, value) != value:
+            raise ConfigError(
+                f"model.options: {option}={config.options[option]} contradicts model.{key}={value}; drop one of the two"
+            )
+    given = {option: value for option, (_, value) in named.items() if value and value != "gem"}
+    return {**given, **config.options}
 
 
 def _hub_name(pretrained_cfg: Mapping[str, Any]) -> str:

@@ -231,6 +231,55 @@ def test_options_reach_the_model_and_unknown_ones_are_named() -> None:
         random_model(options={"dorp_rate": 0.25})
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        *(
+            "checkpoint_path",
+            "pretrained_cfg",
+            "pretrained_cfg_overlay",
+            "pretrained",
+            "cache_dir",
+            "features_only",
+        ),
+        *("num_classes", "pretrained_strict", "pretrained_filter_fn", "model_cfg", "out_indices", "dtype"),
+    ],
+)
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_an_option_that_names_a_file_or_reaches_the_network_is_refused(
+    tmp_path: Path, option: str, pretrained: bool
+) -> None:
+    target = tmp_path / "exploded"
+    torch.save({"conv1.weight": Bomb(target)}, tmp_path / "evil.pth")
+    with pytest.raises(ConfigError, match=f"model\\.options: {option} is no option of a network"):
+        build_model(
+            ModelConfig(name=TINY, pretrained=pretrained, options={option: str(tmp_path / "evil.pth")}), 3
+        )
+    assert not target.exists()
+
+
+def test_a_folder_as_a_models_name_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.name: local-dir:.* names a folder; give timm's name"):
+        random_model(name=f"local-dir:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "option", "other"),
+    [
+        ("dropout", 0.5, "drop_rate", 0.25),
+        ("pool", "max", "global_pool", "avg"),
+        ("pool", "gem", "global_pool", "avg"),
+    ],
+)
+def test_an_option_that_contradicts_a_key_of_model_is_refused(
+    key: str, value: Any, option: str, other: Any
+) -> None:
+    with pytest.raises(ConfigError, match=f"{option}={other} contradicts model.{key}={value}"):
+        random_model(**{key: value, "options": {option: other}})
+    if value != "gem":
+        random_model(**{key: value, "options": {option: value}})
+
+
 def test_uint8_is_normalised_inside(images: Tensor) -> None:
     model = random_model(name="resnet10t").eval()
     floats = normalize(to_dtype(images, scale=True), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
