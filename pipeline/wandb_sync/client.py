@@ -29,7 +29,9 @@ class Unreachable(UserError):
 def folders(root: Path) -> Iterator[None]:
     """Make the client keep its files in one folder, and nothing in the home directory, while the block runs."""
     root.mkdir(parents=True, exist_ok=True)
-    names = ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR")
+    names = ["WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR"]
+    if os.path.expanduser("~") == "~":  # noqa: PTH111  # a user id without a name, without HOME: the client gives up
+        names.append("HOME")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(dict.fromkeys(names, str(root.resolve())))
     try:
@@ -58,9 +60,9 @@ def begin(
     with errors_as_sentences(tracked):
         run = wandb.init(
             mode="offline" if offline else "online",
-            project=identity["project"],
-            entity=identity["entity"],
-            id=identity["id"],
+            project=identity.project,
+            entity=identity.entity,
+            id=identity.id,
             resume="allow",
             name=tracking.name or tracked.run_dir.name,
             group=tracking.group,

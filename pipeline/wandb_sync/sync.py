@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common import console
-from pipeline.common.errors import UserError
+from pipeline.common.errors import UserError, refusals_as_sentences
 from pipeline.wandb_sync import client
 from pipeline.wandb_sync.artifacts import Artifacts
 from pipeline.wandb_sync.client import Refused, Unreachable, WandbRun
@@ -31,10 +31,34 @@ def sync_runs(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) -> dict[s
     Raises:
         UserError: some runs could not be sent; a warning gives the reason for each. The others were sent.
     """
-    sent, failed = [], []
+    return {"runs": _each(run_dirs, overrides, _complete, "sent to W&B")}
+
+
+def write_offline_runs(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Write each run as a W&B offline folder, which `wandb sync` sends; it replaces an earlier folder of the run.
+
+    Raises:
+        UserError: some runs could not be written; a warning gives the reason for each. The others were written.
+    """
+    return {"runs": _each(run_dirs, overrides, _write_offline, "written for W&B")}
+
+
+def _each(
+    run_dirs: Sequence[Path],
+    overrides: Sequence[str],
+    do: Callable[[TrackedRun], dict[str, Any]],
+    done: str,
+) -> list[dict[str, Any]]:
+    """Do something with each run; one that is damaged does not keep the others from it.
+
+    Args:
+        done: what is then said of a run, such as "sent to W&B".
+    """
+    results, failed = [], []
     for run_dir in run_dirs:
         try:
-            sent.append(_complete(TrackedRun.open(run_dir, overrides)))
+            with refusals_as_sentences():
+                results.append(do(TrackedRun.open(run_dir, overrides)))
         except (Refused, Unreachable):
             raise
         except UserError as error:
@@ -43,17 +67,8 @@ def sync_runs(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) -> dict[s
             console.warn(str(error))
             failed.append(str(run_dir))
     if failed:
-        raise UserError(f"not sent to W&B: {', '.join(failed)}; of the others {len(sent)} were")
-    return {"runs": sent}
-
-
-def write_offline_runs(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Write each run as a W&B offline folder, which `wandb sync` sends; it replaces an earlier folder of the run.
-
-    Raises:
-        UserError: there is no such run, or its log is damaged.
-    """
-    return {"runs": [_write_offline(TrackedRun.open(run_dir, overrides)) for run_dir in run_dirs]}
+        raise UserError(f"not {done}: {', '.join(failed)}; of the others {len(results)} were")
+    return results
 
 
 def follow(run_dir: Path, trainer: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -143,7 +158,7 @@ def _finish(
                 left_out = _publish(tracked, run, artifacts)
     finally:
         client.end(run, tracked, standing.state)
-    alerts = [*tracked.identity()["alerts"], *([alert] if alert else [])]
+    alerts = [*tracked.identity().alerts, *([alert] if alert else [])]
     tracked.note(alerts=alerts, sent=max(before, _last_step(rows)))
     for folder in tracked.offline_folders():
         client.mark_synced(folder)
@@ -166,7 +181,7 @@ def _write_offline(tracked: TrackedRun) -> dict[str, Any]:
     """
     with tracked.locked():
         identity, folders = tracked.identity(), tracked.offline_folders()
-        sent = max(identity["sent"], identity["offline"] if any(map(client.is_synced, folders)) else 0)
+        sent = max(identity.sent, identity.offline if any(map(client.is_synced, folders)) else 0)
         outdated = [*folders, *tracked.directory.wandb.glob("files-*")]
         # pictures of tables stay in this folder until they are sent
         with client.folders(tracked.directory.wandb / f"files-{time.time_ns()}"):
@@ -225,7 +240,7 @@ def _send_alert(tracked: TrackedRun, run: WandbRun, standing: Standing) -> str |
     if status is None or state not in ("failed", "killed"):
         return None
     name = f"{state} in attempt {status.attempts}"
-    if name in tracked.identity()["alerts"]:
+    if name in tracked.identity().alerts:
         return None
     failure = "its loss diverged" if standing.diverged else "it failed"
     ending = failure if state == "failed" else "its process died"

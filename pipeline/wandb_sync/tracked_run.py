@@ -4,7 +4,7 @@ import os
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,11 @@ from pipeline.runs import predictions
 from pipeline.runs.directory import EvaluationDirectory, RunDirectory
 from pipeline.runs.log import Log
 from pipeline.runs.status import Status
+
+MEND_IDENTITY = (
+    "restore it from a copy, or mend it in an editor: its `id` is the last part of the run's address at W&B, and with "
+    "another id the run would be sent once more, as a new one"
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,31 @@ class Standing:
     def is_over(self) -> bool:
         """Whether no record of the last step is still to come: the run finished, or its loss diverged."""
         return self.state == "finished" or self.diverged
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The content of wandb.json."""
+
+    id: str
+    """of the W&B run"""
+    project: str | None
+    entity: str | None
+    sweep: str | None = None
+    """of a trial of W&B's agent"""
+    alerts: list[str] = field(default_factory=list)
+    """names of those that were sent"""
+    sent: int = 0
+    """last step that W&B is known to have"""
+    offline: int = 0
+    """last step of the offline folder"""
+
+
+@dataclass(frozen=True)
+class DivergedStep:
+    """What is read of diverged.json."""
+
+    step: int
 
 
 @dataclass(frozen=True)
@@ -114,32 +144,36 @@ class TrackedRun:
         status, path = self.directory.read_status(), self.directory.diverged_file
         diverged = False
         if status is not None and status.state == "failed" and path.is_file():
-            diverged = status.why.startswith(f"step {files.read_json(path, dict[str, Any])['step']}: ")
+            diverged = status.why.startswith(f"step {files.read_json(path, DivergedStep).step}: ")
         return Standing(status, diverged)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Identity:
         """The content of wandb.json, which is written with a new id at the first call.
 
-        id, project, entity: of the W&B run; sweep: of a trial of W&B's agent. alerts: names of those that were
-        sent. sent: last step that W&B is known to have. offline: last step of the offline folder.
+        Raises:
+            DataError: wandb.json is damaged.
         """
-        path = self.directory.wandb_file
-        if not path.is_file():
-            files.write_json(path, {**self._new_identity(), "alerts": [], "sent": 0, "offline": 0})
-        return files.read_json(path, dict[str, Any])
+        if not self.directory.wandb_file.is_file():
+            new = asdict(self._new_identity()).items()
+            without_sweep = {key: value for key, value in new if key != "sweep" or value}
+            files.write_json(self.directory.wandb_file, without_sweep)
+        return files.read_json(self.directory.wandb_file, Identity, MEND_IDENTITY)
 
-    def _new_identity(self) -> dict[str, str | None]:
+    def _new_identity(self) -> Identity:
         """A new id; in a trial of W&B's agent, the id that the agent has chosen."""
-        if os.environ.get("WANDB_SWEEP_ID") and os.environ.get("WANDB_RUN_ID"):
-            names = ("RUN_ID", "PROJECT", "ENTITY", "SWEEP_ID")
-            run_id, project, entity, sweep = (os.environ.get(f"WANDB_{name}") for name in names)
-            return {"id": run_id, "project": project, "entity": entity, "sweep": sweep}
+        given = {
+            name: os.environ.get(f"WANDB_{name}") for name in ("RUN_ID", "PROJECT", "ENTITY", "SWEEP_ID")
+        }
+        if given["SWEEP_ID"] and given["RUN_ID"]:
+            return Identity(given["RUN_ID"], given["PROJECT"], given["ENTITY"], given["SWEEP_ID"])
         tracking = self.config.tracking
-        return {"id": secrets.token_hex(4), "project": tracking.project, "entity": tracking.entity}
+        return Identity(secrets.token_hex(4), tracking.project, tracking.entity)
 
     def note(self, **changed: Any) -> None:
         """Change values of wandb.json."""
-        files.write_json(self.directory.wandb_file, {**self.identity(), **changed})
+        self.identity()  # checks it; what a later version has written stays in the file
+        stored = files.read_json(self.directory.wandb_file, dict[str, Any])
+        files.write_json(self.directory.wandb_file, {**stored, **changed})
 
     def offline_folders(self) -> list[Path]:
         """The W&B offline folders of the run: one, or more when a process was killed while it wrote another."""

@@ -1,6 +1,8 @@
 """Without a server, a key or the client training goes on; failures, sweeps and other machines are told to W&B."""
 
+import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.log import read_log
+from pipeline.wandb_sync.tracked_run import TrackedRun
 from tests.helpers import processes, tiny
 from tests.helpers.wandb_server import ENTITY
 from tests.helpers.wandb_world import (
@@ -112,6 +115,70 @@ def test_sync_says_in_one_sentence_why_it_cannot(world: World) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"error: W&B: {world.server.url} does not answer")
     assert len(done.stderr.splitlines()) == 1
+
+
+NOBODY = """
+import pwd, sys
+
+def unknown(uid):
+    raise KeyError(uid)
+
+pwd.getpwuid = unknown  # a user id without a name, as in a container
+from pipeline.cli.main import run
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+def test_a_user_id_without_a_name_and_home_writes_an_offline_run(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    words = [sys.executable, "-c", NOBODY, "sync", "--offline", str(tmp_path / "runs/tiny")]
+    environment = {name: value for name, value in os.environ.items() if name != "HOME"}
+    done = tiny.launch(words, env={**environment, "PYTHONPATH": str(Path.cwd())})
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads(done.stdout)["runs"]
+    assert result["rows"] == 3
+    assert list((tmp_path / "runs/tiny/wandb").glob("offline-run-*/*.wandb"))
+    assert not (Path.cwd() / "~").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"id": 7}', b"\xff", b'{"id": "a", "sent": "x"}'])
+def test_a_damaged_identity_is_named_and_never_to_be_deleted(
+    trained: Path, tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    path = tmp_path / "runs/tiny/wandb.json"
+    path.write_bytes(content)
+    assert tiny.run(["sync", "--offline", str(tmp_path / "runs/tiny")]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"error: {path}: damaged")
+    assert "the last part of the run's address at W&B" in said
+    assert "delete" not in said
+    assert path.read_bytes() == content
+
+
+def test_what_a_later_version_has_written_into_the_identity_stays(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    path = tmp_path / "runs/tiny/wandb.json"
+    path.write_text(
+        '{"id": "a1", "project": "p", "entity": null, "alerts": [], "sent": 3, "offline": 0, "new": [1]}'
+    )
+    tracked = TrackedRun.open(tmp_path / "runs/tiny")
+    tracked.note(sent=5)
+    assert (tracked.identity().id, tracked.identity().sent) == ("a1", 5)
+    assert json.loads(path.read_text())["new"] == [1]
+
+
+def test_a_damaged_run_does_not_keep_the_others_from_being_written(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(trained / "runs/tiny", tmp_path / name)
+    (tmp_path / "a/log.jsonl").write_text("no log\n")
+    assert tiny.run(["sync", "--offline", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+    said = capsys.readouterr().err
+    assert f"warning: {tmp_path / 'a/log.jsonl'}, line 1" in said
+    assert f"error: not written for W&B: {tmp_path / 'a'}; of the others 1 were" in said
+    assert list((tmp_path / "b/wandb").glob("offline-run-*"))
 
 
 def test_the_client_is_imported_neither_for_help_nor_for_training(world: World) -> None:
