@@ -11,7 +11,13 @@ import time
 from pathlib import Path
 from typing import TextIO
 
-POLL_S = 0.2
+from pipeline.common import console
+from pipeline.common.errors import UserError
+
+FIRST_POLL_S, POLL_S = 0.01, 0.2  # between two attempts: doubled up to the second
+QUIET_S = 5.0  # a longer wait is said
+PATIENCE_S = 7200.0
+TRIES = 20  # for a file whose folder is moved in between
 
 
 class Lock:
@@ -23,32 +29,43 @@ class Lock:
     @classmethod
     def free(cls, path: Path) -> "Lock | None":
         """Hold a file, which is made if it is missing, or None while another process holds it."""
-        while True:
+        for left in reversed(range(TRIES)):
             stream = _open(path)
             if not _taken(stream, fcntl.LOCK_EX):
                 stream.close()
                 return None
-            if _is_at(stream, path):
-                return cls(stream)
-            stream.close()
+            if left and not _is_at(stream, path):
+                stream.close()
+                continue
+            break
+        return cls(stream)
 
     @classmethod
     def hold(cls, path: Path) -> "Lock":
-        """Hold a file once no other process does, however long that takes."""
-        while True:
-            stream = _open(path)
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(stream, fcntl.LOCK_EX)
-            if _is_at(stream, path):
-                return cls(stream)
-            stream.close()
+        """Hold a file once no other process does; a wait is said, and ends.
+
+        Raises:
+            UserError: another process held it for `PATIENCE_S`.
+        """
+        if (lock := cls.wait(path, QUIET_S)) is None:
+            console.say(
+                f"waiting for another process, which holds {path}; at most {PATIENCE_S / 3600:g} hours"
+            )
+            lock = cls.wait(path, PATIENCE_S)
+        if lock is None:
+            raise UserError(
+                f"{path}: another process has held it for {PATIENCE_S / 3600:g} hours; look at what it does (it may "
+                "be suspended), and run again"
+            )
+        return lock
 
     @classmethod
     def wait(cls, path: Path, at_most_s: float) -> "Lock | None":
         """Hold a file as soon as no other process does; None when that takes too long."""
-        deadline = time.monotonic() + at_most_s
+        deadline, pause_s = time.monotonic() + at_most_s, FIRST_POLL_S
         while (lock := cls.free(path)) is None and time.monotonic() < deadline:
-            time.sleep(POLL_S)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, POLL_S)
         return lock
 
     def close(self) -> None:
@@ -67,10 +84,11 @@ def held(path: Path) -> bool:
 
 
 def _open(path: Path) -> TextIO:
-    while True:
+    for _ in range(TRIES):
         path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # the folder has been moved in between
             return path.open("a", encoding="utf-8")
+    return path.open("a", encoding="utf-8")
 
 
 def _is_at(stream: TextIO, path: Path) -> bool:
