@@ -1,5 +1,6 @@
 """Sweeps that train: in this process, and in processes that are killed."""
 
+import errno
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ import torch
 from pipeline.cli import main
 from pipeline.common.errors import ConfigError, DataError
 from pipeline.config.load import load_config
+from pipeline.config.schema import Config
 from pipeline.evaluation.statistics import wilson
 from pipeline.experiments import worker_pool
 from pipeline.experiments.sweeps import results, sweep
@@ -115,6 +117,64 @@ def test_values_that_do_not_fit_together_are_a_failed_trial(birds: Path, tmp_pat
 
 
 @pytest.mark.usefixtures("_one_process")
+def test_a_model_that_cannot_be_trained_is_a_failed_trial_and_the_sweep_goes_on(
+    birds: Path, tmp_path: Path
+) -> None:
+    models = {"model.name": {"values": ["vit_tiny_patch16_224", "test_resnet"]}}
+    summary = sweep.sweep(write_sweep(tmp_path, method="grid", parameters=models), None, 1, None, [])
+    assert summary["states"] == {"failed": 1, "complete": 1}
+    rows = pd.read_csv(tmp_path / "runs/sweeps/search/trials.csv")
+    assert "Input height (32) doesn't match model (224)" in rows["why"][0]
+
+
+@pytest.mark.usefixtures("_one_process")
+@pytest.mark.parametrize("error", [KeyError("a bug at 0x7f12"), DataError("no picture of class 3; mend it")])
+def test_a_trial_that_fails_twice_alike_has_failed_and_the_sweep_goes_on(
+    birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    path = write_sweep(tmp_path, **GRID)
+
+    def train_but_the_first(config: Config, watch: Any) -> dict[str, Any]:
+        if config.run.name == "trial-000":
+            raise error
+        return train(config, watch)
+
+    monkeypatch.setattr("pipeline.training.trainer.train", train_but_the_first)
+    with pytest.raises(type(error)):
+        sweep.sweep(path, None, 1, None, ["train.epochs=1"])
+    assert [trial.user_attrs["taken"] for trial in Trials(SweepPlan(path), None).all()] == [[]]
+    summary = sweep.sweep(path, None, 1, None, ["train.epochs=1"])
+    assert summary["states"] == {"failed": 1, "diverged": 1, "complete": 1}
+    rows = pd.read_csv(tmp_path / "runs/sweeps/search/trials.csv")
+    assert rows["why"][0].startswith("twice: ")
+    assert rows["why"].notna().tolist() == [True, True, False]
+
+
+def test_only_what_ends_a_trial_alike_under_another_command_counts(tmp_path: Path) -> None:
+    shared = Trials(SweepPlan(write_sweep(tmp_path)), None)
+    claim = shared.claim(1)
+    assert claim is not None
+    claim.lock.close()
+    assert not shared.fails_again(0, "KeyError: 'x' at 0x7f", "first command")
+    assert not shared.fails_again(0, "KeyError: 'x' at 0x80", "first command")
+    assert not shared.fails_again(0, "no picture of class 3", "second command")
+    assert shared.fails_again(0, "no picture of class 17", "third command")
+
+
+@pytest.mark.usefixtures("_one_process")
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.ENOENT])
+def test_what_the_system_refuses_is_no_failure_of_the_trial(
+    birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    path = write_sweep(tmp_path, **GRID)
+    monkeypatch.setattr("pipeline.training.trainer.train", _raises(OSError(number, "no", "/full")))
+    for _ in range(3):
+        with pytest.raises(OSError, match="no"):
+            sweep.sweep(path, None, 1, None, [])
+    assert Trials(SweepPlan(path), None).finished() == []
+
+
+@pytest.mark.usefixtures("_one_process")
 def test_a_sweep_without_a_complete_trial_says_so(birds: Path, tmp_path: Path) -> None:
     path = write_sweep(tmp_path, **GRID | {"parameters": {"optim.lr": {"values": [1e29, 1e30]}}})
     with pytest.raises(DataError, match=r"none of its trials was completed \(2 diverged\)"):
@@ -130,8 +190,11 @@ def test_a_command_without_work_takes_over_what_another_ones_process_leaves(
     sweep.fix_definition(SweepPlan(path), None)
     holder = claiming_process(path)
     waited: list[float] = []
+    real_sleep = time.sleep
 
     def sleep(seconds: float) -> None:
+        if seconds != sweep.POLL_S:  # of another module, which waits for a process of its own
+            return real_sleep(seconds)
         waited.append(seconds)
         holder.kill()
         holder.wait()

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 
+from pipeline.common.errors import DataError
 from pipeline.experiments.sweeps import trials
 from pipeline.experiments.sweeps.plan import SweepPlan
 from pipeline.experiments.sweeps.trials import JOURNAL, Trials
@@ -97,6 +99,54 @@ def test_half_a_line_at_the_journals_end_is_taken_off(tmp_path: Path) -> None:
         stream.write(b'{"op_code": 4, "worker')
     assert len(untrained_trials(path, 4).finished()) == 4
     assert all(json.loads(line) for line in journal.read_text().splitlines())
+
+
+def test_the_last_line_of_the_journal_may_have_lost_its_end_alone(tmp_path: Path) -> None:
+    path = write_sweep(tmp_path)
+    before = drawn(untrained_trials(path, 2))
+    journal = SweepPlan(path).folder / JOURNAL
+    whole = journal.read_bytes()
+    journal.write_bytes(whole.rstrip(b"\n"))
+    assert drawn(Trials(SweepPlan(path), None)) == before
+    assert journal.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"notes of years without an end of line", 1),
+        (b"notes\nof years\n", 1),
+        (b'{"op_code":0,"worker_id":"a","study_name":"search","directions":[2]}\nnotes\n', 2),
+        (b'{"op_code":0,"worker_id":"a","study_name":"search","directions":[2]}\nno end', 2),
+        (b'["a list"]\n', 1),
+    ],
+)
+def test_what_is_no_journal_is_named_and_stays_as_it_is(tmp_path: Path, content: bytes, line: int) -> None:
+    plan = SweepPlan(write_sweep(tmp_path))
+    plan.folder.mkdir(parents=True)
+    (plan.folder / JOURNAL).write_bytes(content)
+    for _ in range(2):  # no lock is left behind
+        with pytest.raises(
+            DataError, match=rf"study.journal: no journal of a sweep, or damaged in line {line};"
+        ):
+            Trials(plan, None)
+    assert (plan.folder / JOURNAL).read_bytes() == content
+
+
+def test_a_journal_whose_lines_lack_fields_is_named(tmp_path: Path) -> None:
+    plan = SweepPlan(write_sweep(tmp_path))
+    plan.folder.mkdir(parents=True)
+    (plan.folder / JOURNAL).write_bytes(b'{"op_code":0}\n')
+    with pytest.raises(DataError, match=r"damaged \(KeyError\)"):
+        Trials(plan, None)
+
+
+def test_a_sweep_in_a_folder_that_was_renamed_goes_on(tmp_path: Path) -> None:
+    path = write_sweep(tmp_path)
+    before = drawn(untrained_trials(path, 2))
+    plan = SweepPlan(path)
+    plan.folder.rename(plan.folder.with_name("renamed"))
+    assert drawn(untrained_trials(path, 3, name="renamed"))[:2] == before
 
 
 def test_pruning_ends_what_is_below_the_median_or_out_of_the_best_share(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """The next trial of a sweep as a task of a worker process."""
 
 import math
+import secrets
+import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.common import console, signals
-from pipeline.common.errors import ConfigError, Diverged, Stopped
+from pipeline.common.errors import ConfigError, Diverged, FileRefused, Stopped, UserError
 from pipeline.common.locks import Lock
 from pipeline.config.schema import Config
 from pipeline.experiments import worker_pool
@@ -14,8 +16,10 @@ from pipeline.experiments.sweeps import results
 from pipeline.experiments.sweeps.plan import SweepPlan
 from pipeline.experiments.sweeps.trials import Claim, Trials
 from pipeline.experiments.worker_pool import Outcome
+from pipeline.models.option_errors import quoted
 
 PREPARING = "data.lock"
+Ended = tuple[str, float | None, str | None]  # outcome, value, reason
 
 
 class Pruned(Stopped):
@@ -30,6 +34,8 @@ class TrialTask:
     pruner: str | None
     limit: int
     """trials of the sweep, whoever runs them"""
+    command: str = field(default_factory=lambda: secrets.token_hex(8))
+    """name of the command that runs the task"""
 
     def run(self) -> Outcome:
         """Claim a trial and train it, with standard error in its `output.log`."""
@@ -40,7 +46,7 @@ class TrialTask:
                 return Outcome("done")
             try:
                 worker_pool.redirect_output(self.plan.run_dir(claim.number) / "output.log")
-                outcome, value, why = self._train(trials, claim, stop)
+                outcome, value, why = self._train_or_give_up(trials, claim, stop)
                 trials.finish(claim.number, outcome, value, why)
             except BaseException:  # but not a kill: it leaves the claim
                 trials.release(claim.number)
@@ -50,12 +56,22 @@ class TrialTask:
         about = {"number": claim.number, "outcome": outcome, "value": value, "why": why}
         return Outcome("done", result=about)
 
-    def _train(
-        self, trials: Trials, claim: Claim, stop: signals.StopRequest
-    ) -> tuple[str, float | None, str | None]:
-        """The outcome of the trial, its value, and the reason when it has none."""
-        import torch
+    def _train_or_give_up(self, trials: Trials, claim: Claim, stop: signals.StopRequest) -> Ended:
+        """As `_train`; what ends a trial twice in the same way has failed, so that the sweep goes on."""
+        try:
+            return self._train(trials, claim, stop)
+        except (Stopped, FileRefused, OSError):  # of no combination of values
+            raise
+        except Exception as error:
+            said = str(error) if isinstance(error, UserError) else quoted(error)
+            if not trials.fails_again(claim.number, said, self.command):
+                raise
+            if not isinstance(error, UserError):
+                traceback.print_exc()
+            return "failed", None, f"twice: {said}"
 
+    def _train(self, trials: Trials, claim: Claim, stop: signals.StopRequest) -> Ended:
+        """The outcome of the trial, its value, and the reason when it has none."""
         from pipeline.training.trainer import train
 
         number, why = claim.number, None
@@ -68,10 +84,8 @@ class TrialTask:
         except Pruned as pruned:
             console.say(str(pruned))
             return "pruned", results.value(self.plan, number), None
-        except ConfigError as error:
+        except ConfigError as error:  # also where memory does not suffice
             return "failed", None, str(error)
-        except torch.OutOfMemoryError as error:
-            return "failed", None, " ".join(str(error).split())
         except Diverged as error:
             why = str(error)
         value = None if why else results.value(self.plan, number)

@@ -6,9 +6,12 @@ the mount option nolock, run it on one machine only). Every lock is `flock`'s: t
 dies, however it dies. So a trial of a live process is never taken over, and one of a dead process always is.
 """
 
+import json
 import math
 import os
 import platform
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +24,13 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from pipeline.common import locks, seeding
+from pipeline.common.errors import DataError
 from pipeline.common.locks import Lock
 from pipeline.experiments.sweeps.parameter import Value
 from pipeline.experiments.sweeps.plan import SweepPlan
 from pipeline.runs.directory import RunDirectory
 
+ENTRY = b'{"op_code":'  # with which each line of the journal begins
 JOURNAL, LOCKED, TAKING = "study.journal", "study.journal.lock", "take.lock"
 MOST_KILLS = 3  # processes in a row that a trial may lose without a new checkpoint
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -40,13 +45,61 @@ class _JournalLock:
     def acquire(self) -> bool:
         """Lock the journal, and cut off the half line that a machine may have left as it died."""
         self._held = Lock.hold(self._journal.with_name(LOCKED))
-        with self._journal.open("rb+") as stream:
-            stream.truncate(stream.read().rfind(b"\n") + 1)
+        try:
+            _cut_half_line(self._journal)
+        except BaseException:
+            self.release()
+            raise
         return True
 
     def release(self) -> None:
         """Unlock the journal."""
         self._held.close()
+
+
+def _cut_half_line(journal: Path) -> None:
+    """Cut off what is behind the last end of a line, where it is the beginning of a line of Optuna's.
+
+    Raises:
+        DataError: a whole line is none of Optuna's, or what is behind the last one; nothing is cut then.
+    """
+    with journal.open("rb+") as stream:
+        if not stream.seek(0, os.SEEK_END):
+            return
+        stream.seek(-1, os.SEEK_END)
+        if stream.read() == b"\n":
+            return
+        stream.seek(0)
+        *lines, half = stream.read().split(b"\n")
+        check_lines(journal, lines)
+        if _is_entry(half):
+            stream.write(b"\n")  # only its end was lost
+            return
+        if not (half.startswith(ENTRY) or ENTRY.startswith(half)):
+            raise _damaged(journal, f"in line {len(lines) + 1}")
+        stream.truncate(sum(len(line) + 1 for line in lines))
+
+
+def check_lines(journal: Path, lines: Sequence[bytes]) -> None:
+    """Raise a `DataError` unless each line is an entry of an Optuna journal."""
+    for number, line in enumerate(lines, start=1):
+        if not _is_entry(line):
+            raise _damaged(journal, f"in line {number}")
+
+
+def _is_entry(line: bytes) -> bool:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(entry, dict) and isinstance(entry.get("op_code"), int)
+
+
+def _damaged(journal: Path, where: str) -> DataError:
+    return DataError(
+        f"{journal}: no journal of a sweep, or damaged {where}; restore the file from a copy, or begin another sweep "
+        "with run.name=NAME"
+    )
 
 
 @dataclass(frozen=True)
@@ -62,13 +115,29 @@ class Trials:
     """The Optuna study of a sweep; all its state is in the journal."""
 
     def __init__(self, plan: SweepPlan, pruner: str | None) -> None:
-        """pruner: median, hyperband or none; None: as the sweep's early_terminate says."""
+        """Open the study, or begin it.
+
+        Args:
+            pruner: median, hyperband or none; None: as the sweep's early_terminate says.
+
+        Raises:
+            DataError: the journal is damaged.
+        """
         self.plan, self._pruner = plan, _pruner(plan, pruner)
         journal = plan.folder / JOURNAL
         journal.parent.mkdir(parents=True, exist_ok=True)
         journal.touch()
-        backend = JournalFileBackend(str(journal), _JournalLock(journal))  # type: ignore[arg-type]
-        self._storage = JournalStorage(backend)
+        lock = _JournalLock(journal)
+        lock.acquire()
+        try:
+            check_lines(journal, journal.read_bytes().splitlines())
+        finally:
+            lock.release()
+        backend = JournalFileBackend(str(journal), lock)  # type: ignore[arg-type]
+        try:
+            self._storage = JournalStorage(backend)
+        except (LookupError, TypeError, ValueError, AssertionError) as error:
+            raise _damaged(journal, f"({type(error).__name__})") from error
         if not self._storage.get_all_studies():
             optuna.create_study(
                 storage=self._storage,
@@ -76,8 +145,9 @@ class Trials:
                 direction="maximize" if plan.maximised else "minimize",
                 load_if_exists=True,
             )
-        self.study = optuna.load_study(study_name=plan.name, storage=self._storage, pruner=self._pruner)
-        self._study_id = self._storage.get_study_id_from_name(plan.name)
+        name = self._storage.get_all_studies()[0].study_name  # also where the folder was renamed
+        self.study = optuna.load_study(study_name=name, storage=self._storage, pruner=self._pruner)
+        self._study_id = self._storage.get_study_id_from_name(name)
         self.space = {key: parameter.optuna_distribution() for key, parameter in plan.searched.items()}
 
     def all(self) -> list[FrozenTrial]:
@@ -147,6 +217,18 @@ class Trials:
     def release(self, number: int) -> None:
         """Give a trial up to another process; it does not count as a kill."""
         self._note(number, taken=self._trial(number).user_attrs["taken"][:-1])
+
+    def fails_again(self, number: int, why: str, command: str) -> bool:
+        """Note why a trial fails; whether it has failed in the same way under an earlier command.
+
+        Args:
+            why: in words, in which numbers do not count.
+            command: the name of the command that runs the trial.
+        """
+        kind = re.sub(r"0x[0-9a-f]+|\d+", "N", why)
+        before = self._trial(number).user_attrs.get("failure", {})
+        self._note(number, failure={"kind": kind, "command": command})
+        return bool(before.get("kind") == kind and before["command"] != command)
 
     def _claim_abandoned(self, number: int) -> Claim | None:
         """Claim a trial whose process died; it has failed when too many died without a new checkpoint."""
