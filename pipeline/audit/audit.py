@@ -5,6 +5,8 @@ nothing is chosen by it, so an audit does not count as a reading of the test spl
 has another test set, and must say so.
 """
 
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from pipeline.common import console, files, tables
 from pipeline.config.schema import Config
 from pipeline.data import prepare, sample_table
 from pipeline.distributed import consistency, process_group
-from pipeline.evaluation import training_state
+from pipeline.evaluation import evaluation_lock, training_state
 from pipeline.inference import features, load_model
 from pipeline.report import page
 from pipeline.runs.directory import AuditDirectory, RunDirectory
@@ -37,31 +39,41 @@ def audit_data(config: Config) -> dict[str, Any]:
         data = prepare.load(config)
         consistency.check_ranks_agree(config, sample_table.digest(data.samples), ranks)
         model = load_model.load_model(config, data.samples, load_model.checkpoint_path(config), ranks)
-        features_of_all = _features(config, data, model, ranks)
-        if not ranks.is_main:
-            return {}
-        errors = label_errors.likely_errors(data.samples, features_of_all)
-        doubles = duplicates.pairs(data.samples, duplicates.hashes(data.store), features_of_all)
-        result = {
-            "images": len(data.samples),
-            "checkpoint": str(model.path),
-            "checkpoint_sha256": model.sha256,
-            **summary(errors, doubles),
-        }
         evaluation = RunDirectory(config.run_dir).evaluation(config.eval.split)
-        with files.replacing_folder(evaluation.audit.path) as part:
-            folder = AuditDirectory(part)
-            tables.write_csv(errors, folder.label_errors_file)
-            tables.write_csv(doubles, folder.duplicates_file)
-            duplicates.write_pictures(
-                doubles.head(PICTURES), data.samples["id"].tolist(), data.store, folder.pairs
-            )
-            files.write_json(folder.summary_file, result)
+        with evaluation_lock.held(evaluation) if ranks.is_main else nullcontext():
+            features_of_all = _features(config, data, model, ranks)
+            if not ranks.is_main:
+                return {}
+            errors = label_errors.likely_errors(data.samples, features_of_all)
+            doubles = duplicates.pairs(data.samples, duplicates.hashes(data.store), features_of_all)
+            result = {
+                "images": len(data.samples),
+                "checkpoint": str(model.path),
+                "checkpoint_sha256": model.sha256,
+                **summary(errors, doubles),
+            }
+            _write(evaluation.audit, errors, doubles, result, data)
         if config.report.write and evaluation.metrics_file.is_file():
             page.build(config, evaluation)
         _show(errors, doubles, result)
         console.say(f"audit  {evaluation.audit.path}")
         return result
+
+
+def _write(
+    audit: AuditDirectory,
+    errors: pd.DataFrame,
+    doubles: pd.DataFrame,
+    result: Mapping[str, Any],
+    data: prepare.Prepared,
+) -> None:
+    with files.replacing_folder(audit.path) as part:
+        folder = AuditDirectory(part)
+        tables.write_csv(errors, folder.label_errors_file)
+        tables.write_csv(doubles, folder.duplicates_file)
+        shown = doubles.head(PICTURES)
+        duplicates.write_pictures(shown, data.samples["id"].tolist(), data.store, folder.pairs)
+        files.write_json(folder.summary_file, result)
 
 
 def _features(

@@ -15,7 +15,7 @@ from pipeline.data.tta import tta_crops
 from pipeline.distributed import consistency, process_group
 from pipeline.distributed.process_group import Ranks
 from pipeline.evaluation import evaluation_lock, metrics, readings, training_state
-from pipeline.evaluation.results import compute_metrics
+from pipeline.evaluation.results import compute_metrics, learned_rows
 from pipeline.inference import load_model, predict
 from pipeline.inference.load_model import LoadedModel
 from pipeline.runs import predictions
@@ -72,7 +72,7 @@ def _evaluate(
         **gap,
     }
     _store(data, outputs, validation, folder)
-    metrics_json, _ = compute_metrics(folder, data.samples, data.training_rows(config), origin)
+    metrics_json, _ = compute_metrics(folder, data.samples, learned_rows(config, data), origin)
     return metrics_json
 
 

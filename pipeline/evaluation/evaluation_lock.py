@@ -1,5 +1,6 @@
 """One process at a time writes the evaluation of a split: its files belong to each other."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,6 +24,8 @@ def held(folder: EvaluationDirectory) -> Iterator[None]:
     try:
         lock = Lock.wait(path, WAIT_S)
     except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
         raise DataError(
             f"{error.filename}: cannot be written ({error.strerror}), and the results of an evaluation go there, as "
             "the list of readings of test goes into the run's folder; copy the run to a folder of your own, and name "

@@ -9,10 +9,13 @@ import pandas as pd
 
 from pipeline.common import files
 from pipeline.common.tables import write_csv
+from pipeline.config.load import completed, flatten, read_tree, validate_tree
+from pipeline.config.schema import Config
 from pipeline.data import sample_table
+from pipeline.data.prepare import Prepared
 from pipeline.evaluation import calibration, confusion, metrics, statistics
 from pipeline.runs import predictions
-from pipeline.runs.directory import EvaluationDirectory, Table
+from pipeline.runs.directory import EvaluationDirectory, RunDirectory, Table
 
 # The keys of metrics.json that are not computed from the predictions: where these come from.
 ORIGIN = (
@@ -74,6 +77,21 @@ def compute_metrics(
         write_csv(table, folder.table(name))
     files.write_json(folder.metrics_file, metrics_json)
     return metrics_json, tables
+
+
+def learned_rows(config: Config, data: Prepared) -> npt.NDArray[np.int64]:
+    """The rows of the sample table that a run learned from: `train.subset` and `seed` are those of its own config.yaml.
+
+    An evaluation need not repeat them; without a config.yaml they are those of `config`.
+    """
+    path = RunDirectory(config.run_dir).config_file
+    if path.is_file():
+        settings = dict(flatten(completed(read_tree(path))))
+        drawn_by = {"seed": settings["seed"], "train": {"subset": settings.get("train.subset", 1)}}
+        own = validate_tree(drawn_by, str(path), Config)
+        train = config.train.model_copy(update={"subset": own.train.subset})
+        config = config.model_copy(update={"seed": own.seed, "train": train})
+    return data.training_rows(config)
 
 
 def _confidence(

@@ -18,7 +18,8 @@ from pipeline.config.schema import Config
 from pipeline.data import prepare
 from pipeline.distributed import process_group
 from pipeline.distributed.process_group import Ranks
-from pipeline.explain import annotations, grad_cam, neighbours, pointing_game, selection
+from pipeline.evaluation.results import learned_rows
+from pipeline.explain import annotations, grad_cam, neighbours, pointing_game, selection, stored
 from pipeline.inference import features, load_model
 from pipeline.inference.load_model import LoadedModel
 from pipeline.runs.directory import EvaluationDirectory, RunDirectory
@@ -67,6 +68,11 @@ class StoredEvaluation:
     def digest(self) -> str:
         """Digest of the predictions: explanations of other predictions are computed anew."""
         return files.digest_of_file(self.folder.predictions_file)
+
+    @cached_property
+    def crops(self) -> str:
+        """Digest of what the images' crops depend on: explanations of other crops are computed anew."""
+        return features.digest_of_crops(self.config, self.data)
 
 
 def explain_evaluation(evaluation: StoredEvaluation) -> Explained:
@@ -118,8 +124,8 @@ def _add_heat_maps(evaluation: StoredEvaluation, source: _ModelSource, explained
     shown += selection.mistaken_of_pairs(evaluation.predicted, evaluation.pairs, report.pairs)
     ids = sorted({*drawn, *shown})
     path = evaluation.folder.heat_maps_file
-    inputs = {"predictions": evaluation.digest, "ids": ids}
-    if not _is_done(path, inputs):
+    inputs = {"predictions": evaluation.digest, "ids": ids, "crops": evaluation.crops}
+    if not stored.is_kept([path], inputs):
         if source.model is None:
             explained.left_out["heat maps"] = f"There are no heat maps: {source.reason}."
             return
@@ -134,10 +140,10 @@ def _add_heat_maps(evaluation: StoredEvaluation, source: _ModelSource, explained
         maps = grad_cam.class_maps(
             config, evaluation.data, source.model.model, layer, rows, classes, source.ranks
         )
-        arrays.write_npz(path, {"id": np.array(ids), "maps": maps}, compress=True)
-        files.stamp(_stamp_of(path), inputs)
-    with np.load(path, allow_pickle=False) as content:
-        explained.maps = dict(zip(content["id"].tolist(), content["maps"], strict=True))
+        with stored.making([path], inputs):
+            arrays.write_npz(path, {"id": np.array(ids), "maps": maps}, compress=True)
+    kept_ids, kept_maps = arrays.read_npz(path, ["id", "maps"])
+    explained.maps = dict(zip(kept_ids.tolist(), kept_maps, strict=True))
     _add_pointing_game(evaluation, drawn, explained)
 
 
@@ -169,20 +175,21 @@ def _add_embedding(evaluation: StoredEvaluation, explained: Explained) -> None:
     inputs = {
         "predictions": evaluation.digest,
         "features": files.digest_of_file(folder.outputs_file),
+        "seed": evaluation.config.seed,
     }
-    if not _is_done(folder.embedding_file, inputs):
+    kept = [folder.embedding_file, folder.retrieval_file]
+    if not stored.is_kept(kept, inputs):
         xy = neighbours.embedding(features, evaluation.config.seed)
         places = np.empty((0, 2), np.float32) if xy is None else xy
         ids = evaluation.predicted["id"].to_numpy()[: len(places)]
         table = pd.DataFrame({"id": ids, "x": places[:, 0], "y": places[:, 1]})
-        tables.write_csv(table, folder.embedding_file)
         labels = evaluation.predicted["label"].to_numpy("int64")
         recalls = neighbours.recall(features, labels, RECALL_AT) if len(labels) > 1 else {}
-        files.write_json(folder.retrieval_file, recalls)
-        files.stamp(_stamp_of(folder.embedding_file), inputs)
-    explained.embedding = pd.read_csv(folder.embedding_file)
-    recalls = files.read_json(folder.retrieval_file, dict[int, float])
-    explained.recall = {int(k): float(value) for k, value in recalls.items()}
+        with stored.making(kept, inputs):
+            tables.write_csv(table, folder.embedding_file)
+            files.write_json(folder.retrieval_file, recalls)
+    explained.embedding = tables.read_csv(folder.embedding_file)
+    explained.recall = files.read_json(folder.retrieval_file, dict[int, float])
 
 
 def _add_nearest(evaluation: StoredEvaluation, source: _ModelSource, explained: Explained) -> None:
@@ -192,21 +199,32 @@ def _add_nearest(evaluation: StoredEvaluation, source: _ModelSource, explained: 
     if k == 0 or not ids:
         return
     path = evaluation.folder.nearest_file
-    subset = {} if config.train.subset == 1 else {"subset": config.train.subset}
-    inputs = {"predictions": evaluation.digest, "ids": ids, "k": k, "split": "train", **subset}
-    if not _is_done(path, inputs):
+    learned = learned_rows(config, evaluation.data)
+    made_from = {"predictions": evaluation.digest, "crops": evaluation.crops, "learned": learned.tolist()}
+    inputs = {**made_from, "ids": ids, "k": k}
+    if not stored.is_kept([path], inputs):
         if source.model is None:
             explained.left_out["nearest"] = f"There are no nearest training images: {source.reason}."
             return
-        tables.write_csv(_nearest(evaluation, source.model, source.ranks, ids), path)
-        files.stamp(_stamp_of(path), inputs)
+        nearest = _nearest(evaluation, source.model, source.ranks, ids, learned)
+        with stored.making([path], inputs):
+            tables.write_csv(nearest, path)
     explained.nearest = tables.read_csv(path)
 
 
-def _nearest(evaluation: StoredEvaluation, model: LoadedModel, ranks: Ranks, ids: list[int]) -> pd.DataFrame:
-    """A row a neighbour: id, rank, train_id, train_path, train_class_name, similarity."""
+def _nearest(
+    evaluation: StoredEvaluation,
+    model: LoadedModel,
+    ranks: Ranks,
+    ids: list[int],
+    rows: npt.NDArray[np.int64],
+) -> pd.DataFrame:
+    """A row a neighbour: id, rank, train_id, train_path, train_class_name, similarity.
+
+    Args:
+        rows: int64 [m], of the sample table: the images that the run learned from.
+    """
     config, data = evaluation.config, evaluation.data
-    rows = data.training_rows(config)
     of_split = features.cached(config, data, model.model, "train", model.precision, ranks, model.sha256)
     learned = of_split[np.isin(data.rows("train"), rows)]
     position = pd.Series(np.arange(len(evaluation.predicted)), index=evaluation.predicted["id"])
@@ -217,12 +235,3 @@ def _nearest(evaluation: StoredEvaluation, model: LoadedModel, ranks: Ranks, ids
     columns = {f"train_{name}": train[name].to_numpy() for name in ("id", "path", "class_name")}
     rank = np.tile(np.arange(1, k + 1), len(ids))
     return pd.DataFrame({"id": np.repeat(ids, k), "rank": rank, **columns, "similarity": similarity.ravel()})
-
-
-def _stamp_of(path: Path) -> Path:
-    return path.with_name(path.name + ".stamp.json")
-
-
-def _is_done(path: Path, inputs: Mapping[str, Any]) -> bool:
-    """Whether a file is there and was made from the same inputs."""
-    return path.is_file() and files.stamped(_stamp_of(path), inputs)

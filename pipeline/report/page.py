@@ -9,7 +9,7 @@ import jinja2
 from pipeline.common import console, files, tables
 from pipeline.config.schema import Config
 from pipeline.data import prepare
-from pipeline.evaluation import results, training_state
+from pipeline.evaluation import evaluation_lock, results, training_state
 from pipeline.explain import explain
 from pipeline.report import content
 from pipeline.report.pictures import Pictures
@@ -23,38 +23,44 @@ def rebuild(config: Config) -> dict[str, Any]:
     Returns the page's path and size.
 
     Raises:
-        UserError: predictions or data are missing, damaged, or do not belong together.
+        UserError: predictions or data are missing, damaged, or do not belong together; or another process evaluates.
     """
-    run, data = RunDirectory(config.run_dir), prepare.load(config)
-    folder = run.evaluation(config.eval.split)
+    run = RunDirectory(config.run_dir)
     training_state.warn_of_unfinished(run)
-    results.compute_metrics(folder, data.samples, data.training_rows(config))
-    path = build(config, folder)
+    path = build(config, run.evaluation(config.eval.split))
     return {"report": str(path), "size_bytes": path.stat().st_size}
 
 
-def build(config: Config, folder: EvaluationDirectory) -> Path:
+def build(config: Config, folder: EvaluationDirectory, *, recompute: bool = True) -> Path:
     """Write report.html into the folder of an evaluation; return its path.
 
     Heat maps, features of training images and the t-SNE map are computed unless they are stored already.
     Without the checkpoint that made the predictions, the sections that need it say so.
 
+    Args:
+        recompute: compute the metrics and tables anew from the stored predictions.
+
     Raises:
-        UserError: predictions or data are missing, damaged, or do not belong together.
+        UserError: predictions or data are missing, damaged, or do not belong together; or another process evaluates.
     """
     data = prepare.load(config)
-    evaluation = explain.StoredEvaluation(
-        config=config,
-        data=data,
-        folder=folder,
-        metrics=predictions.read_metrics(folder),
-        stored=predictions.StoredPredictions.read(folder, data.samples),
-        pairs=tables.read_csv(folder.table("confused_pairs")),
-    )
-    path = folder.report_file
-    files.write_text(path, render(evaluation, explain.explain_evaluation(evaluation)))
-    console.say(f"report  {path}  {files.size_in_words(path.stat().st_size)}")
-    return path
+    predictions.read_metrics(
+        folder
+    )  # before the lock, which is a file: a run without an evaluation stays as it is
+    with evaluation_lock.held(folder):
+        if recompute:
+            results.compute_metrics(folder, data.samples, results.learned_rows(config, data))
+        evaluation = explain.StoredEvaluation(
+            config=config,
+            data=data,
+            folder=folder,
+            metrics=predictions.read_metrics(folder),
+            stored=predictions.StoredPredictions.read(folder, data.samples),
+            pairs=tables.read_csv(folder.table("confused_pairs")),
+        )
+        files.write_text(folder.report_file, render(evaluation, explain.explain_evaluation(evaluation)))
+    console.say(f"report  {folder.report_file}  {files.size_in_words(folder.report_file.stat().st_size)}")
+    return folder.report_file
 
 
 def render(evaluation: explain.StoredEvaluation, explained: explain.Explained) -> str:

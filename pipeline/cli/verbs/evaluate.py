@@ -34,7 +34,7 @@ def evaluate(arguments: Namespace) -> Result:
     if metrics:
         folder = RunDirectory(config.run_dir).evaluation(config.eval.split)
         if config.report.write:
-            page.build(config, folder)
+            page.build(config, folder, recompute=False)
         screen.show(folder)
     return _published(config, metrics)
 
