@@ -463,3 +463,26 @@ def test_a_configuration_of_an_earlier_version_has_the_defaults_of_newer_keys() 
     assert [*differences(completed(earlier), now)] == []
     earlier["data"]["flip"] = False
     assert [*differences(completed(earlier), now)] == [("data.flip", False, True)]
+
+
+@each_file
+def test_a_published_accuracy_stands_beside_what_is_needed_to_compare_with_it(path: Path) -> None:
+    header = " ".join(line.strip("# ") for line in path.read_text().splitlines() if line.startswith("#"))
+    if "Expected" in header and path.stem != "smoke":
+        assert re.search(r"Expected: with data\.val_fraction=0\b.* \d\d\.\d+ % test top-1", header)
+        assert "less where a tenth" in header
+        assert load_config(path).data.val_fraction == 0.1
+
+
+def test_strong_has_the_settings_of_its_authors_code() -> None:
+    """Shaoli-Huang/SnapMix: utils/conf.py, utils/trainutil.py, datasets/tfs.py and config/comm.yml, with --midlevel."""
+    config = load_config(CONFIGS[0].parent / "strong.yaml")
+    data, optim, train = config.data, config.optim, config.train
+    assert (data.resize, data.resize_px, data.image_px, data.crop) == ("short_side", 512, 448, "random")
+    assert (data.flip, data.pad_px, data.color_jitter, config.eval.tta) == (True, 0, 0, "none")
+    assert (optim.name, optim.lr, optim.head_lr_multiplier, optim.momentum) == ("sgd", 0.001, 10, 0.9)
+    assert (optim.nesterov, optim.weight_decay, optim.batch_size) == (True, 1e-4, 16)
+    assert config.schedule == MultiStep(milestones=(80, 150, 180), gamma=0.1)
+    assert (train.epochs, train.label_smoothing, train.ema_decay) == (200, 0, 0)
+    assert [(mix.name, mix.alpha, mix.probability) for mix in train.mix] == [("snapmix", 5, 1)]
+    assert config.model.mid_level_head
