@@ -48,8 +48,9 @@ DAMAGE = (  # what Pillow raises for bad pictures
 
 cv2.setNumThreads(0)  # one picture is one thread's work, here and in loader processes
 warnings.filterwarnings("ignore", module="PIL")  # of metadata; what concerns the pixels is an error
-# Pillow before 11.3 has no AVIF, and no other build has to have it
-FORMATS = ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", *(["AVIF"] if features.check("avif") else [])]
+FORMATS = ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM"]
+if "avif" in features.modules and features.check("avif"):  # Pillow 11.3, and not every build of it
+    FORMATS.append("AVIF")
 WHAT_TO_GIVE = f"the formats are {', '.join(FORMATS)}"
 
 

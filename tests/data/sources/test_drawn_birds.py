@@ -1,6 +1,11 @@
 """Drawn birds: CUB's layout, the same bytes for the same seed, neighbours that differ in one trait."""
 
 import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -46,6 +51,59 @@ def root(folder: Path) -> Path:
 
 def test_the_number_of_workers_changes_no_byte(folder: Path, tmp_path: Path) -> None:
     assert digests(written(tmp_path / "again", workers=2)) == digests(folder)
+
+
+def drawing(tmp_path: Path) -> tuple[subprocess.Popen[str], list[int]]:
+    """A process that draws many birds with two others, and the ids of these two."""
+    code = (
+        "from pathlib import Path; from pipeline.data.sources.drawn_birds import dataset\n"
+        "if __name__ == '__main__':\n"
+        f"    dataset.write(Path({str(tmp_path)!r}), species=100, images_per_species=20, train_per_species=10,\n"
+        "        long_side_px=96, seed=0, workers=2)\n"
+    )
+    (tmp_path / "draw.py").write_text(code)
+    command = [sys.executable, str(tmp_path / "draw.py")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "CUB_200_2011").glob("images/*/*.jpg")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ids = [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    assert len(ids) == 2
+    return process, ids
+
+
+def has_ended(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+@pytest.mark.slow
+def test_processes_that_draw_end_with_the_one_that_is_killed(tmp_path: Path) -> None:
+    process, children = drawing(tmp_path)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while not all(map(has_ended, children)):
+        assert time.monotonic() < deadline, "the processes that draw are still there"
+        time.sleep(0.05)
+    assert process.stderr is not None
+    process.stderr.close()
+
+
+@pytest.mark.slow
+def test_a_killed_process_that_draws_is_one_sentence(tmp_path: Path) -> None:
+    process, children = drawing(tmp_path)
+    os.kill(children[0], signal.SIGKILL)
+    said = process.communicate(timeout=60)[1]
+    assert (
+        "DataError: drawn birds: a process that draws was killed, most often because the memory is full"
+        in said
+    )
 
 
 def test_another_seed_draws_other_pictures_of_other_species(folder: Path, tmp_path: Path) -> None:

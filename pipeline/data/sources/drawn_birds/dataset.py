@@ -4,17 +4,21 @@ Each picture is a function of (seed, class, image) alone, so the files have the 
 whatever the number of processes that write them.
 """
 
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 import cv2
 
-from pipeline.common import console, hardware, seeding
+from pipeline.common import console, hardware, seeding, signals
 from pipeline.common.errors import DataError
 from pipeline.data.sources.cub200 import CubLayout
 from pipeline.data.sources.drawn_birds import bird, faults
@@ -96,8 +100,29 @@ def _draw_classes(
     if workers == 1:
         yield from map(draw, kinds, numbers)
     else:
-        with ProcessPoolExecutor(workers, get_context("spawn"), cv2.setNumThreads, (0,)) as pool:
-            yield from pool.map(draw, kinds, numbers)
+        try:
+            with ProcessPoolExecutor(workers, get_context("spawn"), _init_worker) as pool:
+                yield from pool.map(draw, kinds, numbers)
+        except BrokenProcessPool as error:
+            raise DataError(
+                "drawn birds: a process that draws was killed, most often because the memory is full; free some and "
+                "run again"
+            ) from error
+
+
+def _init_worker() -> None:
+    """Leave signals to the process that wants the birds, and end with it: an executor's processes would stay."""
+    cv2.setNumThreads(0)
+    for number in signals.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None, "a process that draws has a parent"
+    parent.join()
+    os._exit(0)
 
 
 def _draw_class(
