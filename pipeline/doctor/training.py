@@ -65,13 +65,10 @@ def memory(
 
 def _largest_that_fits(context: CheckContext, model: BuiltModel, most: int) -> int:
     """Images that this rank computes at once, at most `most`; 0: not even the smallest trial batch fits."""
-    single_model, image_px = model.single_rank_state.model, context.config.data.image_px
-    try:
-        return auto_batch_size.largest_that_fits(
-            most, single_model, image_px, context.precision, context.ranks
-        )
-    except torch.OutOfMemoryError:
-        return 0
+    single_model = model.single_rank_state.model
+    return auto_batch_size.largest_that_fits(
+        most, context.config, single_model, context.precision, context.ranks
+    )
 
 
 def first_step(
