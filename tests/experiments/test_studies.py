@@ -3,6 +3,7 @@
 import json
 import signal
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -225,16 +226,20 @@ def test_a_broken_arm_is_one_sentence_with_its_log_and_the_others_are_done(
     assert (study_of(tmp_path) / "good-seed0/eval/test/metrics.json").is_file()
 
 
-def test_a_bug_in_a_run_is_a_bug_of_the_study(
+def test_a_bug_in_a_run_is_a_bug_of_the_study_and_the_others_are_done(
     birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_pool, "run_tasks", _with_a_bug)
     with pytest.raises(RuntimeError, match="(?s)slow-seed0, in another process.*KeyError"):
         study_module.study(str(write(tmp_path, tune_lr={})), 1, [])
+    stamps = [path.parent.name for path in study_of(tmp_path).glob("*/study.json")]
+    assert sorted(stamps) == ["slow-seed1", "tuned-seed0", "tuned-seed1"]
 
 
 def _with_a_bug(next_task: Any, _jobs: int) -> Any:
     yield next_task(), worker_pool.Outcome("bug", "Traceback ...\nKeyError: 'a bug'")
+    while task := next_task():
+        yield task, worker_pool.Outcome("done")
 
 
 # What is made of them
@@ -300,18 +305,21 @@ def test_the_lines_of_the_figures_are_means_over_the_seeds(done: Path) -> None:
     assert seconds.is_monotonic_increasing
 
 
-@pytest.mark.parametrize("show", ["depth", "optimizers"])
-def test_the_other_figures_are_drawn_from_the_same_runs(done: Path, tmp_path: Path, show: str) -> None:
-    given = StudyPlan(done / "which.yaml")
-    members, runs = (
-        given.members({"tuned": 0.02}),
-        pd.read_csv(study_of(done) / "runs.csv", keep_default_na=False),
-    )
+@pytest.mark.parametrize("show", ["depth", "optimizers", "curves"])
+@pytest.mark.parametrize("steps", ["some", "none"])
+def test_figures_are_drawn_without_a_warning_also_of_runs_that_log_no_step(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, show: str, steps: str
+) -> None:
+    members = StudyPlan(done / "which.yaml").members({"tuned": 0.02})
+    runs = pd.read_csv(study_of(done) / "runs.csv", keep_default_na=False)
+    if steps == "none":
+        logs = {m.name: [r for r in results.read_log(m) if r["kind"] != "step"] for m in members}
+        monkeypatch.setattr(results, "read_log", lambda member: logs[member.name])
     path = tmp_path / "figure.png"
-    if show == "depth":
-        figures.depth(path, "a title", members, runs)
-    else:
-        figures.optimizers(path, "a title", members)
+    draw: Any = getattr(figures, show)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw(path, "a title", members, *([runs] if show == "depth" else []))
     assert path.read_bytes().startswith(b"\x89PNG")
 
 

@@ -19,7 +19,11 @@ def test_a_trials_value_is_its_best_over_the_epochs(
     plan = SweepPlan(write_sweep(tmp_path, metric={"name": f"epoch/{name}", "goal": goal}))
     assert results.value(plan, 0) is None
     values = [(0.2, 1.5), (0.9, 0.6), (0.7, 0.5), (0.8, None)]
-    lines = [{"kind": "epoch", "step": 1, "val_top1": top1, "val_loss": loss} for top1, loss in values]
+    whole = {"kind": "epoch", "phase": "sgd", "lr": 0.1, "train_loss": 1.0, "train_top1": 0.5}
+    lines = [
+        {**whole, "step": epoch, "epoch": epoch, "val_top1": top1, "val_loss": loss}
+        for epoch, (top1, loss) in enumerate(values, start=1)
+    ]
     plan.run_dir(0).mkdir(parents=True)
     (plan.run_dir(0) / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert results.value(plan, 0) == best

@@ -194,7 +194,8 @@ def test_a_command_without_work_takes_over_what_another_ones_process_leaves(
 
     def sleep(seconds: float) -> None:
         if seconds != sweep.POLL_S:  # of another module, which waits for a process of its own
-            return real_sleep(seconds)
+            real_sleep(seconds)
+            return
         waited.append(seconds)
         holder.kill()
         holder.wait()

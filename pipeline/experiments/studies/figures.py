@@ -39,7 +39,7 @@ def curves(path: Path, title: str, members: Sequence[Member]) -> None:
             accuracies.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         panels[0, 0].set_ylabel("loss (nats)\ntraining dashed, validation solid")
         panels[1, 0].set_ylabel("validation top-1")
-        panels[1, -1].legend(loc="lower right")
+        _legend(panels[1, -1], loc="lower right")
         figure.suptitle(title)
         save(figure, path)
 
@@ -58,7 +58,7 @@ def depth(path: Path, title: str, members: Sequence[Member], runs: pd.DataFrame)
                 chosen = [member for member in of_arm if member.condition == condition]
                 _line(axes, _spread(_epochs(member) for member in chosen), colour, condition)
             axes.set(title=arm, xlabel="epoch")
-            axes.legend(loc="upper right")
+            _legend(axes, loc="upper right")
         _against_depth(last, runs)
         panels[0].set_ylabel("training error")
         panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -77,9 +77,11 @@ def optimizers(path: Path, title: str, members: Sequence[Member]) -> None:
             losses = smoothed_training(runs, "loss")
             _line(by_step, losses, colour, arm)
             _line(by_second, losses.set_axis(core_seconds(runs)), colour, arm)
-        by_step.set(xlabel="step", xscale="log", yscale="log", ylabel="training loss (nats), smoothed")
+        if by_step.lines:
+            by_step.set(xscale="log", yscale="log")
+        by_step.set(xlabel="step", ylabel="training loss (nats), smoothed")
         by_second.set(xlabel="seconds of one core, validation included")
-        by_second.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        _legend(by_second, loc="center left", bbox_to_anchor=(1.01, 0.5))
         figure.suptitle(title)
         save(figure, path)
 
@@ -96,15 +98,26 @@ def _colours(members: Sequence[Member]) -> list[str]:
 
 
 def _line(axes: Axes, spread: pd.DataFrame, colour: Any, label: str | None, style: str = "-") -> None:
+    """A line with its band; nothing where there is no value, as of steps where a run logs none."""
+    if spread.empty:
+        return
     axes.plot(spread.index, spread["mean"], style, color=colour, label=label, linewidth=1.4)
     axes.fill_between(
         spread.index, spread["min"], spread["max"], color=colour, alpha=FEW_SEEDS_ALPHA, linewidth=0
     )
 
 
+def _legend(axes: Axes, **where: Any) -> None:
+    """The legend of the lines that are there."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(**where)
+
+
 def _spread(runs: Any) -> pd.DataFrame:
     """Mean, min and max over the seeds, where all of them have a value."""
     seeds = pd.concat(list(runs), axis=1).dropna()
+    if seeds.empty:
+        return pd.DataFrame(columns=["mean", "min", "max"], dtype=float)
     spread: pd.DataFrame = seeds.agg(["mean", "min", "max"], axis=1)
     return spread
 
@@ -150,4 +163,4 @@ def _against_depth(axes: Axes, runs: pd.DataFrame) -> None:
         means = group.groupby("condition", sort=False)["train_error"].mean()
         axes.plot([conditions.index(str(c)) for c in means.index], means, color=f"C{number}", label=str(arm))
     axes.set(title="last epoch", xticks=range(len(conditions)), xticklabels=conditions)
-    axes.legend(loc="best")
+    _legend(axes, loc="best")

@@ -92,7 +92,7 @@ def _run_missing(label: str, members: Sequence[Member], jobs: int, *, test: bool
 
     Raises:
         DataError: some failed; the message names the first one and its log.
-        RuntimeError: a bug ended a run; the message holds the traceback.
+        RuntimeError: a bug ended a run, and the others went on; the message holds the traceback.
     """
     missing = {member.config.run_dir: member for member in members if not _is_done(member)}
     if not missing:
@@ -107,14 +107,15 @@ def _run_missing(label: str, members: Sequence[Member], jobs: int, *, test: bool
     ):
         for task, outcome in ended:
             member = missing[task.config.run_dir]
-            if outcome.status == "bug":
-                raise RuntimeError(f"{member.name}, in another process:\n{outcome.message}")
-            if outcome.status in ("failed", "lost") or (outcome.status == "diverged" and test):
+            if outcome.status in ("failed", "lost", "bug") or (outcome.status == "diverged" and test):
                 failed.append((task, outcome))
             else:
                 stamp = {"settings": member.digest, "status": outcome.status}
                 files.write_json(_stamp(member), stamp)
             bar.advance(1, last=member.name)
+    for task, outcome in failed:
+        if outcome.status == "bug":
+            raise RuntimeError(f"{task.config.run.name}, in another process:\n{outcome.message}")
     if failed:
         task, outcome = failed[0]
         raise DataError(
