@@ -14,9 +14,11 @@ from pipeline.config.schema import Config
 from pipeline.data import pictures
 from pipeline.data.tta import tta_crops
 from pipeline.distributed import process_group
+from pipeline.evaluation import training_state
 from pipeline.inference import load_model
 from pipeline.inference.load_model import LoadedModel
 from pipeline.models.precision import autocast
+from pipeline.runs.directory import RunDirectory
 
 TOP = 5
 
@@ -33,6 +35,7 @@ def classify(config: Config, images: Sequence[Path]) -> dict[str, Any]:
     """
     if not images:
         raise DataError("predict: no picture is given; name one or more files behind the configuration")
+    training_state.warn_of_unfinished(RunDirectory(config.run_dir))
     predictions: list[dict[str, Any]] = []
     refused: list[str] = []
     with process_group.join(config.train.device, config.distributed.timeout_s) as ranks:

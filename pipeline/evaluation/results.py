@@ -62,6 +62,7 @@ def compute_metrics(
     metrics_json = {
         **origin,
         **metrics.summary(stored.table),
+        **_ties(stored.logits),
         **confidence_metrics,
         **metrics.accuracy_by_training_count(per_class),
     }
@@ -77,6 +78,13 @@ def compute_metrics(
         write_csv(table, folder.table(name))
     files.write_json(folder.metrics_file, metrics_json)
     return metrics_json, tables
+
+
+def _ties(logits: npt.NDArray[np.float32]) -> dict[str, int]:
+    """`ties`: images with more than one class in first place, where there are any; the lowest label counts."""
+    in_first_place = (logits == logits.max(axis=1, keepdims=True)).sum(axis=1)
+    ties = int((in_first_place > 1).sum())
+    return {"ties": ties} if ties else {}
 
 
 def learned_rows(config: Config, data: Prepared) -> npt.NDArray[np.int64]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.common import console
+from pipeline.common.errors import name_some
 from pipeline.common.tables import read_csv
 from pipeline.runs import predictions
 from pipeline.runs.directory import EvaluationDirectory
@@ -36,6 +37,11 @@ def show(folder: EvaluationDirectory) -> None:
             ["class a", "class b", "images", "a as b", "b as a"],
             [list(row[1:]) for row in pairs.head(WORST).itertuples()],
         )
+    if len(untaught := per_class.loc[per_class["train_images"] == 0, "class_name"]):
+        console.warn(
+            f"no training image of {name_some(untaught)}: these classes were never taught, and what is said of them "
+            "means nothing"
+        )
     for line in headline(predictions.read_metrics(folder)):
         console.say(line)
     report = folder.report_file
@@ -46,6 +52,10 @@ def headline(metrics: Mapping[str, Any]) -> Iterator[str]:
     """The metrics in a few lines, accuracy and its interval first; a peek gap with its warning."""
     views = "" if metrics["tta"] == "none" else f", views: {metrics['tta']}"
     yield f"{metrics['split']}  {metrics['n']:,} images, {metrics['classes']} classes{views}"
+    if "training" in metrics:
+        yield f"  of a training that had not finished ({metrics['training']}): epoch {metrics['epoch']}"
+    if "ties" in metrics:
+        yield f"  {metrics['ties']:,} images have several classes in first place; the lowest label counts"
     yield f"  top-1 {metrics['top1']:.4f}  (95 % interval {metrics['top1_low']:.4f} .. {metrics['top1_high']:.4f})"
     yield (
         f"  top-3 {metrics['top3']:.4f}  top-5 {metrics['top5']:.4f}  "

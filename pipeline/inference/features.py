@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.common import arrays, files
-from pipeline.common.errors import DataError
+from pipeline.common.errors import CheckpointError, DataError, name_some
 from pipeline.config.schema import Config
 from pipeline.data import stages
 from pipeline.data.loader import build_loader
@@ -55,6 +55,9 @@ def cached(
     Args:
         split: train, val or test; the rows are `data.rows(split)`.
         checkpoint: digest of the file that the model's weights are from; another one computes anew.
+
+    Raises:
+        CheckpointError: a feature is not finite.
     """
     path = RunDirectory(config.run_dir).feature_cache(split)
     ids = data.samples["id"].to_numpy()[data.rows(split)]
@@ -63,6 +66,11 @@ def cached(
     if all(ranks.all_gather(stored is not None)) and stored is not None:
         return stored
     features = extract_features(config, data, model, np.array(data.rows(split), np.int64), precision, ranks)
+    if not (finite := np.isfinite(features).all(axis=1)).all():
+        raise CheckpointError(
+            f"{config.run_dir}: the features of the model are not finite for image ids {name_some(ids[~finite])}; its "
+            "weights have diverged: name another checkpoint with eval.checkpoint"
+        )
     if ranks.is_main:
         source = {"checkpoint": np.array(checkpoint), "crops": np.array(crops)}
         arrays.write_npz(path, {"id": ids, "features": features, **source})

@@ -3,7 +3,7 @@
 import math
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,14 @@ from pipeline.runs.directory import RunDirectory, Table
 CLASS_PX = 72
 ATTRIBUTES_SHOWN = 8
 AUDIT_SHOWN = 24
+Types = dict[Hashable, Any]
+AUDIT_AGAIN = "run `audit` again"
+LABEL_ERRORS: Types = {"id": "int64", "path": str, "split": str, "class_name": str, "suggested_name": str}
+DUPLICATES: Types = {
+    **{f"id_{side}": "int64" for side in "ab"},
+    **{f"{name}_{side}": str for name in ("path", "split", "class") for side in "ab"},
+    "feature_similarity": "float64",
+}
 Values = dict[str, Any]
 
 
@@ -64,6 +72,12 @@ def classes(evaluation: StoredEvaluation, pictures: Pictures) -> list[Values]:
             }
         )
     return rows
+
+
+def untaught(evaluation: StoredEvaluation) -> list[str]:
+    """The classes without a training image: what the network says of them means nothing."""
+    per_class = _table(evaluation, "per_class")
+    return [readable(str(name)) for name in per_class.loc[per_class["train_images"] == 0, "class_name"]]
 
 
 def confusion(evaluation: StoredEvaluation) -> Values:
@@ -207,7 +221,7 @@ def audit(evaluation: StoredEvaluation, pictures: Pictures) -> Values:
     values: Values = {}
     folder, ids = evaluation.folder.audit, set(evaluation.data.samples["id"])
     if folder.label_errors_file.is_file():
-        table = tables.read_csv(folder.label_errors_file)
+        table = tables.read_csv(folder.label_errors_file, LABEL_ERRORS, AUDIT_AGAIN)
         values["label_errors_n"] = len(table)
         values["label_errors"] = [
             {
@@ -220,7 +234,7 @@ def audit(evaluation: StoredEvaluation, pictures: Pictures) -> Values:
             for row in _records(table[table["id"].isin(ids)].head(AUDIT_SHOWN))
         ]
     if folder.duplicates_file.is_file():
-        table = tables.read_csv(folder.duplicates_file)
+        table = tables.read_csv(folder.duplicates_file, DUPLICATES, AUDIT_AGAIN)
         values["duplicates_n"] = len(table)
         values["across_n"] = int((table["split_a"] != table["split_b"]).sum())
         table = table[table["id_a"].isin(ids) & table["id_b"].isin(ids)]

@@ -60,7 +60,8 @@ def curves(log: Log, chosen: int) -> str:
                 name, records = f"{part}_{value}", epochs if part == "train" else validations
                 if name in records and records[name].notna().any():
                     label = "training" if part == "train" else "validation"
-                    axes.plot(records["epoch"], records[name], style, color=colour, label=label)
+                    dot = "o" if len(records) == 1 else None  # a line has two points
+                    axes.plot(records["epoch"], records[name], style, marker=dot, color=colour, label=label)
             axes.axvline(chosen, color=ACCENT, linewidth=1, linestyle=":")
             training_curves.mark_phases(axes, log, SOFT)
             axes.set(xlabel="epoch", title=title)

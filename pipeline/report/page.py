@@ -87,6 +87,7 @@ def render(evaluation: explain.StoredEvaluation, explained: explain.Explained) -
         explained=explained,
         plots=content.plots(evaluation),
         classes=content.classes(evaluation, pictures),
+        untaught=content.untaught(evaluation),
         pairs=pairs,
         gallery=content.gallery(evaluation, explained, pictures),
         audit=content.audit(evaluation, pictures),

@@ -26,7 +26,8 @@ def evaluation_tables(tracked: TrackedRun, evaluation: EvaluationFiles) -> dict[
     Without the prepared data they have no pictures, and a warning says so.
     """
     folder, wandb = evaluation.directory, import_wandb(tracked)
-    classes = read_csv(folder.table("per_class"))
+    classes = read_csv(folder.table("per_class"), {"class_name": str}, predictions.AGAIN)
+    pairs = read_csv(folder.table("confused_pairs"), {"class_a": str, "class_b": str}, predictions.AGAIN)
     predicted = predictions.read_table(folder, predictions.read_class_names(folder))
     typical = [selection.typical(predicted, str(name), 1)["id"].tolist() for name in classes["class_name"]]
     worst = selection.worst(predicted, tracked.config.report.gallery)
@@ -34,7 +35,7 @@ def evaluation_tables(tracked: TrackedRun, evaluation: EvaluationFiles) -> dict[
     return {
         "class_table": _table(wandb, classes, [ids[0] if ids else None for ids in typical], pictures),
         "confusion_matrix": _table(wandb, confusion_cells(predicted)),
-        "confused_pairs": _table(wandb, read_csv(folder.table("confused_pairs"))),
+        "confused_pairs": _table(wandb, pairs),
         "worst_errors": _table(wandb, worst[list(WORST)], worst["id"].tolist(), pictures),
     }
 

@@ -40,3 +40,10 @@ def test_the_report_is_written_and_its_neighbours_are_images_that_were_learned(
 def test_training_images_of_a_class_are_those_that_were_learned(evaluation: EvaluationDirectory) -> None:
     per_class = pd.read_csv(evaluation.table("per_class"))
     assert per_class["train_images"].tolist() == [LEARNED] * tiny.SPECIES
+
+
+def test_an_evaluation_need_not_repeat_the_subset(evaluation: EvaluationDirectory) -> None:
+    tmp = evaluation.path.parents[3]
+    assert tiny.do("report", tmp, "report.pairs=30") == 0
+    per_class = pd.read_csv(evaluation.table("per_class"))
+    assert per_class["train_images"].tolist() == [LEARNED] * tiny.SPECIES

@@ -10,11 +10,15 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from pipeline.data import prepare, sample_table
+from pipeline.evaluation import results, screen
 from pipeline.explain import grad_cam
 from pipeline.report import content, figures
 from pipeline.report.pictures import data_uri
+from pipeline.runs.directory import RunDirectory
 from pipeline.runs.log import Log
 from tests.helpers import tiny
+from tests.helpers.folders import digests
 
 MORE = ["data.resize_px=96", "data.image_px=96", "report.pairs=3", "report.gallery=4"]
 
@@ -153,6 +157,82 @@ def test_what_depends_on_the_predictions_is_computed_anew_when_they_change(run: 
     assert tiny.do("eval", run, *MORE, "eval.tta=flip", "report.write=true") == 0
     changed = {name for name, time in stamps().items() if time != before[name]}
     assert {"heatmaps.npz.stamp.json", "nearest.csv.stamp.json", "embedding.csv.stamp.json"} <= changed
+
+
+@pytest.mark.parametrize("damage", ["empty", "half", "other"])
+def test_damaged_explanations_and_tables_are_made_anew(reported: Path, run: Path, damage: str) -> None:
+    folder = folder_of(run)
+    before = digests(folder)
+    page = (folder / "report.html").read_text().replace(str(reported), str(run))
+    originals = {"predictions.csv", "outputs.npz", "validation.npz", "metrics.json"}
+    damaged = [path for path in folder.rglob("*") if path.is_file() and path.name not in originals]
+    damaged += list((folder.parent / "features").iterdir())
+    for path in damaged:
+        content = path.read_bytes()
+        halves = {"empty": b"", "half": content[: len(content) // 2], "other": b'{"id": [1]}\n'}
+        path.write_bytes(halves[damage])
+    assert len(damaged) > 12
+    assert tiny.do("report", run, *MORE) == 0
+    assert (folder / "report.html").read_text() == page
+    assert {name for name, digest in digests(folder).items() if digest != before[name]} <= {"report.html"}
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("label_errors.csv", "id,path,split,class_name,suggested_name\nx,a,b,c,d\n"),
+        ("duplicates.csv", "id_a,path_a\n1,x\n"),
+    ],
+)
+def test_a_damaged_audit_is_named(
+    run: Path, name: str, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = folder_of(run) / "audit"
+    folder.mkdir()
+    (folder / name).write_text(damage)
+    assert tiny.do("report", run, *MORE) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"error: {folder / name}: damaged")
+    assert said.endswith("run `audit` again")
+
+
+def test_classes_without_a_training_image_and_ties_and_an_unfinished_training_are_shown(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = folder_of(run)
+    samples = prepare.load(tiny.config(run, *MORE)).samples
+    taught = samples.index[(samples["split"] == "train") & (samples["label"] != 2)].to_numpy()
+    monkeypatch.setattr(results, "learned_rows", lambda *_: taught)
+    with np.load(folder / "outputs.npz") as outputs:
+        stored = dict(outputs)
+    guess = stored["logits"][0].argmax()
+    stored["logits"][0, -1 if guess < 5 else 5] = stored["logits"][0].max()
+    if guess == 5:
+        pytest.fail("the first image is predicted as the last class: tie another one")
+    np.savez(folder / "outputs.npz", **stored)
+    numbers = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps({**numbers, "training": "stopped"}))
+    assert tiny.do("report", run, *MORE) == 0
+    words, name = words_of(run), content.readable(sample_table.class_names(samples)[2])
+    assert (
+        f"Without a training image, and therefore never taught: {name}. What the network says of this class"
+        in words
+    )
+    assert "1 image has several classes in first place; the lowest label counts." in words
+    assert "The training had not finished when this was predicted (stopped)" in words
+    capsys.readouterr()
+    screen.show(RunDirectory(run / "runs/tiny").evaluation("test"))
+    said = capsys.readouterr().err
+    assert f"warning: no training image of {sample_table.class_names(samples)[2]} (1 in all)" in said
+    assert "1 images have several classes in first place" in said
+    assert "of a training that had not finished (stopped)" in said
+
+
+def test_a_training_of_one_epoch_has_curves_that_are_seen() -> None:
+    epoch = {"kind": "epoch", "step": 5, "epoch": 1, "train_loss": 2.0, "train_top1": 0.1}
+    one = figures.curves(Log([{**epoch, "val_loss": 2.0, "val_top1": 0.2}]), 1)
+    two = figures.curves(Log([{**epoch, "epoch": number, "step": 5 * number} for number in (1, 2)]), 1)
+    assert one.count("<use ") > two.count("<use ")  # a dot
 
 
 def test_networks_without_maps_get_a_sentence(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
