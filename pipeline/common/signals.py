@@ -18,6 +18,20 @@ GRACE_S = (
 )
 
 
+class WaitedTooLong(Exception):
+    """The patience with another process is over."""
+
+
+class StoppedWaiting(Stopped):
+    """A signal came while this process waited for another one, in vain; it has saved nothing since."""
+
+    def __init__(self, name: str) -> None:
+        """name: of the signal."""
+        super().__init__(
+            f"stopped by {name}, after a wait in vain; the same command goes on from the last checkpoint"
+        )
+
+
 class StopRequest:
     """Whether a signal has come, and which one."""
 
@@ -60,18 +74,17 @@ def patience(seconds: float) -> Iterator[None]:
     one tick comes.
 
     Raises:
-        TimeoutError: the block takes longer.
-        Stopped: `deferred` was asked to stop `GRACE_S` ago, and the block has waited for as long.
+        WaitedTooLong: the block takes longer.
+        StoppedWaiting: `deferred` was asked to stop `GRACE_S` ago, and the block has waited for as long.
     """
     ticks, asked = itertools.count(1), itertools.count(1)
 
     def look(_number: int, _frame: FrameType | None) -> None:
         if next(ticks) * TICK_S >= seconds:
-            raise TimeoutError
-        if requested() is not None and next(asked) * TICK_S >= GRACE_S:
-            raise Stopped(
-                f"stopped by {requested()}, after a wait in vain; the same command goes on from the last checkpoint"
-            )
+            raise WaitedTooLong
+        name = requested()
+        if name is not None and next(asked) * TICK_S >= GRACE_S:
+            raise StoppedWaiting(name)
 
     before = signal.signal(signal.SIGALRM, look)
     signal.setitimer(signal.ITIMER_REAL, TICK_S, TICK_S)

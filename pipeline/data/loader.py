@@ -13,6 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import forkserver
+from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, TypeVar
@@ -25,7 +26,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pipeline.common import hardware, signals
-from pipeline.common.errors import DataError, Stopped, UserError
+from pipeline.common.errors import DataError, UserError
+from pipeline.common.signals import StoppedWaiting, WaitedTooLong
 from pipeline.data import shared_memory
 from pipeline.data.image_store import Store
 from pipeline.data.prepare import Prepared
@@ -138,7 +140,7 @@ class Loader:
 
         Raises:
             UserError: a batch cannot be made, a loader process was killed, or no batch comes.
-            Stopped: a signal came, and no batch comes.
+            StoppedWaiting: a signal came, and no batch comes.
         """
         self._plan.batches = [[(epoch, int(draw)) for draw in batch] for batch in batches]
         iterator = self._await(self._start)
@@ -167,22 +169,22 @@ class Loader:
         try:
             with signals.patience(BATCH_PATIENCE_S):
                 return ask()
-        except TimeoutError as error:
+        except WaitedTooLong as error:
             self._kill()
             raise DataError(
                 f"no batch came in {BATCH_PATIENCE_S:g} s, and the loader processes live; see whether the disk of "
                 "data.root answers; the same command goes on from the last checkpoint"
             ) from error
-        except Stopped:
+        except StoppedWaiting:
             self._kill()
             raise
         except (RuntimeError, OSError, EOFError) as error:
-            if (name := signals.requested()) is not None and any(not p.is_alive() for p in self._processes):
-                raise Stopped(
-                    f"stopped by {name}; the same command goes on from the last checkpoint"
-                ) from error
+            # The end of a process is seen by its broken connection first.
+            ended = wait([process.sentinel for process in self._processes], LIFE_CHECK_S)
+            if ended and (name := signals.requested()) is not None:
+                raise StoppedWaiting(name) from error
             for process in self._processes:
-                if not process.is_alive() and (process.exitcode or 0) < 0:
+                if process.sentinel in ended and (process.exitcode or 0) < 0:
                     raise _killed(process) from error
             raise
 

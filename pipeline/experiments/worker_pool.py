@@ -21,6 +21,7 @@ from pipeline.common.hardware import DEVICES
 
 SPAWN = multiprocessing.get_context("spawn")  # a fork would inherit PyTorch's threads
 POLL_S = 0.2
+SHUTDOWN_S = 300.0  # for the step in progress and the checkpoint
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -71,7 +72,7 @@ class WorkerProcess(Generic[AnyTask]):
         try:
             return task, self.connection.recv()
         except (EOFError, ConnectionError):
-            self._process.join()
+            self._end()
             return task, Outcome("lost", f"its process has ended with code {self._process.exitcode}")
 
     @property
@@ -90,6 +91,12 @@ class WorkerProcess(Generic[AnyTask]):
         worker would wait for the next task.
         """
         self.connection.close()
+        self._end()
+
+    def _end(self) -> None:
+        """Wait for the end of the process; kill it when that takes longer than any step and checkpoint."""
+        self._process.join(SHUTDOWN_S)
+        self._process.kill()  # does nothing to a process that has ended
         self._process.join()
 
 

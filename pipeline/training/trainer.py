@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from typing import Any
 
@@ -15,6 +15,7 @@ from pipeline.common import console, files, hardware, signals
 from pipeline.common.errors import Diverged, closing
 from pipeline.config.schema import Config
 from pipeline.data import sampling
+from pipeline.data.loader import Batch
 from pipeline.distributed import process_group
 from pipeline.distributed.data_parallel import replicate
 from pipeline.distributed.process_group import Ranks
@@ -148,8 +149,8 @@ class Trainer:
         """Train from wherever the epoch stands to its end, the last step, or a signal to stop."""
         state = self.state
         epoch, batches = self._rest_of_epoch()
-        shards = self.setup.train_loader.batches(epoch, sampling.shard_batches(batches, self.ranks))
         meter = EpochMeter(state.totals, self.ranks)
+        shards = self._serve(epoch, sampling.shard_batches(batches, self.ranks), meter)
         self._set_train_mode(epoch)
         with console.bar(f"epoch {epoch + 1}/{self.config.train.epochs}", sum(map(len, batches))) as bar:
             for draws, batch in zip(batches, meter.timed(shards), strict=True):
@@ -167,6 +168,15 @@ class Trainer:
                 self.checkpointer.save_if_due(meter)  # raises Stopped when any rank was asked to stop
         state.totals = meter.totals()
         self.speed = {**meter.speed()}
+
+    def _serve(self, epoch: int, batches: list[npt.NDArray[np.int64]], meter: EpochMeter) -> Iterator[Batch]:
+        """This rank's batches. When none comes after a signal, a single rank saves; several would have to together."""
+        try:
+            yield from self.setup.train_loader.batches(epoch, batches)
+        except signals.StoppedWaiting:
+            if self.ranks.world_size == 1:
+                self.checkpointer.save_if_due(meter)  # raises Stopped and says where
+            raise
 
     def _rest_of_epoch(self) -> tuple[int, list[npt.NDArray[np.int64]]]:
         """The epoch of the next step (from 0), and its batches that are still to come, over all ranks."""

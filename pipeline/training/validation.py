@@ -1,5 +1,6 @@
 """Validation of a run, at the end of an epoch and between its steps, and the choice of the best checkpoint."""
 
+from pipeline.common import signals
 from pipeline.inference.predict import predict_rows
 from pipeline.runs.trackers import Tracker
 from pipeline.training.checkpointing import Checkpointer
@@ -21,15 +22,20 @@ class Validator:
         Raises:
             Stopped: at the end of an epoch, a rank was asked to stop.
         """
-        predictions = predict_rows(
-            self.state.eval_model,
-            self.setup.val_loader,
-            self.setup.val_rows,
-            self.precision,
-            self.ranks,
-            batch_size=self.config.eval.batch_size,
-            before_batch=self.checkpointer.stop_if_asked,
-        )
+        try:
+            predictions = predict_rows(
+                self.state.eval_model,
+                self.setup.val_loader,
+                self.setup.val_rows,
+                self.precision,
+                self.ranks,
+                batch_size=self.config.eval.batch_size,
+                before_batch=self.checkpointer.stop_if_asked,
+            )
+        except signals.StoppedWaiting:
+            if self.ranks.world_size == 1:  # several would have to save together
+                self.checkpointer.stop_if_asked()
+            raise
         return predictions.top1_and_loss(self.setup.labels)
 
     def run_if_due(self, meter: EpochMeter, tracker: Tracker) -> bool:

@@ -1,13 +1,18 @@
 import json
+import multiprocessing
 import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from pipeline.common.errors import CheckpointError
+from pipeline.common import signals
+from pipeline.common.errors import CheckpointError, Stopped
 from pipeline.runs.checkpoints import FORMAT, read
+from pipeline.runs.log import LogRecord
+from pipeline.training.trainer import train
 from pipeline.training.validation import Validator
 from tests.helpers import processes, tiny
 
@@ -278,3 +283,32 @@ def test_going_on_needs_no_pretrained_weights(birds: Path, tmp_path: Path) -> No
     assert tiny.do("train", tmp_path, *pretrained, "train.max_steps=4") == 0
     weights = json.loads((tmp_path / "runs/tiny/environment.json").read_text())["weights"]
     assert (weights["source"], weights["share"]) == (str(first), 1.0)
+
+
+class Hang:
+    """A tracker that suspends the loader processes at a step, and sends SIGTERM once no batch is left."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    def log(self, record: LogRecord) -> None:
+        if record["kind"] == "step" and record["step"] == self._step:
+            for process in multiprocessing.active_children():
+                os.kill(process.pid or 0, signal.SIGSTOP)
+            threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_signal_while_no_batch_comes_saves_and_stops(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signals, "TICK_S", 0.05)
+    monkeypatch.setattr(signals, "GRACE_S", 0.2)
+    words = ["data.workers=1", "tracking.log_every_steps=1"]
+    with pytest.raises(Stopped, match=r"stopped by SIGTERM at step [2-4] of 15, saved in .*last\.pt"):
+        train(tiny.config(tmp_path, *words), Hang(2))
+    assert not multiprocessing.active_children()
+    assert tiny.do("train", tmp_path) == 0
+    assert tiny.same_weights(tiny.checkpoints(tmp_path) / "last.pt", tiny.checkpoints(trained) / "last.pt")
