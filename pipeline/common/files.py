@@ -211,10 +211,10 @@ def read_json(path: Path, kind: type[Content], advice: str = RESTORE) -> Content
     try:
         return TypeAdapter(kind).validate_json(content, strict=True)
     except ValidationError as error:
-        raise DataError(f"{path}: damaged ({_first_fault(error)}); {advice}") from error
+        raise DataError(f"{path}: damaged ({first_fault(error)}); {advice}") from error
 
 
-def _first_fault(error: ValidationError) -> str:
+def first_fault(error: ValidationError) -> str:
     """The first thing that a `ValidationError` names: `attempts: Input should be a valid integer`."""
     fault = error.errors(include_url=False, include_input=False)[0]
     return ": ".join([".".join(map(str, fault["loc"])), fault["msg"]] if fault["loc"] else [fault["msg"]])

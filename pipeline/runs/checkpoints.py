@@ -5,12 +5,48 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from torch import Tensor
 
 from pipeline.common import files
 from pipeline.common.errors import CheckpointError
+from pipeline.models.precision import Precision
 from pipeline.models.pretrained import DAMAGE
 
 FORMAT = 2
+ANOTHER = "take another one of this run"
+
+
+class _Model(BaseModel):
+    name: str
+
+
+class _Configuration(BaseModel):
+    model: _Model
+
+
+class _Optimizer(BaseModel):
+    state: dict[int, dict[str, Any]]
+    param_groups: list[dict[str, Any]]
+
+
+class _Content(BaseModel):
+    """What every reader of a checkpoint takes for granted; `part` checks what only a resume reads."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, strict=True)
+
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor] | None
+    optimizer: _Optimizer
+    scaler: dict[str, Any]
+    epoch: NonNegativeInt
+    step: NonNegativeInt
+    config: _Configuration
+    classes: list[str]
+    samples: str
+    precision: Precision
+    batch_size: PositiveInt
+    weights: dict[str, Any]
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -27,17 +63,35 @@ def read(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; run `make train` with this configuration first")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except DAMAGE as error:
-        raise CheckpointError(
-            f"{path}: damaged, or no checkpoint ({type(error).__name__}); take another one of this run"
-        ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    with path.open("rb"):  # a file that may not be read is no damaged one
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except (*DAMAGE, OSError) as error:  # OSError: torch seeks where a truncated file has nothing
+            raise CheckpointError(
+                f"{path}: damaged, or no checkpoint ({type(error).__name__}); {ANOTHER}"
+            ) from error
+    if not isinstance(content, dict) or str(content.get("format")) != str(FORMAT):
         raise CheckpointError(
             f"{path}: not a training checkpoint of this program; for pretrained weights use model.weights=PATH"
         )
+    _checked(_Content, content, "", path)
     return content
+
+
+def part(content: dict[str, Any], name: str, kind: Any, path: Path) -> Any:
+    """A part of a checkpoint's content as a type, such as the dataclass that it was made from.
+
+    Raises:
+        CheckpointError: the part is missing, or of another type.
+    """
+    return _checked(kind, content.get(name), f"{name}.", path)
+
+
+def _checked(kind: Any, value: Any, prefix: str, path: Path) -> Any:
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: damaged ({prefix}{files.first_fault(error)}); {ANOTHER}") from error
 
 
 def keep_last(last: Path, step: int, count: int) -> None:

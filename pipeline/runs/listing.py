@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.common import console, files
-from pipeline.common.errors import ConfigError, DataError
+from pipeline.common.errors import ConfigError, DataError, UserError, refusals_as_sentences
 from pipeline.config.key_effects import effect_of
 from pipeline.config.load import completed, differences, flatten, read_tree
 from pipeline.config.schema import Config
@@ -43,7 +43,12 @@ class ListedRun:
     @cached_property
     def settings(self) -> Settings:
         """The configuration as plain types, with today's defaults for keys that an earlier version did not have."""
-        return completed(read_tree(self.directory.config_file))
+        path, defaults = self.directory.config_file, Config().model_dump(mode="json")
+        settings = completed(read_tree(path))
+        for name in (name for name, default in defaults.items() if isinstance(default, dict)):
+            if not isinstance(settings[name], dict):
+                raise DataError(f"{path}: damaged ({name} is no section); {files.RESTORE}")
+        return settings
 
     @cached_property
     def status(self) -> Status | None:
@@ -121,17 +126,33 @@ def list_runs(folder: Path, sort: str, as_csv: bool) -> None:
 
     Raises:
         ConfigError: there is no such column.
-        DataError: there is no run, or a file of one is damaged.
+        DataError: there is no run, or none that can be read.
     """
     if sort not in SORTS:
         raise ConfigError(f"--sort {sort}: no such column; take {', '.join(SORTS)}")
-    runs = _sorted(find_runs(folder), sort)
+    runs = _sorted(_readable(find_runs(folder)), sort)
     keys = _differing([run.settings for run in runs])
     if as_csv:
         console.put_out(_csv(runs, keys))
         return
     rows = [(*_cells(run), _settings(run, keys if len(runs) > 1 else [*run.departures])) for run in runs]
     console.put_out("\n".join(console.table([*COLUMNS, "differs in"], rows)))
+
+
+def _readable(runs: Sequence[ListedRun]) -> list[ListedRun]:
+    """Those of the runs whose files can be read; a warning names each of the others."""
+    whole = []
+    for run in runs:
+        try:
+            with refusals_as_sentences():
+                _cells(run)
+        except UserError as error:
+            console.warn(f"run {run.name} is not listed: {error}")
+        else:
+            whole.append(run)
+    if not whole:
+        raise DataError("no run can be read; the warnings say why")
+    return whole
 
 
 def difference(path_a: Path, path_b: Path) -> dict[str, Any]:

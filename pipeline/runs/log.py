@@ -46,7 +46,7 @@ FIELDS: dict[str, dict[str, str]] = {
         "train_top1": "of the same, 0..1",
         "val_loss": "mean cross-entropy on validation, nats",
         "val_top1": "top-1 accuracy on validation, 0..1",
-        "grad_norm": NORM + ", mean over the epoch's steps",
+        "grad_norm": NORM + ", mean over the epoch's steps that were not skipped",
         "images_per_s": "learned, over all ranks",
         "data_wait": "share of the time in which a batch was waited for, 0..1",
         "memory_gib": "peak of the process, or of the GPU",
@@ -56,7 +56,14 @@ FIELDS: dict[str, dict[str, str]] = {
         "phase": "name of the optimizer that takes this step and those after it",
         "lr": "its learning rate",
     },
+    "fp16": {
+        "epoch": "epochs completed",
+        "loss_scale": "factor of the loss in the epoch's next step, so that small gradients do not vanish",
+        "skipped_steps": "of the epoch: their gradients were not finite, and halved the scale",
+    },
 }
+NEVER_NULL = {"epoch", "phase", "lr", "train_loss", "train_top1", "histograms"}
+TYPES: dict[str, Any] = {"phase": str, "histograms": dict}  # all other fields are numbers
 
 
 class Log(list[dict[str, Any]]):
@@ -135,30 +142,67 @@ def read_log(path: Path) -> Log:
 def best_record(records: Iterable[LogRecord]) -> LogRecord | None:
     """The validation with the highest top-1, of equals the one with the lowest loss; None without validation."""
     validated = [record for record in records if record.get("val_top1") is not None]
-    return max(validated, key=lambda record: (record["val_top1"], -record["val_loss"]), default=None)
+
+    def rank(record: LogRecord) -> tuple[float, float]:
+        loss = record["val_loss"]  # null: not finite
+        return record["val_top1"], -math.inf if loss is None else -loss
+
+    return max(validated, key=rank, default=None)
 
 
 def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """The complete lines of a log, each with its record; the header is the first."""
     if not path.is_file():
         return []
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
-    records = [_record(path, number, line) for number, line in enumerate(lines, start=1)]
-    if records and records[0].get("version", VERSION) > VERSION:
-        raise DataError(
-            f"{path}: has version {records[0]['version']} of {SCHEMA} and this program knows {VERSION}; update plumage"
-        )
-    return list(zip(lines, records, strict=True))
+    lines = path.read_bytes().split(b"\n")[:-1]  # the last one is empty, or half a line
+    checked = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            text = line.decode("utf-8") + "\n"
+            record = _complete(json.loads(text))
+            if number == 1 and record.get("version", VERSION) > VERSION:
+                raise DataError(
+                    f"{path}: has version {record['version']} of {SCHEMA} and this program "
+                    f"knows {VERSION}; update plumage"
+                )
+            _check(record)
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            raise DataError(
+                f"{path}, line {number}: no record of a log; take that line out, or restore the file"
+            ) from error
+        checked.append((text, record))
+    return checked
 
 
-def _record(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-        if isinstance(record["kind"], str) and isinstance(record["step"], int):
-            return dict(record)
-    except (ValueError, TypeError, KeyError):
-        pass
-    raise DataError(f"{path}, line {number}: no record of a log; take that line out, or restore the file")
+def _complete(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with null for the fields of its kind that it does not have."""
+    return {**record, **dict.fromkeys(FIELDS.get(record["kind"], {}).keys() - record.keys())}
+
+
+def _check(record: dict[str, Any]) -> None:
+    """Raise an error unless each field of a record has its type."""
+    if not isinstance(record["kind"], str) or type(record["step"]) is not int or record["step"] < 0:
+        raise TypeError
+    for name in FIELDS.get(record["kind"], ()):
+        _check_value(record[name], TYPES.get(name, (int, float)), may_be_null=name not in NEVER_NULL)
+    for name in CLOCKS.keys() & record.keys():
+        _check_value(record[name], (int, float))
+    if record["kind"] == "epoch" and record["epoch"] <= 0:
+        raise ValueError
+    for histogram in record.get("histograms", {}).values():
+        if len(histogram["edges"]) != len(histogram["counts"]) + 1:
+            raise ValueError
+        for value in (*histogram["edges"], *histogram["counts"]):
+            _check_value(value, (int, float))
+
+
+def _check_value(value: Any, kind: Any, *, may_be_null: bool = False) -> None:
+    if value is None and may_be_null:
+        return
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError
+    if isinstance(value, int | float) and not math.isfinite(value):
+        raise ValueError
 
 
 def _finite(record: LogRecord) -> dict[str, Any]:

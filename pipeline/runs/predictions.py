@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from pydantic import BaseModel
 
 from pipeline.common import arrays, files, tables
 from pipeline.common.errors import DataError, name_some
@@ -34,6 +35,18 @@ class Validation(NamedTuple):
 
     logits: Logits
     label: npt.NDArray[np.int64]
+
+
+class _Metrics(BaseModel):
+    """What the readers of metrics.json take for granted; earlier versions wrote fewer numbers."""
+
+    split: str
+    top1: float
+    n: int = 0
+    epoch: int = 0
+    tta: str = ""
+    checkpoint: str = ""
+    checkpoint_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,10 +95,8 @@ def read_metrics(folder: EvaluationDirectory) -> dict[str, Any]:
     path = folder.metrics_file
     if not path.is_file():
         raise DataError(f"{path}: missing; {AGAIN}")
-    content = files.read_json(path, dict[str, Any], AGAIN)
-    if "split" not in content:
-        raise DataError(f"{path}: does not hold the numbers of an evaluation; {AGAIN}")
-    return content
+    files.read_json(path, _Metrics, AGAIN)
+    return files.read_json(path, dict[str, Any], AGAIN)
 
 
 def read_class_names(folder: EvaluationDirectory) -> list[str]:

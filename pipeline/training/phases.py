@@ -39,12 +39,6 @@ class PhaseState:
     swats: SwatsState = field(default_factory=SwatsState)
     plateau: PlateauState = field(default_factory=PlateauState)
 
-    @classmethod
-    def load(cls, saved: dict[str, object]) -> "PhaseState":
-        """The state that `dataclasses.asdict` made plain."""
-        inner = {"swats": SwatsState(**saved["swats"]), "plateau": PlateauState(**saved["plateau"])}  # type: ignore[arg-type]
-        return cls(**{**saved, **inner})  # type: ignore[arg-type]
-
 
 def first(config: OptimConfig) -> PhaseState:
     """The state at the beginning."""

@@ -20,6 +20,7 @@ from pipeline.distributed.process_group import Ranks
 from pipeline.models.build import build_model, without_weights
 from pipeline.models.classifier import Classifier
 from pipeline.models.precision import Precision, resolve_precision
+from pipeline.runs import checkpoints
 from pipeline.training import auto_batch_size, phases, preflight, resume
 from pipeline.training.optimizer import Optimizer, build_optimizer, parameter_groups
 from pipeline.training.phases import PhaseState
@@ -192,7 +193,7 @@ def resume_or_start(setup: TrainingSetup) -> RunStart:
         batch_size = auto_batch_size.auto_batch_size(config, state.model, precision, ranks)
         return RunStart(state, weights, precision, batch_size)
     path, content = checkpoint
-    phase = PhaseState.load(content["phase"])
+    phase = checkpoints.part(content, "phase", PhaseState, path)
     state, _ = setup.build_state(phase, content["precision"], pretrained=False)
     restore(state, content, path)
     lr = config.optim.resolved_phases[phase.index].lr

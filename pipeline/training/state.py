@@ -4,6 +4,7 @@ A checkpoint holds tensors and plain types only and is read with `weights_only=T
 dropout are functions of (seed, step), so a checkpoint has no random state.
 """
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from pipeline.distributed import data_parallel
 from pipeline.distributed.process_group import Ranks
 from pipeline.models.classifier import Classifier
 from pipeline.models.pretrained import load_weights, not_finite
-from pipeline.runs.checkpoints import FORMAT
+from pipeline.runs import checkpoints
+from pipeline.training.optimizer import saved_order
 from pipeline.training.phases import PhaseState
 
 
@@ -27,9 +29,17 @@ class Totals:
     loss: float = 0.0
     correct: float = 0.0
     gradient_norm: float = 0.0
-    """a sum over steps"""
+    """a sum over the steps that were not skipped"""
     seen: int = 0
     steps: int = 0
+    skipped_steps: int = 0
+    """of fp16: their gradients were not finite at the scale of the loss"""
+
+    @property
+    def mean_gradient_norm(self) -> float:
+        """Over the steps that were not skipped; nan where all were."""
+        taken = self.steps - self.skipped_steps
+        return self.gradient_norm / taken if taken else math.nan
 
 
 @dataclass
@@ -78,7 +88,7 @@ def checkpoint_content(
             `batch_size`, `weights` (where the first ones came from).
     """
     content: dict[str, Any] = {
-        "format": FORMAT,
+        "format": checkpoints.FORMAT,
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "scaler": state.scaler.state_dict(),
@@ -97,7 +107,7 @@ def restore(state: TrainState, content: dict[str, Any], path: Path) -> None:
     """Load a checkpoint's content into a state that was built for the checkpoint's phase.
 
     Raises:
-        CheckpointError: its weights are of another model, or not finite.
+        CheckpointError: it is damaged, or its weights are of another model, or not finite.
     """
     if wrong := [*not_finite(content["model"]), *not_finite(content["ema"] or {})]:
         raise CheckpointError(
@@ -107,19 +117,33 @@ def restore(state: TrainState, content: dict[str, Any], path: Path) -> None:
     load_weights(state.model, content["model"], content, path)
     if state.ema is not None:
         load_weights(state.eval_model, content["ema"], content, path)
-    new_groups, saved = state.optimizer.state_dict()["param_groups"], content["optimizer"]
+    try:
+        _restore_optimizer(state, content["optimizer"])
+        state.scaler.load_state_dict(content["scaler"])
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path}: the state of its optimizer does not fit ({type(error).__name__}: {error}); {checkpoints.ANOTHER}"
+        ) from error
+    state.step = content["step"]
+    state.totals = checkpoints.part(content, "totals", Totals, path)
+    state.best = checkpoints.part(content, "best", Best | None, path)
+
+
+def _restore_optimizer(state: TrainState, saved: dict[str, Any]) -> None:
+    new_groups = state.optimizer.state_dict()["param_groups"]
     settings = ("params", "weight_decay", "lr_multiplier")  # they are the configuration's; all else is state
     groups = [
         {**group, **{key: new[key] for key in settings}}
         for group, new in zip(saved["param_groups"], new_groups, strict=True)
     ]
     parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+    numbers = {parameter: number for number, parameter in enumerate(parameters)}
+    saved_parameters = saved_order(state.model, state.optimizer, saved["param_groups"])
     moments = {
-        number: {name: data_parallel.shard_like(value, parameters[number]) for name, value in values.items()}
-        for number, values in saved["state"].items()
+        numbers[parameter]: {
+            name: data_parallel.shard_like(value, parameter) for name, value in saved["state"][number].items()
+        }
+        for number, parameter in enumerate(saved_parameters)
+        if number in saved["state"]
     }
     state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    state.scaler.load_state_dict(content["scaler"])
-    state.step = content["step"]
-    state.totals = Totals(**content["totals"])
-    state.best = content["best"] and Best(**content["best"])

@@ -42,6 +42,42 @@ def runs(trained: Path, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("status.json", b"{", "status.json: damaged"),
+        ("status.json", b"\xff", "status.json: damaged"),
+        ("log.jsonl", b"\xff\n", "log.jsonl, line 1: no record of a log"),
+        ("config.yaml", b"train: 3", "config.yaml: damaged (train is no section)"),
+        ("config.yaml", b"\xff", "config.yaml: not readable as YAML"),
+        ("eval/test/metrics.json", b'{"split": "test"}', "metrics.json: "),
+        ("eval/test/metrics.json", b'{"split": "test", "top1": null}', "metrics.json: "),
+    ],
+)
+def test_a_damaged_run_is_named_and_the_others_are_listed(
+    name: str, content: bytes, words: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = runs / "lower" / name
+    damaged.parent.mkdir(parents=True, exist_ok=True)
+    damaged.write_bytes(content)
+    assert run(["runs", str(runs), "--csv"]) == 0
+    said = capsys.readouterr()
+    assert [Path(row["run"]).name for row in rows(said.out)] == ["whole", "early"]
+    (warning,) = said.err.splitlines()
+    assert warning.startswith("warning: run lower is not listed: ")
+    assert words in warning
+    assert damaged.read_bytes() == content
+
+
+def test_runs_of_which_none_can_be_read_are_an_error(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("whole", "lower", "old/early"):
+        (runs / folder / "log.jsonl").write_bytes(b"nonsense\n")
+    assert run(["runs", str(runs)]) == 2
+    *warnings, error = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 3
+    assert error == "error: no run can be read; the warnings say why"
+
+
 def rows(out: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(out)))
 

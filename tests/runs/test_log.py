@@ -7,6 +7,16 @@ import pytest
 from pipeline.common.errors import DataError
 from pipeline.runs.log import ALL, CLOCKS, FIELDS, HEADER, LogWriter, best_record, read_log
 
+EPOCH = {
+    "kind": "epoch",
+    "step": 4,
+    "epoch": 1,
+    "phase": "sgd",
+    "lr": 0.1,
+    "train_loss": 1.5,
+    "train_top1": 0.5,
+}
+HISTOGRAM = {"kind": "gradients", "step": 1}
 STEP = {"lr": 0.1, "momentum": 0.9, "loss": 1.5, "grad_norm": 2.0}
 
 
@@ -89,18 +99,68 @@ def test_a_field_that_the_schema_does_not_have_is_a_bug(tmp_path: Path) -> None:
             '{"kind": "log", "step": 0, "schema": "plumage/log", "version": 2}\n',
             "has version 2 .* knows 1; update",
         ),
-        ('{"kind": "step", "step": 1}\nnonsense\n{"kind": "step", "step": 2}\n', "line 2: no record"),
+        (f"{json.dumps(step(1))}\nnonsense\n{json.dumps(step(2))}\n", "line 2: no record"),
         ("[1]\n", "line 1: no record"),
+        ("3\n", "line 1: no record"),
+        ("null\n", "line 1: no record"),
+        ("[" * 100_000 + "\n", "line 1: no record"),
+        (f"{json.dumps(step(1))}\n\n", "line 2: no record"),
+        (f"{json.dumps(HEADER)}\n\udcff\n", "line 2: no record"),
+        (json.dumps({**HEADER, "version": "two"}) + "\n", "line 1: no record"),
+        (json.dumps({"kind": "step", "step": 1}) + "\n", "line 1: no record"),
+        (json.dumps(step(1) | {"step": None}) + "\n", "line 1: no record"),
+        (json.dumps(step(1) | {"step": -1}) + "\n", "line 1: no record"),
+        (json.dumps(step(1) | {"step": True}) + "\n", "line 1: no record"),
+        (json.dumps(step(1) | {"lr": None}) + "\n", "line 1: no record"),
+        (json.dumps(step(1) | {"loss": "1.5"}) + "\n", "line 1: no record"),
+        (json.dumps(step(1) | {"loss": float("nan")}) + "\n", "line 1: no record"),
+        (json.dumps(step(1) | {"seconds": None}) + "\n", "line 1: no record"),
+        (json.dumps(EPOCH | {"epoch": 0}) + "\n", "line 1: no record"),
+        (json.dumps(EPOCH | {"phase": 3}) + "\n", "line 1: no record"),
+        (json.dumps(EPOCH | {"train_loss": None}) + "\n", "line 1: no record"),
+        (json.dumps({"kind": "gradients", "step": 1, "histograms": [1]}) + "\n", "line 1: no record"),
+        (
+            json.dumps(HISTOGRAM | {"histograms": {"w": {"counts": [1], "edges": [0]}}}) + "\n",
+            "line 1: no record",
+        ),
+        (json.dumps(HISTOGRAM | {"histograms": {"w": {"counts": [1]}}}) + "\n", "line 1: no record"),
+        (
+            json.dumps(HISTOGRAM | {"histograms": {"w": {"counts": ["1"], "edges": [0, 1]}}}) + "\n",
+            "line 1: no record",
+        ),
     ],
 )
 def test_a_log_that_cannot_be_read_is_one_sentence(tmp_path: Path, content: str, words: str) -> None:
     path = tmp_path / "log.jsonl"
-    path.write_text(content)
+    path.write_bytes(content.encode(errors="surrogateescape"))
     with pytest.raises(DataError, match=words):
         read_log(path)
     with pytest.raises(DataError, match=words):
         LogWriter(path, 5)
-    assert path.read_text() == content
+    assert path.read_bytes() == content.encode(errors="surrogateescape")
+
+
+def test_a_field_that_a_record_does_not_have_is_null_and_an_unknown_kind_is_taken_as_it_is(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "log.jsonl"
+    later = {"kind": "weather", "step": 2, "rain": {"mm": 3}}
+    path.write_text(f"{json.dumps({'kind': 'step', 'step': 1, 'lr': 0.1})}\n{json.dumps(later)}\n")
+    assert read_log(path) == [
+        {"kind": "step", "step": 1, "lr": 0.1, "momentum": None, "loss": None, "grad_norm": None},
+        later,
+    ]
+
+
+def test_a_validation_whose_loss_is_not_finite_can_be_the_best(tmp_path: Path) -> None:
+    looks = [
+        {"kind": "val", "step": step, "epoch": 1, "val_loss": loss, "val_top1": top1}
+        for step, loss, top1 in ((1, 2.0, 0.1), (2, None, 0.5), (3, 9.0, 0.5))
+    ]
+    best = best_record(looks)
+    assert best is not None
+    assert best["step"] == 3
+    assert best_record(looks[:2]) == looks[1]
 
 
 def test_a_run_logs_what_the_schema_says(trained: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from pipeline.config.load import load_config
 from pipeline.config.optim import SwatsRule
 from pipeline.config.schema import Config
+from pipeline.runs import checkpoints
 from pipeline.training import phases, swats
 from pipeline.training.phases import PhaseState
 from pipeline.training.schedule import PlateauState, StepClock
@@ -93,7 +95,7 @@ def test_reduce_on_plateau_lowers_the_rate_and_goes_on_across_phases() -> None:
 
 def test_a_state_made_plain_is_the_same_state_again() -> None:
     state = PhaseState(1, 30, 0.1, 2.0, 1, SwatsState(0.3, 4, 0.2), PlateauState(0.5, 1.0, 2, 1))
-    assert PhaseState.load(dataclasses.asdict(state)) == state
+    assert checkpoints.part({"phase": dataclasses.asdict(state)}, "phase", PhaseState, Path()) == state
 
 
 # SWATS
