@@ -4,6 +4,7 @@ The stamp goes when the new output is whole and takes its place, and comes back 
 leaves the earlier output with its stamp, or an output that is made anew.
 """
 
+import math
 import os
 import platform
 import time
@@ -15,11 +16,12 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.common import console, files
-from pipeline.common.errors import DataError
+from pipeline.common import console, files, signals
+from pipeline.common.errors import DataError, Stopped
 from pipeline.common.locks import Lock
 
 VERSION = 1  # raise it when a stage's output changes for the same inputs
+POLL_S = 0.5
 SAY_AGAIN_S = 60.0  # between two lines of a process that waits for another one
 WAIT_MINUTES = 120.0
 LOCK = "prepare.lock"
@@ -124,22 +126,24 @@ def turn(folder: Path, wait_minutes: float) -> Iterator[None]:
 
     Raises:
         DataError: another process held it for `wait_minutes`.
+        Stopped: a signal came that `signals.deferred` has put off.
     """
-    path, deadline = folder / LOCK, time.monotonic() + 60 * wait_minutes
-    lock = Lock.free(path)
-    while lock is None:
-        left = deadline - time.monotonic()
-        holder = _holder(path)
-        if left <= 0:
+    path, deadline, said = folder / LOCK, time.monotonic() + 60 * wait_minutes, -math.inf
+    while (lock := Lock.wait(path, POLL_S)) is None:
+        now, holder = time.monotonic(), _holder(path)
+        if now > deadline:
             raise DataError(
                 f"{folder}: {holder} has been preparing this data set for {wait_minutes:g} minutes; look at "
                 "what it does (it may be suspended), or set distributed.data_timeout_minutes higher"
             )
-        console.say(
-            f"waiting for {holder}, which prepares {folder}; at most {left / 60:.3g} minutes more, and "
-            "stopping this one loses nothing"
-        )
-        lock = Lock.wait(path, min(SAY_AGAIN_S, left))
+        if name := signals.requested():
+            raise Stopped(f"stopped by {name}, waiting for {holder}; the same command goes on")
+        if now - said > SAY_AGAIN_S:
+            said = now
+            console.say(
+                f"waiting for {holder}, which prepares {folder}; at most {(deadline - now) / 60:.3g} minutes "
+                "more, and stopping this one loses nothing"
+            )
     try:
         path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         yield

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.common import signals
 from pipeline.common.errors import DataError, Stopped
 from pipeline.common.locks import Lock
 from pipeline.common.signals import raise_stopped
@@ -139,6 +140,7 @@ def test_who_waits_says_for_whom_and_again_and_not_for_ever(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stages, "SAY_AGAIN_S", 0.1)
+    monkeypatch.setattr(stages, "POLL_S", 0.1)
     with (
         stages.turn(tmp_path / "data", wait_minutes=1),
         pytest.raises(
@@ -158,6 +160,9 @@ def test_who_waits_ends_on_sigterm(tmp_path: Path) -> None:
     signal.signal(signal.SIGTERM, raise_stopped)
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
     with pytest.raises(Stopped, match="stopped by SIGTERM"):
+        stage(tmp_path).run(wait_minutes=1)
+    with signals.deferred(), pytest.raises(Stopped, match="stopped by SIGTERM"):
+        os.kill(os.getpid(), signal.SIGTERM)
         stage(tmp_path).run(wait_minutes=1)
     holder.close()
     stage(tmp_path).run()

@@ -18,7 +18,7 @@ from pipeline.data.prepare import prepare
 from pipeline.experiments import worker_pool
 from pipeline.experiments.sweeps import figures, results
 from pipeline.experiments.sweeps.plan import SweepPlan, load_plans
-from pipeline.experiments.sweeps.task import PREPARING, TrialTask
+from pipeline.experiments.sweeps.task import TrialTask
 from pipeline.experiments.sweeps.trials import Trials
 
 DEFINITION, DEFINING, SHOWING = "sweep.json", "sweep.lock", "results.lock"
@@ -78,8 +78,7 @@ def _do_sweep(
     fix_definition(plan, pruner)
     trials = Trials(plan, pruner)
     if len(trials.finished()) < task.limit:
-        with contextlib.closing(Lock.hold(plan.folder / PREPARING)):
-            prepare(plan.common)
+        prepare(plan.common)
         _run_trials(trials, task, jobs)
     # A process that is asked to stop releases its trial once it has saved it.
     until = math.inf if wait else time.monotonic() + GRACE_S

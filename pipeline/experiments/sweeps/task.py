@@ -9,7 +9,6 @@ from typing import Any
 
 from pipeline.common import console, signals
 from pipeline.common.errors import ConfigError, Diverged, FileRefused, Stopped, UserError
-from pipeline.common.locks import Lock
 from pipeline.config.schema import Config
 from pipeline.experiments import worker_pool
 from pipeline.experiments.sweeps import results
@@ -18,7 +17,6 @@ from pipeline.experiments.sweeps.trials import Claim, Trials
 from pipeline.experiments.worker_pool import Outcome
 from pipeline.models.option_errors import quoted
 
-PREPARING = "data.lock"
 Ended = tuple[str, float | None, str | None]  # outcome, value, reason
 
 
@@ -72,12 +70,14 @@ class TrialTask:
 
     def _train(self, trials: Trials, claim: Claim, stop: signals.StopRequest) -> Ended:
         """The outcome of the trial, its value, and the reason when it has none."""
+        from pipeline.data.prepare import prepare
         from pipeline.training.trainer import train
 
         number, why = claim.number, None
         try:
             config = self.plan.config(number, claim.values)
-            self._prepare(config)
+            with signals.raising():
+                prepare(config)
             if stop.name is not None:
                 raise Stopped(f"stopped by {stop.name} before it began; the same command goes on")
             train(config, watch=PruningTracker(trials, number, config))
@@ -92,16 +92,6 @@ class TrialTask:
         if value is None:
             return "diverged", None, why or f"{self.plan.metric} was never a number"
         return "complete", value, None
-
-    def _prepare(self, config: Config) -> None:
-        """Prepare the data of a trial, one process at a time."""
-        from pipeline.data.prepare import prepare
-
-        preparing = Lock.hold(self.plan.folder / PREPARING)
-        try:
-            prepare(config)
-        finally:
-            preparing.close()
 
 
 class PruningTracker:
