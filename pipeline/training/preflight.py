@@ -112,14 +112,9 @@ def _learn(
     """One forward and backward pass in training mode; the parameters have gradients afterwards."""
     images, side_px = len(batch.label), batch.image.shape[2]
     where, advice = where_size_matters(config, model.backbone, side_px)
-    snapmix = any(way.name == "snapmix" for way in config.train.mix)
     try:
-        with option_errors(where, advice):
-            if snapmix and images > 1:
-                with autocast(ranks.device, precision):
-                    semantic_share(model, batch)
-            with autocast(ranks.device, precision):
-                logits = model(batch.image).float()
+        with option_errors(where, advice), autocast(ranks.device, precision):
+            logits = model(batch.image).float()
     except ConfigError as error:
         if ONE_VALUE not in str(error):
             raise
@@ -135,6 +130,10 @@ def _learn(
     with option_errors(where, advice):
         loss.backward()  # type: ignore[no-untyped-call]
     _check_all_learn(config, ranks, model)
+    if images > 1 and any(way.name == "snapmix" for way in config.train.mix):
+        what = f"train.mix: snapmix does not find where {config.model.name} sees a class"
+        with option_errors(what, "take mixup or cutmix"), autocast(ranks.device, precision):
+            semantic_share(model, batch)
 
 
 def _check_shape(config: Config, logits: Tensor, expected: tuple[int, ...]) -> None:

@@ -55,6 +55,10 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         ["optim.phases=[{name: rmsprop, until: 2}, {name: sgd, carry_momentum: true}]"],
         ["optim.phases.1.carry_momentum: RMSprop has no mean gradient"],
     ),
+    "a head that snapmix does not know": (
+        ["model.name=resnetv2_50", "train.mix=[{name: snapmix}]"],
+        ["train.mix: snapmix does not find where resnetv2_50 sees a class", "take mixup or cutmix"],
+    ),
     "an option that the model does not have": (
         ["model.options={fc: false}", "model.name=vit_tiny_patch16_224"],
         ["model.options: vit_tiny_patch16_224 does not take"],
