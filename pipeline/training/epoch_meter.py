@@ -3,6 +3,7 @@
 The sums stay on the device; the program waits for it only when they are read.
 """
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -36,7 +37,8 @@ class EpochMeter:
         self.ranks = ranks
         self._seen, self._steps, self._images = carried.seen, carried.steps, 0
         # The first rank carries them on; all ranks' sums are added when they are asked for.
-        start = [carried.loss, carried.correct, carried.gradient_norm] if ranks.is_main else [0.0, 0.0, 0.0]
+        start = [carried.loss, carried.correct, carried.gradient_norm, carried.skipped_steps]
+        start = start if ranks.is_main else [0.0] * 4
         self._sums = torch.tensor(start, dtype=torch.float64, device=ranks.device)
         self._unchecked: list[tuple[int, npt.NDArray[np.int64], Tensor]] = []
         self._started = time.perf_counter()
@@ -66,7 +68,7 @@ class EpochMeter:
         Args:
             step: its number, from 1.
             draws: int64, of the batch over all ranks.
-            sums: float64 [3], this rank's sums of losses, correct images, and the gradient's norm.
+            sums: float64 [4], as `train_step` returns them.
         """
         self._sums += sums
         self._seen += len(draws)
@@ -75,7 +77,7 @@ class EpochMeter:
         self._unchecked.append((step, draws, sums))
 
     def last(self) -> dict[str, float]:
-        """Loss and gradient norm of the last step, over all ranks.
+        """Loss and gradient norm (nan where it was skipped) of the last step, over all ranks.
 
         Raises:
             NotFinite: the loss of a step since the last call is not a number, or infinite.
@@ -84,9 +86,9 @@ class EpochMeter:
         for (step, draws, _), (loss, *_) in zip(self._unchecked, sums, strict=True):
             if not np.isfinite(loss):
                 raise NotFinite(step, loss, draws)
-        images, (loss, _, norm) = len(self._unchecked[-1][1]), sums[-1]
+        images, (loss, _, norm, skipped) = len(self._unchecked[-1][1]), sums[-1]
         self._unchecked = []
-        return {"loss": loss / images, "grad_norm": norm}
+        return {"loss": loss / images, "grad_norm": math.nan if skipped else norm}
 
     def totals(self) -> Totals:
         """The sums of the epoch so far, over all ranks.
@@ -96,8 +98,8 @@ class EpochMeter:
         """
         if self._unchecked:
             self.last()
-        loss, correct, norm = self.ranks.all_reduce_sum(self._sums.clone()).tolist()
-        return Totals(loss, correct, norm, self._seen, self._steps)
+        loss, correct, norm, skipped = self.ranks.all_reduce_sum(self._sums.clone()).tolist()
+        return Totals(loss, correct, norm, self._seen, self._steps, int(skipped))
 
     def speed(self) -> dict[str, float]:
         """images_per_s, and data_wait: the share of the time in which a batch was waited for."""

@@ -20,6 +20,9 @@ from pipeline.training.optimizer import clip, set_rates
 from pipeline.training.phases import Rates
 from pipeline.training.state import TrainState
 
+LEAST_LOSS_SCALE = 1e-4  # of fp16, as fairseq has it: gradients that are not finite there never will be
+FIRST_LOSS_SCALE = 2.0**16  # of torch.amp.GradScaler
+
 
 @dataclass(frozen=True)
 class StepSettings:
@@ -44,10 +47,11 @@ def train_step(
     settings: StepSettings,
     on_gradients: Callable[[], None] | None = None,
 ) -> Tensor:
-    """Take one optimizer step; return this rank's sums: float64 [3], loss, correct images, gradient norm.
+    """Take one optimizer step; return this rank's sums: float64 [4], loss, correct images, gradient norm, skipped.
 
     The loss is the mean cross-entropy over the whole batch, whatever its division into ranks and micro-batches.
-    The norm (L2, over all ranks and parameters, before clipping) is given on the first rank, and 0 on others.
+    The norm (L2, over all ranks and parameters, before clipping) is given on the first rank, and 0 on others. With
+    fp16 a step whose gradients are not finite at the scale of the loss is skipped: 1 on the first rank, its norm 0.
 
     Args:
         ddp_model: `state.model`, wrapped to average gradients over ranks.
@@ -60,7 +64,7 @@ def train_step(
     generator = seeding.generator("mix", settings.seed, state.step, settings.ranks.rank)
     set_rates(state.optimizer, *rates)
     batch = batch.to(settings.ranks.device)
-    sums = torch.zeros(3, dtype=torch.float64, device=settings.ranks.device)
+    sums = torch.zeros(4, dtype=torch.float64, device=settings.ranks.device)
     parts = accumulation_steps(global_batch_size, settings.micro_batch_size, settings.ranks.world_size)
     micro_batches = batch.split(parts)
     for number, micro_batch in enumerate(micro_batches, start=1):
@@ -77,8 +81,22 @@ def train_step(
     state.step += 1
     if state.ema is not None:
         state.ema.update(state.model, state.step)
-    sums[2] = norm if settings.ranks.is_main else 0.0
+    if settings.ranks.is_main:
+        skipped = ~norm.isfinite() if state.scaler.is_enabled() else torch.zeros_like(norm, dtype=torch.bool)
+        sums[2:] = torch.stack([torch.where(skipped, 0, norm), skipped.to(norm.dtype)])
     return sums
+
+
+def skips_all(state: TrainState, *, is_last: bool) -> bool:
+    """Whether fp16 learns nothing: its loss scale has fallen out of range, or no step of a whole run was taken.
+
+    Args:
+        is_last: whether the run's last step is behind.
+    """
+    if not state.scaler.is_enabled():
+        return False
+    scale, of_none_taken = state.scaler.get_scale(), FIRST_LOSS_SCALE * 0.5**state.step
+    return scale < LEAST_LOSS_SCALE or (is_last and scale <= of_none_taken)
 
 
 def accumulation_steps(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:

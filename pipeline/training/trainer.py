@@ -31,7 +31,7 @@ from pipeline.training.optimizer import carry_momentum
 from pipeline.training.preflight import compile_errors, memory_errors
 from pipeline.training.setup import TrainingSetup, resume_or_start
 from pipeline.training.state import Best, Totals
-from pipeline.training.step import train_step
+from pipeline.training.step import skips_all, train_step
 from pipeline.training.validation import Validator
 
 REDRAW_S = 60.0  # between two drawings of curves.png, at least
@@ -104,13 +104,15 @@ class Trainer:
         """Train and validate, epoch by epoch, until the last step.
 
         Raises:
-            Diverged: the loss is not finite.
+            Diverged: the loss is not finite, or with fp16 no gradient is.
             Stopped: a signal came.
         """
         try:
             while True:
                 if self.state.totals.seen and self.setup.is_epoch_end(self.state.step):
                     self._close_epoch()
+                if skips_all(self.state, is_last=self.state.step >= self.setup.last_step):
+                    raise self._skipped()
                 if self._is_finished():
                     return
                 self._train_epoch()
@@ -244,6 +246,8 @@ class Trainer:
         is_best = self.validator.keep_if_best(now)
         record = self._epoch_record(now, totals)
         self.tracker.log(record)
+        if state.scaler.is_enabled():
+            self._log_loss_scale(now.epoch, totals)
         state.totals = Totals()
         if is_best:
             self.checkpointer.save("best")
@@ -267,10 +271,17 @@ class Trainer:
             "train_top1": totals.correct / totals.seen,
             "val_loss": now.loss,
             "val_top1": now.top1,
-            "grad_norm": totals.gradient_norm / totals.steps,
+            "grad_norm": totals.mean_gradient_norm,
             **self.speed,
             "memory_gib": hardware.peak_bytes(self.ranks.device) / 2**30,
         }
+
+    def _log_loss_scale(self, epoch: int, totals: Totals) -> None:
+        scale, skipped = self.state.scaler.get_scale(), totals.skipped_steps
+        about = {"epoch": epoch, "loss_scale": scale, "skipped_steps": skipped}
+        self.tracker.log({"kind": "fp16", "step": self.state.step, **about})
+        if skipped:
+            console.say(f"fp16   skipped {skipped} of {totals.steps} steps; the loss scale is {scale:g} now")
 
     def _is_finished(self) -> bool:
         """Whether the last step is taken and its epoch closed, or validation has not improved for too long."""
@@ -280,6 +291,12 @@ class Trainer:
         waited = self.clock.epochs_over(step) - best.epoch if best else 0
         stops_early = bool(patience and best and waited >= patience)
         return step >= self.setup.last_step or (stops_early and self.setup.is_epoch_end(step))
+
+    def _skipped(self) -> Diverged:
+        return Diverged(
+            f"step {self.state.step}: fp16 learns nothing, as the gradients are not finite even at a loss scale of "
+            f"{self.state.scaler.get_scale():g}; set train.precision=bf16 or fp32, or lower optim.lr"
+        )
 
     def _diverged(self, error: NotFinite) -> Diverged:
         """Write down which images were in the batch; return the sentence that ends the run."""

@@ -11,8 +11,8 @@ from pipeline.training.state import Totals
 ALONE = Ranks.single(torch.device("cpu"))
 
 
-def sums(loss: float, correct: float, norm: float) -> torch.Tensor:
-    return torch.tensor([loss, correct, norm], dtype=torch.float64)
+def sums(loss: float, correct: float, norm: float, skipped: bool = False) -> torch.Tensor:
+    return torch.tensor([loss, correct, norm, skipped], dtype=torch.float64)
 
 
 def test_sums_go_on_from_those_of_an_earlier_process() -> None:
@@ -22,6 +22,17 @@ def test_sums_go_on_from_those_of_an_earlier_process() -> None:
     assert meter.last() == {"loss": 0.5, "grad_norm": 0.25}
     assert meter.totals() == Totals(13.5, 6.0, 2.75, 15, 4)
     assert meter.totals() == Totals(13.5, 6.0, 2.75, 15, 4)  # asking changes nothing
+
+
+def test_a_skipped_step_has_no_gradient_norm_and_does_not_spoil_the_epochs() -> None:
+    meter = EpochMeter(Totals(10.0, 3.0, 2.0, 8, 2, 1), ALONE)
+    meter.add(3, np.arange(4), sums(2.0, 1.0, 0.0, skipped=True))
+    assert np.isnan(meter.last()["grad_norm"])
+    meter.add(4, np.arange(4), sums(2.0, 1.0, 0.5))
+    assert meter.last() == {"loss": 0.5, "grad_norm": 0.5}
+    totals = meter.totals()
+    assert (totals.steps, totals.skipped_steps, totals.mean_gradient_norm) == (4, 2, 1.25)
+    assert np.isnan(Totals(steps=2, skipped_steps=2).mean_gradient_norm)
 
 
 def test_a_pause_does_not_count_as_learning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """One optimizer step: accumulation, clipping, mixing, the moving average, and what it counts."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from pipeline.training import phases, step
 from pipeline.training.optimizer import build_optimizer, parameter_groups
 from pipeline.training.phases import Rates
 from pipeline.training.state import TrainState
+from tests.helpers import tiny
 
 ALONE = Ranks.single(torch.device("cpu"))
 RATES = Rates(0.1, 0.9)
@@ -70,7 +73,9 @@ def test_a_step_learns_from_the_mean_loss_and_counts_images() -> None:
     # Nesterov's first step: gradient + momentum x gradient.
     torch.testing.assert_close(weights(state), before - 0.1 * 1.9 * gradient, rtol=1e-4, atol=1e-6)
     correct = (logits.argmax(1) == batch().label).sum()
-    assert sums.tolist() == pytest.approx([7 * loss.item(), correct.item(), gradient.norm().item()], rel=1e-5)
+    assert sums.tolist() == pytest.approx(
+        [7 * loss.item(), correct.item(), gradient.norm().item(), 0], rel=1e-5
+    )
     assert state.step == 1
 
 
@@ -167,3 +172,84 @@ def test_under_bf16_mixing_shares_no_weights_that_were_cast_without_a_gradient_w
     assert blocks == ["mix", "learn"] * 2
     learned = dict(state.model.named_parameters())
     assert not [name for name, weight in before.items() if torch.equal(learned[name], weight)]
+
+
+def overflow_in(steps: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the gradients of some steps (from 0) not be finite, as they are where fp16's loss scale is too high."""
+    backward = step._backward  # nothing public comes between the backward pass and the scaler
+
+    def overflowing(state: TrainState, *arguments: Any) -> Any:
+        sums = backward(state, *arguments)
+        if state.step in steps:
+            next(p for p in state.model.parameters() if p.grad is not None).grad.fill_(torch.inf)  # type: ignore[union-attr]
+        return sums
+
+    monkeypatch.setattr(step, "_backward", overflowing)
+
+
+def test_fp16_counts_the_steps_that_it_skips(monkeypatch: pytest.MonkeyPatch) -> None:
+    overflow_in({1}, monkeypatch)
+    state = state_of()
+    state.scaler = torch.amp.GradScaler("cpu")
+    found, moved = [], []
+    for _ in range(3):
+        before = weights(state)
+        found.append(step.train_step(state, state.model, batch(), 7, RATES, settings(precision="fp16")))
+        moved.append(not torch.equal(weights(state), before))
+    assert [int(sums[3]) for sums in found] == [0, 1, 0]
+    assert [bool(sums[2] > 0) for sums in found] == [True, False, True]
+    assert moved == [True, False, True]
+    assert state.scaler.get_scale() == 2.0**15
+
+
+@pytest.mark.parametrize(("steps", "code"), [({1, 2}, 0), (set(range(99)), 2)])
+def test_a_run_says_which_steps_fp16_skipped_and_fails_where_it_skipped_all(
+    birds: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    steps: set[int],
+    code: int,
+) -> None:
+    overflow_in(steps, monkeypatch)
+    more = ["train.precision=fp16", "train.epochs=2", "tracking.log_every_steps=1"]
+    assert tiny.do("train", tmp_path, *more) == code
+    said = capsys.readouterr().err
+    log = tiny.records(tmp_path / "runs/tiny/log.jsonl")
+    fp16 = [(line["loss_scale"], line["skipped_steps"]) for line in log if line["kind"] == "fp16"]
+    norms = [line["grad_norm"] for line in log if line["kind"] == "step"]
+    assert [norm is None for norm in norms] == [number in steps for number in range(10)]
+    (first, second) = (line["grad_norm"] for line in log if line["kind"] == "epoch")
+    if code:
+        assert fp16 == [(2.0**11, 5), (2.0**6, 5)]
+        assert (first, second) == (None, None)
+        assert (
+            "step 10: fp16 learns nothing, as the gradients are not finite even at a loss scale of 64" in said
+        )
+        assert tiny.do("train", tmp_path, *more) == 2, (
+            "it has ended, and is no success the second time either"
+        )
+    else:
+        assert fp16 == [(2.0**14, 2), (2.0**14, 0)]
+        assert "skipped 2 of 5 steps; the loss scale is 16384 now" in said
+        assert first == pytest.approx(sum(norm for norm in norms[:5] if norm) / 3)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="there is no C++ compiler")
+@pytest.mark.slow  # a minute for the compiler
+def test_a_compiled_run_learns_what_one_that_is_not_does(birds: Path, tmp_path: Path) -> None:
+    """Under bf16, where the compiler meets the head that computes in float32; its roundings are others."""
+    more = ["train.precision=bf16", "train.max_steps=2", "train.ema_decay=0.9", "optim.lr=1e-3"]
+    losses, saved = [], []
+    for name in ("usual", "compiled"):
+        compiled = f"train.compile={str(name == 'compiled').lower()}"
+        assert (
+            tiny.do("train", tmp_path, *more, "tracking.log_every_steps=1", compiled, f"run.name={name}") == 0
+        )
+        log = tiny.records(tmp_path / f"runs/{name}/log.jsonl")
+        losses.append([line["loss"] for line in log if line["kind"] == "step"])
+        saved.append(torch.load(tiny.checkpoints(tmp_path, name) / "last.pt", weights_only=True))
+    assert len(losses[0]) == 2
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2)
+    for part in ("model", "ema"):
+        assert saved[1][part].keys() == saved[0][part].keys()
