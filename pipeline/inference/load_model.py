@@ -64,7 +64,24 @@ def load_model_without_data(config: Config, path: Path, ranks: Ranks) -> tuple[L
 
 def _read(path: Path, ranks: Ranks) -> tuple[dict[str, Any], str]:
     """A checkpoint's content and SHA-256, as the first rank has them."""
-    return ranks.broadcast((read(path), files.digest_of_file(path)) if ranks.is_main else ({}, ""))
+    return ranks.broadcast(_read_with_digest(path) if ranks.is_main else ({}, ""))
+
+
+def _read_with_digest(path: Path) -> tuple[dict[str, Any], str]:
+    """Read a file again that a training has replaced meanwhile: content and digest are of the same one."""
+    while True:
+        before = _version(path)
+        content, digest = read(path), files.digest_of_file(path)
+        if _version(path) == before:
+            return content, digest
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """What another file under the same name has otherwise; None for no file."""
+    if not path.is_file():
+        return None
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
 
 
 def _loaded_model(
