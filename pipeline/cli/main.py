@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import NoReturn
@@ -9,14 +10,18 @@ from typing import NoReturn
 from pipeline.cli.arguments import parse
 from pipeline.cli.verbs.verb import Verb
 from pipeline.common import console, signals
-from pipeline.common.errors import RankLost, Stopped, UserError, refusals_as_sentences
+from pipeline.common.errors import RankLost, Stopped, UserError, refusals_as_sentences, refused
 
 
 def run(argv: Sequence[str]) -> int:
     """Do what the command line says; return the exit code. A bug raises."""
     verb, arguments = parse(argv)
-    with signals.raising():
-        return _run(verb, arguments)
+    hook, threading.excepthook = threading.excepthook, _say_how_a_thread_ended
+    try:
+        with signals.raising():
+            return _run(verb, arguments)
+    finally:
+        threading.excepthook = hook
 
 
 def _run(verb: Verb, arguments: Namespace) -> int:
@@ -38,6 +43,15 @@ def _run(verb: Verb, arguments: Namespace) -> int:
     if result and (result.get("go") is False or result.get("refused")):
         return UserError.exit_code
     return 0
+
+
+def _say_how_a_thread_ended(ended: threading.ExceptHookArgs) -> None:
+    """The sentence for what the system refuses a library's thread; a bug keeps its traceback."""
+    sentence = refused(ended.exc_value) if ended.exc_value else None
+    if sentence is None:
+        threading.__excepthook__(ended)
+    else:
+        console.warn(str(sentence))
 
 
 def main() -> NoReturn:

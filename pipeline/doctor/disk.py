@@ -85,9 +85,9 @@ def _data_to_come(config: Config) -> int:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that exists."""
+    """The folder, or the nearest path above it that exists: a folder, unless a file stands in the way."""
     folder = folder.resolve()
-    return next(path for path in (folder, *folder.parents) if path.is_dir())
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _write_error(folder: Path) -> str | None:

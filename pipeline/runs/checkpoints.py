@@ -70,7 +70,7 @@ def read(path: Path) -> dict[str, Any]:
             raise CheckpointError(
                 f"{path}: damaged, or no checkpoint ({type(error).__name__}); {ANOTHER}"
             ) from error
-    if not isinstance(content, dict) or str(content.get("format")) != str(FORMAT):
+    if not isinstance(content, dict) or repr(content.get("format")) != repr(FORMAT):
         raise CheckpointError(
             f"{path}: not a training checkpoint of this program; for pretrained weights use model.weights=PATH"
         )

@@ -1,14 +1,22 @@
+import errno
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipeline.cli import arguments, main
 from pipeline.cli.verbs.verb import config_of, paths_and_overrides
+from pipeline.common import signals
+from pipeline.common.errors import REFUSALS
 from pipeline.config.load import load_config
+from pipeline.runs.directory import RunDirectory
 from tests.helpers import tiny
 
 LATE = "torch", "pandas", "cv2", "albumentations", "wandb", "timm", "optuna", "matplotlib"
@@ -151,3 +159,110 @@ def test_train_ends_in_one_json_line_that_says_where_the_best_epoch_is(
     assert result["run"] == str(trained / "runs/tiny")
     assert Path(result["checkpoint"]).is_file()
     assert result["best_epoch"] in (1, 2, 3)
+
+
+def a_verb_that(act: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The command line of a verb whose work is replaced."""
+    group = arguments.GROUPS["prepare"]
+    monkeypatch.setitem(group, "data", group["data"]._replace(run=lambda _: act()))
+    return ["data"]
+
+
+@pytest.mark.parametrize("words", [["train"], ["data"], ["eval"], ["schedule"], ["doctor", "--quick"]])
+@pytest.mark.parametrize("where", ["run.root=FILE", "data.root=FILE"])
+def test_a_root_that_is_a_file_is_one_sentence(
+    birds: Path, words: list[str], where: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    code = main.run([*words, *tiny.overrides(tmp_path), where.replace("FILE", str(file))])
+    said = capsys.readouterr().err
+    unconcerned = (["data"], "run.root=FILE"), (["schedule"], "data.root=FILE")
+    assert code == (0 if (words, where) in unconcerned else 2)
+    assert "Traceback" not in said
+    assert file.read_text() == "mine"
+    if code and words != ["doctor", "--quick"]:
+        (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert str(file) in error
+
+
+def test_a_name_that_is_too_long_for_the_disk_is_one_sentence(
+    birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tiny.do("train", tmp_path, f"run.root={tmp_path / ('a' * 300)}") == 2
+    assert capsys.readouterr().err.endswith(
+        "aaa/tiny: the name is too long for this disk; take a shorter one\n"
+    )
+
+
+def test_a_full_disk_ends_a_training_with_one_sentence_and_the_status_says_it(
+    birds: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = tiny.do("train", small_disk, "tracking.csv=true", "tracking.tensorboard=true", "data.workers=0")
+    run, said = small_disk / "runs/tiny", capsys.readouterr().err.splitlines()
+    why = f"{run / 'checkpoints/best.pt'}: {REFUSALS[errno.ENOSPC]}"
+    assert code == 2
+    assert said[-1] == f"error: {why}"
+    assert not [line for line in said if "Traceback" in line]
+    status = RunDirectory(run).read_status()
+    assert status is not None
+    assert (status.state, status.why) == ("failed", why)
+    assert not list(run.rglob("*.part"))
+    assert len(RunDirectory(run).read_log().epochs()) == 1
+
+
+def test_a_disk_that_becomes_read_only_is_one_sentence_and_nothing_is_lost(
+    birds: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = tiny.launch(["mount", "-o", "remount,ro", str(small_disk)])
+    assert done.returncode == 0
+    for words in (["train"], ["schedule"]):
+        assert main.run([*words, *tiny.overrides(small_disk)]) == 2
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1
+        assert errors[0].endswith(REFUSALS[errno.EROFS])
+        assert str(small_disk / "runs") in errors[0]
+
+
+def test_a_result_for_which_standard_output_has_no_room_is_one_sentence() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline", "config"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr == f"error: standard output: {REFUSALS[errno.ENOSPC]}\n"
+
+
+def test_the_verb_alone_changes_what_signals_and_threads_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def handlers() -> list[object]:
+        return [signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1), threading.excepthook]
+
+    before, within = handlers(), []
+    assert main.run(a_verb_that(lambda: within.extend(handlers()), monkeypatch)) == 0
+    assert within[:2] == [signals.raise_stopped] * 2
+    assert handlers() == before
+
+    def stop() -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    assert main.run(a_verb_that(stop, monkeypatch)) == 75
+    assert handlers() == before
+
+
+def test_what_the_system_refuses_a_thread_of_a_library_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "events")
+
+    def start() -> None:
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join()
+
+    assert main.run(a_verb_that(start, monkeypatch)) == 0
+    assert capsys.readouterr().err == f"warning: events: {REFUSALS[errno.ENOSPC]}\n"

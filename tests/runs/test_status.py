@@ -1,13 +1,17 @@
+import contextlib
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from pipeline.common.errors import CheckpointError, Stopped, UserError
+from pipeline.common import files
+from pipeline.common.errors import REFUSALS, CheckpointError, DataError, Stopped, UserError
 from pipeline.runs.directory import RunDirectory
 from tests.helpers import tiny
 
@@ -74,3 +78,84 @@ def test_a_run_that_diverges_has_failed(
     assert status.state == "failed"
     assert "training has diverged" in status.why
     assert status.why in capsys.readouterr().err
+
+
+WHOLE = {
+    "state": "stopped",
+    "why": "stopped by SIGTERM at step 4",
+    "host": "here",
+    "pid": 1,
+    "attempts": 7,
+    "started": "2026-01-02T03:04:05+00:00",
+    "updated": "2026-01-02T03:04:06+00:00",
+}
+
+
+def test_a_status_of_a_later_version_is_read_and_counted_on(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.status_file.write_text(json.dumps({**WHOLE, "gpu_hours": 3.5}))
+    status = run.read_status()
+    assert status is not None
+    assert asdict(status) == WHOLE
+    with run.running():
+        pass
+    status = run.read_status()
+    assert status is not None
+    assert (status.state, status.attempts, status.started) == ("finished", 8, WHOLE["started"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[]",
+        b"\xff",
+        *(
+            json.dumps({key: value for key, value in WHOLE.items() if key != left_out}).encode()
+            for left_out in WHOLE
+        ),
+        *(json.dumps(WHOLE | {key: None}).encode() for key in WHOLE),
+        json.dumps(WHOLE | {"state": "asleep"}).encode(),
+        json.dumps(WHOLE | {"attempts": "7"}).encode(),
+    ],
+)
+def test_a_damaged_status_is_named_and_never_to_be_deleted_and_stays(tmp_path: Path, content: bytes) -> None:
+    run = RunDirectory(tmp_path)
+    run.status_file.write_bytes(content)
+    for read in (run.read_status, lambda: run.running().__enter__()):
+        with pytest.raises(
+            DataError, match=r"status\.json: damaged \(.*\); restore it from a copy, or mend it"
+        ) as said:
+            read()
+        assert "delete" not in str(said.value)
+    assert run.status_file.read_bytes() == content
+
+
+def test_how_a_run_ended_is_written_down_where_no_byte_is_free(small_disk: Path) -> None:
+    run = RunDirectory(small_disk)
+    with pytest.raises(OSError, match="No space left"), run.running():
+        for size in (4096, 1):  # a file larger than what is free takes it all, to the byte
+            with (
+                contextlib.suppress(OSError),
+                (small_disk / f"filler-{size}").open("wb", buffering=0) as filler,
+            ):
+                while True:
+                    filler.write(b"0" * size)
+        files.write_text(small_disk / "log.jsonl", "a record" * 1000)
+    status = run.read_status()
+    assert status is not None
+    assert status.state == "failed"
+    assert status.why == f"{small_disk / 'log.jsonl'}: {REFUSALS[errno.ENOSPC]}"
+
+
+def test_a_status_that_cannot_be_written_does_not_hide_what_ended_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDirectory(tmp_path)
+    with pytest.raises(UserError, match="the loss is nan"), run.running():
+        run.status_file.unlink()
+        run.status_file.mkdir()
+        raise UserError("step 3: the loss is nan")
+    assert capsys.readouterr().err.startswith("warning: the status of the run stays as it was: ")
