@@ -81,11 +81,7 @@ def first_step(
         return finding, StepTiming(math.nan, 0)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # trial batches may have been larger
-    try:
-        first, second = trial.first_step(), trial.first_step()
-    except torch.OutOfMemoryError:
-        what_next = "set optim.batch_size lower and optim.effective_batch_size to what it is now"
-        return Finding("no-go", "the first step does not fit into memory", what_next), None
+    first, second = trial.first_step(), trial.first_step()
     loss, peak, classes = first.loss, hardware.peak_bytes(device), len(setup.classes)
     repeats = loss == second.loss and all(map(torch.equal, first.weights, second.weights))
     guess = math.log(classes)

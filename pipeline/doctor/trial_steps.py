@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.doctor.context import CheckContext
 from pipeline.doctor.products import BuiltModel
 from pipeline.training import phases
 from pipeline.training.freezing import FreezeSchedule
+from pipeline.training.preflight import compile_errors
 from pipeline.training.setup import RunStart, TrainingSetup
 from pipeline.training.state import TrainState
 from pipeline.training.step import StepSettings, train_step
@@ -95,7 +97,8 @@ class TrialSteps:
         self, state: TrainState, ddp_model: nn.Module, batch: Batch, images: int, *, alone: bool
     ) -> Tensor:
         rates = phases.rates(self.context.config, state.phase, state.step, self.setup.clock)
-        return train_step(state, ddp_model, batch, images, rates, self._settings(alone))
+        with compile_errors() if self.context.config.train.compile else nullcontext():
+            return train_step(state, ddp_model, batch, images, rates, self._settings(alone))
 
     def _ranks(self, alone: bool) -> Ranks:
         return Ranks.single(self.context.ranks.device) if alone else self.context.ranks
