@@ -229,11 +229,11 @@ class OptimConfig(Section):
     lr: Positive = 0.025
     """learning rate at the schedule's height, for a step of effective_batch_size images"""
     momentum: Fraction = 0.9
-    """SGD's momentum, or beta1 of the Adam family"""
+    """momentum of SGD and of others that have one (not rmsprop), or beta1 of the Adam family"""
     nesterov: bool = True
     """Nesterov's momentum for SGD"""
     weight_decay: NotNegative = 5e-4
-    """L2 penalty on weights (decoupled in adamw), not on norms and biases"""
+    """L2 penalty on weights (decoupled in adamw), not on norms, biases and what timm says not to decay"""
     options: Options = Field(default_factory=dict)
     """further arguments of the optimizer, such as {betas: [0.9, 0.95]}"""
     phases: tuple[Phase, ...] = ()
