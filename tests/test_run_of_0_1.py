@@ -1,7 +1,8 @@
 """A run directory that the program of commit 2b7a41e left, stopped in mid-epoch: today's program goes on with it.
 
-It was made by, and its expected numbers are those of, that program: Adam until epoch 1, then SGD with carried
-momentum, mixup, EMA, a plateau schedule (whose key `least_factor` has another name now), SIGTERM at step 9 of 18.
+It was made by that program: Adam until epoch 1, then SGD with carried momentum, mixup, EMA, a plateau schedule (whose
+key `least_factor` has another name now), SIGTERM at step 9 of 18. The expected numbers are those of that program, with
+one line of it changed from step 10 on: all transforms of an image draw from one stream.
 """
 
 import json
