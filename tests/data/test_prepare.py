@@ -227,6 +227,31 @@ def test_what_was_prepared_from_a_folder_that_moved_away_trains_evaluates_and_re
         assert prepare.output_paths(load_config(None, own_arguments(path)[1:]))[0].is_file()
 
 
+def test_prepared_data_that_were_copied_to_another_root_are_found(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(own_arguments(own)) == 0
+    shutil.copytree(own.parent / "data", own.parent / "scratch")
+    shutil.rmtree(own.parent / "data")
+    own.rename(own.parent / "moved")
+    root = f"data.root={own.parent / 'scratch'}"
+    assert run(own_arguments(own, "train", root, "train.max_steps=1")) == 0
+    capsys.readouterr()
+    assert run(own_arguments(own.parent / "moved", "data", root)) == 0
+    assert capsys.readouterr().err.count("is up to date") == 2
+
+
+def test_data_that_the_first_version_prepared_from_a_folder_are_found_without_it(own: Path) -> None:
+    assert run(own_arguments(own)) == 0
+    (record,) = own.parent.glob("data/*/source.json")
+    record.unlink()
+    for stamp in record.parent.glob("*.stamp.json"):
+        stamp.write_text(json.dumps({"inputs": json.loads(stamp.read_text())["inputs"]}))
+    own.rename(own.parent / "moved")
+    assert run(own_arguments(own, "train", "train.max_steps=1")) == 0
+    assert run(own_arguments(own)) == 0
+
+
 def test_a_folder_that_was_never_prepared_and_is_not_there_is_named(
     own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
