@@ -166,10 +166,13 @@ def own(archive: Path, tmp_path: Path) -> Path:
     return tmp_path / "own"
 
 
+SMALL = ["train.epochs=1", "report.gallery=2", "report.pairs=1", "report.explained=2", "report.neighbours=0"]
+
+
 def own_arguments(own: Path, verb: str = "data", *more: str) -> list[str]:
     """A verb on the user's folder, and on the tiny network."""
     words = tiny.arguments(verb, own.parent, f"data.root={own.parent / 'data'}", "data.source=cub200")
-    return [*words, f"data.archive={own}", "train.epochs=1", *more]
+    return [*words, f"data.archive={own}", *SMALL, *more]
 
 
 def pixels_of(own: Path) -> bytes:
