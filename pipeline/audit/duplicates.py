@@ -15,6 +15,7 @@ import pandas as pd
 from PIL import Image
 
 from pipeline.common import console
+from pipeline.common.errors import named
 from pipeline.data.image_store import Store
 from pipeline.data.pictures import JPEG_QUALITY
 from pipeline.explain import neighbours
@@ -86,11 +87,11 @@ def write_pictures(doubles: pd.DataFrame, ids: Sequence[int], store: Store, fold
     for a, b in zip(doubles["id_a"], doubles["id_b"], strict=True):
         both = np.hstack([_scaled(store[row_of[number]]) for number in (a, b)])
         path = folder / f"{a}-{b}.jpg"
-        written = cv2.imwrite(
-            str(path), cv2.cvtColor(both, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+        _, jpeg = cv2.imencode(
+            ".jpg", cv2.cvtColor(both, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
         )
-        if not written:
-            raise OSError(f"{path}: cannot be written")
+        with named(path):  # cv2.imwrite does not say why it failed
+            path.write_bytes(jpeg.tobytes())
 
 
 def _scaled(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

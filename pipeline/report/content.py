@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.common import tables
+from pipeline.common import files, tables
 from pipeline.data import prepare
 from pipeline.explain import annotations, selection
 from pipeline.explain.explain import Explained, StoredEvaluation
@@ -260,7 +260,7 @@ def origin(run: RunDirectory) -> Values:
     """Configuration, environment, and the commands that reproduce the evaluation."""
     values: Values = dict.fromkeys(("config", "environment", "commands", "commit", "dirty"))
     if run.config_file.is_file():
-        values["config"] = run.config_file.read_text(encoding="utf-8")
+        values["config"] = files.read_text(run.config_file)
     if run.environment_file.is_file():
         environment = run.read_environment()
         values["environment"] = environment

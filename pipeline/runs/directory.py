@@ -4,11 +4,22 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import BaseModel
+
 from pipeline.common import files
 from pipeline.runs import log, status
 
 Checkpoint = Literal["best", "last"]
 Table = Literal["per_class", "confusion", "confused_pairs", "class_order", "reliability", "coverage"]
+
+
+class _Environment(BaseModel):
+    """What the readers of environment.json take for granted."""
+
+    packages: dict[str, str | None]
+    command: list[str] = []
+    git: dict[str, Any] | None = None
+    samples: str = ""
 
 
 class RunDirectory:
@@ -70,12 +81,15 @@ class RunDirectory:
     def read_environment(self) -> dict[str, Any]:
         """What the run ran on; empty when that is not stored."""
         path = self.environment_file
-        return files.read_json(path, dict[str, Any]) if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        files.read_json(path, _Environment)
+        return files.read_json(path, dict[str, Any])
 
     def count_test_readings(self) -> int:
         """How often the run has read the test split."""
-        path = self.test_readings_file
-        return len(path.read_bytes().splitlines()) if path.is_file() else 0  # a damaged line is a reading, too
+        path = self.test_readings_file  # a damaged line is a reading, too
+        return len(path.read_bytes().splitlines()) if path.is_file() else 0
 
 
 def find_run_directories(folder: Path) -> list[RunDirectory]:

@@ -236,7 +236,7 @@ def _read_csv(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         raise DataError(f"{path}: missing; {AGAIN}")
     try:
         table = pd.read_csv(path, dtype=TYPES, keep_default_na=False)
-    except (ValueError, pd.errors.ParserError) as error:
+    except (ValueError, OverflowError) as error:  # pandas' own errors of reading are ValueErrors
         raise DataError(f"{path}: not a readable table ({' '.join(str(error).split())}); {AGAIN}") from error
     if missing := [name for name in columns if name not in table.columns]:
         raise DataError(f"{path}: the columns {missing} are missing; {AGAIN}")

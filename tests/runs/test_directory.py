@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.common import files
+from pipeline.common.errors import DataError
 from pipeline.runs.directory import EvaluationDirectory, RunDirectory, find_run_directories
 
 ROOT = Path(__file__).parents[2]
@@ -72,3 +74,32 @@ def test_an_evaluation_knows_its_split(tmp_path: Path, split: str) -> None:
     folder = EvaluationDirectory(tmp_path / split)
     assert folder.split == split
     assert folder.table("per_class") == tmp_path / split / "per_class.csv"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[]",
+        b"{",
+        b"{}",
+        b'{"packages": null}',
+        b'{"packages": {"torch": 3}}',
+        b'{"packages": {}, "command": "train"}',
+        b'{"packages": {}, "git": "4c65971"}',
+    ],
+)
+def test_a_damaged_environment_is_named(content: bytes, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert run.read_environment() == {}
+    run.environment_file.write_bytes(content)
+    with pytest.raises(DataError, match=r"environment\.json: damaged \(.*\); restore it from a copy"):
+        run.read_environment()
+
+
+def test_an_environment_keeps_what_another_version_wrote(tmp_path: Path) -> None:
+    run, about = (
+        RunDirectory(tmp_path),
+        {"packages": {"torch": "2.11", "wandb": None}, "weather": {"rain": [1, 2.5]}},
+    )
+    files.write_json(run.environment_file, about)
+    assert run.read_environment() == about

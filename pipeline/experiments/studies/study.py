@@ -4,6 +4,7 @@ import contextlib
 import resource
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,14 @@ from pipeline.experiments.studies.plan import Member, StudyPlan, find
 from pipeline.experiments.studies.task import RunTask
 from pipeline.experiments.worker_pool import Outcome
 from pipeline.runs.log import best_record
+
+
+@dataclass(frozen=True)
+class Done:
+    """The stamp of a run that has ended: the digest of its configuration, and how it ended."""
+
+    settings: str
+    status: str
 
 
 def study(name: str, jobs: int | None, overrides: Sequence[str]) -> dict[str, Any]:
@@ -110,8 +119,7 @@ def _run_missing(label: str, members: Sequence[Member], jobs: int, *, test: bool
             if outcome.status in ("failed", "lost", "bug") or (outcome.status == "diverged" and test):
                 failed.append((task, outcome))
             else:
-                stamp = {"settings": member.digest, "status": outcome.status}
-                files.write_json(_stamp(member), stamp)
+                files.write_json(_stamp(member), asdict(Done(member.digest, outcome.status)))
             bar.advance(1, last=member.name)
     for task, outcome in failed:
         if outcome.status == "bug":
@@ -130,7 +138,10 @@ def _stamp(member: Member) -> Path:
 
 def _is_done(member: Member) -> bool:
     stamp = _stamp(member)
-    return stamp.is_file() and bool(files.read_json(stamp, dict[str, Any])["settings"] == member.digest)
+    try:
+        return stamp.is_file() and files.read_json(stamp, Done).settings == member.digest
+    except DataError:
+        return False  # a damaged stamp costs a look at a run that has ended
 
 
 def _prepare_data(members: Sequence[Member]) -> None:
@@ -154,7 +165,7 @@ def _choose_learning_rates(tuning: Sequence[Member]) -> tuple[dict[str, float], 
     rows: list[dict[str, Any]] = []
     for member in tuning:
         log = results.read_log(member)
-        diverged = files.read_json(_stamp(member), dict[str, Any])["status"] == "diverged"
+        diverged = files.read_json(_stamp(member), Done).status == "diverged"
         best = (None if diverged else best_record(log)) or {}
         rows.append(
             {

@@ -102,6 +102,8 @@ def fix_definition(plan: SweepPlan, pruner: str | None) -> None:
             files.write_json(path, definition)
             return
         before = files.read_json(path, dict[str, Any])
+    if not isinstance(before.get("config"), dict):
+        raise DataError(f"{path}: damaged (config: no configuration); {files.RESTORE}")
     before["config"] = completed(before["config"])
     changed = [
         f"{key} {json.dumps(old)} -> {json.dumps(new)}"

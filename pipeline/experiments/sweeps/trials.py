@@ -90,7 +90,7 @@ def check_lines(journal: Path, lines: Sequence[bytes]) -> None:
 def _is_entry(line: bytes) -> bool:
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(entry, dict) and isinstance(entry.get("op_code"), int)
 
