@@ -95,6 +95,7 @@ class Config(Section):
         unsupported = {
             "train.precision=fp16": self.train.precision == "fp16",
             "train.compile": self.train.compile,
+            "distributed.compress": self.distributed.compress != "none",
             "optim.batch_size=auto": self.optim.batch_size == "auto",
             "snapmix": any(mix.name == "snapmix" for mix in self.train.mix),
             "tracking.gradients_every_steps": self.tracking.gradients_every_steps is not None,

@@ -233,6 +233,10 @@ def test_a_wrong_override_is_one_sentence(override: str, sentence: str) -> None:
             "data: progressive: until_epoch must rise from stage to stage, and is [3, 2]",
         ),
         (
+            ["distributed.shard=full", "distributed.compress=bf16"],
+            "distributed.shard=full does not support distributed.compress; drop one of the two",
+        ),
+        (
             ["distributed.shard=full", "train.compile=true"],
             "distributed.shard=full does not support train.compile; drop one of the two",
         ),
