@@ -7,7 +7,10 @@ import secrets
 import shutil
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -326,3 +329,64 @@ def test_a_bug_in_a_loader_process_keeps_its_traceback(birds: Path) -> None:
     server = loader.Loader(images, 1, CPU)
     with pytest.raises(TypeError, match="(?s)Original Traceback.*not subscriptable"):
         next(server.batches(0, [np.arange(4)]))
+
+
+MACOS = """
+import os, signal
+for module, name in ((signal, "sigtimedwait"), (signal, "sigwaitinfo"), (os, "sched_getaffinity")):
+    delattr(module, name)
+del os.sysconf_names["SC_AVPHYS_PAGES"]
+"""
+
+
+@contextmanager
+def training(tmp: Path, mark: str, step: int, *, macos: bool = False) -> Iterator[subprocess.Popen[str]]:
+    """A training in a process group of its own, with loader processes, that has logged a step.
+
+    macos: all its processes lack what Python does not have there.
+    """
+    environment = {**os.environ, processes.MARK: mark}
+    if macos:
+        (tmp / "sitecustomize.py").write_text(MACOS)
+        environment["PYTHONPATH"] = str(tmp)
+    more = ("data.workers=2", "train.epochs=400", "tracking.log_every_steps=1")
+    words = [sys.executable, "-m", "pipeline", *tiny.arguments("train", tmp, *more)]
+    with subprocess.Popen(
+        words, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as process:
+        deadline, is_there = time.monotonic() + processes.WAIT_S, tiny.log_reaches(tmp, step)
+        while not is_there():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        yield process
+
+
+@pytest.mark.slow
+def test_nothing_outlives_a_training_that_is_killed(birds: Path, tmp_path: Path) -> None:
+    mark = secrets.token_hex(8)
+    with training(tmp_path, mark, step=6) as process:  # both loaders have processes
+        assert (
+            len(processes.marked(mark)) == 1 + 2 + 2 * 2
+        )  # with the server, and Python's tracker of resources
+        process.kill()
+        assert processes.all_end(mark)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "macos"),
+    [(signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGUSR1, False), (signal.SIGTERM, True)],
+)
+def test_a_signal_to_all_processes_saves_and_ends_them(
+    birds: Path, tmp_path: Path, number: signal.Signals, macos: bool
+) -> None:
+    """As terminals, `timeout`, torchrun and Slurm send it."""
+    mark = secrets.token_hex(8)
+    with training(tmp_path, mark, step=6, macos=macos) as process:
+        os.killpg(process.pid, number)
+        _, said = process.communicate(timeout=processes.WAIT_S)
+    assert process.returncode == 75
+    assert f"stopped by {number.name} at step" in said
+    assert "Traceback" not in said
+    assert processes.all_end(mark)

@@ -1,5 +1,8 @@
 """Worker processes: GPUs, and their end."""
 
+import multiprocessing
+import os
+import signal
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -32,12 +35,25 @@ def test_gpus_are_those_that_cuda_may_see(monkeypatch: pytest.MonkeyPatch) -> No
         assert hardware.gpus() == expected
 
 
-def test_a_worker_that_missed_the_signal_ends_all_the_same() -> None:
-    worker = worker_pool.WorkerProcess()
+def joins(worker: worker_pool.WorkerProcess[Any]) -> bool:
     ending = threading.Thread(target=worker.join, daemon=True)
     ending.start()
     ending.join(60)
-    assert not ending.is_alive()
+    return not ending.is_alive()
+
+
+def test_a_worker_that_missed_the_signal_ends_all_the_same() -> None:
+    assert joins(worker_pool.WorkerProcess())
+
+
+def test_a_worker_that_does_not_answer_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_pool, "SHUTDOWN_S", 0.2)
+    worker = worker_pool.WorkerProcess()
+    (process,) = multiprocessing.active_children()
+    os.kill(process.pid or 0, signal.SIGSTOP)
+    worker.request_stop()
+    assert joins(worker)
+    assert not process.is_alive()
 
 
 @dataclass(frozen=True)
