@@ -14,7 +14,7 @@ from pipeline.runs.directory import RunDirectory
 from pipeline.runs.status import Hold
 
 # What other verbs, and this process's lock, leave in the folder of a run that has not begun.
-BEFORE_A_RUN = ("status.lock", "schedule.png", "lr_find", "lock", "output.log", "study.json")
+BEFORE_A_RUN = ("status.lock", "lr_find", "lock", "output.log", "study.json")
 
 
 def start_from(config: Config, classes: list[str], samples: str) -> tuple[Path, dict[str, Any]] | None:
@@ -71,7 +71,8 @@ def put_aside(run: RunDirectory, hold: Hold) -> None:
         ConfigError: the folder holds other files, and no run.
     """
     if not (run.status_file.is_file() or run.is_run()):
-        if foreign := sorted(path.name for path in run.path.iterdir() if path.name not in BEFORE_A_RUN):
+        known = (run.schedule_file.name, *BEFORE_A_RUN)
+        if foreign := sorted(path.name for path in run.path.iterdir() if path.name not in known):
             raise ConfigError(
                 f"run.name: {run.path} holds other files ({name_some(foreign)}) and no run that could be put aside; "
                 "take another run.name or run.root"
