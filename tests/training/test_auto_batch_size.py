@@ -81,6 +81,36 @@ def test_an_answer_that_does_not_fit_is_halved(monkeypatch: pytest.MonkeyPatch, 
     assert found in memory.steps
 
 
+class GpuMemory(Memory):
+    """A GPU: its peak can be reset, and the first step of each size needs more, while cuDNN tries algorithms."""
+
+    def __init__(
+        self, monkeypatch: pytest.MonkeyPatch, total: int, base: int, image: int, workspace: int
+    ) -> None:
+        super().__init__(monkeypatch, total, base, image, base)
+        self.workspace = workspace
+        monkeypatch.setattr(hardware, "free_bytes", lambda _: self.total - self.base)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: setattr(self, "peak", self.base))
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+
+    def train_step(self, *arguments: Any) -> None:
+        is_first = len(arguments[2].label) not in self.steps
+        super().train_step(*arguments)
+        self.peak += self.workspace * is_first
+
+
+@pytest.mark.parametrize("workspace_mib", [0, 100, 3000])
+@pytest.mark.parametrize("image_mib", [2, 40])
+def test_workspaces_of_first_steps_on_a_gpu_do_not_change_what_is_found(
+    monkeypatch: pytest.MonkeyPatch, model: Classifier, workspace_mib: int, image_mib: int
+) -> None:
+    image, base, total = image_mib * MIB, 900 * MIB, 24_000 * MIB
+    memory = GpuMemory(monkeypatch, total, base, image, workspace_mib * MIB)
+    found = largest_that_fits(100_000, config(), model, "fp32", Ranks.single(torch.device("cuda")))
+    assert 0.8 * (total - base) // image <= found <= (total - base) // image
+    assert found in memory.steps
+
+
 def test_no_more_are_tried_than_a_step_has(monkeypatch: pytest.MonkeyPatch, model: Classifier) -> None:
     memory = Memory(monkeypatch, 6396 * MIB, 2300 * MIB, 5 * MIB, 0)
     assert largest_that_fits(24, config(), model, "fp32", ALONE) == 24
