@@ -77,7 +77,7 @@ def prepare(config: Config, verify: bool = False) -> Prepared:
     except DataError as error:
         if not _is_given(config.data):
             raise
-        prepared = _load_without_source(config, error)
+        prepared = _load_without_source(config, error, verify)
     else:
         if verify:
             _verify_fetched(config.data)
@@ -122,10 +122,15 @@ def _is_given(config: DataConfig) -> bool:
     return source_of(config).inputs is None
 
 
-def _load_without_source(config: Config, error: DataError) -> Prepared:
-    """What was prepared from a folder that is not there now; without it, `error` is raised."""
-    if any(not path.exists() for path in output_paths(config)):
-        raise error
+def _load_without_source(config: Config, error: DataError, verify: bool) -> Prepared:
+    """What was prepared from a folder that is not there now; `error` where it is not there or has changed."""
+    for output in output_paths(config):
+        if not output.exists():
+            raise error
+        if what := stages.changes(output, verify):
+            raise DataError(
+                f"{output}: {what}; bring the folder back and run `make data` ({error})"
+            ) from error
     prepared = load(config)
     console.warn(f"{str(error).partition(';')[0]}; the data that were prepared from it are taken as they are")
     return prepared

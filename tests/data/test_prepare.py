@@ -244,6 +244,24 @@ def test_prepared_data_that_were_copied_to_another_root_are_found(
     assert capsys.readouterr().err.count("is up to date") == 2
 
 
+def test_damaged_data_whose_folder_is_gone_are_named_and_stay(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(own_arguments(own)) == 0
+    own.rename(own.parent / "moved")
+    (path,) = own.parent.glob("data/*/store-*/pixels.bin")
+    content = path.read_bytes()
+    path.write_bytes(bytes(len(content)))
+    assert run(own_arguments(own)) == 0
+    assert run(own_arguments(own, "data", "--verify")) == 2
+    said = capsys.readouterr().err
+    assert (
+        "pixels.bin has other content than it was made with; bring the folder back and run `make data`"
+        in said
+    )
+    assert path.is_file()
+
+
 def test_data_that_the_first_version_prepared_from_a_folder_are_found_without_it(own: Path) -> None:
     assert run(own_arguments(own)) == 0
     (record,) = own.parent.glob("data/*/source.json")
