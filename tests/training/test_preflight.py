@@ -8,11 +8,13 @@ import torch
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.schema import Config
-from pipeline.training import preflight
+from pipeline.training import phases, preflight
+from pipeline.training import setup as training_setup
 from pipeline.training.preflight import epochs_to_try, memory_errors
 from pipeline.training.schedule import step_clock
 from pipeline.training.setup import TrainingSetup
 from tests.helpers import ranks, tiny
+from tests.helpers.findings import SINGLE
 
 RESNET = "model.name=resnet10t"
 REFUSED: dict[str, tuple[list[str], list[str]]] = {
@@ -146,9 +148,6 @@ def test_a_model_is_left_as_it_was_with_its_modes_and_the_global_stream(birds: P
 
 
 def started(config: Config) -> tuple[Any, TrainingSetup]:
-    from pipeline.training import phases
-    from tests.helpers.findings import SINGLE
-
     setup = TrainingSetup(config, SINGLE)
     return setup.build_state(phases.first(config.optim), "fp32", pretrained=False).state, setup
 
@@ -181,6 +180,20 @@ def test_a_compiler_that_is_missing_is_one_sentence(
     assert "train.compile: torch.compile fails here" in said
     assert "or set train.compile=false" in said
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_model_that_cannot_be_compiled_is_one_sentence(
+    birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from torch._dynamo.exc import Unsupported
+
+    def fail(*_: Any) -> None:
+        raise Unsupported("call_function in a generator", case_name="test")
+
+    monkeypatch.setattr(preflight, "_check_compiler", lambda _: None)  # the machine can compile
+    monkeypatch.setattr("pipeline.training.trainer.train_step", fail)
+    assert tiny.do("train", tmp_path, "train.compile=true") == 2
+    assert "train.compile: torch.compile fails here (Unsupported: call_function" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -238,6 +251,32 @@ def test_other_errors_of_torch_are_not_those_of_memory(tmp_path: Path) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
     with pytest.raises(ConfigError, match="memory does not suffice"), memory_errors(tiny.config(tmp_path)):
         raise MemoryError
+
+
+def idle_on_two_ranks(tmp: Path, *settings: str) -> int:
+    """On each rank: train a network one layer of which computes nothing."""
+    built = training_setup.build_model
+
+    def build(*arguments: Any) -> Any:
+        model, origin = built(*arguments)
+        model.backbone.idle = torch.nn.Linear(2, 2)
+        return model, origin
+
+    training_setup.build_model = build
+    return ranks.run_verb("train", tmp, *settings)
+
+
+@pytest.mark.parametrize("is_static", [False, True])
+def test_a_layer_that_computes_nothing_is_named_where_ranks_would_wait_for_it(
+    birds: Path, tmp_path: Path, is_static: bool
+) -> None:
+    settings = ["train.max_steps=3", f"distributed.static_graph={str(is_static).lower()}"]
+    ended = ranks.run(idle_on_two_ranks, 2, tmp_path, *settings)
+    assert [rank.value for rank in ended] == [0, 0] if is_static else [2, 2], ended[0].said
+    said = "".join(rank.said for rank in ended)
+    assert said.count("training does not use backbone.idle.weight, backbone.idle.bias (2 in all)") == (
+        not is_static
+    )
 
 
 TWO_RANKS = {
