@@ -41,3 +41,14 @@ def test_importance_finds_the_parameter_that_matters(tmp_path: Path) -> None:
     assert sum(shares.values()) == pytest.approx(1)
     assert list(shares) == ["optim.nesterov", "optim.lr", "optim.momentum"]  # as `objective` has it
     assert shares["optim.momentum"] < 0.1
+
+
+def test_a_damaged_log_of_one_trial_does_not_hide_the_others(tmp_path: Path) -> None:
+    shared = untrained_trials(write_sweep(tmp_path), 3)
+    before = results.table(shared)
+    log = shared.plan.run_dir(1) / "log.jsonl"
+    log.write_text("no record\n")
+    rows = results.table(shared)
+    assert f"{log}, line 1: no record of a log" in rows["why"][1]
+    assert rows["val_top1"][1] == shared.all()[1].value
+    assert rows.drop(1).equals(before.drop(1))

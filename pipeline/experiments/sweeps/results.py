@@ -11,6 +11,7 @@ import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.common import files
+from pipeline.common.errors import DataError
 from pipeline.config.load import dump_departures, load_config, validate_tree
 from pipeline.config.schema import Config
 from pipeline.data import prepare
@@ -31,7 +32,11 @@ def epochs(plan: SweepPlan, number: int) -> list[dict[str, Any]]:
 
 def value(plan: SweepPlan, number: int) -> float | None:
     """A trial's value: its best over the epochs, as W&B's summary has it; None without a finite one."""
-    values = [record[plan.metric] for record in epochs(plan, number)]
+    return _best_of(plan, epochs(plan, number))
+
+
+def _best_of(plan: SweepPlan, records: Sequence[dict[str, Any]]) -> float | None:
+    values = [record[plan.metric] for record in records]
     finite = [value for value in values if value is not None and math.isfinite(value)]
     return (max if plan.maximised else min)(finite, default=None)
 
@@ -44,8 +49,12 @@ def table(trials: Trials) -> pd.DataFrame:
 
 
 def _row(trials: Trials, trial: FrozenTrial) -> dict[str, Any]:
-    plan, records = trials.plan, epochs(trials.plan, trial.number)
-    best = value(plan, trial.number)
+    plan, why = trials.plan, trial.user_attrs.get("why")
+    try:
+        records = epochs(plan, trial.number)
+        best = _best_of(plan, records)
+    except DataError as error:  # of one trial; the sweep knows its value
+        records, best, why = [], trial.value, str(error)
     reached = [record for record in records if best is not None and record[plan.metric] == best]
     best_epoch = best_record(reached) or next(iter(reached), None)  # of equals, that of best.pt
     state = trial.user_attrs.get("outcome", "") if trial.state.is_finished() else "running"
@@ -58,7 +67,7 @@ def _row(trials: Trials, trial: FrozenTrial) -> dict[str, Any]:
         "seconds": records[-1]["seconds"] if records else 0.0,
         **trials.values(trial),
         "processes": len(trial.user_attrs.get("taken", [])),
-        "why": trial.user_attrs.get("why"),
+        "why": why,
         "run": str(plan.run_dir(trial.number)),
     }
 
