@@ -8,6 +8,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipeline.common import files
+from pipeline.common.errors import DataError
 from pipeline.common.tables import write_csv
 from pipeline.config.load import completed, flatten, read_tree, validate_tree
 from pipeline.config.schema import Config
@@ -18,19 +19,8 @@ from pipeline.runs import predictions
 from pipeline.runs.directory import EvaluationDirectory, RunDirectory, Table
 
 # The keys of metrics.json that are not computed from the predictions: where these come from.
-ORIGIN = (
-    "split",
-    "run",
-    "checkpoint",
-    "checkpoint_sha256",
-    "epoch",
-    "step",
-    "training",
-    "classes",
-    "tta",
-    "test_reads",
-    "peek_gap",
-)
+ALWAYS = ("split", "run", "checkpoint", "checkpoint_sha256", "epoch", "step", "classes")
+ORIGIN = (*ALWAYS[:6], "training", "classes", "tta", "test_reads", "peek_gap")
 
 
 def compute_metrics(
@@ -53,6 +43,8 @@ def compute_metrics(
     """
     if origin is None:
         before = predictions.read_metrics(folder)
+        if missing := [key for key in ALWAYS if key not in before]:
+            raise DataError(f"{folder.metrics_file}: the keys {missing} are missing; {predictions.AGAIN}")
         origin = {key: before[key] for key in ORIGIN if key in before}
     names = sample_table.class_names(samples)
     stored = predictions.StoredPredictions.read(folder, samples)

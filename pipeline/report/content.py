@@ -4,18 +4,20 @@ import math
 import re
 import shlex
 from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from pipeline.common import files, tables
+from pipeline.common.errors import DataError
 from pipeline.data import prepare
 from pipeline.explain import annotations, selection
 from pipeline.explain.explain import Explained, StoredEvaluation
 from pipeline.report import figures
 from pipeline.report.pictures import Pictures
-from pipeline.runs.directory import RunDirectory, Table
+from pipeline.runs.directory import AuditDirectory, RunDirectory, Table
 
 CLASS_PX = 72
 ATTRIBUTES_SHOWN = 8
@@ -221,7 +223,7 @@ def audit(evaluation: StoredEvaluation, pictures: Pictures) -> Values:
     values: Values = {}
     folder, ids = evaluation.folder.audit, set(evaluation.data.samples["id"])
     if folder.label_errors_file.is_file():
-        table = tables.read_csv(folder.label_errors_file, LABEL_ERRORS, AUDIT_AGAIN)
+        table = _audit_table(folder, folder.label_errors_file, LABEL_ERRORS)
         values["label_errors_n"] = len(table)
         values["label_errors"] = [
             {
@@ -234,7 +236,7 @@ def audit(evaluation: StoredEvaluation, pictures: Pictures) -> Values:
             for row in _records(table[table["id"].isin(ids)].head(AUDIT_SHOWN))
         ]
     if folder.duplicates_file.is_file():
-        table = tables.read_csv(folder.duplicates_file, DUPLICATES, AUDIT_AGAIN)
+        table = _audit_table(folder, folder.duplicates_file, DUPLICATES)
         values["duplicates_n"] = len(table)
         values["across_n"] = int((table["split_a"] != table["split_b"]).sum())
         table = table[table["id_a"].isin(ids) & table["id_b"].isin(ids)]
@@ -254,6 +256,16 @@ def audit(evaluation: StoredEvaluation, pictures: Pictures) -> Values:
             for row in _records(table.head(AUDIT_SHOWN))
         ]
     return values
+
+
+def _audit_table(folder: AuditDirectory, path: Path, types: Types) -> pd.DataFrame:
+    """A table of an audit, whole: its summary says how many rows it has."""
+    table = tables.read_csv(path, types, AUDIT_AGAIN)
+    if folder.summary_file.is_file():
+        rows = files.read_json(folder.summary_file, dict[str, Any], AUDIT_AGAIN).get(path.stem)
+        if rows != len(table):
+            raise DataError(f"{path}: damaged: {len(table)} rows, and the audit found {rows}; {AUDIT_AGAIN}")
+    return table
 
 
 def origin(run: RunDirectory) -> Values:

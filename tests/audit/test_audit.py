@@ -1,12 +1,14 @@
 """The audit finds what was planted: wrong labels among neighbours, near-copies among pictures."""
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from pipeline.audit import audit, duplicates, label_errors
 from tests.helpers import tiny
@@ -158,3 +160,18 @@ def test_the_audit_adds_up_and_is_no_reading_of_test(
     assert json.loads(said.out) == summary
     assert "features" not in said.err, "the second time they are kept"
     pd.testing.assert_frame_equal(pd.read_csv(folder / "eval/test/audit/duplicates.csv"), pairs)
+
+
+def test_features_that_are_not_finite_are_refused(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained / "runs", tmp_path / "runs", ignore=shutil.ignore_patterns("eval"))
+    path = tmp_path / "runs/tiny/checkpoints/best.pt"
+    content = torch.load(path, weights_only=True)
+    for name in ("running_var", "weight"):
+        content["model"][f"backbone.layer4.0.bn2.{name}"][0] = float("nan")
+    torch.save(content, path)
+    assert tiny.do("audit", tmp_path) == 2
+    assert "not finite" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "runs/tiny/eval/features").exists()
+    assert not (tmp_path / "runs/tiny/eval/test").exists()

@@ -85,7 +85,7 @@ def test_a_stopped_run_is_evaluated_and_that_is_said(run: Path, capsys: pytest.C
     assert json.loads((run / "runs/tiny/eval/test/metrics.json").read_text())["training"] == "stopped"
 
 
-@pytest.mark.parametrize("verb", ["report", "compare"])
+@pytest.mark.parametrize("verb", ["report", "compare", "predict"])
 def test_what_shows_stored_results_of_a_run_that_still_trains_says_so(
     run: Path, verb: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,6 +95,9 @@ def test_what_shows_stored_results_of_a_run_that_still_trains_says_so(
     with RunDirectory(run / "runs/tiny").running():
         if verb == "report":
             assert tiny.do("report", run) == 0
+        elif verb == "predict":
+            picture = next(tiny.data_root().rglob("*.jpg"))
+            assert tiny.do("predict", run, str(picture)) == 0
         else:
             assert tiny.run(["compare", str(run / "runs/other"), str(run / "runs/tiny")]) == 0
     said = capsys.readouterr().err

@@ -182,6 +182,10 @@ def test_damaged_explanations_and_tables_are_made_anew(reported: Path, run: Path
     [
         ("label_errors.csv", "id,path,split,class_name,suggested_name\nx,a,b,c,d\n"),
         ("duplicates.csv", "id_a,path_a\n1,x\n"),
+        (
+            "label_errors.csv",
+            "id,path,split,class_name,suggested_name\n1,x,test,a,b\n",
+        ),  # and the second row?
     ],
 )
 def test_a_damaged_audit_is_named(
@@ -190,6 +194,7 @@ def test_a_damaged_audit_is_named(
     folder = folder_of(run) / "audit"
     folder.mkdir()
     (folder / name).write_text(damage)
+    (folder / "summary.json").write_text('{"label_errors": 2, "duplicates": 1}')
     assert tiny.do("report", run, *MORE) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.startswith(f"error: {folder / name}: damaged")
