@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from pipeline.cli import main
+from pipeline.common.errors import RankLost
 from pipeline.data.loader import Batch
 from pipeline.distributed import process_group
 from pipeline.distributed.heartbeat import Heartbeat
@@ -327,6 +329,20 @@ def test_when_a_rank_fails_the_others_end_and_say_which(
         assert "ValueError: out of range" in second.said
     else:
         assert second.value == code
+
+
+def test_a_rank_whose_rendezvous_is_not_there_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    environment = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(RankLost, match="rank 1 waits in vain"),
+        process_group.join("cpu", timeout_s=1),
+    ):
+        pass
 
 
 def disagreeing(tmp: Path) -> int:
