@@ -17,6 +17,10 @@ LAUNCH := $(if $(filter-out 1,$(GPUS)),$(BIN)/python -m pipeline.launch --standa
 # pytest-xdist: a process a core
 SIDE_BY_SIDE := -n logical --maxprocesses 8 --dist loadfile
 
+# test-lowest: a venv of its own, and what the packages of pyproject.toml are for
+LOWEST := .venv/lowest
+LOWEST_TESTS := $(addprefix tests/,audit config data evaluation explain inference models report training)
+
 # A word of the shell, spaces and all
 quoted = '$(subst ','\'',$(1))'
 # The paths that a variable holds, as "$$@": all of it where that is one path, else its words; quotes within keep spaces
@@ -24,7 +28,7 @@ paths = if [ -e $(quoted) ]; then set -- $(quoted); else eval set -- $(quoted); 
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # data, train and eval need one another in this order, also under MAKEFLAGS=-j
-.PHONY: help setup doctor data train eval predict report audit study sweep runs sync schedule lr-find summary config demo smoke test test-all kill-test fuzz check format bench clean
+.PHONY: help setup doctor data train eval predict report audit study sweep runs sync schedule lr-find summary config demo smoke test test-all test-lowest kill-test fuzz check format bench clean
 
 help: ## list the targets and their variables
 	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -125,6 +129,12 @@ test: $(READY) ## run the quick suite
 
 test-all: $(READY) ## run every test, also those marked slow
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "slow or not slow" $(ARGS)
+
+test-lowest: $(READY) ## the quick suite's core with the lowest versions that pyproject.toml allows
+	$(BIN)/python -m venv $(LOWEST)
+	$(BIN)/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct --requirements pyproject.toml
+	$(BIN)/uv pip install --quiet --python $(LOWEST) pytest pytest-xdist statsmodels
+	$(LOWEST)/bin/python -m pytest $(SIDE_BY_SIDE) $(LOWEST_TESTS) $(ARGS)
 
 kill-test: $(READY) ## kill a small training 20 times; it has to end as one that was never killed
 	$(BIN)/python scripts/kill_test.py $(ARGS)
