@@ -240,9 +240,8 @@ def test_weights_that_are_not_finite_are_no_diverged_training(
     weights = ["model.pretrained=true", f"model.weights={tmp_path / 'weights.pth'}", "run.name=other"]
     assert tiny.do("train", tmp_path, *weights) == 2
     said = capsys.readouterr().err
-    assert (
-        f"{tmp_path / 'weights.pth'}: holds numbers that are not finite, in conv1.0.weight (1 in all)" in said
-    )
+    assert f"{tmp_path / 'weights.pth'}: holds numbers that are not finite" in said
+    assert "in conv1.0.weight (1 in all)" in said
     assert "lower optim.lr" not in said
 
 
