@@ -4,6 +4,7 @@ All of it goes to standard error; standard output is for results. On a terminal 
 in place; anywhere else (a log file, CI, a cluster) it becomes a plain line every few seconds.
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -17,6 +18,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from pipeline.common.errors import named
 from pipeline.common.files import size_in_words
 
 Item = TypeVar("Item")
@@ -39,18 +41,20 @@ def mute() -> None:
 
 def say(text: str, style: str | None = None) -> None:
     """Print one line; style: a style of rich, such as "yellow", used on a terminal only."""
-    _console.print(text, style=style, markup=False)
+    with named("standard error"):
+        _console.print(text, style=style, markup=False)
 
 
 def warn(text: str) -> None:
     """Print a warning."""
-    _console.print(f"warning: {_signature[0]}{text}", style="yellow", markup=False)
+    say(f"warning: {_signature[0]}{text}", style="yellow")
 
 
 def fail(text: str) -> None:
     """Print the error that ends the program; also a muted rank prints it."""
     _console.quiet = False
-    _console.print(f"error: {_signature[0]}{text}", style="bold red", markup=False)
+    with contextlib.suppress(OSError):  # the exit code says it where standard error cannot
+        say(f"error: {_signature[0]}{text}", style="bold red")
 
 
 def put_out(text: str) -> None:

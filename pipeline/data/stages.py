@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.common import console, files, signals
-from pipeline.common.errors import DataError, Stopped
+from pipeline.common.errors import DataError, Stopped, named
 from pipeline.common.locks import Lock
 
 VERSION = 1  # raise it when a stage's output changes for the same inputs
@@ -145,7 +145,8 @@ def turn(folder: Path, wait_minutes: float) -> Iterator[None]:
                 "more, and stopping this one loses nothing"
             )
     try:
-        path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
+        with named(path):
+            path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         yield
     finally:
         lock.close()

@@ -237,6 +237,13 @@ def test_a_result_for_which_standard_output_has_no_room_is_one_sentence() -> Non
     assert done.stderr == f"error: standard output: {REFUSALS[errno.ENOSPC]}\n"
 
 
+def test_an_error_that_standard_error_has_no_room_for_keeps_its_exit_code() -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "pipeline", "config", "optim.lrr=1"]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, check=False)
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
 def test_the_verb_alone_changes_what_signals_and_threads_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def handlers() -> list[object]:
         return [signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1), threading.excepthook]
@@ -266,3 +273,13 @@ def test_what_the_system_refuses_a_thread_of_a_library_is_a_sentence(
 
     assert main.run(a_verb_that(start, monkeypatch)) == 0
     assert capsys.readouterr().err == f"warning: events: {REFUSALS[errno.ENOSPC]}\n"
+
+
+@pytest.mark.slow
+def test_on_two_ranks_one_of_them_says_that_the_disk_is_full(birds: Path, small_disk: Path) -> None:
+    launcher = [sys.executable, "-m", "pipeline.launch", "--standalone", "--nproc-per-node", "2"]
+    done = tiny.launch([*launcher, *tiny.arguments("train", small_disk)], timeout=300)
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert (done.returncode, len(errors)) == (2, 1)
+    assert errors[0].endswith(f"best.pt: {REFUSALS[errno.ENOSPC]}")
+    assert "Traceback" not in done.stderr

@@ -78,8 +78,8 @@ def _near_copy(images: Path, original: Row, path: str, rng: np.random.Generator)
     small = cv2.resize(kept, (width, height), interpolation=cv2.INTER_AREA)
     bright = cv2.convertScaleAbs(small, alpha=rng.uniform(*GAINS))
     quality = int(rng.integers(*QUALITIES))
-    if not cv2.imwrite(str(images / path), bright, [cv2.IMWRITE_JPEG_QUALITY, quality]):
-        raise OSError(f"{images / path} cannot be written")
+    _, jpeg = cv2.imencode(".jpg", bright, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    (images / path).write_bytes(jpeg.tobytes())
 
     def moved(x: float, y: float) -> tuple[float, float]:
         return (x - left) * width / kept.shape[1], (y - top) * height / kept.shape[0]
