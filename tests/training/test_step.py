@@ -236,7 +236,7 @@ def test_a_run_says_which_steps_fp16_skipped_and_fails_where_it_skipped_all(
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="there is no C++ compiler")
-@pytest.mark.slow  # a minute for the compiler
+@pytest.mark.slow  # half a minute of processor time for the compiler
 def test_a_compiled_run_learns_what_one_that_is_not_does(birds: Path, tmp_path: Path) -> None:
     """Under bf16, where the compiler meets the head that computes in float32; its roundings are others."""
     more = ["train.precision=bf16", "train.max_steps=2", "train.ema_decay=0.9", "optim.lr=1e-3"]
