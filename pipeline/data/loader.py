@@ -12,7 +12,7 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import forkserver
+from multiprocessing import forkserver, util
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -151,6 +151,7 @@ class Loader:
             yield Batch(image.permute(0, 3, 1, 2), label, row)
 
     def _start(self) -> Iterator[Any]:
+        _kill_at_exit()
         before = set(multiprocessing.active_children())
         try:
             return iter(self._loader)
@@ -175,9 +176,6 @@ class Loader:
                 f"no batch came in {BATCH_PATIENCE_S:g} s, and the loader processes live; see whether the disk of "
                 "data.root answers; the same command goes on from the last checkpoint"
             ) from error
-        except StoppedWaiting:
-            self._kill()
-            raise
         except (RuntimeError, OSError, EOFError) as error:
             # The end of a process is seen by its broken connection first.
             ended = wait([process.sentinel for process in self._processes], LIFE_CHECK_S)
@@ -186,6 +184,9 @@ class Loader:
             for process in self._processes:
                 if process.sentinel in ended and (process.exitcode or 0) < 0:
                     raise _killed(process) from error
+            raise
+        except BaseException:  # a signal's
+            self._kill()
             raise
 
     def _kill(self) -> None:
@@ -210,6 +211,18 @@ def worker_count(setting: int | None, ranks: Ranks) -> int:
     if ranks.device.type == "cpu":
         return 0
     return min(WORKERS_AT_MOST, max(1, hardware.cores() // ranks.local_world_size))
+
+
+@functools.cache
+def _kill_at_exit() -> None:
+    """Let no loader process be left when this process ends: multiprocessing would wait for one that does not answer."""
+    util.Finalize(None, _kill_left, exitpriority=0)  # before it waits
+
+
+def _kill_left() -> None:
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def _killed(process: BaseProcess) -> DataError:

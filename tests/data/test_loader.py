@@ -270,6 +270,26 @@ def test_nothing_outlives_a_rank_that_is_killed(birds: Path) -> None:
     assert processes.all_end(mark)
 
 
+def serve_and_end(birds: Path, mark: str) -> None:
+    """A rank that ends while its loader processes do not answer, as on a disk that hangs."""
+    processes.mark_children(mark)
+    _in_use, workers = started(birds)
+    signal_all(workers, signal.SIGSTOP)
+    leaked.append(_in_use)
+
+
+leaked: list[object] = []  # as an exception that is kept holds what it passed
+
+
+def test_a_rank_ends_whose_loader_processes_do_not_answer(birds: Path) -> None:
+    mark = secrets.token_hex(8)
+    rank = processes.CONTEXT.Process(target=serve_and_end, args=(birds, mark))
+    rank.start()
+    rank.join(processes.WAIT_S)
+    assert rank.exitcode == 0
+    assert processes.all_end(mark)
+
+
 def test_a_killed_loader_process_is_named_by_its_signal(birds: Path) -> None:
     batches, workers = started(birds)
     signal_all(workers, signal.SIGKILL)
