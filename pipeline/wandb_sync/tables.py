@@ -10,6 +10,7 @@ from pipeline.common import console
 from pipeline.common.errors import DataError
 from pipeline.common.tables import read_csv
 from pipeline.data import prepare
+from pipeline.evaluation import confusion
 from pipeline.explain import selection
 from pipeline.report.pictures import Pictures
 from pipeline.runs import predictions
@@ -27,7 +28,6 @@ def evaluation_tables(tracked: TrackedRun, evaluation: EvaluationFiles) -> dict[
     """
     folder, wandb = evaluation.directory, import_wandb(tracked)
     classes = read_csv(folder.table("per_class"), {"class_name": str}, predictions.AGAIN)
-    pairs = read_csv(folder.table("confused_pairs"), {"class_a": str, "class_b": str}, predictions.AGAIN)
     predicted = predictions.read_table(folder, predictions.read_class_names(folder))
     typical = [selection.typical(predicted, str(name), 1)["id"].tolist() for name in classes["class_name"]]
     worst = selection.worst(predicted, tracked.config.report.gallery)
@@ -35,7 +35,7 @@ def evaluation_tables(tracked: TrackedRun, evaluation: EvaluationFiles) -> dict[
     return {
         "class_table": _table(wandb, classes, [ids[0] if ids else None for ids in typical], pictures),
         "confusion_matrix": _table(wandb, confusion_cells(predicted)),
-        "confused_pairs": _table(wandb, pairs),
+        "confused_pairs": _table(wandb, confusion.pairs(predicted)),
         "worst_errors": _table(wandb, worst[list(WORST)], worst["id"].tolist(), pictures),
     }
 

@@ -1,6 +1,7 @@
 """A log becomes rows; what cannot be sent is one sentence. No server is needed here."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pipeline.runs.log import Log
 from pipeline.runs.status import Status
 from pipeline.wandb_sync.rows import Row, best, build_rows, extremes
 from pipeline.wandb_sync.tables import confusion_cells
-from pipeline.wandb_sync.tracked_run import TrackedRun
+from pipeline.wandb_sync.tracked_run import Identity, TrackedRun
 from tests.helpers import tiny
 
 
@@ -97,12 +98,12 @@ def test_the_wandb_run_of_a_run_directory_is_drawn_once(tmp_path: Path) -> None:
         TrackedRun(tmp_path, tiny.config(tmp_path, f"tracking.project={name}")) for name in "ab"
     )
     first = tracked.identity()
-    assert (first["project"], first["entity"], first["alerts"]) == ("a", None, [])
+    assert (first.project, first.entity, first.alerts) == ("a", None, [])
     assert other.identity() == first
     other.note(alerts=["failed in attempt 1"])
-    assert tracked.identity() == {**first, "alerts": ["failed in attempt 1"]}
+    assert tracked.identity() == replace(first, alerts=["failed in attempt 1"])
     (tmp_path / "wandb.json").unlink()
-    assert other.identity()["id"] != first["id"]
+    assert other.identity().id != first.id
 
 
 def test_a_trial_of_wandbs_agent_is_the_run_that_the_agent_made(
@@ -110,12 +111,12 @@ def test_a_trial_of_wandbs_agent_is_the_run_that_the_agent_made(
 ) -> None:
     tracked = TrackedRun(tmp_path, tiny.config(tmp_path))
     monkeypatch.setenv("WANDB_RUN_ID", "r1")  # alone it says nothing: it may be in a shell for anything
-    assert tracked.identity()["id"] != "r1"
+    assert tracked.identity().id != "r1"
     (tmp_path / "wandb.json").unlink()
     for name, value in (("SWEEP_ID", "s"), ("PROJECT", "birds"), ("ENTITY", "club")):
         monkeypatch.setenv(f"WANDB_{name}", value)
-    identity = tracked.identity()
-    assert {"id": "r1", "project": "birds", "entity": "club", "sweep": "s"}.items() <= identity.items()
+    assert tracked.identity() == Identity("r1", "birds", "club", "s")
+    assert json.loads((tmp_path / "wandb.json").read_text())["sweep"] == "s"
 
 
 def test_a_run_has_one_sender_at_a_time(tmp_path: Path) -> None:
