@@ -2,9 +2,10 @@
 
 import pickle
 import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -25,7 +26,15 @@ BODY = "backbone."  # of the networks of this program, beside a second head, and
 PREFIXES = ("module.", "model.", BODY, "_orig_mod.")
 # What the readers raise for damaged files; old .pth files are read by an unpickler that checks little.
 DAMAGE = (
-    *(pickle.UnpicklingError, SafetensorError, struct.error, RuntimeError, EOFError, OSError),
+    *(
+        pickle.UnpicklingError,
+        SafetensorError,
+        zipfile.BadZipFile,
+        struct.error,
+        RuntimeError,
+        EOFError,
+        OSError,
+    ),
     *(ValueError, TypeError, LookupError, AssertionError, ArithmeticError, AttributeError),
 )
 
@@ -57,11 +66,7 @@ def read_state_dict(path: Path) -> StateDict:
         is_safetensors = stream.read(9)[8:] == b"{"  # a header of JSON behind its length
         stream.seek(0)
         try:
-            content: Any = (
-                load_file(path)
-                if is_safetensors
-                else torch.load(stream, map_location="cpu", weights_only=True)
-            )
+            content: Any = load_file(path) if is_safetensors else load_checked(stream)
         except DAMAGE as error:
             raise WeightsError(
                 f"{path}: not a file of tensors and plain types alone ({type(error).__name__}); "
@@ -77,6 +82,25 @@ def read_state_dict(path: Path) -> StateDict:
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     body = {name.removeprefix(BODY): value for name, value in state.items() if name.startswith(BODY)}
     return StateDict(body or state, found.entry)
+
+
+def load_checked(stream: IO[bytes]) -> Any:
+    """Tensors and plain types from a file of torch.save, on the CPU, if its checksums are right: torch compares none.
+
+    Files of before torch 1.6, and those saved with `set_crc32_options(False)`, have no checksums.
+
+    Raises:
+        DAMAGE: what torch and the reader of zip archives raise for damaged files.
+    """
+    if zipfile.is_zipfile(stream):
+        with zipfile.ZipFile(stream) as archive:
+            for member in archive.infolist():
+                if member.CRC:
+                    with archive.open(member) as part:
+                        while part.read(files.CHUNK_BYTES):  # the end of a member compares its checksum
+                            pass
+    stream.seek(0)
+    return torch.load(stream, map_location="cpu", weights_only=True)
 
 
 def _unwrapped(content: Any, place: list[str]) -> StateDict | None:
@@ -173,9 +197,14 @@ def load_weights(
         path: of the checkpoint.
 
     Raises:
-        CheckpointError: they are the weights of another model.
+        CheckpointError: they are the weights of another model, or numbers of another type.
     """
     tensors = model.state_dict()
+    if other := [name for name in weights.keys() & tensors if weights[name].dtype != tensors[name].dtype]:
+        raise CheckpointError(
+            f"{path}: damaged, numbers are of another type than the model's, in {name_some(sorted(other))}; take "
+            "another checkpoint of this run"
+        )
     weights = {
         name: data_parallel.shard_like(weight, tensors[name]) if name in tensors else weight
         for name, weight in weights.items()

@@ -11,7 +11,7 @@ from torch import Tensor
 from pipeline.common import files
 from pipeline.common.errors import CheckpointError
 from pipeline.models.precision import Precision
-from pipeline.models.pretrained import DAMAGE
+from pipeline.models.pretrained import DAMAGE, load_checked
 
 FORMAT = 2
 ANOTHER = "take another one of this run"
@@ -63,9 +63,9 @@ def read(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; run `make train` with this configuration first")
-    with path.open("rb"):  # a file that may not be read is no damaged one
+    with path.open("rb") as stream:  # a file that may not be read is no damaged one
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load_checked(stream)
         except (*DAMAGE, OSError) as error:  # OSError: torch seeks where a truncated file has nothing
             raise CheckpointError(
                 f"{path}: damaged, or no checkpoint ({type(error).__name__}); {ANOTHER}"

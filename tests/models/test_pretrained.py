@@ -185,3 +185,22 @@ def test_a_damaged_file_is_one_sentence_or_the_weights_themselves(
             load(path)
         except WeightsError as error:
             assert str(error).startswith(str(path))
+
+
+def test_a_changed_bit_is_seen_where_the_file_has_checksums(weights: State, tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save(weights, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(weights["conv1.0.weight"].numpy().tobytes()) + 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"w\.pth: not a file of tensors .*BadZipFile"):
+        load(path)
+
+
+def test_a_file_without_checksums_is_taken(weights: State, tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(weights, tmp_path / "w.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert load(tmp_path / "w.pth")["share"] == 1.0

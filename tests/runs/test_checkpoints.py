@@ -41,6 +41,18 @@ def test_a_truncated_checkpoint_is_named(last: Path, tmp_path: Path, kept_bytes:
         checkpoints.read(path)
 
 
+def test_a_single_changed_bit_of_a_weight_is_seen(last: Path, tmp_path: Path) -> None:
+    """torch itself would give the other weights without a word."""
+    path = tmp_path / "last.pt"
+    content = bytearray(last.read_bytes())
+    weight = torch.load(last, weights_only=True)["model"]["backbone.conv1.1.running_var"]
+    content[content.index(weight.numpy().tobytes()) + 2] ^= 1
+    path.write_bytes(content)
+    torch.load(path, weights_only=True)
+    with pytest.raises(CheckpointError, match=r"last\.pt: damaged, or no checkpoint \(BadZipFile\)"):
+        checkpoints.read(path)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -119,6 +131,17 @@ def test_a_resume_from_a_damaged_checkpoint_is_one_sentence(
         assert str(path) in errors[0]
     else:
         assert key in ("weights", "optimizer.state")  # what is shown, and what a fresh optimizer has not
+
+
+def test_weights_of_another_type_are_refused_and_not_converted(
+    last: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(last, weights_only=True)
+    content["model"]["backbone.conv1.0.weight"] = content["model"]["backbone.conv1.0.weight"].to(torch.int8)
+    checkpoints.save(tmp_path / "damaged.pt", content)
+    for verb, key in (("train", "train.resume"), ("eval", "eval.checkpoint")):
+        assert tiny.do(verb, tmp_path, "train.epochs=4", f"{key}={tmp_path / 'damaged.pt'}") == 2
+        assert "damaged.pt: damaged, numbers are of another type" in capsys.readouterr().err
 
 
 def test_equal_content_is_equal_bytes_whatever_the_unfinished_file_was_called(tmp_path: Path) -> None:
