@@ -37,7 +37,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from pipeline.common import console
+from pipeline.common import console, hardware
 from pipeline.common.errors import UserError
 from pipeline.config.load import load_config
 from pipeline.config.schema import Config
@@ -273,7 +273,7 @@ def bench_data(config: Config) -> None:
     root = prepare.fetch(config.data)
     paths = sorted(root.glob("images/*/*.jpg"))
     target = (config.data.resize_px, config.data.resize_px)
-    cores = os.cpu_count() or 1
+    cores = hardware.cores()
 
     def one_core() -> float:
         def decode() -> None:
