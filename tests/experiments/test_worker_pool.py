@@ -1,5 +1,6 @@
 """Worker processes: GPUs, and their end."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.common import hardware
-from pipeline.common.errors import DataError, Diverged
+from pipeline.common.errors import REFUSALS, DataError, Diverged
 from pipeline.experiments import worker_pool
 
 
@@ -67,9 +68,11 @@ class Raise:
 
 
 def test_an_exception_is_the_outcome_of_its_kind() -> None:
-    errors = [Diverged("the loss is nan"), DataError("no such file"), KeyError("a bug")]
+    full = OSError(errno.ENOSPC, "No space left on device", "last.pt")
+    errors = [Diverged("the loss is nan"), DataError("no such file"), full, KeyError("a bug")]
     tasks = iter(map(Raise, errors))
     outcomes = [outcome for _, outcome in worker_pool.run_tasks(lambda: next(tasks, None), 1)]
-    assert [outcome.status for outcome in outcomes] == ["diverged", "failed", "bug"]
+    assert [outcome.status for outcome in outcomes] == ["diverged", "failed", "failed", "bug"]
     assert [outcome.message for outcome in outcomes[:2]] == ["the loss is nan", "no such file"]
-    assert outcomes[2].message.endswith("KeyError: 'a bug'\n")
+    assert outcomes[2].message == f"last.pt: {REFUSALS[errno.ENOSPC]}"
+    assert outcomes[3].message.endswith("KeyError: 'a bug'\n")
