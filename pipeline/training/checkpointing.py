@@ -1,9 +1,11 @@
 """Writing `best.pt` and `last.pt` of a run: when they are due, and before a run that was asked to stop ends."""
 
 import time
+from typing import Any
 
 from pipeline.common import signals
-from pipeline.common.errors import Stopped
+from pipeline.common.errors import Diverged, Stopped, name_some
+from pipeline.models.pretrained import not_finite
 from pipeline.runs import checkpoints
 from pipeline.runs.directory import Checkpoint, RunDirectory
 from pipeline.training.epoch_meter import EpochMeter
@@ -20,7 +22,11 @@ class Checkpointer:
         self.saved_at = time.monotonic()
 
     def save(self, name: Checkpoint) -> None:
-        """Write the best or the last checkpoint; with the last one, keep those of the last few steps too."""
+        """Write the best or the last checkpoint; with the last one, keep those of the last few steps too.
+
+        Raises:
+            Diverged: weights or statistics are not finite, though no loss was: the checkpoints of before stay.
+        """
         run_facts = {
             "config": self.config.model_dump(mode="json"),
             "classes": self.setup.classes,
@@ -31,6 +37,7 @@ class Checkpointer:
         }
         epochs = self.setup.clock.epoch(self.state.step)
         content = checkpoint_content(self.state, epochs, run_facts, self.ranks)
+        self._check_finite(content)
         if self.ranks.is_main:
             path = RunDirectory(self.config.run_dir).checkpoint(name)
             checkpoints.save(path, content)
@@ -38,6 +45,16 @@ class Checkpointer:
                 checkpoints.keep_last(path, self.state.step, self.config.train.keep_checkpoints)
         self.saved_at = time.monotonic()
         self.ranks.barrier()
+
+    def _check_finite(self, content: dict[str, Any]) -> None:
+        names = (
+            [*not_finite(content["model"]), *not_finite(content["ema"] or {})] if self.ranks.is_main else []
+        )
+        if names := self.ranks.broadcast(names):
+            raise Diverged(
+                f"step {self.state.step}: training has diverged, and numbers are not finite, in {name_some(names)}; lower "
+                "optim.lr or set optim.clip_norm"
+            )
 
     def save_if_due(self, meter: EpochMeter) -> None:
         """Within an epoch: save at the configured interval of steps or minutes, and before the run stops.

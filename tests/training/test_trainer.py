@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 from pipeline.common import signals
@@ -312,3 +313,20 @@ def test_a_signal_while_no_batch_comes_saves_and_stops(
     assert not multiprocessing.active_children()
     assert tiny.do("train", tmp_path) == 0
     assert tiny.same_weights(tiny.checkpoints(tmp_path) / "last.pt", tiny.checkpoints(trained) / "last.pt")
+
+
+def test_statistics_that_are_not_finite_are_a_diverged_training_though_no_loss_is(
+    birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A variance that overflows makes the activations zero, and the loss stays as it was."""
+    weights = timm.create_model("test_resnet").state_dict()
+    weights["layer4.0.conv1.weight"] *= 1e25
+    torch.save(weights, tmp_path / "huge.pth")
+    start = ["model.pretrained=true", f"model.weights={tmp_path / 'huge.pth'}"]
+    assert tiny.do("train", tmp_path, *start, "train.epochs=1") == 2
+    error = capsys.readouterr().err
+    assert (
+        "error: step 5: training has diverged, and numbers are not finite, in backbone.layer4.0.bn1.running_var"
+        in error
+    )
+    assert not list(tiny.checkpoints(tmp_path).glob("*.pt"))
