@@ -132,8 +132,11 @@ test-all: $(READY) ## run every test, also those marked slow
 
 test-lowest: $(READY) ## the quick suite's core with the lowest versions that pyproject.toml allows
 	$(BIN)/python -m venv $(LOWEST)
-	$(BIN)/uv pip install --quiet --python $(LOWEST) --resolution lowest-direct --requirements pyproject.toml
-	$(BIN)/uv pip install --quiet --python $(LOWEST) pytest pytest-xdist statsmodels
+	$(BIN)/python -c 'import tomllib; \
+	  needs = tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]; \
+	  print(*(need.replace(">=", "==") for need in needs), sep="\n")' > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --requirement $(LOWEST)/lowest.txt pytest pytest-xdist statsmodels
 	$(LOWEST)/bin/python -m pytest $(SIDE_BY_SIDE) $(LOWEST_TESTS) $(ARGS)
 
 kill-test: $(READY) ## kill a small training 20 times; it has to end as one that was never killed

@@ -18,7 +18,7 @@ NEEDED = {
 
 @pytest.mark.parametrize("name", NEEDED)
 def test_a_package_has_a_lowest_version_that_can_be_installed_exactly(name: str) -> None:
-    """`make test-lowest` installs it: uv's --resolution lowest-direct."""
+    """`make test-lowest` installs it."""
     (bound,) = NEEDED[name].specifier
     assert bound.operator in (">=", "==")
 

@@ -18,7 +18,6 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("resnet18", {"act_layer": "foo"}, "KeyError: 'foo'"),
     ("resnet18", {"output_stride": 7}, "AssertionError"),
     ("resnet18", {"nonsense": 7}, "TypeError"),
-    ("resnet18", {"features_only": True}, "get_classifier"),
     (VIT, {"patch_size": 0}, "ZeroDivisionError"),
     (VIT, {"img_size": 0}, "ValueError: Expected a positive image size"),
     (VIT, {"embed_dim": -1}, "RuntimeError: Trying to create tensor with negative dimension"),
