@@ -5,7 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeInt,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from torch import Tensor
 
 from pipeline.common import files
@@ -47,6 +55,13 @@ class _Content(BaseModel):
     precision: Precision
     batch_size: PositiveInt
     weights: dict[str, Any]
+    best: dict[str, Any] | None
+
+    @model_validator(mode="after")
+    def _check(self) -> "_Content":
+        if self.epoch and self.best is None:
+            raise ValueError("best is missing, though an epoch is over")
+        return self
 
 
 def save(path: Path, content: dict[str, Any]) -> None:

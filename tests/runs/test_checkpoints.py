@@ -60,7 +60,7 @@ def test_a_single_changed_bit_of_a_weight_is_seen(last: Path, tmp_path: Path) ->
             (key, ...)
             for key in ("model", "ema", "optimizer", "scaler", "epoch", "step", "config", "classes")
         ),
-        *((key, ...) for key in ("samples", "precision", "batch_size", "weights")),
+        *((key, ...) for key in ("samples", "precision", "batch_size", "weights", "best")),
         *(("step", value) for value in (-1, 1.5, "4", None, True, torch.tensor(4))),
         ("epoch", -1),
         ("batch_size", 0),
@@ -142,6 +142,13 @@ def test_weights_of_another_type_are_refused_and_not_converted(
     for verb, key in (("train", "train.resume"), ("eval", "eval.checkpoint")):
         assert tiny.do(verb, tmp_path, f"{key}={tmp_path / 'damaged.pt'}") == 2
         assert "damaged.pt: damaged, numbers are of another type" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_a_closed_epoch_has_a_best(last: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"last\.pt: damaged \(.*best is missing, though an epoch is over\)"
+    ):
+        checkpoints.read(changed(last, tmp_path / "last.pt", "best", None))
 
 
 def test_equal_content_is_equal_bytes_whatever_the_unfinished_file_was_called(tmp_path: Path) -> None:
