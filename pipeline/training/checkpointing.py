@@ -52,8 +52,8 @@ class Checkpointer:
         )
         if names := self.ranks.broadcast(names):
             raise Diverged(
-                f"step {self.state.step}: training has diverged, and numbers are not finite, in {name_some(names)}; lower "
-                "optim.lr or set optim.clip_norm"
+                f"step {self.state.step}: training has diverged, and numbers are not finite, in {name_some(names)}; "
+                "lower optim.lr or set optim.clip_norm"
             )
 
     def save_if_due(self, meter: EpochMeter) -> None:
