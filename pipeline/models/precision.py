@@ -36,13 +36,15 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 
 class _Float32:
-    """Mixed into the class of a layer: it computes in float32 under autocast too."""
+    """Mixed into the class of a layer: it computes in the type of its weights, float32, under autocast too."""
+
+    weight: Tensor
 
     def forward(self, features: Tensor) -> Tensor:
         if features.device.type == "meta":  # autocast does not know this device
             return super().forward(features)  # type: ignore[misc, no-any-return]
         with autocast(features.device, "fp32"):
-            return super().forward(features.float())  # type: ignore[misc, no-any-return]
+            return super().forward(features.to(self.weight.dtype))  # type: ignore[misc, no-any-return]
 
 
 def compute_in_float32(head: nn.Module) -> None:
