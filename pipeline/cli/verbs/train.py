@@ -34,7 +34,9 @@ def lr_find(arguments: Namespace) -> Result:
 
 def _doctor_arguments(parser: ArgumentParser) -> None:
     configuration(parser)
-    parser.add_argument("--quick", action="store_true", help="leave out what takes training steps or reads all data")
+    parser.add_argument(
+        "--quick", action="store_true", help="leave out what takes training steps or reads all data"
+    )
 
 
 def doctor(arguments: Namespace) -> Result:
