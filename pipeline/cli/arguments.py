@@ -17,6 +17,7 @@ GROUPS = {
     "many runs": many_runs.VERBS,
     "configuration": show_config.VERBS,
 }
+NARROWEST = 24  # columns of a terminal: the names of verbs, and some words
 DESCRIPTION = "Plumage: fine-grained image classification, from an archive to accuracy per class."
 EPILOG = """\
 `plumage VERB --help` shows the options of a verb, with examples.
@@ -61,7 +62,7 @@ def parse(argv: Sequence[str]) -> tuple[Verb, Namespace]:
 
 def _list_of_verbs() -> str:
     """The verbs in their groups, each with the first line of its help, as wide as the terminal."""
-    width = shutil.get_terminal_size().columns - 2
+    width = max(shutil.get_terminal_size().columns, NARROWEST) - 2
     lines = []
     for title, verbs in GROUPS.items():
         lines.append(f"{title}:")

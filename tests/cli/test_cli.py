@@ -76,6 +76,15 @@ def test_every_example_is_understood(example: str) -> None:
         config_of(parsed)
 
 
+@pytest.mark.parametrize("columns", ["1", "0", "-3", "x", "40", "99999999"])
+def test_a_terminal_of_any_width_is_written_to(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    assert main.run(["config"]) == 0
+    assert "lr-find" in help_of(capsys)
+
+
 def test_python_m_pipeline_has_the_help_of_the_installed_command(capsys: pytest.CaptureFixture[str]) -> None:
     done = tiny.launch([sys.executable, "-m", "pipeline", "data", "--help"])
     assert (done.returncode, done.stdout) == (0, help_of(capsys, "data"))
