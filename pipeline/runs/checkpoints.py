@@ -12,7 +12,6 @@ from pydantic import (
     PositiveInt,
     TypeAdapter,
     ValidationError,
-    model_validator,
 )
 from torch import Tensor
 
@@ -56,12 +55,6 @@ class _Content(BaseModel):
     batch_size: PositiveInt
     weights: dict[str, Any]
     best: dict[str, Any] | None
-
-    @model_validator(mode="after")
-    def _check(self) -> "_Content":
-        if self.epoch and self.best is None:
-            raise ValueError("best is missing, though an epoch is over")
-        return self
 
 
 def save(path: Path, content: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pipeline.common import console, files, hardware, signals
-from pipeline.common.errors import Diverged, closing
+from pipeline.common.errors import CheckpointError, Diverged, closing
 from pipeline.config.schema import Config
 from pipeline.data import sampling
 from pipeline.data.loader import Batch
@@ -20,6 +20,7 @@ from pipeline.distributed import process_group
 from pipeline.distributed.data_parallel import replicate
 from pipeline.distributed.process_group import Ranks
 from pipeline.plots import training_curves
+from pipeline.runs import checkpoints
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.trackers import MultiTracker, NullTracker, Tracker, build_tracker
 from pipeline.training import gradient_histograms, phases, resume
@@ -131,7 +132,11 @@ class Trainer:
     def result(self) -> dict[str, Any]:
         """Where the run and its best epoch are, in plain types."""
         best = self.state.best
-        assert best is not None, "the last step closes an epoch, and an epoch that is closed has a best"
+        if best is None:  # the last step closes an epoch, and an epoch that is closed has a best
+            last = RunDirectory(self.config.run_dir).checkpoint("last")
+            raise CheckpointError(
+                f"{last}: damaged (best is missing); {checkpoints.ANOTHER}: train.resume=PATH"
+            )
         chosen_by = "last epoch" if best.top1 is None else "validation"
         path = RunDirectory(self.config.run_dir).checkpoint("best")
         console.say(f"done   best epoch {best.epoch} (by {chosen_by}): {path}")

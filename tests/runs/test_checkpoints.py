@@ -144,11 +144,12 @@ def test_weights_of_another_type_are_refused_and_not_converted(
         assert "damaged.pt: damaged, numbers are of another type" in capsys.readouterr().err
 
 
-def test_a_checkpoint_of_a_closed_epoch_has_a_best(last: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"last\.pt: damaged \(.*best is missing, though an epoch is over\)"
-    ):
-        checkpoints.read(changed(last, tmp_path / "last.pt", "best", None))
+def test_a_finished_run_without_a_best_is_damaged(
+    last: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = changed(last, tmp_path / "runs/tiny/checkpoints/last.pt", "best", None)
+    assert tiny.do("train", tmp_path) == 2
+    assert f"{path}: damaged (best is missing); take another one of this run" in capsys.readouterr().err
 
 
 def test_equal_content_is_equal_bytes_whatever_the_unfinished_file_was_called(tmp_path: Path) -> None:
