@@ -183,6 +183,7 @@ class Loader:
                 raise StoppedWaiting(name) from error
             for process in self._processes:
                 if process.sentinel in ended and (process.exitcode or 0) < 0:
+                    self._kill()
                     raise _killed(process) from error
             raise
         except BaseException:  # a signal's
@@ -190,7 +191,15 @@ class Loader:
             raise
 
     def _kill(self) -> None:
-        """End processes that may not answer a request to end."""
+        """End processes that may not answer a request to end.
+
+        DataLoader's own request would wait without end for a lock that a killed process held.
+        """
+        iterator: Any = getattr(self._loader, "_iterator", None)
+        if iterator is not None and not iterator._shutdown:
+            iterator._shutdown = True
+            torch._C._remove_worker_pids(id(iterator))
+            iterator._worker_pids_set = False
         for process in self._processes:
             process.kill()
 
