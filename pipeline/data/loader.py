@@ -11,6 +11,7 @@ import os
 import pickle
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import forkserver, util
 from multiprocessing.connection import wait
@@ -39,6 +40,7 @@ View = Augmentation | CentreCrop
 Answer = TypeVar("Answer")
 WORKERS_AT_MOST = 8
 BATCH_PATIENCE_S = 600.0
+KILLED_S = 5.0  # for killed loader processes to be gone: one may wait for a disk
 LIFE_CHECK_S = 1.0  # between two looks of a loader process at its rank
 
 
@@ -198,10 +200,18 @@ class Loader:
         iterator: Any = getattr(self._loader, "_iterator", None)
         if iterator is not None and not iterator._shutdown:
             iterator._shutdown = True
-            torch._C._remove_worker_pids(id(iterator))
+            torch._C._remove_worker_pids(
+                id(iterator)
+            )  # torch's handler of SIGCHLD would take each for an error
             iterator._worker_pids_set = False
+            for queue in iterator._index_queues:
+                queue.cancel_join_thread()
+                queue.close()
         for process in self._processes:
             process.kill()
+        deadline = time.monotonic() + KILLED_S
+        for process in self._processes:
+            process.join(max(0, deadline - time.monotonic()))
 
 
 def build_loader(data: Prepared, view: View, workers: int | None, ranks: Ranks) -> Loader:
