@@ -1,3 +1,4 @@
+import gc
 import hashlib
 import itertools
 import json
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -295,6 +297,30 @@ def test_a_killed_loader_process_is_named_by_its_signal(birds: Path) -> None:
     signal_all(workers, signal.SIGKILL)
     with pytest.raises(DataError, match="killed by signal 9 .*lower"):
         list(batches)
+
+
+def serve_while_a_lock_is_lost(birds: Path) -> None:
+    """A loader process is killed as it holds the lock by which torch asks the others to end."""
+    server = loader.Loader(images_of(birds, CentreCrop(tiny.config(birds).data)), 2, CPU)
+    batches = server.batches(0, in_batches(np.arange(60), 2))
+    next(batches)
+    iterator: Any = server._loader._iterator  # private: the moment is too short to be met from outside
+    iterator._workers_done_event._cond.acquire()
+    signal_all(multiprocessing.active_children(), signal.SIGKILL)
+    loader.BATCH_PATIENCE_S = 2.0  # torch itself may wait for the lock first
+    with pytest.raises(DataError, match=r"killed by signal 9|no batch came in 2 s"):
+        list(batches)
+    del batches, server, iterator
+    gc.collect()
+
+
+def test_the_lock_of_a_killed_loader_process_is_not_waited_for(birds: Path) -> None:
+    rank = processes.CONTEXT.Process(target=serve_while_a_lock_is_lost, args=(birds,))
+    rank.start()
+    rank.join(60)
+    ended = rank.exitcode
+    rank.kill()
+    assert ended == 0
 
 
 def test_a_wait_for_a_batch_that_never_comes_ends(birds: Path, monkeypatch: pytest.MonkeyPatch) -> None:
