@@ -48,7 +48,8 @@ def mix(
     way = _chosen(ways, generator.random())
     if way is None or len(one) == 1:
         return MixedBatch(batch.image, batch.label, batch.label, one, 0 * one)
-    partner = torch.from_numpy(generator.permutation(len(one))).to(one.device)
+    # From ordinary memory too: CUDA takes the few bytes at once, and the program need not wait for the stream.
+    partner = torch.from_numpy(generator.permutation(len(one))).to(one.device, non_blocking=True)
     other_label = batch.label[partner]
     ratio = generator.beta(way.alpha, way.alpha)
     if way.name == "mixup":

@@ -82,8 +82,10 @@ def train_step(
     if state.ema is not None:
         state.ema.update(state.model, state.step)
     if settings.ranks.is_main:
-        skipped = ~norm.isfinite() if state.scaler.is_enabled() else torch.zeros_like(norm, dtype=torch.bool)
-        sums[2:] = torch.stack([torch.where(skipped, 0, norm), skipped.to(norm.dtype)])
+        sums[2] = norm
+        if state.scaler.is_enabled():
+            skipped = ~norm.isfinite()
+            sums[2:] = torch.stack([norm.masked_fill(skipped, 0), skipped.to(norm.dtype)])
     return sums
 
 
