@@ -28,6 +28,8 @@ def _histogram(values: Tensor) -> dict[str, list[Any]]:
     low, high = float(values.min()), float(values.max())
     if low == high:  # all alike: one bin of any width holds them
         low, high = low - 0.5, high + 0.5
-    counts = torch.histc(values, BINS, low, high).long()
+    # What `torch.histc` counts, bit for bit; on GPUs that one has no deterministic algorithm.
+    bins = ((values.flatten() - low) * BINS / (high - low)).long().clamp(0, BINS - 1)
+    counts = torch.bincount(bins, minlength=BINS)
     edges = torch.linspace(low, high, BINS + 1, dtype=torch.float64)
     return {"counts": counts.tolist(), "edges": edges.tolist()}
