@@ -37,6 +37,8 @@ from pipeline.data.transforms import Augmentation, CentreCrop
 from pipeline.distributed.process_group import Ranks
 
 View = Augmentation | CentreCrop
+Empty = Callable[[Sequence[int], torch.dtype], Tensor]
+"""an uninitialised tensor of a shape and a dtype"""
 Answer = TypeVar("Answer")
 WORKERS_AT_MOST = 8
 BATCH_PATIENCE_S = 600.0
@@ -68,22 +70,29 @@ class Images(Dataset[Batch]):
         self.store, self.labels, self.view = store, torch.from_numpy(labels), view
 
     def __getitems__(self, items: Sequence[Item]) -> Batch:
-        """A batch whose image is still [B, H, W, 3]: each picture is copied once, to its final memory."""
-        rows = torch.tensor([draw % len(self.labels) for _, draw in items], dtype=torch.int64)
+        """A batch whose image is still [B, H, W, 3]."""
+        return self.batch(items, lambda shape, dtype: torch.empty(*shape, dtype=dtype))
+
+    def batch(self, items: Sequence[Item], empty: Empty) -> Batch:
+        """`__getitems__` in memory of a kind: each picture is copied once, to its final place."""
+        rows = [draw % len(self.labels) for _, draw in items]
         side_px = self.view.image_px(items[0][0] if items else 0)
-        image = torch.empty((len(items), side_px, side_px, 3), dtype=torch.uint8)
+        image = empty((len(items), side_px, side_px, 3), torch.uint8)
+        label, row = empty((len(items),), torch.int64), empty((len(items),), torch.int64)
+        row.numpy()[:] = rows
+        torch.index_select(self.labels, 0, row, out=label)
         pictures = image.numpy()
-        for position, ((epoch, draw), row) in enumerate(zip(items, rows.tolist(), strict=True)):
-            pictures[position] = self.view(self.store[row], epoch, draw)
-        return Batch(image, self.labels[rows], rows)
+        for position, (epoch, draw) in enumerate(items):
+            pictures[position] = self.view(self.store[rows[position]], epoch, draw)
+        return Batch(image, label, row)
 
 
 class _ImagesInProcess(Dataset[Batch | UserError]):
     """Images in a loader process, opened there for the first batch.
 
     A `UserError` is handed over as a value: DataLoader would make a traceback of it, or, where the images cannot be
-    opened, lose it. The batch goes to shared memory here: in the thread that sends it, an error would be printed and
-    the batch awaited for ever.
+    opened, lose it. The batch is made in shared memory: in the thread that sends it, an error would be printed and the batch
+    awaited for ever.
     """
 
     def __init__(self, images: Images) -> None:
@@ -96,11 +105,9 @@ class _ImagesInProcess(Dataset[Batch | UserError]):
 
     def __getitems__(self, items: Sequence[Item]) -> Batch | UserError:
         try:
-            batch = self._images.__getitems__(items)
-            shared_memory.move(batch)
+            return self._images.batch(items, shared_memory.empty)
         except UserError as error:
             return error
-        return batch
 
 
 class _BatchPlan(Sampler[list[Item]]):

@@ -1,9 +1,11 @@
 """The room in `/dev/shm`, through which batches go from loader processes to their rank."""
 
+import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from pipeline.common.errors import ConfigError
@@ -62,18 +64,19 @@ def check(config: Config, workers: int, ranks: Ranks) -> None:
         )
 
 
-def move(tensors: Iterable[Tensor]) -> None:
-    """Move tensors there, in place.
+def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor there.
 
     Raises:
         ConfigError: there is no room.
     """
-    for tensor in tensors:
-        try:
-            tensor.share_memory_()  # type: ignore[no-untyped-call]
-        except RuntimeError as error:
-            size = size_in_words(tensor.nbytes)
-            raise ConfigError(f"data.workers: no room for {size} in {FOLDER} ({error}); {REMEDY}") from error
+    size_bytes = math.prod(shape) * dtype.itemsize
+    try:
+        storage = torch.UntypedStorage._new_shared(size_bytes)  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        size = size_in_words(size_bytes)
+        raise ConfigError(f"data.workers: no room for {size} in {FOLDER} ({error}); {REMEDY}") from error
+    return torch.empty(0, dtype=dtype).set_(storage).view(*shape)
 
 
 def _image_bytes(image_px: int) -> int:

@@ -60,14 +60,27 @@ def test_a_training_that_has_no_room_is_refused_before_its_loader_starts(
 
 
 def test_a_tensor_without_room_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(_: torch.Tensor) -> None:
+    def full(_: int) -> None:
         raise RuntimeError("unable to allocate shared memory(shm): No space left on device (28)")
 
-    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    # private: the real folder cannot be filled without harm to other programs
+    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", full)
     with pytest.raises(
-        ConfigError, match=r"no room for 3\.0 KiB in /dev/shm .*No space left.*data\.workers=0"
+        ConfigError, match=r"no room for 6\.0 KiB in /dev/shm .*No space left.*data\.workers=0"
     ):
-        shared_memory.move([torch.zeros(IMAGE, dtype=torch.uint8)])
+        shared_memory.empty((2, IMAGE), torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((2, 5, 5, 3), torch.uint8), ((7,), torch.int64), ((0, 4, 4, 3), torch.uint8)]
+)
+def test_a_tensor_is_made_there(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    tensor = shared_memory.empty(shape, dtype)
+    assert (tuple(tensor.shape), tensor.dtype) == (shape, dtype)
+    assert tensor.is_contiguous()
+    assert tensor.is_shared()
+    tensor.fill_(3)
+    assert (tensor == 3).all()
 
 
 def with_shared_memory(size: str, *words: str) -> subprocess.CompletedProcess[str]:
