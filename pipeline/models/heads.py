@@ -3,12 +3,24 @@
 from typing import Any
 
 import torch
-from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
+from timm.layers.adaptive_avgmax_pool import (
+    AdaptiveAvgMaxPool2d,
+    AdaptiveCatAvgMaxPool2d,
+    FastAdaptiveAvgMaxPool,
+    FastAdaptiveCatAvgMaxPool,
+    FastAdaptiveMaxPool,
+    SelectAdaptivePool2d,
+)
 from torch import Tensor, nn
 
 from pipeline.common.errors import ConfigError
 
 P_AT_START, EPSILON = 3.0, 1e-6
+BY_AMAX: dict[type[nn.Module], type[nn.Module]] = {
+    nn.AdaptiveMaxPool2d: FastAdaptiveMaxPool,
+    AdaptiveAvgMaxPool2d: FastAdaptiveAvgMaxPool,
+    AdaptiveCatAvgMaxPool2d: FastAdaptiveCatAvgMaxPool,
+}
 
 
 class GeM(nn.Module):
@@ -44,6 +56,19 @@ def pool_by_gem(backbone: Any) -> GeM:
     raise ConfigError(
         f"model.pool: gem needs a feature map to pool, and {type(backbone).__name__} has none; set model.pool=null"
     )
+
+
+def pool_by_amax(backbone: nn.Module) -> None:
+    """Have timm's pooling over all positions take its maximum by `torch.amax`, in place.
+
+    The values are the same. Of equal maxima each gets an equal share of the gradient, and not the first one all of
+    it; and the backward pass is deterministic on GPUs, where that of `torch.nn.AdaptiveMaxPool2d` is not.
+    """
+    for module in backbone.modules():
+        if isinstance(module, SelectAdaptivePool2d):
+            fast = BY_AMAX.get(type(module.pool))
+            if fast is not None and module.pool.output_size == 1:
+                module.add_module("pool", fast())
 
 
 class MidLevelHead(nn.Module):

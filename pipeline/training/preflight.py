@@ -32,6 +32,7 @@ from pipeline.training.step import accumulation_steps
 MOST_IMAGES = 2  # of a rank at once: enough for what is taken over a batch
 COMPILERS = ("torch._dynamo", "torch._inductor", "triton")
 ONE_VALUE = "Expected more than 1 value per channel"  # torch.nn.functional.batch_norm
+NOT_DETERMINISTIC = "does not have a deterministic implementation"  # torch.use_deterministic_algorithms
 Build = Callable[[nn.Module, PhaseState], Optimizer]
 
 
@@ -55,7 +56,7 @@ def check_passes(
     Raises:
         ConfigError: the model cannot be trained, or an optimizer cannot take a step, with these settings.
     """
-    with memory_errors(config), _as_before(state.model, ranks):
+    with memory_errors(config), _determinism_errors(config), _as_before(state.model, ranks):
         schedule = FreezeSchedule(config, state.model)
         for epoch, count in images.items():
             schedule.apply(epoch)
@@ -228,6 +229,20 @@ def compile_errors() -> Iterator[None]:
         raise ConfigError(
             f"train.compile: torch.compile fails here ({quoted(error)}); install a C++ compiler (g++) if that is what "
             "is missing, or set train.compile=false"
+        ) from error
+
+
+@contextmanager
+def _determinism_errors(config: Config) -> Iterator[None]:
+    """Raise a `ConfigError` where train.deterministic forbids what the block computes."""
+    try:
+        yield
+    except (ConfigError, RuntimeError) as error:
+        if NOT_DETERMINISTIC not in str(error):
+            raise
+        raise ConfigError(
+            f"train.deterministic: {config.model.name} has an operation without a deterministic algorithm "
+            f"({quoted(error.__cause__ or error)}); set train.deterministic=false, or take another model"
         ) from error
 
 

@@ -19,6 +19,7 @@ from pipeline.distributed import consistency, data_parallel, sync_batchnorm
 from pipeline.distributed.process_group import Ranks
 from pipeline.models.build import build_model, without_weights
 from pipeline.models.classifier import Classifier
+from pipeline.models.heads import pool_by_amax
 from pipeline.models.precision import Precision, resolve_precision
 from pipeline.runs import checkpoints
 from pipeline.training import auto_batch_size, phases, preflight, resume
@@ -93,6 +94,8 @@ class TrainingSetup:
         model.load_state_dict(state_dict)
         if config.distributed.sync_batchnorm and self.ranks.world_size > 1:
             model = sync_batchnorm.synchronise(model, device)
+        if config.train.deterministic and device.type == "cuda":
+            pool_by_amax(model.backbone)
         ema = self._build_ema(model)
         self._move_to_device(model)
         if ema is not None:

@@ -5,13 +5,14 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from torch import nn
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.model import ModelConfig
 from pipeline.models.build import build_model
 from pipeline.models.classifier import Classifier
-from pipeline.models.heads import GeM
+from pipeline.models.heads import GeM, pool_by_amax
 
 
 def network(**options: Any) -> Classifier:
@@ -58,6 +59,40 @@ def test_other_poolings_are_timms(pool: str) -> None:
     model.load_state_dict(plain.state_dict())
     x = (images() - model.mean) / model.std
     torch.testing.assert_close(model.eval()(images()), reference.eval()(x))
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"name": "test_resnet", "pool": "max"},
+        {"name": "test_resnet", "pool": "avgmax"},
+        {"name": "test_resnet", "options": {"global_pool": "catavgmax"}},
+        {"name": "plumage/resnet18", "pool": "max"},
+        {"name": "plumage/resnet18", "pool": "avgmax"},
+    ],
+)
+def test_pooling_by_amax_gives_the_same_values_and_gradients(chosen: dict[str, Any]) -> None:
+    model, by_amax = network(**chosen), network(**chosen)
+    pool_by_amax(by_amax.backbone)
+    assert not [module for module in by_amax.modules() if isinstance(module, nn.AdaptiveMaxPool2d)]
+    assert model.state_dict().keys() == by_amax.state_dict().keys()
+    logits = [each.eval()(images()) for each in (model, by_amax)]
+    assert torch.equal(*logits)
+    for each in (model, by_amax):
+        each.train()(images()).square().sum().backward()
+    pairs = zip(model.parameters(), by_amax.parameters(), strict=True)
+    for one, other in pairs:
+        assert one.grad is not None and other.grad is not None
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_equal_maxima_share_the_gradient_when_pooled_by_amax() -> None:
+    pool = SelectAdaptivePool2d(pool_type="max", flatten=True)
+    features = torch.tensor([[[[1.0, 3.0], [3.0, 2.0]]]], requires_grad=True)
+    pool_by_amax(pool)
+    pool(features).sum().backward()
+    assert features.grad is not None
+    assert features.grad.tolist() == [[[[0.0, 0.5], [0.5, 0.0]]]]
 
 
 def test_dropout_and_stochastic_depth_reach_the_network() -> None:
