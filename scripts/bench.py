@@ -123,7 +123,7 @@ def bench_step(words: list[str], config: Config) -> None:
 
 def step_side(config: Config, ours: bool) -> float:
     """Images a second over two steps after one to warm up."""
-    device = process_group.select_device(config.train.device) if ours else torch.device("cpu")
+    device = process_group.select_device(config.train) if ours else torch.device("cpu")
     ranks = Ranks.single(device)
     chosen = precision.resolve_precision(config.train.precision if ours else "fp32", device)
     state = fresh_state(config, device, chosen, torch.channels_last if ours else torch.contiguous_format)
@@ -200,7 +200,7 @@ def bench_ddp(words: list[str], config: Config) -> None:
 
 def ranks_side(config: Config) -> None:
     """Print images a second over all ranks: of steps, and of steps without any exchange."""
-    with process_group.join(config.train.device) as ranks:
+    with process_group.join(config.train) as ranks:
         chosen = precision.resolve_precision(config.train.precision, ranks.device)
         own = BATCH_OF_RANKS // ranks.world_size
         batch, alone = random_batch(config, own), Ranks.single(ranks.device)

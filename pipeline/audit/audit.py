@@ -33,7 +33,7 @@ def audit_data(config: Config) -> dict[str, Any]:
         UserError: the checkpoint or the data are missing, or do not belong together.
     """
     training_state.await_end(config)
-    with process_group.join(config.train.device, config.distributed.timeout_s) as ranks:
+    with process_group.join(config.train, config.distributed.timeout_s) as ranks:
         if ranks.is_main:
             training_state.check_is_over(config)
         data = prepare.load(config)

@@ -8,6 +8,9 @@ import math
 import os
 import resource
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 NEVER = 2**31 - 1
 DEVICES = "CUDA_VISIBLE_DEVICES"
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def keep_freed_memory() -> bool:
@@ -62,11 +66,15 @@ def gpus() -> list[str]:
 
 
 def free_bytes(device: "torch.device") -> int:
-    """Free memory of a GPU, or of this machine and its container."""
+    """Free memory of a GPU, or of this machine and its container.
+
+    What torch's allocator holds of a GPU and no tensor uses is free for this process.
+    """
     if device.type == "cuda":
         import torch
 
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     # macOS tells the size of the whole memory alone.
     pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
     free = os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
@@ -95,16 +103,43 @@ def limit_threads() -> None:
         torch.set_num_threads(cores())
 
 
-def configure(*, deterministic: bool) -> None:
-    """Set what holds for the whole process of a training: cuDNN's choice of algorithms, and torch's.
+def configure(*, deterministic: bool, tf32: bool = False) -> None:
+    """Set what holds for the whole process, before it computes: cuDNN's choice of algorithms, torch's, and TF32.
+
+    cuBLAS reads the size of its workspaces at its first call in a process, so that one size is set for all: a run
+    with deterministic algorithms may follow one without. It costs "approximately 24 MiB" of a GPU's memory (cuBLAS
+    documentation, "Results Reproducibility"), and on Hopper and later nothing: there it is torch's default.
 
     Args:
         deterministic: only algorithms that give the same bits in every run; an operation that has none raises
             a RuntimeError.
+        tf32: whether products and convolutions of float32 keep 10 bits of each factor's mantissa, on GPUs that have
+            such units. Set by the older names (`allow_tf32`): torch.compile reads them, and where the newer ones
+            (`fp32_precision`) were set that reading raises an error.
     """
     import torch
 
+    os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
     torch.backends.cudnn.benchmark = not deterministic
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Please use the new API settings to control TF32")
+        torch.backends.cudnn.allow_tf32 = tf32
+        torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.use_deterministic_algorithms(deterministic)
+
+
+@contextmanager
+def repeatable_convolutions() -> Iterator[None]:
+    """Have cuDNN choose by rule, not by time, and among deterministic algorithms alone: the same bits in any process.
+
+    Torch remembers the algorithm of each shape, and those of deterministic ones apart: what a training has timed is
+    not taken here.
+    """
+    from torch.backends import cudnn
+
+    before = cudnn.benchmark, cudnn.deterministic
+    cudnn.benchmark, cudnn.deterministic = False, True
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = before

@@ -115,6 +115,7 @@ KEY_EFFECTS = {
     "train.resume_force": replace(STARTING, per_trial=True),
     "train.device": SPEED,
     "train.precision": TRAINING,
+    "train.tf32": ROUNDING,
     "train.channels_last": ROUNDING,
     "train.compile": ROUNDING,
     "train.deterministic": ROUNDING,

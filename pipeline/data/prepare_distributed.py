@@ -33,7 +33,8 @@ def prepare_distributed(config: Config, verify: bool = False) -> None:
             `distributed.data_timeout_minutes`.
         RankLost: a rank that builds died, or ended with an error.
     """
-    with process_group.join("cpu", config.distributed.timeout_s) as ranks:
+    on_cpu = config.train.model_copy(update={"device": "cpu"})
+    with process_group.join(on_cpu, config.distributed.timeout_s) as ranks:
         assert ranks.heartbeat is not None, "there are several ranks"
         builder_of = builders(config.data.root, ranks)
         if builder_of[ranks.rank] == ranks.rank:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from pipeline.common import console, hardware, signals
 from pipeline.common.errors import ConfigError, RankLost, Stopped, UserError, refusals_as_sentences
+from pipeline.config.training import TrainConfig
 from pipeline.distributed.heartbeat import Heartbeat, rendezvous
 
 Value = TypeVar("Value")
@@ -59,10 +60,8 @@ class Ranks:
         if self.world_size == 1 or not tensors:
             return
         flat = self.all_reduce_sum(torch.cat([tensor.flatten() for tensor in tensors])) / self.world_size
-        ends = torch.tensor([tensor.numel() for tensor in tensors]).cumsum(0)
-        means = [
-            mean.view_as(tensor) for mean, tensor in zip(flat.tensor_split(ends[:-1]), tensors, strict=True)
-        ]
+        parts = flat.split_with_sizes([tensor.numel() for tensor in tensors])
+        means = [mean.view_as(tensor) for mean, tensor in zip(parts, tensors, strict=True)]
         torch._foreach_copy_(list(tensors), means)
 
     def any_rank(self, *flags: bool) -> list[bool]:
@@ -114,12 +113,16 @@ def _empty(tree: Any, device: torch.device) -> Any:
     return pytree.tree_map_only(Tensor, lambda tensor: torch.empty_like(tensor, device=device), tree)
 
 
-def select_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
+def select_device(train: TrainConfig) -> torch.device:
     """This rank's device, made ready: a GPU of its own, or the CPU, whose freed memory is kept between steps.
+
+    What holds for the whole process is set, too (`hardware.configure`), for every verb alike.
 
     Raises:
         ConfigError: CUDA is asked for and there is none, or not one for each rank of this machine.
     """
+    hardware.configure(deterministic=train.deterministic, tf32=train.tf32)
+    device = train.device
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("train.device: cuda, but no CUDA device is visible; set train.device=cpu or auto")
     if device != "cpu" and torch.cuda.is_available():
@@ -137,12 +140,13 @@ def select_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
 
 
 @contextmanager
-def join(device: Literal["auto", "cpu", "cuda"], timeout_s: float = 600.0) -> Iterator[Ranks]:
+def join(train: TrainConfig, timeout_s: float = 600.0) -> Iterator[Ranks]:
     """Join the process group that torchrun describes in the environment, and leave it at the end.
 
     Only rank 0 prints, except for errors. When the block raises, the other ranks are told why.
 
     Args:
+        train: names the device, and how it computes.
         timeout_s: how long a collective may take; after that a rank counts as lost.
 
     Raises:
@@ -150,7 +154,7 @@ def join(device: Literal["auto", "cpu", "cuda"], timeout_s: float = 600.0) -> It
         FileRefused: the system refused a file in the block.
         RankLost: another rank died, ended with an error, or missed a collective.
     """
-    here = select_device(device)
+    here = select_device(train)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         with refusals_as_sentences():
             yield Ranks.single(here)

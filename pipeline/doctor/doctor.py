@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pipeline.common import console, hardware
+from pipeline.common import console
 from pipeline.config.schema import Config
 from pipeline.distributed import process_group
 from pipeline.doctor import communication, data, disk, machine, model, training
@@ -58,12 +58,11 @@ def doctor(config: Config, quick: bool = False) -> dict[str, Any]:
     A check that fails does not keep the others from running. All ranks take part; the first one returns the
     result, the others nothing.
     """
-    hardware.configure(deterministic=config.train.deterministic)
     missing_gpu = config.train.device == "cuda" and not torch.cuda.is_available()
-    device = "cpu" if missing_gpu else config.train.device
+    train = config.train.model_copy(update={"device": "cpu"}) if missing_gpu else config.train
     findings: dict[str, Finding] = {}
     with (
-        process_group.join(device, config.distributed.timeout_s) as ranks,
+        process_group.join(train, config.distributed.timeout_s) as ranks,
         tempfile.TemporaryDirectory() as scratch,
     ):
         resolved = precision.resolve_precision(config.train.precision, ranks.device)

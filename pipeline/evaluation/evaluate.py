@@ -37,7 +37,7 @@ def evaluate_split(config: Config) -> dict[str, Any]:
             outputs are not finite.
     """
     training_state.await_end(config)
-    with process_group.join(config.train.device, config.distributed.timeout_s) as ranks:
+    with process_group.join(config.train, config.distributed.timeout_s) as ranks:
         training = training_state.check_is_over(config) if ranks.is_main else {}
         data = prepare.load(config)
         consistency.check_ranks_agree(config, sample_table.digest(data.samples), ranks)

@@ -38,7 +38,7 @@ def classify(config: Config, images: Sequence[Path]) -> dict[str, Any]:
     training_state.warn_of_unfinished(RunDirectory(config.run_dir))
     predictions: list[dict[str, Any]] = []
     refused: list[str] = []
-    with process_group.join(config.train.device, config.distributed.timeout_s) as ranks:
+    with process_group.join(config.train, config.distributed.timeout_s) as ranks:
         model, names = load_model.load_model_without_data(config, load_model.checkpoint_path(config), ranks)
         for path in images:
             try:

@@ -94,7 +94,7 @@ class _ModelSource:
 
     def __init__(self, evaluation: StoredEvaluation) -> None:
         self._evaluation = evaluation
-        self.ranks = Ranks.single(process_group.select_device(evaluation.config.train.device))
+        self.ranks = Ranks.single(process_group.select_device(evaluation.config.train))
 
     @cached_property
     def model(self) -> LoadedModel | None:

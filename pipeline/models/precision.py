@@ -11,15 +11,18 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_precision(setting: Literal["auto"] | Precision, device: torch.device) -> Precision:
-    """The precision that `train.precision` sets; for auto, bf16 on GPUs and CPUs that compute in it, fp32 elsewhere.
+    """The precision that `train.precision` sets; for auto, the one that the processor has units for.
 
-    bf16 halves the memory of a step. Its speed over fp32 depends on the processor: `make bench`.
+    bf16 on CPUs that compute in it and on GPUs of compute capability 8.0 or more (A100, A10, H100); fp16, with a scaled
+    loss, on those of 7.x, whose tensor cores know no bf16 (V100, T4); fp32 elsewhere. Either halves the memory of a
+    step. Its speed over fp32 depends on the processor: `make bench`.
     """
     if setting != "auto":
         return setting
-    on_gpu = device.type == "cuda"
-    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_has_bf16()
-    return "bf16" if has_bf16 else "fp32"
+    if device.type != "cuda":
+        return "bf16" if cpu_has_bf16() else "fp32"
+    generation, _ = torch.cuda.get_device_capability(device)
+    return "bf16" if generation >= 8 else "fp16" if generation == 7 else "fp32"
 
 
 def cpu_has_bf16() -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline.common import console, hardware, tables
+from pipeline.common import console, tables
 from pipeline.common.errors import ConfigError
 from pipeline.config.schema import Config
 from pipeline.data import sampling
@@ -41,8 +41,7 @@ def find_lr(config: Config) -> dict[str, Any]:
         UserError: the data are not prepared, model, weights or optimizer do not fit, or no rate of the range
             lowers the loss.
     """
-    hardware.configure(deterministic=config.train.deterministic)
-    joined = process_group.join(config.train.device, config.distributed.timeout_s)
+    joined = process_group.join(config.train, config.distributed.timeout_s)
     with joined as ranks, memory_errors(config):
         config = config.model_copy(update={"train": config.train.model_copy(update={"resume": "never"})})
         setup = TrainingSetup(config, ranks)

@@ -52,8 +52,7 @@ def train(config: Config, watch: Tracker = NullTracker()) -> dict[str, Any]:  # 
         UserError: data, weights or checkpoint are missing or do not fit; `Diverged`: the loss is not finite.
         Stopped: a signal came; `last.pt` holds everything to go on from.
     """
-    hardware.configure(deterministic=config.train.deterministic)
-    joined = process_group.join(config.train.device, config.distributed.timeout_s)
+    joined = process_group.join(config.train, config.distributed.timeout_s)
     run = RunDirectory(config.run_dir)
     with joined as ranks, signals.deferred() as stop, ExitStack() as held:
         # Held before anything of the run is read: another process may train it until this one holds it.

@@ -1,6 +1,7 @@
 """Cores and memory that are ours: less than the machine has, in a container or a job."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,58 @@ def test_torch_computes_in_no_more_threads_than_cores_unless_told(
     monkeypatch.delenv("OMP_NUM_THREADS")
     hardware.limit_threads()
     assert asked == [2]
+
+
+@pytest.fixture
+def as_before() -> Iterator[None]:
+    """Leaves what is set for this process as it was."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32
+    workspace = os.environ.get(hardware.CUBLAS_WORKSPACE)
+    yield
+    cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32 = before
+    torch.use_deterministic_algorithms(False)
+    os.environ.pop(hardware.CUBLAS_WORKSPACE, None)
+    if workspace is not None:
+        os.environ[hardware.CUBLAS_WORKSPACE] = workspace
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_tf32_is_what_is_asked_for_by_old_and_new_names(as_before: None, tf32: bool) -> None:
+    """A mix of both would raise an error when torch.compile reads one of them."""
+    hardware.configure(deterministic=False, tf32=tf32)
+    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == (tf32, tf32)
+    assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
+    assert (torch.backends.cuda.matmul.fp32_precision == "tf32") == tf32
+    assert (torch.backends.cudnn.conv.fp32_precision == "tf32") == tf32
+
+
+def test_the_workspaces_of_cublas_are_set_before_any_run_and_stay_the_users(
+    as_before: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(hardware.CUBLAS_WORKSPACE, raising=False)
+    hardware.configure(deterministic=False)  # cuBLAS reads them once: a deterministic run may follow
+    assert os.environ[hardware.CUBLAS_WORKSPACE] == ":4096:8"
+    os.environ[hardware.CUBLAS_WORKSPACE] = ":16:8"
+    hardware.configure(deterministic=True)
+    assert os.environ[hardware.CUBLAS_WORKSPACE] == ":16:8"
+    assert torch.are_deterministic_algorithms_enabled()
+    hardware.configure(deterministic=False)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_convolutions_are_chosen_by_rule_within_a_block_alone(as_before: None) -> None:
+    cudnn = torch.backends.cudnn
+    hardware.configure(deterministic=False)
+    with hardware.repeatable_convolutions():
+        assert (cudnn.benchmark, cudnn.deterministic) == (False, True)
+    assert (cudnn.benchmark, cudnn.deterministic) == (True, False)
+
+
+def test_what_the_allocator_holds_of_a_gpu_and_no_tensor_uses_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1000, 8000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 5000)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 3000)
+    assert hardware.free_bytes(torch.device("cuda", 0)) == 3000

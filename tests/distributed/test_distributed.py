@@ -15,6 +15,7 @@ import torch
 
 from pipeline.cli import main
 from pipeline.common.errors import RankLost
+from pipeline.config.training import TrainConfig
 from pipeline.data.loader import Batch
 from pipeline.distributed import process_group
 from pipeline.distributed.heartbeat import Heartbeat
@@ -340,7 +341,7 @@ def test_a_rank_whose_rendezvous_is_not_there_ends(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv(name, value)
     with (
         pytest.raises(RankLost, match="rank 1 waits in vain"),
-        process_group.join("cpu", timeout_s=1),
+        process_group.join(TrainConfig(device="cpu"), timeout_s=1),
     ):
         pass
 

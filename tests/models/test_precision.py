@@ -30,6 +30,26 @@ def test_auto_takes_bf16_on_a_cpu_that_has_it(
     assert resolve_precision("auto", CPU) == expected
 
 
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [
+        ((6, 1), "fp32"),
+        ((7, 0), "fp16"),
+        ((7, 5), "fp16"),
+        ((8, 0), "bf16"),
+        ((9, 0), "bf16"),
+        ((12, 0), "bf16"),
+    ],
+)
+def test_auto_takes_what_the_tensor_cores_of_a_gpu_compute_in(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: str
+) -> None:
+    """Before 8.0 they know no bfloat16, and before 7.0 there are none."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert resolve_precision("auto", torch.device("cuda", 0)) == expected
+    assert resolve_precision("fp32", torch.device("cuda", 0)) == "fp32"
+
+
 def test_autocast_computes_in_the_precision_and_is_inert_for_fp32() -> None:
     layer, x = torch.nn.Linear(4, 4), torch.ones(2, 4)
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
