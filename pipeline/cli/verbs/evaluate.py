@@ -27,13 +27,14 @@ def evaluate(arguments: Namespace) -> Result:
     config = config_of(arguments)
     from pipeline.evaluation import screen
     from pipeline.evaluation.evaluate import evaluate_split
-    from pipeline.report import page
     from pipeline.runs.directory import RunDirectory
 
     metrics = evaluate_split(config)
     if metrics:
         folder = RunDirectory(config.run_dir).evaluation(config.eval.split)
         if config.report.write:
+            from pipeline.report import page  # and all that explains: not for a number alone
+
             page.build(config, folder, recompute=False)
         screen.show(folder)
     return _published(config, metrics)
