@@ -91,8 +91,8 @@ class _ImagesInProcess(Dataset[Batch | UserError]):
     """Images in a loader process, opened there for the first batch.
 
     A `UserError` is handed over as a value: DataLoader would make a traceback of it, or, where the images cannot be
-    opened, lose it. The batch is made in shared memory: in the thread that sends it, an error would be printed and the batch
-    awaited for ever.
+    opened, lose it. The batch is made in shared memory: in the thread that sends it, an error would be printed and
+    the batch awaited for ever.
     """
 
     def __init__(self, images: Images) -> None:
@@ -128,6 +128,8 @@ class Loader:
 
     def __init__(self, images: Images, workers: int, device: torch.device) -> None:
         """workers: processes; 0: this process makes each batch when it is asked for."""
+        if device.type == "cuda":
+            _keep_errors_of_pinning()
         self._plan, self._processes = _BatchPlan(), list[BaseProcess]()
         self._loader = DataLoader(
             _ImagesInProcess(images) if workers else images,
@@ -194,17 +196,28 @@ class Loader:
                 if process.sentinel in ended and (process.exitcode or 0) < 0:
                     self._kill()
                     raise _killed(process) from error
+            if (cause := _errors_of_pinning.get(self._pinning_thread)) is not None:
+                raise error from cause
             raise
         except BaseException:  # a signal's
             self._kill()
             raise
 
+    @property
+    def _pinning_thread(self) -> threading.Thread | None:
+        """DataLoader's thread that puts batches for a GPU into pinned memory."""
+        return getattr(self._iterator, "_pin_memory_thread", None)
+
+    @property
+    def _iterator(self) -> Any:
+        return getattr(self._loader, "_iterator", None)
+
     def _kill(self) -> None:
-        """End processes that may not answer a request to end.
+        """End processes that may not answer a request to end, and the thread that waits for them.
 
         DataLoader's own request would wait without end for a lock that a killed process held.
         """
-        iterator: Any = getattr(self._loader, "_iterator", None)
+        iterator, pinning = self._iterator, self._pinning_thread
         if iterator is not None and not iterator._shutdown:
             iterator._shutdown = True
             torch._C._remove_worker_pids(
@@ -214,9 +227,13 @@ class Loader:
             for queue in iterator._index_queues:
                 queue.cancel_join_thread()
                 queue.close()
+            if pinning is not None:
+                iterator._pin_memory_thread_done_event.set()
         for process in self._processes:
             process.kill()
         deadline = time.monotonic() + KILLED_S
+        if pinning is not None:
+            pinning.join(KILLED_S)  # it looks whether to end as often as torch's MP_STATUS_CHECK_INTERVAL
         for process in self._processes:
             process.join(max(0, deadline - time.monotonic()))
 
@@ -237,6 +254,26 @@ def worker_count(setting: int | None, ranks: Ranks) -> int:
     if ranks.device.type == "cpu":
         return 0
     return min(WORKERS_AT_MOST, max(1, hardware.cores() // ranks.local_world_size))
+
+
+_errors_of_pinning: dict[threading.Thread | None, BaseException | None] = {}
+
+
+@functools.cache
+def _keep_errors_of_pinning() -> None:
+    """Keep what ends a pinning thread, such as a loader process that is gone, for the sentence of `Loader._await`.
+
+    By itself the thread prints a traceback.
+    """
+    others = threading.excepthook
+
+    def keep(ended: threading.ExceptHookArgs) -> None:
+        if ended.thread is not None and "pin_memory" in ended.thread.name:
+            _errors_of_pinning[ended.thread] = ended.exc_value
+        else:
+            others(ended)
+
+    threading.excepthook = keep
 
 
 @functools.cache

@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from scipy.stats import chi2_contingency
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.data import DataConfig
-from pipeline.data import transforms
+from pipeline.data import prepare, transforms
 from pipeline.data.transforms import Augmentation, CentreCrop
+from tests.helpers import tiny
 
 DRAWS = 1500
 STORED_PX, IMAGE_PX = 96, 48
@@ -196,3 +198,48 @@ def test_a_package_beside_albumentations_is_not_refused(
     check.cache_clear()
     request.addfinalizer(check.cache_clear)
     Augmentation(DataConfig(), seed=0)
+
+
+def test_random_resized_crop_and_colour_keep_size_and_type(birds: Path) -> None:
+    config = DataConfig(image_px=32, resize_px=40, crop="random_resized", color_jitter=0.4)
+    picture = prepare.load(tiny.config(birds)).store[0]
+    view = Augmentation(config, seed=0)
+    crops = [view(picture, epoch, 0) for epoch in range(4)]
+    assert all(image.shape == (32, 32, 3) and image.dtype == np.uint8 for image in crops)
+    assert len({image.tobytes() for image in crops}) == 4
+    assert np.array_equal(view(picture, 1, 0), crops[1])
+
+
+@pytest.mark.parametrize(
+    "operations", [{"auto_augment": "trivial"}, {"auto_augment": "rand"}, {"random_erasing": 1.0}]
+)
+def test_automatic_augmentation_is_seeded_by_image_and_leaves_torchs_stream_alone(
+    birds: Path, operations: dict[str, object]
+) -> None:
+    picture = prepare.load(tiny.config(birds)).store[0]
+    plain = Augmentation(DataConfig(image_px=32, resize_px=40), seed=0)
+    view = Augmentation(DataConfig(image_px=32, resize_px=40, **operations), seed=0)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    crops = [view(picture, epoch, 0) for epoch in range(8)]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(image.shape == (32, 32, 3) and image.dtype == np.uint8 for image in crops)
+    assert all(np.array_equal(view(picture, epoch, 0), crops[epoch]) for epoch in range(8))
+    assert sum(not np.array_equal(plain(picture, epoch, 0), crops[epoch]) for epoch in range(8)) >= 5
+
+
+def test_padding_shifts_the_picture_by_at_most_its_width_and_evaluation_sees_the_middle() -> None:
+    picture = np.full((8, 8, 3), 255, np.uint8)
+    config = DataConfig(image_px=16, resize_px=16, pad_px=3, flip=False).model_copy(update={"image_px": 8})
+    view = Augmentation(config, seed=0)
+    places = set()
+    for epoch in range(500):
+        rows, columns = view(picture, epoch, 0)[..., 0].any(1), view(picture, epoch, 0)[..., 0].any(0)
+        places.add((int(rows.sum()), int(columns.sum()), bool(rows[0]), bool(columns[0])))
+        assert (view(picture, epoch, 0)[np.ix_(rows, columns)] == 255).all()
+    assert {place[0] for place in places} == {place[1] for place in places} == {5, 6, 7, 8}
+    assert len(places) == 7 * 7
+    assert np.array_equal(CentreCrop(config)(picture, 0, 0), picture)
+    whole = CentreCrop(config.model_copy(update={"image_px": 14}))(picture, 0, 0)
+    assert np.array_equal(whole[3:-3, 3:-3], picture)
+    assert whole.sum() == picture.sum()
