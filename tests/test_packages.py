@@ -50,12 +50,9 @@ ONLY_FOR_MORE = ("wandb", "optuna", "cleanlab", "imagehash", "mlxtend", "pytorch
 WITHOUT = """
 import sys
 sys.modules |= dict.fromkeys({names}, None)  # as if they were not installed
-from pipeline.cli.main import main
-code = 0
-for verb in ("data", "train", "eval"):
-    sys.argv[1:] = [verb, *{words}]
-    code = code or main()
-sys.exit(code)
+from pipeline.cli.main import run
+codes = [run([verb, *{words}]) for verb in ("data", "train", "eval")]
+sys.exit(max(codes))
 """
 
 
