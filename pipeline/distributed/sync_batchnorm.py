@@ -1,5 +1,6 @@
 """Batch norm over the images of all ranks, where each rank alone has too few of them."""
 
+from collections.abc import Iterable
 from typing import TypeVar
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
 Module = TypeVar("Module", bound=nn.Module)
+BatchNorm = nn.modules.batchnorm._BatchNorm  # torch's base of them all; it has no public one
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
@@ -72,12 +74,13 @@ def synchronise(model: Module, device: torch.device) -> Module:
     return model
 
 
-def running_statistics(model: nn.Module) -> list[Tensor]:
+def batchnorms(model: nn.Module) -> list[BatchNorm]:
+    """All batch norms of a model."""
+    return [module for module in model.modules() if isinstance(module, BatchNorm)]
+
+
+def running_statistics(norms: Iterable[BatchNorm]) -> list[Tensor]:
     """The running means and variances that learn: of batch norms in training mode, float32 [C] each."""
-    norms = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
-    ]
-    buffers = [statistics for norm in norms for statistics in (norm.running_mean, norm.running_var)]
+    learning = (norm for norm in norms if norm.training)
+    buffers = [statistics for norm in learning for statistics in (norm.running_mean, norm.running_var)]
     return [statistics for statistics in buffers if statistics is not None]

@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from timm.utils.model_ema import ModelEmaV3
 
 from pipeline.common import seeding
 from pipeline.common.errors import ConfigError, DataError
@@ -29,6 +28,7 @@ from pipeline.training.schedule import images_per_step, step_clock
 from pipeline.training.state import TrainState, restore
 from pipeline.training.step import StepSettings
 from pipeline.training.swats import attach_swats
+from pipeline.training.weight_average import WeightAverage
 
 
 class TrainingSetup:
@@ -103,11 +103,11 @@ class TrainingSetup:
         scaler = torch.amp.GradScaler(device.type, enabled=in_precision == "fp16")
         return BuiltState(TrainState(model, self.build_optimizer(model, phase), scaler, ema, phase), weights)
 
-    def _build_ema(self, model: Classifier) -> ModelEmaV3 | None:
+    def _build_ema(self, model: Classifier) -> WeightAverage | None:
         train, sharded = self.config.train, self.config.distributed.shard == "full"
         if not train.ema_decay:
             return None
-        return ModelEmaV3(model, train.ema_decay, use_warmup=train.ema_warmup, foreach=not sharded)
+        return WeightAverage(model, train.ema_decay, use_warmup=train.ema_warmup, foreach=not sharded)
 
     def _move_to_device(self, model: Classifier) -> None:
         """Move a model to this rank's device, all of it or its shard."""

@@ -6,20 +6,22 @@ dropout are functions of (seed, step), so a checkpoint has no random state.
 
 import math
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.utils.model_ema import ModelEmaV3
 
 from pipeline.common.errors import CheckpointError, name_some
 from pipeline.distributed import data_parallel
 from pipeline.distributed.process_group import Ranks
+from pipeline.distributed.sync_batchnorm import BatchNorm, batchnorms
 from pipeline.models.classifier import Classifier
 from pipeline.models.pretrained import load_weights, not_finite
 from pipeline.runs import checkpoints
 from pipeline.training.optimizer import saved_order
 from pipeline.training.phases import PhaseState
+from pipeline.training.weight_average import WeightAverage
 
 
 @dataclass
@@ -65,11 +67,16 @@ class TrainState:
     model: Classifier
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    ema: ModelEmaV3 | None
+    ema: WeightAverage | None
     phase: PhaseState
     step: int = 0
     totals: Totals = field(default_factory=Totals)
     best: Best | None = None
+
+    @cached_property
+    def batchnorms(self) -> list[BatchNorm]:
+        """The batch norms of the model, frozen or not; looked up once, as each step asks for them."""
+        return batchnorms(self.model)
 
     @property
     def eval_model(self) -> Classifier:

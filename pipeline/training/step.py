@@ -77,7 +77,8 @@ def train_step(
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    settings.ranks.all_reduce_mean(running_statistics(state.model))
+    if settings.ranks.world_size > 1:
+        settings.ranks.all_reduce_mean(running_statistics(state.batchnorms))
     state.step += 1
     if state.ema is not None:
         state.ema.update(state.model, state.step)

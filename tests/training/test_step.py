@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from timm.utils.model_ema import ModelEmaV3
 from torch.nn import functional as F
 
 from pipeline.config.model import ModelConfig
@@ -15,12 +14,14 @@ from pipeline.config.optim import OptimConfig
 from pipeline.config.training import MixConfig
 from pipeline.data.loader import Batch
 from pipeline.distributed.process_group import Ranks
+from pipeline.distributed.sync_batchnorm import running_statistics
 from pipeline.models.build import build_model
 from pipeline.models.classifier import freeze_batchnorm
 from pipeline.training import phases, step
 from pipeline.training.optimizer import build_optimizer, parameter_groups
 from pipeline.training.phases import Rates
 from pipeline.training.state import TrainState
+from pipeline.training.weight_average import WeightAverage
 from tests.helpers import tiny
 
 ALONE = Ranks.single(torch.device("cpu"))
@@ -33,7 +34,7 @@ def state_of(ema_decay: float = 0.0, **options: Any) -> TrainState:
     config = OptimConfig()
     groups = parameter_groups(model, config, weight_decay=0.0)
     optimizer = build_optimizer(groups, config.resolved_phases[0], lr=0.1)
-    ema = ModelEmaV3(model, ema_decay) if ema_decay else None
+    ema = WeightAverage(model, ema_decay) if ema_decay else None
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     freeze_batchnorm(model.train())
     return TrainState(model, optimizer, scaler, ema, phases.first(config))
@@ -139,6 +140,18 @@ def test_the_moving_average_follows_the_weights_by_its_decay() -> None:
     assert expected is not None
     torch.testing.assert_close(averaged, expected, rtol=1e-5, atol=1e-7)
     assert state.eval_model is not state.model
+
+
+def test_only_statistics_that_learn_are_averaged_over_ranks_whatever_is_frozen_when() -> None:
+    state = state_of()  # all batch norms are frozen
+    norms = state.batchnorms
+    assert len(norms) == 15
+    assert running_statistics(norms) == []
+    state.model.train()
+    assert len(running_statistics(state.batchnorms)) == 2 * len(norms)
+    norms[0].eval()
+    assert len(running_statistics(state.batchnorms)) == 2 * len(norms) - 2
+    assert running_statistics(state.batchnorms)[0] is norms[1].running_mean
 
 
 def test_without_an_average_the_model_itself_is_validated() -> None:

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,6 +19,7 @@ from pipeline.models.build import build_model
 from pipeline.training import phases, step
 from pipeline.training.optimizer import build_optimizer, parameter_groups
 from pipeline.training.state import TrainState
+from pipeline.training.weight_average import WeightAverage
 
 DEVICE = torch.device("meta")  # has no values: whatever reads one, or needs one for a shape, fails on it
 WAYS: dict[str, dict[str, Any]] = {
@@ -61,7 +61,7 @@ class NoWait(TorchDispatchMode):
 
 def state_of(optim: OptimConfig, *, ema: bool, **options: Any) -> TrainState:
     model = build_model(ModelConfig(name="test_resnet", pretrained=False, **options), 4)[0].train()
-    average = ModelEmaV3(model, 0.9, use_warmup=True) if ema else None
+    average = WeightAverage(model, 0.9, use_warmup=True) if ema else None
     for module in [model, *([average.module] if average else [])]:
         module.to(DEVICE)
     groups = parameter_groups(model, optim, weight_decay=1e-4)
