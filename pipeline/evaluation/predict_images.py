@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.common import console
+from pipeline.common import console, hardware
 from pipeline.common.errors import CheckpointError, DataError
 from pipeline.config.schema import Config
 from pipeline.data import pictures
@@ -17,6 +17,7 @@ from pipeline.distributed import process_group
 from pipeline.evaluation import training_state
 from pipeline.inference import load_model
 from pipeline.inference.load_model import LoadedModel
+from pipeline.models.option_errors import memory_errors
 from pipeline.models.precision import autocast
 from pipeline.runs.directory import RunDirectory
 
@@ -75,11 +76,20 @@ def probabilities(
     Raises:
         PictureError: the picture is not readable.
         CheckpointError: the model's outputs are not finite.
+        ConfigError: memory does not suffice for the views of one picture.
     """
     picture = pictures.picture(path, pictures.Layout.of(config.data))
     crops = np.stack([view(picture, 0, 0) for view in tta_crops(config.data, config.eval.tta)])
-    image = torch.from_numpy(crops).to(device).permute(0, 3, 1, 2)
-    with torch.inference_mode(), autocast(device, model.precision):
+    with (
+        memory_errors(
+            f"eval.tta: memory does not suffice for the {len(crops)} view(s) of {path}",
+            "set eval.tta=none, or train.device=cpu",
+        ),
+        hardware.repeatable_convolutions(),
+        torch.inference_mode(),
+        autocast(device, model.precision),
+    ):
+        image = torch.from_numpy(crops).to(device).permute(0, 3, 1, 2)
         logits = model.model(image).double()
     if not logits.isfinite().all():
         raise CheckpointError(

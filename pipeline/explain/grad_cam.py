@@ -10,7 +10,7 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import Tensor, nn
 
-from pipeline.common import console
+from pipeline.common import console, hardware
 from pipeline.config.schema import Config
 from pipeline.data import sampling
 from pipeline.data.loader import build_loader
@@ -18,6 +18,7 @@ from pipeline.data.prepare import Prepared
 from pipeline.data.transforms import CentreCrop
 from pipeline.distributed.process_group import Ranks
 from pipeline.models.classifier import Classifier
+from pipeline.models.option_errors import memory_errors
 
 Maps = npt.NDArray[np.float16]
 BATCH = 16
@@ -65,6 +66,9 @@ def class_maps(
     Args:
         rows: int64 [n], of the sample table.
         predicted: int64 [n], the class of each map.
+
+    Raises:
+        ConfigError: memory does not suffice.
     """
     for weight in model.parameters():
         weight.requires_grad_(False)  # gradients need to reach the layer, and nothing below it
@@ -74,7 +78,11 @@ def class_maps(
     loader = build_loader(data, CentreCrop(config.data), config.data.workers, ranks)
     batches = sampling.in_order(rows, BATCH)
     maps = []
-    with console.bar("heat maps", len(rows)) as bar:
+    too_little = memory_errors(
+        f"report.explained: memory does not suffice for heat maps of {BATCH} images at once",
+        "set train.device=cpu, or report.write=false",
+    )
+    with too_little, hardware.repeatable_convolutions(), console.bar("heat maps", len(rows)) as bar:
         served = bar.count(loader.batches(0, batches), map(len, batches))
         for batch, classes in zip(served, sampling.in_order(predicted, BATCH), strict=True):
             batch_maps = cam(batch.to(ranks.device).image, [ClassifierOutputTarget(int(c)) for c in classes])

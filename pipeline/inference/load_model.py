@@ -16,6 +16,7 @@ from pipeline.data import sample_table
 from pipeline.distributed.process_group import Ranks
 from pipeline.models.build import build_model, without_weights
 from pipeline.models.classifier import Classifier
+from pipeline.models.option_errors import memory_errors
 from pipeline.models.precision import Precision
 from pipeline.models.pretrained import load_weights
 from pipeline.runs.checkpoints import check_data, read
@@ -87,7 +88,11 @@ def _version(path: Path) -> tuple[int, int] | None:
 def _loaded_model(
     config: Config, content: dict[str, Any], path: Path, digest: str, ranks: Ranks
 ) -> LoadedModel:
-    model = _model(config, content, path).to(ranks.device).eval()
+    with memory_errors(
+        f"train.device: the memory of {ranks.device} does not suffice for the model",
+        "end what else uses it, or set train.device=cpu",
+    ):
+        model = _model(config, content, path).to(ranks.device).eval()
     return LoadedModel(model, path, digest, content["epoch"], content["step"], content["precision"])
 
 

@@ -11,13 +11,14 @@ from scipy.special import log_softmax, logsumexp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.common import console
+from pipeline.common import console, hardware
 from pipeline.common.errors import DataError
 from pipeline.data.loader import Batch, Loader
 from pipeline.data.sampling import distribute_batches, in_order
 from pipeline.distributed.data_parallel import is_sharded
 from pipeline.distributed.process_group import Ranks
 from pipeline.models.classifier import Classifier
+from pipeline.models.option_errors import memory_errors
 from pipeline.models.precision import Precision, autocast
 
 Rows = npt.NDArray[np.int64]
@@ -63,15 +64,20 @@ def predict_rows(
         before_batch: called before each batch, equally often on all ranks.
 
     Raises:
+        ConfigError: memory does not suffice for a batch.
         DataError: a row was predicted twice, or not at all.
     """
     batches, images_per_round = distribute_batches(in_order(rows, batch_size), ranks)
     served: Iterable[Batch] = loader.batches(0, batches)
-    if progress is None:
-        return predict_batches(model, served, rows, precision, ranks, features, before_batch)
-    with console.bar(progress, len(rows)) as bar:
-        counted = bar.count(served, images_per_round)
-        return predict_batches(model, counted, rows, precision, ranks, features, before_batch)
+    with memory_errors(
+        f"eval.batch_size: memory does not suffice for a batch of {batch_size} images",
+        f"lower eval.batch_size ({batch_size} now), or set train.device=cpu",
+    ):
+        if progress is None:
+            return predict_batches(model, served, rows, precision, ranks, features, before_batch)
+        with console.bar(progress, len(rows)) as bar:
+            counted = bar.count(served, images_per_round)
+            return predict_batches(model, counted, rows, precision, ranks, features, before_batch)
 
 
 @torch.inference_mode()
@@ -84,11 +90,14 @@ def predict_batches(
     features: bool = False,
     before_batch: Callable[[], None] | None = None,
 ) -> Predictions:
-    """As `predict_rows`, from this rank's share of the batches; a batch is empty where only other ranks have one."""
+    """As `predict_rows`, from this rank's share of the batches; a batch is empty where only other ranks have one.
+
+    Nothing waits for the device before the last batch: outputs are copied while later ones are computed.
+    """
     model.eval()
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     hook: AbstractContextManager[list[Tensor]] = last_layer_inputs(model) if features else nullcontext([])
-    with hook as inputs:
+    with hook as inputs, hardware.repeatable_convolutions():
         for batch in batches:
             if before_batch is not None:
                 before_batch()
@@ -98,9 +107,13 @@ def predict_batches(
                     continue
                 images = images.new_zeros((1, *images.shape[1:]))  # all ranks gather shards, or none
             with autocast(ranks.device, precision):
-                logits = model(images)[: len(batch.row)].float().cpu()
+                logits = model(images)[: len(batch.row)].float()
             kept = inputs.pop()[: len(batch.row)] if features else torch.empty(len(batch.row), 0)
-            parts.append((batch.row, logits, kept))
+            # From a GPU these are copies into pinned memory, which nobody waits for.
+            copies = logits.to("cpu", non_blocking=True), kept.to("cpu", non_blocking=True)
+            parts.append((batch.row, *copies))
+    if ranks.device.type == "cuda":
+        torch.cuda.current_stream(ranks.device).synchronize()
     return _gather(parts, rows, ranks)
 
 
@@ -127,7 +140,7 @@ def _gather(parts: list[tuple[Tensor, Tensor, Tensor]], rows: Rows, ranks: Ranks
 
 @contextmanager
 def last_layer_inputs(model: Classifier) -> Iterator[list[Tensor]]:
-    """Collect the input of the model's last layer in each forward pass: float32 [B, D], on the CPU.
+    """Collect the input of the model's last layer in each forward pass: float32 [B, D], on its device.
 
     A network with two classifiers side by side (distillation) gives the input of the first.
     """
@@ -135,7 +148,7 @@ def last_layer_inputs(model: Classifier) -> Iterator[list[Tensor]]:
     head = model.head[0] if isinstance(model.head, nn.ModuleList) else model.head
 
     def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        inputs.append(arguments[0].detach().float().flatten(1).cpu())
+        inputs.append(arguments[0].detach().float().flatten(1))
 
     handle = head.register_forward_pre_hook(keep)
     try:

@@ -36,6 +36,17 @@ def option_errors(where: str, advice: str) -> Iterator[None]:
         raise ConfigError(f"{where} ({quoted(error)}); {advice}") from error
 
 
+@contextmanager
+def memory_errors(what: str, advice: str) -> Iterator[None]:
+    """Raise a `ConfigError` where memory does not suffice for a block: `WHAT (OutOfMemoryError: MESSAGE); ADVICE`."""
+    try:
+        yield
+    except Exception as error:
+        if not hardware.is_out_of_memory(error):
+            raise
+        raise ConfigError(f"{what} ({quoted(error)}); {advice}") from error
+
+
 def where_size_matters(config: Config, backbone: nn.Module, side_px: int) -> tuple[str, str]:
     """The words of `option_errors` for a pass through a model: where it fails, and what to do then.
 
