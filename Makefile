@@ -28,7 +28,7 @@ paths = if [ -e $(quoted) ]; then set -- $(quoted); else eval set -- $(quoted); 
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # data, train and eval need one another in this order, also under MAKEFLAGS=-j
-.PHONY: help setup doctor data train eval predict report audit study sweep runs sync schedule lr-find summary config demo smoke test test-all test-lowest kill-test fuzz check format bench clean
+.PHONY: help setup doctor data train eval predict report audit study sweep runs sync schedule lr-find summary config demo smoke test test-all test-lowest kill-test fuzz gpu-check check format bench clean
 
 help: ## list the targets and their variables
 	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -144,6 +144,9 @@ kill-test: $(READY) ## kill a small training 20 times; it has to end as one that
 
 fuzz: $(READY) ## fire some 4,400 hostile inputs at the program (ARGS="pictures --cases 50 --seed 1": some)
 	$(BIN)/python scripts/fuzz $(ARGS)
+
+gpu-check: $(READY) ## what only a GPU can show, in nine minutes: speeds, waits, memory, exactness (ARGS=--tiny: small, on a CPU)
+	$(BIN)/python scripts/gpu_check $(ARGS)
 
 check: $(READY) ## formatting, lint, types
 	$(BIN)/ruff format --check .
