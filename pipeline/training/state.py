@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from pipeline.common.errors import CheckpointError, name_some
 from pipeline.distributed import data_parallel
@@ -138,9 +140,10 @@ def restore(state: TrainState, content: dict[str, Any], path: Path) -> None:
 
 def _restore_optimizer(state: TrainState, saved: dict[str, Any]) -> None:
     new_groups = state.optimizer.state_dict()["param_groups"]
-    settings = ("params", "weight_decay", "lr_multiplier")  # they are the configuration's; all else is state
+    # They are the configuration's and, how a step is computed, this device's; all else is state.
+    settings = ("params", "weight_decay", "lr_multiplier", "foreach", "fused")
     groups = [
-        {**group, **{key: new[key] for key in settings}}
+        {**group, **{key: new[key] for key in settings if key in new}}
         for group, new in zip(saved["param_groups"], new_groups, strict=True)
     ]
     parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
@@ -148,9 +151,19 @@ def _restore_optimizer(state: TrainState, saved: dict[str, Any]) -> None:
     saved_parameters = saved_order(state.model, state.optimizer, saved["param_groups"])
     moments = {
         numbers[parameter]: {
-            name: data_parallel.shard_like(value, parameter) for name, value in saved["state"][number].items()
+            name: _laid_out_like(data_parallel.shard_like(value, parameter), parameter)
+            for name, value in saved["state"][number].items()
         }
         for number, parameter in enumerate(saved_parameters)
         if number in saved["state"]
     }
     state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def _laid_out_like(value: Any, parameter: Tensor) -> Any:
+    """A tensor of a parameter's shape with its strides too, as fused kernels need it; anything else as it is."""
+    if isinstance(value, DTensor) or not isinstance(value, Tensor) or value.shape != parameter.shape:
+        return value
+    if value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
