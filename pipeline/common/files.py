@@ -173,6 +173,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def link_or_copy(source: Path, path: Path) -> None:
+    """Give a file a second name: a hard link, or a copy where the file system has none."""
+    try:
+        path.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` as UTF-8, whole or not at all."""
     with replacing(path) as part:

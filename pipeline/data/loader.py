@@ -7,19 +7,14 @@ processes, on any number of ranks, and gives the same images. `sampling` says wh
 
 import functools
 import multiprocessing
-import os
 import pickle
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import forkserver, util
 from multiprocessing.connection import wait
-from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, TypeVar
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -29,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from pipeline.common import hardware, signals
 from pipeline.common.errors import DataError, UserError
 from pipeline.common.signals import StoppedWaiting, WaitedTooLong
-from pipeline.data import shared_memory
+from pipeline.data import loader_processes, shared_memory
 from pipeline.data.image_store import Store
 from pipeline.data.prepare import Prepared
 from pipeline.data.sampling import Item
@@ -42,8 +37,8 @@ Empty = Callable[[Sequence[int], torch.dtype], Tensor]
 Answer = TypeVar("Answer")
 WORKERS_AT_MOST = 8
 BATCH_PATIENCE_S = 600.0
+ENDS_SHOW_S = 1.0  # for the end of a process to be seen, when its connection is broken
 KILLED_S = 5.0  # for killed loader processes to be gone: one may wait for a disk
-LIFE_CHECK_S = 1.0  # between two looks of a loader process at its rank
 
 
 class Batch(NamedTuple):
@@ -145,19 +140,19 @@ class Loader:
 
     def __init__(self, images: Images, workers: int, device: torch.device) -> None:
         """workers: processes; 0: this process makes each batch when it is asked for."""
-        if device.type == "cuda":
-            _keep_errors_of_pinning()
+        pins = device.type == "cuda"
+        self._errors_of_pinning = loader_processes.keep_errors_of_pinning() if pins else {}
         self._plan, self._processes = _BatchPlan(), list[BaseProcess]()
         self._loader = DataLoader(
             _ImagesInProcess(images) if workers else images,
             batch_sampler=self._plan,
             num_workers=workers,
             collate_fn=_unchanged,
-            pin_memory=device.type == "cuda",
+            pin_memory=pins,
             prefetch_factor=shared_memory.PREFETCHED if workers else None,
             persistent_workers=workers > 0,
-            multiprocessing_context=_forkserver() if workers else None,
-            worker_init_fn=_init_worker,
+            multiprocessing_context=loader_processes.server() if workers else None,
+            worker_init_fn=loader_processes.initialise,
         )
 
     def batches(self, epoch: int, batches: Sequence[npt.NDArray[np.int64]]) -> Iterator[Batch]:
@@ -179,7 +174,7 @@ class Loader:
             yield Batch(image.permute(0, 3, 1, 2), label, row)
 
     def _start(self) -> Iterator[Any]:
-        _kill_at_exit()
+        loader_processes.kill_at_exit()
         before = set(multiprocessing.active_children())
         try:
             return iter(self._loader)
@@ -206,14 +201,14 @@ class Loader:
             ) from error
         except (RuntimeError, OSError, EOFError) as error:
             # The end of a process is seen by its broken connection first.
-            ended = wait([process.sentinel for process in self._processes], LIFE_CHECK_S)
+            ended = wait([process.sentinel for process in self._processes], ENDS_SHOW_S)
             if ended and (name := signals.requested()) is not None:
                 raise StoppedWaiting(name) from error
             for process in self._processes:
                 if process.sentinel in ended and (process.exitcode or 0) < 0:
                     self._kill()
-                    raise _killed(process) from error
-            if (cause := _errors_of_pinning.get(self._pinning_thread)) is not None:
+                    raise loader_processes.killed(process) from error
+            if (cause := self._errors_of_pinning.get(self._pinning_thread)) is not None:
                 raise error from cause
             raise
         except BaseException:  # a signal's
@@ -273,85 +268,5 @@ def worker_count(setting: int | None, ranks: Ranks) -> int:
     return min(WORKERS_AT_MOST, max(1, hardware.cores() // ranks.local_world_size))
 
 
-_errors_of_pinning: dict[threading.Thread | None, BaseException | None] = {}
-
-
-@functools.cache
-def _keep_errors_of_pinning() -> None:
-    """Keep what ends a pinning thread, such as a loader process that is gone, for the sentence of `Loader._await`.
-
-    By itself the thread prints a traceback.
-    """
-    others = threading.excepthook
-
-    def keep(ended: threading.ExceptHookArgs) -> None:
-        if ended.thread is not None and "pin_memory" in ended.thread.name:
-            _errors_of_pinning[ended.thread] = ended.exc_value
-        else:
-            others(ended)
-
-    threading.excepthook = keep
-
-
-@functools.cache
-def _kill_at_exit() -> None:
-    """Let no loader process be left when this process ends: multiprocessing would wait for one that does not answer."""
-    util.Finalize(None, _kill_left, exitpriority=0)  # before it waits
-
-
-def _kill_left() -> None:
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
-
-
-def _killed(process: BaseProcess) -> DataError:
-    number = -(process.exitcode or 0)
-    return DataError(
-        f"a loader process was killed by signal {number} ({signal.strsignal(number)}); dmesg says whether memory ran "
-        "out: then set data.workers lower; the same command goes on from the last checkpoint"
-    )
-
-
-def _forkserver() -> BaseContext:
-    """The process that loader processes are forked from: it has one thread, and has imported what they need.
-
-    This process has several threads (of NCCL, of autograd, of `Heartbeat`), and the child of a fork inherits
-    the locks that they hold. Signals that come to all processes at once must not end the server, so it is
-    started with them blocked.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.data.loader"])
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return context
-
-
 def _unchanged(batch: Any) -> Any:
     return batch
-
-
-def _init_worker(worker: int) -> None:  # noqa: ARG001
-    """Compute in one thread; leave signals to the rank: torchrun, Slurm and terminals send them to all processes."""
-    cv2.setNumThreads(0)
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)
-    if not hasattr(signal, "sigtimedwait"):  # macOS: who has sent a SIGTERM is not known
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-    threading.Thread(target=_end_with_rank, daemon=True).start()
-
-
-def _end_with_rank() -> None:
-    """End this process when the rank sends it a SIGTERM, or is gone: DataLoader would look at the server alone."""
-    rank = multiprocessing.parent_process()
-    assert rank is not None, "a loader process has a rank"
-    if hasattr(signal, "sigtimedwait"):
-        while rank.is_alive():
-            sent = signal.sigtimedwait({signal.SIGTERM}, LIFE_CHECK_S)
-            if sent is not None and sent.si_pid == rank.pid:
-                break
-    else:
-        rank.join()
-    os._exit(0)

@@ -1,6 +1,5 @@
 """Checkpoint files: tensors and plain types only, read with `weights_only=True`."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +62,12 @@ def save(path: Path, content: dict[str, Any]) -> None:
         torch.save(content, stream)
 
 
+def link(source: Path, path: Path) -> None:
+    """Give a checkpoint a second name, in place of what was there. A later `save` under one of them leaves the other."""
+    with files.replacing(path) as part:
+        files.link_or_copy(source, part)
+
+
 def read(path: Path) -> dict[str, Any]:
     """The content of a checkpoint, on the CPU.
 
@@ -103,14 +108,13 @@ def _checked(kind: Any, value: Any, prefix: str, path: Path) -> Any:
 
 
 def keep_last(last: Path, step: int, count: int) -> None:
-    """Copy the last checkpoint to step-STEP.pt beside it and delete older copies.
+    """Give the last checkpoint the name step-STEP.pt too, and delete the oldest of these.
 
     Args:
-        count: copies that stay; with 1 there is no copy, only `last`.
+        count: how many stay; with 1 there is none, only `last`.
     """
     if count > 1:
-        with files.replacing(last.with_name(f"step-{step:07}.pt")) as part:
-            shutil.copyfile(last, part)
+        link(last, last.with_name(f"step-{step:07}.pt"))
     for old in sorted(last.parent.glob("step-*.pt"))[: -count if count > 1 else None]:
         old.unlink()
 

@@ -1,7 +1,14 @@
 """Writing `best.pt` and `last.pt` of a run: when they are due, and before a run that was asked to stop ends."""
 
+import concurrent.futures
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from pipeline.common import signals
 from pipeline.common.errors import Diverged, Stopped, name_some
@@ -14,19 +21,24 @@ from pipeline.training.state import checkpoint_content
 
 
 class Checkpointer:
-    """Saves the state of one run; all ranks call every method, and the first one writes."""
+    """Saves the state of one run; all ranks call every method, and the first one writes, while training goes on."""
 
     def __init__(self, setup: TrainingSetup, start: RunStart, stop: signals.StopRequest) -> None:
         self.setup, self.start, self.stop = setup, start, stop
         self.config, self.ranks, self.state = setup.config, setup.ranks, start.state
         self.saved_at = time.monotonic()
+        self.writer = _Writer()
 
-    def save(self, name: Checkpoint) -> None:
-        """Write the best or the last checkpoint; with the last one, keep those of the last few steps too.
+    def save(self, *names: Checkpoint) -> None:
+        """Begin to write the best or the last checkpoint, or one file under both names, which appear in this order.
+
+        With the last one, those of the last few steps are kept too. A write that was begun before is waited for.
 
         Raises:
             Diverged: weights or statistics are not finite, though no loss was: the checkpoints of before stay.
+            OSError: the write before has failed.
         """
+        self.writer.wait()
         run_facts = {
             "config": self.config.model_dump(mode="json"),
             "classes": self.setup.classes,
@@ -39,11 +51,28 @@ class Checkpointer:
         content = checkpoint_content(self.state, epochs, run_facts, self.ranks)
         self._check_finite(content)
         if self.ranks.is_main:
-            path = RunDirectory(self.config.run_dir).checkpoint(name)
-            checkpoints.save(path, content)
-            if name == "last":
-                checkpoints.keep_last(path, self.state.step, self.config.train.keep_checkpoints)
+            content = copy_to_host(content, self.ranks.device)
+            self.writer.start(lambda: self._write(names, content))
         self.saved_at = time.monotonic()
+
+    def _write(self, names: tuple[Checkpoint, ...], content: dict[str, Any]) -> None:
+        """Write the first name, and link the others to it."""
+        run = RunDirectory(self.config.run_dir)
+        first, *others = map(run.checkpoint, names)
+        checkpoints.save(first, content)
+        for other in others:
+            checkpoints.link(first, other)
+        if "last" in names:
+            keep = self.config.train.keep_checkpoints
+            checkpoints.keep_last(run.checkpoint("last"), content["step"], keep)
+
+    def finish(self) -> None:
+        """Wait until everything that was saved is on the disk, on all ranks.
+
+        Raises:
+            OSError: the write has failed.
+        """
+        self.writer.wait()
         self.ranks.barrier()
 
     def _check_finite(self, content: dict[str, Any]) -> None:
@@ -61,12 +90,15 @@ class Checkpointer:
 
         Raises:
             Stopped: any rank was asked to stop.
+            OSError: the write before has failed.
         """
+        self.writer.raise_error()
         stopping, due = self.ranks.any_rank(self.stop.name is not None, self._is_due())
         if stopping or due:
             self.state.totals = meter.totals()
             self.save("last")
         if stopping:
+            self.finish()
             raise self._stopped()
 
     def stop_if_asked(self) -> None:
@@ -80,6 +112,7 @@ class Checkpointer:
         asked = self.stop.name is not None and self.setup.is_epoch_end(self.state.step)
         if self.ranks.any_rank(asked)[0]:
             self.save("last")
+            self.finish()
             raise self._stopped()
 
     def _is_due(self) -> bool:
@@ -94,3 +127,47 @@ class Checkpointer:
             f"stopped by {signal} at step {self.state.step} of {self.setup.last_step}, saved in {path}; "
             "the same command goes on"
         )
+
+
+def copy_to_host(content: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """A copy that the next steps do not change, with its tensors on the CPU; a GPU is waited for once."""
+    from_gpu = device.type == "cuda"
+
+    def copied(tensor: Tensor) -> Tensor:
+        here = torch.empty_like(tensor, device="cpu", pin_memory=from_gpu)
+        return here.copy_(tensor, non_blocking=from_gpu)
+
+    copy: dict[str, Any] = pytree.tree_map_only(Tensor, copied, content)
+    if from_gpu:
+        torch.cuda.current_stream(device).synchronize()
+    return copy
+
+
+class _Writer:
+    """A thread that writes one file at a time; the program does not end before it."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._write: Future[None] | None = None
+
+    def start(self, write: Callable[[], None]) -> None:
+        """Begin a write. The one before has to be waited for."""
+        assert self._write is None, "one write at a time"
+        self._write = self._thread.submit(write)
+
+    def wait(self) -> None:
+        """Wait for the write that was begun, if there is one, and raise its error, once."""
+        if self._write is not None:
+            concurrent.futures.wait([self._write])
+            write, self._write = self._write, None
+            write.result()
+
+    def close(self) -> None:
+        """`wait`, and end the thread."""
+        self._thread.shutdown()
+        self.wait()
+
+    def raise_error(self) -> None:
+        """Raise the error of a write that has ended."""
+        if self._write is not None and self._write.done():
+            self.wait()

@@ -64,7 +64,7 @@ def train(config: Config, watch: Tracker = NullTracker()) -> dict[str, Any]:  # 
         with (
             closing(trainer.close, console.warn),
             hold.running() if hold is not None else nullcontext(),
-            memory_errors(config),
+            memory_errors(config, trainer.start.batch_size),
         ):
             trainer.open(watch)
             trainer.run()
@@ -114,15 +114,15 @@ class Trainer:
                 if skips_all(self.state, is_last=self.state.step >= self.setup.last_step):
                     raise self._skipped()
                 if self._is_finished():
-                    return
+                    return self.checkpointer.finish()
                 self._train_epoch()
         except NotFinite as error:
             raise self._diverged(error) from error
 
     def close(self) -> None:
-        """End the log, and draw it."""
-        with closing(self._draw, console.warn):
-            self.tracker.close()
+        """Wait for the last checkpoint, end the log, and draw it."""
+        with closing(self._draw, console.warn), closing(self.tracker.close, console.warn):
+            self.checkpointer.writer.close()
 
     def _draw(self) -> None:
         if self.ranks.is_main:
@@ -242,6 +242,7 @@ class Trainer:
 
     def _close_epoch(self) -> None:
         """Validate, keep the best, log, save."""
+        self.checkpointer.writer.wait()  # an epoch that is logged follows one that is saved
         state, totals = self.state, self.state.totals
         now = Best(self.clock.epochs_over(state.step), state.step)
         if len(self.setup.val_rows):
@@ -253,9 +254,8 @@ class Trainer:
         if state.scaler.is_enabled():
             self._log_loss_scale(now.epoch, totals)
         state.totals = Totals()
-        if is_best:
-            self.checkpointer.save("best")
-        self.checkpointer.save("last")
+        # Killed between the two, a run goes on from the last one of before, and finds the same best again.
+        self.checkpointer.save(*(("best", "last") if is_best else ("last",)))
         if time.monotonic() - self.drawn_at >= REDRAW_S:
             self.drawn_at = time.monotonic()
             self._draw()
