@@ -202,6 +202,8 @@ def resume_or_start(setup: TrainingSetup) -> RunStart:
     lr = config.optim.resolved_phases[phase.index].lr
     if lr is not None:  # with train.resume_force it may be another one
         state.phase.lr = lr
+    precision, batch_size = content["precision"], content["batch_size"]
     if state.step < setup.last_step:
-        setup.check_passes(state, content["precision"], content["batch_size"])
-    return RunStart(state, content["weights"], content["precision"], content["batch_size"])
+        setup.check_passes(state, precision, batch_size)
+        batch_size = auto_batch_size.resumed_batch_size(batch_size, config, state.model, precision, ranks)
+    return RunStart(state, content["weights"], precision, batch_size)

@@ -1,5 +1,7 @@
 """How many images fit: found on simulated memories whose answer is known, and on this machine."""
 
+import gc
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +14,14 @@ from pipeline.config.schema import Config
 from pipeline.distributed.process_group import Ranks
 from pipeline.models.build import build_model
 from pipeline.models.classifier import Classifier
-from pipeline.training import auto_batch_size
-from pipeline.training.auto_batch_size import in_equal_micro_batches, largest_that_fits
+from pipeline.training import auto_batch_size, trainer
+from pipeline.training.auto_batch_size import (
+    in_equal_micro_batches,
+    largest_that_fits,
+    most_remembered,
+    resumed_batch_size,
+)
+from tests.helpers import tiny
 
 MIB = 1 << 20
 ALONE = Ranks.single(torch.device("cpu"))
@@ -144,3 +152,131 @@ def test_real_steps_leave_the_model_as_it_was(model: Classifier, more: list[str]
     assert largest_that_fits(12, config(*more), model, "bf16", ALONE) == 12
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+# Several phases, ranks, evaluation
+
+
+def test_a_step_is_tried_with_the_optimizer_that_remembers_most(
+    monkeypatch: pytest.MonkeyPatch, model: Classifier
+) -> None:
+    phases = "optim.phases=[{name: sgd, lr: 0.1, until: 1}, {name: adamw, lr: 0.01, until: 2}, {name: sgd, lr: 0.1}]"
+    used: set[type] = set()
+    monkeypatch.setattr(auto_batch_size, "train_step", lambda state, *_: used.add(type(state.optimizer)))
+    assert largest_that_fits(8, config(phases), model, "fp32", ALONE) == 8
+    assert used == {torch.optim.AdamW}
+    assert most_remembered(config().optim.resolved_phases).name == "sgd"
+
+
+def test_among_several_ranks_a_step_is_tried_beside_the_buckets_of_gradients(
+    monkeypatch: pytest.MonkeyPatch, model: Classifier
+) -> None:
+    """DDP holds them from the start of a step on, one number for each weight."""
+    shapes = {tuple(weight.shape) for weight in model.parameters()}
+    held: list[int] = []
+
+    def count(*_: Any) -> None:
+        tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)]
+        held.append(sum(tuple(tensor.shape) in shapes for tensor in tensors))
+
+    monkeypatch.setattr(auto_batch_size, "train_step", count)
+    for world_size in (1, 2):
+        ranks = Ranks(0, world_size, 1, torch.device("cpu"))
+        assert largest_that_fits(2, config(), model, "fp32", ranks) == 2
+    alone, of_two = held
+    assert of_two - alone == len(list(model.parameters()))
+
+
+def limit_evaluation(monkeypatch: pytest.MonkeyPatch, images: int) -> list[int]:
+    """Let a forward pass of more images run out of memory; return the sizes that are tried."""
+    tried: list[int] = []
+    forward = Classifier.forward
+
+    def limited(model: Classifier, batch: torch.Tensor) -> torch.Tensor:
+        tried.append(len(batch))
+        if len(batch) > images:
+            raise torch.OutOfMemoryError("simulated")
+        return forward(model, batch)
+
+    monkeypatch.setattr(Classifier, "forward", limited)
+    return tried
+
+
+def test_a_batch_of_evaluation_that_does_not_fit_is_named_before_the_training(
+    monkeypatch: pytest.MonkeyPatch, model: Classifier
+) -> None:
+    Memory(monkeypatch, 100 * MIB, 0, 10 * MIB, 0)
+    tried = limit_evaluation(monkeypatch, 40)
+    with pytest.raises(ConfigError, match="a batch of 128 images of 32 px; set eval.batch_size=32, which"):
+        auto_batch_size.auto_batch_size(config("eval.batch_size=128"), model, "fp32", ALONE)
+    assert tried == [128, 64, 32]
+
+
+def test_a_batch_of_evaluation_that_is_no_larger_than_a_step_is_not_tried(
+    monkeypatch: pytest.MonkeyPatch, model: Classifier
+) -> None:
+    Memory(monkeypatch, 6396 * MIB, 2300 * MIB, 5 * MIB, 0)
+    tried = limit_evaluation(monkeypatch, 0)
+    assert auto_batch_size.auto_batch_size(config("eval.batch_size=128"), model, "fp32", ALONE) > 128
+    assert tried == []
+
+
+# A run that goes on
+
+
+def test_a_run_that_goes_on_keeps_the_images_of_the_checkpoint_where_they_fit(
+    monkeypatch: pytest.MonkeyPatch, model: Classifier
+) -> None:
+    """They are not measured anew: a run that was stopped ends as one that was not."""
+    memory = Memory(monkeypatch, 6396 * MIB, 2300 * MIB, 5 * MIB, 0)
+    assert resumed_batch_size(600, config(), model, "fp32", ALONE) == 600
+    assert memory.steps == [600]
+
+
+def test_on_a_smaller_gpu_the_images_are_found_anew_and_a_given_number_stays(
+    monkeypatch: pytest.MonkeyPatch, model: Classifier, capsys: pytest.CaptureFixture[str]
+) -> None:
+    memory = Memory(monkeypatch, 6396 * MIB, 2300 * MIB, 5 * MIB, 0)
+    found = resumed_batch_size(2048, config(), model, "fp32", ALONE)
+    assert 0.5 * 819 <= found <= 819
+    assert found * -(-4096 // found) - 4096 < found, "as many images a step as before"
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"auto goes on with {found} images at once, as the 2048 of the checkpoint do not fit here" in said
+    memory.steps.clear()
+    assert resumed_batch_size(2048, config("optim.batch_size=2048"), model, "fp32", ALONE) == 2048
+    assert memory.steps == []
+
+
+def test_a_real_run_goes_on_with_fewer_images_at_once(
+    birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    auto = ["optim.batch_size=auto", "optim.effective_batch_size=8"]
+    assert tiny.do("train", tmp_path, *auto, "train.max_steps=2") == 0
+    last = tiny.checkpoints(tmp_path) / "last.pt"
+    assert torch.load(last, weights_only=True)["batch_size"] == 8
+    step = auto_batch_size.train_step
+
+    def smaller(*arguments: Any) -> Any:
+        if len(arguments[2].label) > 4:
+            raise torch.OutOfMemoryError("simulated")
+        return step(*arguments)
+
+    monkeypatch.setattr(auto_batch_size, "train_step", smaller)
+    assert tiny.do("train", tmp_path, *auto, "train.max_steps=4", "eval.batch_size=4") == 0
+    content = torch.load(last, weights_only=True)
+    assert (content["step"], content["batch_size"]) == (4, 4)
+    assert "auto goes on with 4 images at once" in capsys.readouterr().err
+
+
+def test_memory_that_runs_out_in_a_step_names_what_auto_has_found(
+    birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(trainer, "train_step", full)
+    assert tiny.do("train", tmp_path, "optim.batch_size=auto", "optim.effective_batch_size=8") == 2
+    said = capsys.readouterr().err
+    assert said.count("error:") == 1
+    assert "Tried to allocate 20.00 MiB" in said
+    assert "lower optim.batch_size (auto, which found 8) and set optim.effective_batch_size=8" in said
