@@ -247,15 +247,20 @@ def _determinism_errors(config: Config) -> Iterator[None]:
 
 
 @contextmanager
-def memory_errors(config: Config) -> Iterator[None]:
-    """Raise a `ConfigError` where memory does not suffice for a block that trains."""
+def memory_errors(config: Config, batch_size: int | None = None) -> Iterator[None]:
+    """Raise a `ConfigError` where memory does not suffice for a block that trains.
+
+    Args:
+        batch_size: images that are computed at once, over all ranks; None: not known yet, where it is auto.
+    """
     try:
         yield
     except Exception as error:
         if not hardware.is_out_of_memory(error):
             raise
         optim, images = config.optim, config.optim.images_per_step
-        now = "auto" if optim.batch_size == "auto" else f"{optim.batch_size} now"
+        found = "auto" if batch_size is None else f"auto, which found {batch_size}"
+        now = found if optim.batch_size == "auto" else f"{optim.batch_size} now"
         raise ConfigError(
             f"optim.batch_size: memory does not suffice ({quoted(error)}); lower optim.batch_size ({now}) and set "
             f"optim.effective_batch_size={images}, which keeps {images} images a step, lower eval.batch_size "
