@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from pipeline.common import console, hardware, signals
+from pipeline.common import console, hardware, nvidia, signals
 from pipeline.common.errors import ConfigError, RankLost, Stopped, UserError, refusals_as_sentences
 from pipeline.config.training import TrainConfig
 from pipeline.distributed.heartbeat import Heartbeat, rendezvous
@@ -119,24 +119,33 @@ def select_device(train: TrainConfig) -> torch.device:
     What holds for the whole process is set, too (`hardware.configure`), for every verb alike.
 
     Raises:
-        ConfigError: CUDA is asked for and there is none, or not one for each rank of this machine.
+        ConfigError: CUDA is asked for and there is none, or not one for each rank of this machine, or torch has no
+            kernels for it.
     """
     hardware.configure(deterministic=train.deterministic, tf32=train.tf32)
-    device = train.device
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("train.device: cuda, but no CUDA device is visible; set train.device=cpu or auto")
-    if device != "cpu" and torch.cuda.is_available():
-        local, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-        if local >= there:
-            raise ConfigError(
-                f"{local + 1} ranks or more on a machine with {there} GPUs; start one rank a GPU"
-            )
-        here = torch.device("cuda", local)
-        torch.cuda.set_device(here)
-        return here
+    if train.device != "cpu" and torch.cuda.is_available():
+        return _own_gpu()
+    obstacle = nvidia.why_no_gpu() if train.device != "cpu" else None
+    if train.device == "cuda":
+        what, advice = obstacle or ("no CUDA device is visible", "set train.device=cpu or auto")
+        raise ConfigError(f"train.device: cuda, but {what}; {advice}")
+    if obstacle is not None and os.environ.get("LOCAL_RANK", "0") == "0":
+        console.warn(f"train.device: auto takes the CPU, as {obstacle.what}; {obstacle.next}")
     hardware.keep_freed_memory()
     hardware.limit_threads()
     return torch.device("cpu")
+
+
+def _own_gpu() -> torch.device:
+    """The GPU of this rank, set as the current one."""
+    local, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local >= there:
+        raise ConfigError(f"{local + 1} ranks or more on a machine with {there} GPUs; start one rank a GPU")
+    here = torch.device("cuda", local)
+    torch.cuda.set_device(here)
+    if (obstacle := nvidia.why_unusable(here)) is not None:
+        raise ConfigError(f"train.device: {obstacle.what}; {obstacle.next}")
+    return here
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from urllib.parse import urlparse
 
 import torch
 
-from pipeline.common import hardware
+from pipeline.common import hardware, nvidia
 from pipeline.common.files import size_in_words
 from pipeline.data import shared_memory
 from pipeline.doctor.context import CheckContext
@@ -16,7 +16,6 @@ from pipeline.doctor.products import LoaderProcesses
 from pipeline.models.precision import cpu_has_bf16
 from pipeline.runs import environment
 
-NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 SHOWN = ("torch", "torchvision", "timm", "albumentations", "numpy")
 
 
@@ -49,12 +48,11 @@ def device(context: CheckContext) -> Finding:
     """Show the GPUs, or cores and threads; the kind of device has to be the same on all ranks."""
     ranks, configured = context.ranks, context.config.train.device
     kind = torch.cuda.get_device_name(ranks.device) if ranks.device.type == "cuda" else "CPU"
+    obstacle = nvidia.why_no_gpu() if configured != "cpu" else None
     if configured == "cuda" and ranks.device.type != "cuda":
-        return Finding(
-            "no-go",
-            f"train.device is cuda and no CUDA device is visible ({_torch()})",
-            "see whether nvidia-smi lists a GPU and torch.version.cuda suits its driver, or set train.device=cpu",
-        )
+        missing = f"no CUDA device is visible to torch {torch.__version__}"
+        what, what_next = obstacle or (missing, "see whether nvidia-smi lists a GPU, or set train.device=cpu")
+        return Finding("no-go", f"train.device is cuda, and {what}", what_next)
     if difference := difference_between_ranks({"the device": kind}, ranks):
         return Finding(
             "warning" if "CPU" not in difference else "no-go", difference, "take machines of one kind"
@@ -64,21 +62,12 @@ def device(context: CheckContext) -> Finding:
         nccl = ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
         figures = (
             f"{ranks.world_size} x {kind}, {size_in_words(about.total_memory)}, compute capability "
-            f"{about.major}.{about.minor}, CUDA {torch.version.cuda}, NCCL {nccl}"
+            f"{about.major}.{about.minor}, driver {nvidia.driver()}, CUDA {torch.version.cuda}, NCCL {nccl}"
         )
         return Finding("ok", figures, numbers={"device": kind, "memory_bytes": about.total_memory})
-    if configured == "auto" and NVIDIA_DRIVER.exists():
-        return Finding(
-            "no-go",
-            f"this machine has an NVIDIA driver, and no CUDA device is visible ({_torch()})",
-            "see whether nvidia-smi lists a GPU and torch.version.cuda suits its driver; to train on the CPU all "
-            "the same set train.device=cpu",
-        )
+    if obstacle is not None:
+        return Finding("no-go", obstacle.what, obstacle.next)
     return _cpu(context)
-
-
-def _torch() -> str:
-    return f"torch {torch.__version__}, CUDA {torch.version.cuda or 'not built in'}"
 
 
 def _cpu(context: CheckContext) -> Finding:

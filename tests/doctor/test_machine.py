@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.common import hardware
+from pipeline.common import hardware, nvidia
 from pipeline.data import loader, shared_memory
 from pipeline.doctor import machine
 from tests.helpers.findings import Findings, context, states
@@ -48,9 +48,15 @@ def test_a_gpu_that_is_asked_for_and_missing_is_a_no_go(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     findings = ask("--quick", "train.device=cuda", go=False)
     assert states(findings, "no-go") == {"device"}
-    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module")
-    monkeypatch.setattr(machine, "NVIDIA_DRIVER", tmp_path / "version")
-    assert machine.device(context(tmp_path, "train.device=auto")).state == "no-go"
+    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5")
+    monkeypatch.setattr(nvidia, "DRIVER", tmp_path / "version")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.delenv(hardware.DEVICES, raising=False)
+    finding = machine.device(context(tmp_path, "train.device=auto"))
+    assert finding.state == "no-go"
+    assert finding.figures.startswith("NVIDIA's driver is 550.54.15, and torch")
+    assert "update the driver" in finding.next
+    assert machine.device(context(tmp_path, "train.device=cpu")).state != "no-go"
 
 
 def test_wandb_online_needs_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
