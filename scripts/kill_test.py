@@ -91,7 +91,7 @@ class Victim:
 
     def is_writing(self) -> bool:
         """Whether a checkpoint is half written."""
-        return any((self.run / "checkpoints").glob("last.pt.*.part"))
+        return any((self.run / "checkpoints").glob("*.pt.*.part"))
 
 
 def kill_within_a_step(victim: Victim, draw: random.Random) -> bool:

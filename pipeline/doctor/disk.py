@@ -51,8 +51,8 @@ def space(context: CheckContext, data: RunData, model: BuiltModel) -> Finding:
 def _checkpoints_to_come(config: Config, state: TrainState) -> int:
     """Bytes of last, best, the kept ones and the one being written, less the existing ones."""
     keep = config.train.keep_checkpoints
-    existing = sum(path.stat().st_size for path in config.checkpoints_dir.glob("*.pt"))
-    return max(0, (3 + (keep if keep > 1 else 0)) * checkpoint_bytes(config, state) - existing)
+    files = {path.stat().st_ino: path.stat().st_size for path in config.checkpoints_dir.glob("*.pt")}
+    return max(0, (3 + (keep if keep > 1 else 0)) * checkpoint_bytes(config, state) - sum(files.values()))
 
 
 def checkpoint_bytes(config: Config, state: TrainState) -> int:

@@ -30,3 +30,12 @@ def test_the_size_of_a_checkpoint_is_foreseen(trained: Path, tmp_path: Path) -> 
         assert (
             0 < size - checkpoint_bytes(tiny.config(folder, *overrides), model.state) < 40_000 + 2_000 * names
         )
+
+
+def test_a_file_with_two_names_takes_its_room_once(ask: Callable[..., Findings], tmp_path: Path) -> None:
+    folder = tiny.checkpoints(tmp_path)
+    folder.mkdir(parents=True)
+    before = ask("--quick", go=True)["disk"]["numbers"]["checkpoints_bytes"]
+    (folder / "best.pt").write_bytes(bytes(1000))
+    (folder / "last.pt").hardlink_to(folder / "best.pt")
+    assert ask("--quick", go=False)["disk"]["numbers"]["checkpoints_bytes"] == before - 1000
