@@ -19,8 +19,8 @@ from pipeline.distributed.process_group import Ranks
 from pipeline.doctor.context import CheckContext
 from pipeline.doctor.products import BuiltModel
 from pipeline.training import phases
+from pipeline.training.compilation import compile_errors, compiled
 from pipeline.training.freezing import FreezeSchedule
-from pipeline.training.preflight import compile_errors
 from pipeline.training.setup import RunStart, TrainingSetup
 from pipeline.training.state import TrainState
 from pipeline.training.step import StepSettings, train_step
@@ -79,7 +79,7 @@ class TrialSteps:
         context, ranks = self.context, self._ranks(alone)
         state, batch = self._state(alone=alone), next(self.batches())
         images = len(batch.label) if alone else int(sum(ranks.all_gather(len(batch.label))))
-        model: Any = torch.compile(state.model) if context.config.train.compile else state.model
+        model: Any = compiled(state.model, context.config) if context.config.train.compile else state.model
         ddp_model = replicate(model, context.config.distributed, ranks)
 
         def seconds(count: int) -> float:

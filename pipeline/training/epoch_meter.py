@@ -62,17 +62,18 @@ class EpochMeter:
         yield
         self._started += time.perf_counter() - begun
 
-    def add(self, step: int, draws: npt.NDArray[np.int64], sums: Tensor) -> None:
+    def add(self, step: int, draws: npt.NDArray[np.int64], sums: Tensor, *, timed: bool = True) -> None:
         """Count a step.
 
         Args:
             step: its number, from 1.
             draws: int64, of the batch over all ranks.
             sums: float64 [4], as `train_step` returns them.
+            timed: whether its images count for the speed; not, where the step was `paused`.
         """
         self._sums += sums
         self._seen += len(draws)
-        self._images += len(draws)
+        self._images += len(draws) if timed else 0
         self._steps += 1
         self._unchecked.append((step, draws, sums))
 
@@ -101,7 +102,12 @@ class EpochMeter:
         loss, correct, norm, skipped = self.ranks.all_reduce_sum(self._sums.clone()).tolist()
         return Totals(loss, correct, norm, self._seen, self._steps, int(skipped))
 
-    def speed(self) -> dict[str, float]:
-        """images_per_s, and data_wait: the share of the time in which a batch was waited for."""
+    def speed(self) -> dict[str, float | None]:
+        """images_per_s, and data_wait: the share of the time in which a batch was waited for.
+
+        None, where no step was timed.
+        """
+        if not self._images:
+            return {"images_per_s": None, "data_wait": None}
         seconds = max(time.perf_counter() - self._started, 1e-9)
         return {"images_per_s": self._images / seconds, "data_wait": self._waited_s / seconds}

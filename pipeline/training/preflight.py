@@ -20,6 +20,7 @@ from pipeline.distributed.process_group import Ranks
 from pipeline.models.classifier import Classifier, evaluating
 from pipeline.models.option_errors import option_errors, quoted, where_size_matters
 from pipeline.models.precision import Precision, autocast
+from pipeline.training.compilation import check_compiler
 from pipeline.training.freezing import FreezeSchedule
 from pipeline.training.loss import cross_entropy_sum
 from pipeline.training.mixing import MixedBatch, semantic_share
@@ -30,7 +31,6 @@ from pipeline.training.state import TrainState
 from pipeline.training.step import accumulation_steps
 
 MOST_IMAGES = 2  # of a rank at once: enough for what is taken over a batch
-COMPILERS = ("torch._dynamo", "torch._inductor", "triton")
 ONE_VALUE = "Expected more than 1 value per channel"  # torch.nn.functional.batch_norm
 NOT_DETERMINISTIC = "does not have a deterministic implementation"  # torch.use_deterministic_algorithms
 Build = Callable[[nn.Module, PhaseState], Optimizer]
@@ -66,7 +66,7 @@ def check_passes(
         _evaluate(config, ranks, state.eval_model, precision, classes)
         _step_optimizers(config, state.model, build)
     if config.train.compile:
-        _check_compiler(ranks.device)
+        check_compiler(ranks.device)
 
 
 def epochs_to_try(
@@ -206,30 +206,6 @@ def _carry(before: Optimizer, to: Optimizer, key: str, momentum: float) -> None:
         carry_momentum(before, to, momentum)
     if not to.state:
         raise ConfigError(f"{what}; {advice}")
-
-
-def _check_compiler(device: torch.device) -> None:
-    """Compile a function of one line; the model itself is compiled for the sizes of its own batches."""
-    with compile_errors():
-        torch.compile(_double)(torch.ones(2, device=device))
-
-
-def _double(tensor: Tensor) -> Tensor:
-    return tensor * 2
-
-
-@contextmanager
-def compile_errors() -> Iterator[None]:
-    """Raise a `ConfigError` where torch.compile, or the compiler that it calls, fails within the block."""
-    try:
-        yield
-    except Exception as error:
-        if not type(error).__module__.startswith(COMPILERS):
-            raise
-        raise ConfigError(
-            f"train.compile: torch.compile fails here ({quoted(error)}); install a C++ compiler (g++) if that is what "
-            "is missing, or set train.compile=false"
-        ) from error
 
 
 @contextmanager

@@ -121,8 +121,10 @@ def _backward(
     # reuse those that SnapMix has cast without a gradient.
     with autocast(settings.ranks.device, settings.precision):
         mixed = mix(batch, settings.mix, generator, state.model)
+    # One number format for all batches of a run, mixed or not: torch.compile makes a graph for each.
+    image = mixed.image.float() if any(way.name != "cutmix" for way in settings.mix) else mixed.image
     with autocast(settings.ranks.device, settings.precision):
-        logits = ddp_model(mixed.image).float()
+        logits = ddp_model(image).float()
     loss = cross_entropy_sum(logits, mixed, settings.label_smoothing)
     # DistributedDataParallel divides by the number of ranks; the batch is divided by its images.
     state.scaler.scale(loss * settings.ranks.world_size / global_batch_size).backward()  # type: ignore[no-untyped-call]

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import nn
 
 from pipeline.common import console, files, hardware, signals
@@ -25,11 +24,12 @@ from pipeline.runs.directory import RunDirectory
 from pipeline.runs.trackers import MultiTracker, NullTracker, Tracker, build_tracker
 from pipeline.training import gradient_histograms, phases, resume
 from pipeline.training.checkpointing import Checkpointer
+from pipeline.training.compilation import Compilation
 from pipeline.training.description import describe_run
 from pipeline.training.epoch_meter import EpochMeter, NotFinite
 from pipeline.training.freezing import FreezeSchedule
 from pipeline.training.optimizer import carry_momentum
-from pipeline.training.preflight import compile_errors, memory_errors
+from pipeline.training.preflight import memory_errors
 from pipeline.training.setup import TrainingSetup, resume_or_start
 from pipeline.training.state import Best, Totals
 from pipeline.training.step import skips_all, train_step
@@ -85,6 +85,7 @@ class Trainer:
         self.checkpointer = Checkpointer(self.setup, self.start, stop)
         self.validator = Validator(self.setup, self.start, self.checkpointer)
         self.freeze_schedule = FreezeSchedule(config, self.state.model)
+        self.compilation = Compilation(config)
         self.ddp_model: nn.Module = self.state.model
         self.wrapped_for: int | None = None  # the number of frozen stages that ddp_model was made for
         # The speed of an epoch that an earlier process trained, and that is only to be closed, is not known.
@@ -163,17 +164,20 @@ class Trainer:
                 self._switch_phase_if_due()  # Adam -> SGD
                 rates = self._rates(state.step)
                 on_gradients = self._gradient_logger()
-                with compile_errors() if self.config.train.compile else nullcontext():
+                compiles = self.compilation.is_due(batch, len(draws))
+                with self.compilation.errors(), meter.paused() if compiles else nullcontext():
                     sums = train_step(
                         state, self.ddp_model, batch, len(draws), rates, self.settings, on_gradients
                     )
-                meter.add(state.step, draws, sums)
+                    if compiles:
+                        sums.tolist()  # waits for the device, too
+                meter.add(state.step, draws, sums, timed=not compiles)
                 bar.advance(len(draws), **self._log_step_if_due(rates, meter))
                 if self.validator.run_if_due(meter, self.tracker):
                     self._set_train_mode(epoch)
                 self.checkpointer.save_if_due(meter)  # raises Stopped when any rank was asked to stop
         state.totals = meter.totals()
-        self.speed = {**meter.speed()}
+        self.speed = meter.speed()
 
     def _serve(self, epoch: int, batches: list[npt.NDArray[np.int64]], meter: EpochMeter) -> Iterator[Batch]:
         """This rank's batches. When none comes after a signal, a single rank saves; several would have to together."""
@@ -198,8 +202,8 @@ class Trainer:
             self.ddp_model, self.wrapped_for = self._compile_and_wrap(), frozen_stages
 
     def _compile_and_wrap(self) -> nn.Module:
-        model = torch.compile(self.state.model) if self.config.train.compile else self.state.model
-        return replicate(model, self.config.distributed, self.ranks)  # type: ignore[arg-type]
+        model = self.compilation.of(self.state.model)
+        return replicate(model, self.config.distributed, self.ranks)
 
     def _switch_phase_if_due(self) -> None:
         """Change the optimizer when the phase that the next step belongs to is another one."""

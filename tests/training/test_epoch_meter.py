@@ -45,6 +45,18 @@ def test_a_pause_does_not_count_as_learning(monkeypatch: pytest.MonkeyPatch) -> 
     assert meter.speed() == {"images_per_s": 3.0, "data_wait": 0.0}
 
 
+def test_a_step_that_is_not_timed_counts_for_the_sums_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 1.0, 9.0, 11.0])  # made; paused from 1 to 9; asked
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    meter = EpochMeter(Totals(), ALONE)
+    with meter.paused():
+        meter.add(1, np.arange(6), sums(1.0, 1.0, 1.0), timed=False)
+    assert meter.speed() == {"images_per_s": None, "data_wait": None}
+    meter.add(2, np.arange(5), sums(1.0, 1.0, 1.0))
+    assert meter.speed() == {"images_per_s": 5 / 3, "data_wait": 0.0}
+    assert meter.totals().seen == 11
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_the_first_loss_that_is_not_finite_is_found_with_its_images(bad: float) -> None:
     meter = EpochMeter(Totals(), ALONE)
@@ -60,6 +72,8 @@ def test_the_first_loss_that_is_not_finite_is_found_with_its_images(bad: float) 
 def test_waiting_yields_all_batches_and_counts_the_wait() -> None:
     meter = EpochMeter(Totals(), ALONE)
     assert list(meter.timed(iter([1, 2, 3]))) == [1, 2, 3]
+    assert meter.speed() == {"images_per_s": None, "data_wait": None}
+    meter.add(1, np.arange(6), sums(1.0, 1.0, 1.0))
     speed = meter.speed()
-    assert 0 <= speed["data_wait"] <= 1
-    assert speed["images_per_s"] == 0
+    assert speed["data_wait"] is not None and 0 < speed["data_wait"] <= 1
+    assert speed["images_per_s"] is not None and speed["images_per_s"] > 0
