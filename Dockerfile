@@ -1,8 +1,11 @@
 # One image for GPUs and for CPUs: make, train and evaluate with mounted data, runs and weights.
-#   docker build -t plumage .                       PyTorch's wheel brings CUDA; the machine brings the driver
+#   docker build -t plumage .                       PyTorch's wheel brings CUDA 13.0; the machine brings the driver,
+#                                                   580 or newer (NVIDIA, "CUDA Compatibility"), and a GPU of compute
+#                                                   capability 7.5 or more: T4, A10, A100, H100, ...
 #   docker build -t plumage:cpu --build-arg TORCH_INDEX=URL .     URL: PyTorch's own index of CPU wheels
 #   docker build --build-arg BASE=nvidia/cuda:13.0.2-base-ubuntu24.04 .     where NVIDIA's base is asked for
 #   docker run --rm plumage make smoke              data, train and eval on a few drawn birds
+#   docker run --rm --gpus all plumage make gpu-check    what only a GPU shows: speeds, waits, memory, exactness
 # BASE needs apt and Python 3.11 or newer: the pinned versions ask for it.
 ARG BASE=debian:bookworm-slim
 

@@ -84,7 +84,7 @@ def why_unusable(device: "torch.device") -> Obstacle | None:
     return Obstacle(
         f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}, and torch "
         f"{torch.__version__} (CUDA {torch.version.cuda}) has kernels for {', '.join(architectures)} alone",
-        f"install a PyTorch that is built for this generation (CUDA 12 for V100 and older), {OR_CPU}",
+        f"install a PyTorch that is built for this generation (CUDA 12.6 for V100 and older), {OR_CPU}",
     )
 
 

@@ -90,7 +90,8 @@ def precision(context: CheckContext) -> Finding:
     train, device = context.config.train, context.ranks.device
     asked = "" if train.precision != "auto" else " (auto)"
     layout = "channels last" if train.channels_last else "default layout"
-    figures = f"{context.precision}{asked}, {layout}" + (", compiled" if train.compile else "")
+    tf32 = ", TF32" if train.tf32 and device.type == "cuda" else ""
+    figures = f"{context.precision}{asked}{tf32}, {layout}" + (", compiled" if train.compile else "")
     numbers = {"precision": context.precision, "channels_last": train.channels_last, "compile": train.compile}
     is_slow = context.precision == "fp16" or (context.precision == "bf16" and not cpu_has_bf16())
     if device.type == "cpu" and is_slow:

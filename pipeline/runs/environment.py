@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from pipeline.common import hardware
+from pipeline.common import hardware, nvidia
 
 PACKAGES = (
     "plumage",
@@ -47,6 +47,8 @@ def describe(device: torch.device) -> dict[str, Any]:
         if on_gpu
         else platform.processor() or platform.machine(),
         "cuda": torch.version.cuda if on_gpu else None,
+        "driver": nvidia.driver() if on_gpu else None,
+        "tf32": torch.backends.cuda.matmul.allow_tf32 if on_gpu else None,
         "packages": {name: _version(name) for name in PACKAGES},
     }
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from pipeline.common import hardware, nvidia
 from pipeline.runs import environment
 
 
@@ -29,3 +30,19 @@ def test_a_git_that_does_not_answer_counts_as_none(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(environment, "GIT_WAIT_S", 0.2)
     assert environment.diff() is None
     assert environment.describe(torch.device("cpu"))["git"] is None
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_what_a_gpu_computes_with_is_written_down(monkeypatch: pytest.MonkeyPatch, tf32: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+    monkeypatch.setattr(nvidia, "driver", lambda: "580.65.06")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    try:
+        hardware.configure(deterministic=False, tf32=tf32)
+        about = environment.describe(torch.device("cuda", 0))
+    finally:
+        hardware.configure(deterministic=False)
+    expected = {"device": "Tesla T4", "cuda": "13.0", "driver": "580.65.06", "tf32": tf32}
+    assert {key: about[key] for key in expected} == expected
+    on_cpu = environment.describe(torch.device("cpu"))
+    assert [on_cpu[key] for key in ("cuda", "driver", "tf32")] == [None] * 3
