@@ -82,10 +82,10 @@ def test_a_source_of_arrays_and_a_part_of_it(ask: Callable[..., Findings], tmp_p
 def test_steps_are_checked_with_the_algorithms_of_the_run(
     ask: Callable[..., Findings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[bool] = []
-    monkeypatch.setattr(hardware, "configure", lambda *, deterministic: asked.append(deterministic))
-    ask("--quick", "train.deterministic=true", go=True)
-    assert asked == [True]
+    asked: list[dict[str, bool]] = []
+    monkeypatch.setattr(hardware, "configure", lambda **settings: asked.append(settings))
+    ask("--quick", "train.deterministic=true", "train.tf32=true", go=True)
+    assert asked == [{"deterministic": True, "tf32": True}]
 
 
 def run_doctor(tmp: Path, *overrides: str) -> tuple[int, str]:
