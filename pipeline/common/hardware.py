@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # Parameters of glibc's mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 NEVER = 2**31 - 1
+# Of messages of the CPU's allocator; of CUDA; of cuBLAS and cuDNN; of NCCL.
+OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED", "'out of memory'")
 DEVICES = "CUDA_VISIBLE_DEVICES"
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
@@ -87,12 +89,15 @@ def free_bytes(device: "torch.device") -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory did not suffice: a GPU's, or this machine's, for which torch raises a plain RuntimeError."""
+    """Whether memory did not suffice: a GPU's, or this machine's.
+
+    Torch has a type of error for its own allocator alone; CUDA, cuBLAS, cuDNN and NCCL allocate by themselves.
+    """
     import torch
 
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def limit_threads() -> None:

@@ -141,6 +141,24 @@ def test_convolutions_are_chosen_by_rule_within_a_block_alone(as_before: None) -
     assert (cudnn.benchmark, cudnn.deterministic) == (True, False)
 
 
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:115] . DefaultCPUAllocator: can't allocate memory"), True),
+        (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("NCCL error ... Last error:\nCuda failure 2 'out of memory'"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (ValueError("can't allocate memory"), False),
+    ],
+)
+def test_errors_of_memory_are_known_whoever_allocates(error: Exception, is_memory: bool) -> None:
+    assert hardware.is_out_of_memory(error) == is_memory
+
+
 def test_what_the_allocator_holds_of_a_gpu_and_no_tensor_uses_is_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
