@@ -23,8 +23,14 @@ if TYPE_CHECKING:
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 NEVER = 2**31 - 1
 # Of messages of the CPU's allocator; of CUDA; of cuBLAS and cuDNN; of NCCL.
-OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED", "'out of memory'")
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "_STATUS_ALLOC_FAILED",
+    "'out of memory'",
+)
 DEVICES = "CUDA_VISIBLE_DEVICES"
+SHARING = "PLUMAGE_SHARING"  # processes side by side, each with a GPU, that share this machine's cores
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
@@ -51,10 +57,14 @@ def peak_bytes(device: "torch.device") -> int:
 
 
 def cores() -> int:
-    """Cores that this process may use: by its affinity, and by the processor time of its control groups."""
+    """Cores that this process may use: by its affinity, and by the processor time of its control groups.
+
+    Of processes that share them (`SHARING`), each has its part.
+    """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = cgroups.cpu_limit()
-    return allowed if limit is None else max(1, min(allowed, math.ceil(limit)))
+    allowed = allowed if limit is None else min(allowed, math.ceil(limit))
+    return max(1, allowed // int(os.environ.get(SHARING, "1")))
 
 
 def gpus() -> list[str]:

@@ -123,6 +123,7 @@ def select_device(train: TrainConfig) -> torch.device:
             kernels for it.
     """
     hardware.configure(deterministic=train.deterministic, tf32=train.tf32)
+    hardware.limit_threads()
     if train.device != "cpu" and torch.cuda.is_available():
         return _own_gpu()
     obstacle = nvidia.why_no_gpu() if train.device != "cpu" else None
@@ -132,7 +133,6 @@ def select_device(train: TrainConfig) -> torch.device:
     if obstacle is not None and os.environ.get("LOCAL_RANK", "0") == "0":
         console.warn(f"train.device: auto takes the CPU, as {obstacle.what}; {obstacle.next}")
     hardware.keep_freed_memory()
-    hardware.limit_threads()
     return torch.device("cpu")
 
 

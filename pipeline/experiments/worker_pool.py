@@ -17,7 +17,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from pipeline.common import console, signals
 from pipeline.common.errors import Diverged, Stopped, UserError, refusals_as_sentences
-from pipeline.common.hardware import DEVICES
+from pipeline.common.hardware import DEVICES, SHARING
 
 SPAWN = multiprocessing.get_context("spawn")  # a fork would inherit PyTorch's threads
 POLL_S = 0.2
@@ -51,12 +51,17 @@ class WorkerProcess(Generic[AnyTask]):
 
     task: AnyTask | None = None
 
-    def __init__(self, gpu: str | None = None) -> None:
-        """gpu: its value of `CUDA_VISIBLE_DEVICES`; None: that of this process."""
+    def __init__(self, gpu: str | None = None, sharing: int = 1) -> None:
+        """Start it.
+
+        Args:
+            gpu: its value of `CUDA_VISIBLE_DEVICES`; None: that of this process.
+            sharing: workers with GPUs that share the cores, for their loader processes.
+        """
         self.gpu = gpu
         self.connection, worker_end = SPAWN.Pipe()
         # A daemon could not start loader processes; `_stop_with_parent` ends this one instead.
-        self._process = SPAWN.Process(target=_work, args=(worker_end, gpu))
+        self._process = SPAWN.Process(target=_work, args=(worker_end, gpu, sharing))
         self._process.start()
         worker_end.close()
 
@@ -148,7 +153,7 @@ def assign_tasks(
             return
         if not idle:
             used = [worker.gpu for worker in workers]
-            idle = [WorkerProcess(min(gpus, key=used.count) if gpus else None)]
+            idle = [WorkerProcess(min(gpus, key=used.count), jobs) if gpus else WorkerProcess()]
             workers += idle
         idle.pop().start(task)
 
@@ -160,9 +165,10 @@ def redirect_output(log: Path) -> None:
         os.dup2(stream.fileno(), 2)
 
 
-def _work(connection: "Connection[Outcome, Task]", gpu: str | None) -> None:
+def _work(connection: "Connection[Outcome, Task]", gpu: str | None, sharing: int) -> None:
     """Run tasks until the connection is closed, or a signal comes."""
     os.environ.update(dict.fromkeys(THREADS, "1"))
+    os.environ[SHARING] = str(sharing)
     if gpu is not None:
         os.environ[DEVICES] = gpu
     for number in signals.SIGNALS:

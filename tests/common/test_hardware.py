@@ -57,6 +57,16 @@ def test_affinity_holds_where_it_is_smaller(groups: Path, monkeypatch: pytest.Mo
     assert hardware.cores() == 1
 
 
+def test_processes_that_share_the_cores_have_a_part_each(
+    groups: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(groups, cpu__max="700000 100000")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
+    for sharing, cores in ((1, 7), (2, 3), (8, 1)):
+        monkeypatch.setenv(hardware.SHARING, str(sharing))
+        assert hardware.cores() == cores
+
+
 def test_free_memory_follows_the_groups_and_counts_cached_files_as_free(groups: Path) -> None:
     cpu = torch.device("cpu")
     put(groups / JOB, memory__max="1000", memory__current="900", memory__stat="anon 300\ninactive_file 600")
@@ -146,7 +156,7 @@ def test_convolutions_are_chosen_by_rule_within_a_block_alone(as_before: None) -
     [
         (MemoryError(), True),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:115] . DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:115] DefaultCPUAllocator: can't allocate memory"), True),
         (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported"), True),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),

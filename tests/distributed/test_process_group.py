@@ -11,6 +11,7 @@ import torch
 from pipeline.common import hardware, nvidia
 from pipeline.common.errors import ConfigError
 from pipeline.config.training import TrainConfig
+from pipeline.distributed import process_group
 from pipeline.distributed.process_group import select_device
 
 OBSTACLE = nvidia.Obstacle("NVIDIA's driver is too old", "update the driver, or set train.device=cpu")
@@ -95,3 +96,12 @@ def test_a_gpu_that_torch_has_no_kernels_for_is_one_sentence(monkeypatch: pytest
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(ConfigError, match="2 ranks or more on a machine with 1 GPUs"):
         select_device(TrainConfig())
+
+
+def test_threads_are_limited_to_the_cores_on_a_gpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    limited: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(process_group, "_own_gpu", lambda: torch.device("cuda", 0))  # private: there is none
+    monkeypatch.setattr(hardware, "limit_threads", lambda: limited.append(True))
+    assert select_device(TrainConfig()).type == "cuda"
+    assert limited == [True]

@@ -17,8 +17,8 @@ from pipeline.experiments import worker_pool
 
 def test_workers_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     class NoProcess:
-        def __init__(self, gpu: str | None) -> None:
-            self.gpu, self.task = gpu, None
+        def __init__(self, gpu: str | None = None, sharing: int = 1) -> None:
+            self.gpu, self.sharing, self.task = gpu, sharing, None
 
         def start(self, task: Any) -> None:
             self.task = task
@@ -28,12 +28,24 @@ def test_workers_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
         workers: list[Any] = []
         worker_pool.assign_tasks(lambda: "a task", workers, 3, gpus)  # type: ignore[arg-type,return-value]
         assert [worker.gpu for worker in workers] == expected
+        assert {worker.sharing for worker in workers} == {3 if gpus else 1}
 
 
 def test_gpus_are_those_that_cuda_may_see(monkeypatch: pytest.MonkeyPatch) -> None:
     for visible, expected in (("0, GPU-5", ["0", "GPU-5"]), ("", []), ("-1", [])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert hardware.gpus() == expected
+
+
+class CountCores:
+    def run(self) -> worker_pool.Outcome:
+        return worker_pool.Outcome("done", result=hardware.cores())
+
+
+def test_a_worker_with_a_gpu_has_its_part_of_the_cores() -> None:
+    tasks = iter([CountCores()])
+    ((_, outcome),) = worker_pool.run_tasks(lambda: next(tasks, None), jobs=2, gpus=["0"])
+    assert outcome.result == max(1, hardware.cores() // 2)
 
 
 def joins(worker: worker_pool.WorkerProcess[Any]) -> bool:
