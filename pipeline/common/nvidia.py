@@ -75,17 +75,31 @@ def why_no_gpu() -> Obstacle | None:
 
 
 def why_unusable(device: "torch.device") -> Obstacle | None:
-    """Why torch cannot compute on a GPU that it sees: it has no kernels for its generation. None: it can."""
+    """Why torch cannot compute on a GPU that it sees: no kernels for it, or another process; None: it can."""
     import torch
 
     capability, architectures = torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
     if torch.version.cuda is None or any(_runs(name, capability) for name in architectures):
-        return None
+        return _why_it_fails(device)
     return Obstacle(
         f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}, and torch "
         f"{torch.__version__} (CUDA {torch.version.cuda}) has kernels for {', '.join(architectures)} alone",
         f"install a PyTorch that is built for this generation (CUDA 12.6 for V100 and older), {OR_CPU}",
     )
+
+
+def _why_it_fails(device: "torch.device") -> Obstacle | None:
+    """Compute one number: a GPU may be full, or another process may have it alone."""
+    import torch
+
+    try:
+        torch.ones(1, device=device)
+    except RuntimeError as error:
+        first_line = str(error).partition("\n")[0]
+        return Obstacle(
+            f"{device} does not compute ({first_line})", f"see by nvidia-smi what else uses it, {OR_CPU}"
+        )
+    return None
 
 
 def _runs(architecture: str, capability: tuple[int, int]) -> bool:

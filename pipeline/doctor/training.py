@@ -42,6 +42,8 @@ def memory(
     if batch_size == "auto":
         try:
             batch_size = auto_batch_size.in_equal_micro_batches(config, fitting_on_all, ranks)
+            single_model = model.single_rank_state.model
+            auto_batch_size.check_evaluation(fitting_on_all, config, single_model, context.precision, ranks)
         except ConfigError as error:
             return of_error(error), None
         fits = True

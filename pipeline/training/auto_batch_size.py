@@ -37,7 +37,7 @@ def auto_batch_size(config: Config, model: Classifier, precision: Precision, ran
     share = -(-config.optim.images_per_step // ranks.world_size)
     fitting = min(ranks.all_gather(largest_that_fits(share, config, model, precision, ranks)))
     images = in_equal_micro_batches(config, fitting, ranks)
-    _check_evaluation(fitting, config, model, precision, ranks)
+    check_evaluation(fitting, config, model, precision, ranks)
     micro_batches = -(-config.optim.images_per_step // images)
     console.say(f"batch  {images} images at once, {micro_batches} a step: as many as fit")
     return images
@@ -102,7 +102,7 @@ def can_step(images: int, config: Config, model: Classifier, precision: Precisio
         return _Trials(images, config, model, precision, ranks).peak_of(images) is not None
 
 
-def _check_evaluation(
+def check_evaluation(
     fitting: int, config: Config, model: Classifier, precision: Precision, ranks: Ranks
 ) -> None:
     """Try a batch of evaluation, where it has more images than the `fitting` of a step: not after hours.

@@ -137,6 +137,7 @@ def test_a_gpu_that_torch_has_no_kernels_for_is_named(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: architectures)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla V100")
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: None)
     obstacle = nvidia.why_unusable(torch.device("cuda", 0))
     assert (obstacle is None) == usable
     if obstacle is not None:
@@ -145,3 +146,23 @@ def test_a_gpu_that_torch_has_no_kernels_for_is_named(
         )
         assert architectures[0] in obstacle.what
         assert "install a PyTorch that is built for this generation" in obstacle.next
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["CUDA error: all CUDA-capable devices are busy or unavailable", "CUDA error: out of memory"],
+)
+def test_a_gpu_that_another_process_fills_or_has_alone_is_named(
+    monkeypatch: pytest.MonkeyPatch, message: str
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise torch.AcceleratorError(f"{message}\nCUDA kernel errors might be reported later")
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: HOPPER)
+    monkeypatch.setattr(torch, "ones", fails)
+    obstacle = nvidia.why_unusable(torch.device("cuda", 1))
+    assert obstacle is not None
+    assert obstacle.what == f"cuda:1 does not compute ({message})"
+    assert "nvidia-smi" in obstacle.next

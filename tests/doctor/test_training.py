@@ -5,9 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline.data.transforms import Augmentation
 from pipeline.doctor import data, training
+from pipeline.models.classifier import Classifier
 from pipeline.training import auto_batch_size, step
 from tests.helpers.findings import Findings, states
 
@@ -22,6 +24,25 @@ def test_a_batch_that_does_not_fit_is_a_no_go_that_says_what_does(
     assert {"first step", "speed"} <= states(findings, "not applicable")
     findings = ask("optim.batch_size=auto", "optim.effective_batch_size=8", go=True)
     assert findings["memory"]["numbers"]["batch_size"] == 3
+
+
+def test_a_batch_of_evaluation_that_does_not_fit_is_a_no_go_that_says_what_does(
+    ask: Callable[..., Findings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = Classifier.forward
+
+    def limited(model: Classifier, images: torch.Tensor) -> torch.Tensor:
+        if len(images) > 4:
+            raise torch.OutOfMemoryError("simulated")
+        return forward(model, images)
+
+    monkeypatch.setattr(auto_batch_size, "largest_that_fits", lambda *_: 3)
+    monkeypatch.setattr(Classifier, "forward", limited)
+    auto = "optim.batch_size=auto", "optim.effective_batch_size=8"
+    memory = ask(*auto, "eval.batch_size=16", go=False)["memory"]
+    assert memory["state"] == "no-go"
+    assert "a batch of 16 images of 32 px" in memory["figures"]
+    assert "set eval.batch_size=4, which was tried" in memory["next"]
 
 
 def test_a_step_that_is_not_repeatable_is_a_no_go(
