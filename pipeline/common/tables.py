@@ -9,6 +9,9 @@ import pandas as pd
 from pipeline.common import files
 from pipeline.common.errors import DataError
 
+NAMES = ("class_name", "predicted_name", "suggested_name", "train_class_name", "class_a", "class_b")
+"""columns of class names, which are text: also 007, 1e5 and true"""
+
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Write a table as CSV, whole or not at all."""
@@ -30,7 +33,8 @@ def read_csv(
     """
     with path.open("rb") as stream:
         try:
-            table = pd.read_csv(stream, dtype=dict(types or {}), keep_default_na=False, na_values=[""])
+            dtypes: dict[Hashable, Any] = {**dict.fromkeys(NAMES, str), **(types or {})}
+            table = pd.read_csv(stream, dtype=dtypes, keep_default_na=False, na_values=[""])
         except (ValueError, OverflowError) as error:  # pandas' own errors of reading are ValueErrors
             raise DataError(
                 f"{path}: damaged, or no table ({' '.join(str(error).split())}); {advice}"

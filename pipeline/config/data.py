@@ -48,9 +48,21 @@ class Smaller(Section):
     """images of an optimizer step; null: as `optim` has it; the learning rate is not scaled"""
 
 
+OWN = {"folder": "FOLDER"}
+"""sources of a user's own pictures, and what data.path names for each"""
+
+
+def _path_problem(source: str) -> str:
+    if source in OWN:
+        return f"source {source} needs the pictures: set data.path={OWN[source]}"
+    return f"path is for your own pictures, and source is {source}; set data.source=folder too, or drop path"
+
+
 class DataConfig(Section):
-    source: Literal["cub200", "synthetic", "digits", "mnist", "cifar10"] = "cub200"
-    """data set: CUB-200-2011, drawn birds, 5,000 MNIST digits without download, MNIST, or CIFAR-10"""
+    source: Literal["cub200", "folder", "synthetic", "digits", "mnist", "cifar10"] = "cub200"
+    """data set: CUB-200-2011, your own class folders, drawn birds, 5,000 digits of MNIST, MNIST, or CIFAR-10"""
+    path: UserPath | None = None
+    """folder of your own pictures, for the source folder; nothing is written there"""
     root: UserPath = Path("data")
     """folder of all data sets"""
     archive: UserPath | None = None
@@ -58,6 +70,8 @@ class DataConfig(Section):
     archive_md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
     """MD5 digest of the archive; null: the official one"""
     synthetic: SyntheticConfig = SyntheticConfig()
+    test_fraction: Fraction = 0.2
+    """share of each class of your own pictures drawn as the test where there is none, for all seeds alike; 0: no test"""
     val_fraction: Fraction = 0.1
     """share of each training class held out for validation; 0: no validation, and the last epoch is the result"""
     folds: Annotated[int, Field(ge=2)] | None = None
@@ -103,6 +117,8 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":
+        if (self.path is None) == (self.source in OWN):
+            raise ValueError(_path_problem(self.source))
         if self.image_px > self.resize_px + 2 * self.pad_px:
             padded = f" + 2 pad_px {self.pad_px}" if self.pad_px else ""
             raise ValueError(f"image_px {self.image_px} is larger than resize_px {self.resize_px}{padded}")

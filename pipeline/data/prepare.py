@@ -159,21 +159,22 @@ def stages_from(config: Config, root: Path) -> list[Stage]:
     Raises:
         DataError: the source's tables are damaged.
     """
-    images = source_of(config.data).read(root)
+    source = source_of(config.data)
+    images, folder = source.read(root), source.images(root)
     sample_table.check_learnable(images, root)
     samples_path, store_folder = output_paths(config)
 
     def build_store(output: Path) -> None:
-        image_store.build(images, root / "images", output, layout(config.data))
+        image_store.build(images, folder, output, layout(config.data))
 
     def write_samples(output: Path) -> None:
         pictures = pd.read_csv(store_folder / "index.csv")[["id", *sample_table.PICTURE_COLUMNS]]
         samples = images.merge(pictures, on="id", validate="one_to_one")
         draw_splits(samples, config).to_csv(output, index=False)
 
-    inputs: dict[str, Any] = {"texts": source_of(config.data).digest(root)}
+    inputs: dict[str, Any] = {"texts": source.digest(root)}
     if _is_given(config.data):
-        inputs["pictures"] = _digest_of_pictures(root / "images", images["path"])
+        inputs["pictures"] = _digest_of_pictures(folder, images["path"])
     state = files.digest_of(inputs)
     store_inputs = {**inputs, "layout": layout(config.data).name}
     # the same table serves stores of any size
@@ -185,8 +186,15 @@ def stages_from(config: Config, root: Path) -> list[Stage]:
 
 def _digest_of_pictures(folder: Path, paths: Iterable[str]) -> str:
     """A digest of the sizes and times of a user's pictures: one that was replaced is seen."""
-    states = {path: (folder / path).stat() for path in paths}
-    return files.digest_of({path: [state.st_size, state.st_mtime_ns] for path, state in states.items()})
+
+    def state(path: str) -> list[int]:
+        try:
+            found = (folder / path).stat()
+        except FileNotFoundError:  # is named where pictures are decoded
+            return []
+        return [found.st_size, found.st_mtime_ns]
+
+    return files.digest_of({path: state(path) for path in paths})
 
 
 def outdated(config: Config, root: Path, verify: bool = False) -> list[str]:
@@ -220,6 +228,8 @@ def _samples_path(config: Config) -> Path:
     held_out = f"fold{data.fold}of{data.folds}" if data.folds else f"val{data.val_images or share}"
     sizes = {"train": data.train_images, "test": data.test_images}
     reduced = "".join(f"-{split}{count}" for split, count in sizes.items() if count is not None)
+    if data.path is not None and data.test_fraction != DataConfig.model_fields["test_fraction"].default:
+        reduced += f"-test{data.test_fraction!r}"
     return _folder(data) / f"samples-{held_out}{reduced}-seed{config.seed}.csv"
 
 
@@ -244,16 +254,34 @@ def find_root(config: DataConfig) -> Path | None:
 
 
 def draw_splits(samples: pd.DataFrame, config: Config) -> pd.DataFrame:
-    """A sample table of all images with the split of each that is kept: columns `sample_table.COLUMNS`."""
+    """A sample table of all images with the split of each that is kept: `sample_table.COLUMNS`, and groups if any."""
     data = config.data
-    return splits.draw(
+    drawn = splits.draw(
         samples,
         val_fraction=data.val_fraction,
         folds=data.folds,
         fold=data.fold,
         seed=config.seed,
         sizes=splits.Sizes(data.train_images, data.val_images, data.test_images),
-    )[sample_table.COLUMNS]
+        test_fraction=data.test_fraction,
+    )
+    return drawn[[name for name in (*sample_table.COLUMNS, sample_table.GROUP) if name in drawn]]
+
+
+def _remarks(samples: pd.DataFrame, data: DataConfig) -> list[str]:
+    """What was decided for the user: a test that was drawn, validation images that the data set has, files left out."""
+    source = source_of(data)
+    root = find_root(data)
+    sentences = [] if root is None else source.remarks(root)
+    drawn = int(((samples["official"] == sample_table.EITHER) & (samples["split"] == "test")).sum())
+    if drawn:
+        sentences.append(
+            f"test  the data set has none, so {drawn:,} images were drawn: {data.test_fraction:.4g} of each class "
+            "(data.test_fraction), the same for every seed"
+        )
+    if own := int((samples["official"] == "val").sum()):
+        sentences.append(f"val  the {own:,} images of the data set's own; data.val_fraction is not used")
+    return sentences
 
 
 def _show(prepared: Prepared, config: Config) -> None:
@@ -275,6 +303,8 @@ def _show(prepared: Prepared, config: Config) -> None:
             ]
         ],
     )
+    for sentence in _remarks(samples, config.data):
+        console.say(sentence)
     for sentence in sample_table.gaps(samples):
         console.warn(sentence)
     if outside := sample_table.boxes_outside(samples):

@@ -13,13 +13,17 @@ from pipeline.common import files
 from pipeline.common.errors import DataError, name_some
 
 # id: the source's number of the image, unique. path: relative to the folder of images.
-# label: 0 .. C-1. class_name: one per label. official: "train" or "test", as the source has it.
+# label: 0 .. C-1. class_name: one per label. official: "train", "val" or "test", as the source has it, or `EITHER`.
 # box_*: the bird's bounding box in pixels of the original picture, NaN where a source has none.
 SOURCE_COLUMNS = ["id", "path", "label", "class_name", "official", "box_x", "box_y", "box_w", "box_h"]
 # width, height: of the original picture in pixels. grey: it has one channel. file_bytes: on disk.
 PICTURE_COLUMNS = ["width", "height", "grey", "file_bytes"]
 COLUMNS = [*SOURCE_COLUMNS, *PICTURE_COLUMNS, "split"]
 SPLITS = ("train", "val", "test")
+EITHER = "train or test"
+"""in the column official: a test is drawn of these images, as the source has none"""
+GROUP = "group"
+"""an optional column: images of one group are never parted by a split; an empty text: a group of its own"""
 BOX_OUTSIDE = 0.1  # share of a box's area; 0.07 are the most in the first classes of CUB-200-2011
 WHAT_NEXT = "run `make data`, which writes the table again where it is not as it was written"
 
@@ -39,7 +43,7 @@ def check(table: pd.DataFrame, where: Path | str, columns: Sequence[str] = SOURC
     for column in ("id", "label"):
         if not pd.api.types.is_integer_dtype(table[column]):
             raise DataError(f"{where}: the column {column} has to hold whole numbers; {WHAT_NEXT}")
-    for column, allowed in (("official", ("train", "test")), ("split", SPLITS)):
+    for column, allowed in (("official", (*SPLITS, EITHER)), ("split", SPLITS)):
         if column in columns and not table[column].isin(allowed).all():
             raise DataError(f"{where}: the column {column} has to hold {', '.join(allowed)}; {WHAT_NEXT}")
     names = table.groupby("label")["class_name"].nunique()
@@ -54,7 +58,7 @@ def check_learnable(table: pd.DataFrame, where: Path | str) -> None:
             f"{where}: all images are of one class, {table['class_name'].iloc[0]}; there is nothing to tell apart, "
             "so list images of two classes or more"
         )
-    if not (table["official"] == "train").any():
+    if not table["official"].isin(["train", EITHER]).any():
         raise DataError(f"{where}: all images are for the test; list some of each class for training")
 
 
@@ -110,7 +114,7 @@ def read(path: Path, columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
     try:
         table = pd.read_csv(
             path,
-            dtype={"path": str, "class_name": str},
+            dtype={"path": str, "class_name": str, GROUP: str},
             keep_default_na=False,
             na_values={name: [""] for name in SOURCE_COLUMNS[5:]},
         )

@@ -1,5 +1,7 @@
 """Validation is drawn from the official training images; the official test set stays untouched.
 
+Where a data set has no test, one is drawn first, the same for every seed; and images of one group stay together.
+
 mmpretrain's CUB configurations, Hawkeye and FGVCLib choose the best epoch on the test set: their
 published figures carry that choice. Here, no code that reads the drawn splits can.
 """
@@ -13,6 +15,8 @@ import pandas as pd
 
 from pipeline.common import seeding
 from pipeline.common.errors import DataError, name_some
+from pipeline.data import groups
+from pipeline.data.sample_table import EITHER
 
 Ids = npt.NDArray[np.int64]
 
@@ -36,6 +40,7 @@ def draw(
     fold: int,
     seed: int,
     sizes: Sizes = ALL,
+    test_fraction: float = 0.0,
 ) -> pd.DataFrame:
     """Add the column `split` ("train", "val" or "test") to a sample table; rows that no split keeps are dropped.
 
@@ -43,21 +48,30 @@ def draw(
     n official training images validate (at least one, at most n - 1, when the fraction is above
     0); with `folds`, every `folds`-th image beginning at `fold`; with a size, its share of that size.
     A class of one training image keeps it for training. A smaller test set is the same for every seed.
+    Official validation images validate, and then none are drawn.
+
+    Args:
+        test_fraction: of the images that may be for the test (`EITHER`); drawn alike for every seed.
 
     Raises:
-        DataError: the data set has fewer images than `sizes` asks for, or a class would lose all.
+        DataError: the images or groups are fewer than is asked for, or a class would lose all.
     """
-    train = _shuffled(table[table["official"] == "train"], "split", seed)
-    test = _shuffled(table[table["official"] == "test"], "test images", 0)
-    if sizes.val is None:
+    official = table["official"].where(~table["id"].isin(_drawn_test(table, test_fraction)), "test")
+    train = _shuffled(table[official.isin(["train", EITHER])], "split", seed)
+    test = _shuffled(table[official == "test"], "test images", 0)
+    group = groups.of(table)
+    _check_validation(official, folds, sizes, group)
+    if (official == "val").any():
+        val = _shuffled(table[official == "val"], "split", seed)
+    elif group is not None:
+        val = _groups_held_out(train, group, val_fraction, folds, fold, seed)
+    elif sizes.val is None:
         val = {label: _held_out(ids, val_fraction, folds, fold) for label, ids in train.items()}
     else:
         val = _share(train, sizes.val, "data.val_images", left=1)
-    train = {label: ids[~np.isin(ids, val[label])] for label, ids in train.items()}
+    train = {label: ids[~np.isin(ids, val.get(label, ids[:0]))] for label, ids in train.items()}
     if sizes.train is not None:
-        if sizes.train < len(train):
-            raise DataError(f"data.train_images: {sizes.train} are fewer than the {len(train)} classes")
-        train = _share(train, sizes.train, "data.train_images")
+        train = _share(train, sizes.train, "data.train_images", needs_all=True)
     if sizes.test is not None:
         test = _share(test, sizes.test, "data.test_images")
     splits = {"train": train, "val": val, "test": test}
@@ -68,6 +82,34 @@ def draw(
             f"data.test_images: {sizes.test} leave no image at all of {name_some(gone)}; take more"
         )
     return drawn
+
+
+def _drawn_test(table: pd.DataFrame, fraction: float) -> Ids:
+    """The ids of the images that are drawn as the test of a data set that has none."""
+    undecided = table[table["official"] == EITHER]
+    if not fraction or undecided.empty:
+        return np.empty(0, np.int64)
+    classes, group = _shuffled(undecided, "test split", 0), groups.of(undecided)
+    if group is None:
+        test = {label: _held_out(ids, fraction, None, 0) for label, ids in classes.items()}
+    else:
+        test = groups.hold_out(classes, group, fraction, seeding.generator("group test split", 0))
+    names = undecided.set_index("label")["class_name"]
+    if untested := [names.loc[[label]].iloc[0] for label, ids in test.items() if not len(ids)]:
+        raise DataError(
+            f"data.test_fraction: no test image of {name_some(untested)} can be drawn, for their images are in too few "
+            "groups; say in a column split what is for the test, or set data.test_fraction=0"
+        )
+    return np.concatenate(list(test.values()))
+
+
+def _check_validation(official: pd.Series, folds: int | None, sizes: Sizes, group: pd.Series | None) -> None:
+    """Raise a `DataError` where keys ask for validation images that the table does not give."""
+    key = "data.folds" if folds is not None else "data.val_images" if sizes.val is not None else ""
+    if key and (official == "val").any():
+        raise DataError(f"{key}: the data set has validation images of its own; drop {key}")
+    if sizes.val is not None and group is not None:
+        raise DataError("data.val_images: single images would part groups; set data.val_fraction instead")
 
 
 def _shuffled(table: pd.DataFrame, name: str, seed: int) -> dict[int, Ids]:
@@ -89,12 +131,26 @@ def _held_out(ids: Ids, val_fraction: float, folds: int | None, fold: int) -> Id
     return ids[: max(1, min(round(val_fraction * len(ids)), len(ids) - 1))]
 
 
-def _share(classes: Mapping[int, Ids], count: int, key: str, left: int = 0) -> dict[int, Ids]:
+def _groups_held_out(
+    classes: Mapping[int, Ids], group: pd.Series, val_fraction: float, folds: int | None, fold: int, seed: int
+) -> dict[int, Ids]:
+    """The part of each class's training images that validates, in whole groups."""
+    if folds is None:
+        return groups.hold_out(classes, group, val_fraction, seeding.generator("group split", seed))
+    return groups.fold(classes, group, folds, fold, seeding.generator("group folds", seed))
+
+
+def _share(
+    classes: Mapping[int, Ids], count: int, key: str, left: int = 0, needs_all: bool = False
+) -> dict[int, Ids]:
     """The first ids of each class, `count` in all: one of each class if they suffice, the rest by its size.
 
     Args:
         left: how many images of each class are never taken.
+        needs_all: whether `count` has to suffice for one of each class.
     """
+    if needs_all and count < len(classes):
+        raise DataError(f"{key}: {count} are fewer than the {len(classes)} classes")
     free = {label: max(0, len(ids) - left) for label, ids in classes.items()}
     if count > (available := sum(free.values())):
         raise DataError(

@@ -83,3 +83,9 @@ def test_an_array_that_is_missing_is_named(tmp_path: Path) -> None:
     arrays.write_npz(tmp_path / "a.npz", {"a": np.arange(3)})
     with pytest.raises(DataError, match="without one of"):
         read_arrays(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("name", ["007", "1e5", "true", "nan", "NA"])
+def test_names_of_classes_are_text_whatever_they_look_like(tmp_path: Path, name: str) -> None:
+    tables.write_csv(pd.DataFrame({"class_name": [name, name], "n": [1, 2]}), tmp_path / "t.csv")
+    assert tables.read_csv(tmp_path / "t.csv")["class_name"].tolist() == [name, name]

@@ -15,8 +15,15 @@ PREFIXES = {
     "resume: free": (
         ["run.", "eval.", "lr_find.", "report.", "summary.", "tracking.", "distributed.bucket_mb"],
         ["distributed.data_timeout_minutes", "distributed.shard", "distributed.static_graph"],
-        ["distributed.timeout_s", "data.root", "data.archive", "data.workers", "model.pretrained"],
-        ["model.weights", "train.device", "train.max_steps", "train.resume", "train.checkpoint_every"],
+        ["distributed.timeout_s", "data.root", "data.archive", "data.path", "data.workers"],
+        [
+            "model.pretrained",
+            "model.weights",
+            "train.device",
+            "train.max_steps",
+            "train.resume",
+            "train.checkpoint_every",
+        ],
         ["train.keep_checkpoints"],
     ),
     "resume: forced": (
@@ -25,7 +32,7 @@ PREFIXES = {
         ["optim.clip_norm", "optim.lr", "optim.momentum", "optim.nesterov", "optim.weight_decay"],
         ["schedule", "train.early_stop_epochs", "train.epochs", "train.label_smoothing", "train.mix"],
     ),
-    "ranks": (["data.root", "data.archive", "data.workers", "model.weights", "run.root"],),
+    "ranks": (["data.root", "data.archive", "data.path", "data.workers", "model.weights", "run.root"],),
     "runs": (["run.", "tracking."],),
     "sweeps": (["run.", "train.resume"],),
     "eval": (

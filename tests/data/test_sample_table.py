@@ -119,7 +119,10 @@ def test_the_digest_survives_the_file(tmp_path: Path) -> None:
         ({"id": [7.5, 3, 5, 9]}, "the column id has to hold whole numbers"),
         ({"id": ["a", "b", "c", "d"]}, "the column id has to hold whole numbers"),
         ({"label": [1, 0, np.nan, 1]}, "the column label has to hold whole numbers"),
-        ({"official": ["train", "train", "tset", "train"]}, "the column official has to hold train, test"),
+        (
+            {"official": ["train", "train", "tset", "train"]},
+            "the column official has to hold train, val, test",
+        ),
         ({"split": ["train", "", "test", "train"]}, "the column split has to hold train, val, test"),
     ],
 )

@@ -169,6 +169,14 @@ class ArraySource:
         """The sample table that `write` wrote."""
         return sample_table.read(root / LIST, sample_table.SOURCE_COLUMNS)
 
+    def images(self, root: Path) -> Path:
+        """The folder `images`."""
+        return root / "images"
+
+    def remarks(self, root: Path) -> list[str]:  # noqa: ARG002  # the protocol's
+        """None."""
+        return []
+
     def digest(self, root: Path) -> str:
         """The SHA-256 of the list."""
         return files.digest_of_file(root / LIST)

@@ -60,6 +60,14 @@ class CubLayout:
         """The sample table."""
         return read(root)
 
+    def images(self, root: Path) -> Path:
+        """The folder `images`."""
+        return root / "images"
+
+    def remarks(self, root: Path) -> list[str]:  # noqa: ARG002  # the protocol's
+        """None."""
+        return []
+
     def digest(self, root: Path) -> str:
         """The SHA-256 of the text files that `read` uses."""
         return text_digest(root)

@@ -1,4 +1,4 @@
-"""A folder that the user gave as the source keeps its prepared data when it is moved, renamed or not there.
+"""A folder or table that the user gave as the source keeps its prepared data when it is moved, renamed or not there.
 
 The data prepared from it lie in PREFIX-DIGEST below `data.root`, with a record of the folder: where it was, the latest
 place last, and a digest of the files that say what the data set is.
@@ -53,9 +53,9 @@ def find(root: Path, prefix: str, folder: Path, content: Callable[[], str]) -> s
         return named
     found = _content(folder, content)
     for name, record in records.items():
-        if path in record.folders and not folder.is_dir():
+        if path in record.folders and not folder.exists():
             return name
-        if record.content == found and not Path(record.folders[-1]).is_dir():
+        if record.content == found and not Path(record.folders[-1]).exists():
             return name
     return None
 
@@ -84,7 +84,7 @@ def remember(prepared: Path, folder: Path, content: str) -> None:
 
 def _content(folder: Path, content: Callable[[], str]) -> str | None:
     try:
-        return content() if folder.is_dir() else None
+        return content() if folder.exists() else None
     except DataError:
         return None
 

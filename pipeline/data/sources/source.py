@@ -12,6 +12,7 @@ import pandas as pd
 
 from pipeline.config.data import DataConfig
 from pipeline.data.sources import array_datasets
+from pipeline.data.sources.class_folders import ClassFolders
 from pipeline.data.sources.cub200 import Cub200
 from pipeline.data.sources.drawn_birds.dataset import DrawnBirds
 
@@ -46,7 +47,7 @@ class Source(Protocol):
         """
 
     def find_root(self, raw: Path) -> Path:
-        """The folder with the data set's tables and its folder `images`.
+        """The folder with the data set's tables and its pictures, see `images`.
 
         Args:
             raw: the output of `fetch`.
@@ -54,6 +55,12 @@ class Source(Protocol):
         Raises:
             DataError: there is no such folder.
         """
+
+    def images(self, root: Path) -> Path:
+        """The folder that the paths of the sample table are relative to."""
+
+    def remarks(self, root: Path) -> list[str]:
+        """What the user should know of the files, a sentence each: what is left out, say."""
 
     def read(self, root: Path) -> pd.DataFrame:
         """The sample table, checked: one row an image, columns `sample_table.SOURCE_COLUMNS`.
@@ -71,6 +78,7 @@ class Source(Protocol):
 
 SOURCES: dict[str, Callable[[DataConfig], Source]] = {
     "cub200": Cub200,
+    "folder": ClassFolders,
     "synthetic": DrawnBirds,
     **array_datasets.SOURCES,
 }

@@ -45,6 +45,12 @@ class Toy:
     def find_root(self, raw: Path) -> Path:
         return raw
 
+    def images(self, root: Path) -> Path:
+        return root / "images"
+
+    def remarks(self, _root: Path) -> list[str]:
+        return []
+
     def read(self, root: Path) -> pd.DataFrame:
         return sample_table.read(root / "list.csv", sample_table.SOURCE_COLUMNS)
 
