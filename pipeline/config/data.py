@@ -48,21 +48,21 @@ class Smaller(Section):
     """images of an optimizer step; null: as `optim` has it; the learning rate is not scaled"""
 
 
-OWN = {"folder": "FOLDER"}
+OWN = {"folder": "FOLDER", "csv": "FILE"}
 """sources of a user's own pictures, and what data.path names for each"""
 
 
 def _path_problem(source: str) -> str:
     if source in OWN:
         return f"source {source} needs the pictures: set data.path={OWN[source]}"
-    return f"path is for your own pictures, and source is {source}; set data.source=folder too, or drop path"
+    return f"path is for your own pictures, and source is {source}; set data.source=folder or csv, or drop path"
 
 
 class DataConfig(Section):
-    source: Literal["cub200", "folder", "synthetic", "digits", "mnist", "cifar10"] = "cub200"
-    """data set: CUB-200-2011, your own class folders, drawn birds, 5,000 digits of MNIST, MNIST, or CIFAR-10"""
+    source: Literal["cub200", "folder", "csv", "synthetic", "digits", "mnist", "cifar10"] = "cub200"
+    """data set: CUB-200-2011, your own class folders or table of pictures, drawn birds, 5,000 digits of MNIST, MNIST, or CIFAR-10"""
     path: UserPath | None = None
-    """folder of your own pictures, for the source folder; nothing is written there"""
+    """folder (source folder) or table (source csv) of your own pictures; nothing is written there"""
     root: UserPath = Path("data")
     """folder of all data sets"""
     archive: UserPath | None = None
@@ -105,7 +105,7 @@ class DataConfig(Section):
     color_jitter: Fraction = 0.0
     """largest relative change of brightness, contrast and saturation of training images"""
     auto_augment: Literal["none", "trivial", "rand"] = "none"
-    """augmentation policy; trivial: TrivialAugment (wide); rand: RandAugment (2 operations of magnitude 9)"""
+    """policy; trivial: TrivialAugment (wide); rand: RandAugment (2 x magnitude 9); 9 to 30 times the work of a crop"""
     random_erasing: Share = 0.0
     """share of training images in which a rectangle becomes noise"""
     sampler: Literal["uniform", "class_balanced"] = "uniform"

@@ -219,3 +219,27 @@ def test_a_copy_on_the_host_shares_nothing_and_keeps_layouts() -> None:
     assert copy["model"]["w"].flatten().tolist() == list(range(24))
     assert copy["model"]["w"].stride() == weight.stride()
     assert (copy["totals"], copy["groups"]) == ({"seen": 3}, [{"betas": (0.9, 0.99)}])
+
+
+def test_a_copy_from_a_gpu_goes_to_pinned_memory_and_waits_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a stand-in: there is no GPU here."""
+    did: list[str] = []
+    empty_like, copy = torch.empty_like, torch.Tensor.copy_
+
+    def pinned(tensor: torch.Tensor, *, device: str, pin_memory: bool) -> torch.Tensor:
+        did.append(f"pinned {pin_memory}")
+        return empty_like(tensor, device=device)
+
+    def copied(self: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+        did.append(f"copied without waiting {non_blocking}")
+        return copy(self, source)
+
+    class Stream:
+        def synchronize(self) -> None:
+            did.append("waited")
+
+    monkeypatch.setattr(torch, "empty_like", pinned)
+    monkeypatch.setattr(torch.Tensor, "copy_", copied)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream())
+    copy_to_host({"a": torch.ones(2), "b": [torch.ones(3)], "c": 1}, torch.device("cuda"))
+    assert did == [*["pinned True", "copied without waiting True"] * 2, "waited"]
