@@ -52,7 +52,7 @@ class Batch(NamedTuple):
         """The batch on a device.
 
         From pinned memory nothing waits for the copy but what computes with it: it goes on a stream of its own, while
-        the GPU is still busy with the batch before.
+        the GPU is still busy with the batch before. Torch keeps the pinned memory of a batch that is let go meanwhile.
         """
         if device.type != "cuda":
             return Batch(*(tensor.to(device) for tensor in self))
