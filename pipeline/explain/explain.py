@@ -94,7 +94,9 @@ class _ModelSource:
 
     def __init__(self, evaluation: StoredEvaluation) -> None:
         self._evaluation = evaluation
-        self.ranks = Ranks.single(process_group.select_device(evaluation.config.train))
+        # A picture, and no number: gradients of some layers have no deterministic algorithm on GPUs.
+        train = evaluation.config.train.model_copy(update={"deterministic": False})
+        self.ranks = Ranks.single(process_group.select_device(train))
 
     @cached_property
     def model(self) -> LoadedModel | None:
