@@ -1,6 +1,6 @@
 """What only a GPU can show: speeds, waits, losses beside a CPU's, memory, runs that resume.
 
-    python scripts/gpu_check [--tiny] [--budget 520] [--only CHECK ...] [--out FILE]
+    python scripts/gpu_check [--tiny] [--budget 520] [--only CHECK ...] [--folder DIR] [--out FILE]
     python scripts/gpu_check --table FILE
 
 Prints a line of JSON for each thing measured, cheapest and most telling first, and at the end a verdict on each goal.
@@ -120,6 +120,9 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="small sizes, on whatever device there is")
     parser.add_argument("--budget", type=float, default=520, help="seconds in all")
     parser.add_argument("--only", nargs="+", choices=CHECKS, metavar="CHECK", help=", ".join(CHECKS))
+    parser.add_argument(
+        "--folder", type=Path, help="for drawn birds and runs, which stay; else a temporary one"
+    )
     parser.add_argument("--out", type=Path, help="file for the lines of JSON, too")
     parser.add_argument(
         "--table", type=Path, help="print the tables of an earlier run's lines; measure nothing"
@@ -143,8 +146,9 @@ def check(names: list[str], arguments: argparse.Namespace) -> int:
             "error: no CUDA device is visible; on a CPU, --tiny shows that the checks work", file=sys.stderr
         )
         return 2
-    with tempfile.TemporaryDirectory(prefix="plumage-gpu-check-") as folder:
-        setting = Setting(torch.device("cuda" if has_gpu else "cpu"), arguments.tiny, Path(folder))
+    with tempfile.TemporaryDirectory(prefix="plumage-gpu-check-") as temporary:
+        folder = arguments.folder or Path(temporary)
+        setting = Setting(torch.device("cuda" if has_gpu else "cpu"), arguments.tiny, folder.resolve())
         rows = measure(setting, names, arguments.budget)
     if arguments.out:
         arguments.out.write_text("".join(json.dumps(row) + "\n" for row in rows))

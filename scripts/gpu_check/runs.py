@@ -10,6 +10,8 @@ from pipeline.runs import checkpoints
 from pipeline.runs.log import read_log
 from pipeline.training.trainer import train
 
+FRESH = "train.resume=never"
+
 
 def resume(setting: Setting) -> Rows:
     """Nine steps at once, and four and five, deterministic, with all that draws numbers."""
@@ -22,8 +24,8 @@ def resume(setting: Setting) -> Rows:
         f"optim.batch_size={setting.batch_size // 2}",
         f"data.image_px={setting.image_px // 2}",
     ]
-    whole = train(setting.config(*everything, "train.max_steps=9", name="whole"))
-    train(setting.config(*everything, "train.max_steps=4", name="parts"))
+    whole = train(setting.config(*everything, "train.max_steps=9", FRESH, name="whole"))
+    train(setting.config(*everything, "train.max_steps=4", FRESH, name="parts"))
     parts = train(setting.config(*everything, "train.max_steps=9", name="parts"))
     one, other = (checkpoints.read(Path(result["run"]) / "checkpoints/last.pt") for result in (whole, parts))
     pairs = [
@@ -40,6 +42,7 @@ def half(setting: Setting) -> Rows:
     """Short runs in fp16 and in the precision that auto takes, beside fp32: the losses that they reach."""
     for precision in ("fp32", "auto", "fp16"):
         overrides = [
+            FRESH,
             f"train.precision={precision}",
             "train.max_steps=12",
             f"data.image_px={setting.image_px // 2}",
@@ -59,7 +62,7 @@ def whole_runs(setting: Setting) -> Rows:
         "compiled, ema": ["train.compile=true", "train.ema_decay=0.999"],
     }.items():
         epochs = 2 if setting.tiny else 3
-        config = setting.config(*overrides, f"train.epochs={epochs}", name=f"run-{case[:5]}")
+        config = setting.config(*overrides, FRESH, f"train.epochs={epochs}", name=f"run-{case[:5]}")
         train(config)
         ends = [record for record in read_log(config.run_dir / "log.jsonl") if record["kind"] == "epoch"]
         last, before = ends[-1], ends[-2]
