@@ -47,8 +47,8 @@ FIELDS: dict[str, dict[str, str]] = {
         "val_loss": "mean cross-entropy on validation, nats",
         "val_top1": "top-1 accuracy on validation, 0..1",
         "grad_norm": NORM + ", mean over the epoch's steps that were not skipped",
-        "images_per_s": "learned, over all ranks",
-        "data_wait": "share of the time in which a batch was waited for, 0..1",
+        "images_per_s": "learned, over all ranks; without steps that compile (`train.compile`), and null where all did",
+        "data_wait": "share of the same time in which a batch was waited for, 0..1",
         "memory_gib": "peak of the process, or of the GPU",
     },
     "phase": {
