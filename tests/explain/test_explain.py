@@ -1,4 +1,6 @@
+import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -308,3 +310,20 @@ def test_which_images_are_looked_at() -> None:
     assert len(set(drawn)) == 3
     assert drawn == sorted(drawn) == selection.sample(predicted, 3, 0)
     assert len({tuple(selection.sample(predicted, 3, seed)) for seed in range(20)}) > 3
+
+
+def test_heat_maps_of_a_deterministic_run_may_use_layers_without_deterministic_gradients(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    seen: list[bool] = []
+    class_maps = grad_cam.class_maps
+
+    def noted(*arguments: Any) -> grad_cam.Maps:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return class_maps(*arguments)
+
+    monkeypatch.setattr(grad_cam, "class_maps", noted)
+    settings = ["eval.split=val", "train.deterministic=true", "report.write=true"]
+    assert tiny.do("eval", tmp_path, *settings) == 0
+    assert seen == [False]
