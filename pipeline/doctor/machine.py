@@ -13,7 +13,7 @@ from pipeline.data import shared_memory
 from pipeline.doctor.context import CheckContext
 from pipeline.doctor.finding import Finding, difference_between_ranks
 from pipeline.doctor.products import LoaderProcesses
-from pipeline.models.precision import cpu_has_bf16
+from pipeline.models.precision import has_units
 from pipeline.runs import environment
 
 SHOWN = ("torch", "torchvision", "timm", "albumentations", "numpy")
@@ -93,8 +93,7 @@ def precision(context: CheckContext) -> Finding:
     tf32 = ", TF32" if train.tf32 and device.type == "cuda" else ""
     figures = f"{context.precision}{asked}{tf32}, {layout}" + (", compiled" if train.compile else "")
     numbers = {"precision": context.precision, "channels_last": train.channels_last, "compile": train.compile}
-    is_slow = context.precision == "fp16" or (context.precision == "bf16" and not cpu_has_bf16())
-    if device.type == "cpu" and is_slow:
+    if not has_units(context.precision, device):
         what_next = (
             "set train.precision=auto: this processor has no products in that format, and is slow in it"
         )

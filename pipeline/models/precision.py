@@ -19,10 +19,18 @@ def resolve_precision(setting: Literal["auto"] | Precision, device: torch.device
     """
     if setting != "auto":
         return setting
+    half: tuple[Precision, ...] = ("bf16", "fp16")
+    return next((precision for precision in half if has_units(precision, device)), "fp32")
+
+
+def has_units(precision: Precision, device: torch.device) -> bool:
+    """Whether a processor has units for products in a number format; without, it is slow in it."""
+    if precision == "fp32":
+        return True
     if device.type != "cuda":
-        return "bf16" if cpu_has_bf16() else "fp32"
+        return precision == "bf16" and cpu_has_bf16()
     generation, _ = torch.cuda.get_device_capability(device)
-    return "bf16" if generation >= 8 else "fp16" if generation == 7 else "fp32"
+    return generation >= (8 if precision == "bf16" else 7)
 
 
 def cpu_has_bf16() -> bool:

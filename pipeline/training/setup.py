@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.common import seeding
+from pipeline.common import console, seeding
 from pipeline.common.errors import ConfigError, DataError
 from pipeline.config.optim import SwatsRule
 from pipeline.config.schema import Config
@@ -19,7 +19,7 @@ from pipeline.distributed.process_group import Ranks
 from pipeline.models.build import build_model, without_weights
 from pipeline.models.classifier import Classifier
 from pipeline.models.heads import pool_by_amax
-from pipeline.models.precision import Precision, resolve_precision
+from pipeline.models.precision import Precision, has_units, resolve_precision
 from pipeline.runs import checkpoints
 from pipeline.training import auto_batch_size, phases, preflight, resume
 from pipeline.training.optimizer import Optimizer, build_optimizer, parameter_groups
@@ -203,6 +203,11 @@ def resume_or_start(setup: TrainingSetup) -> RunStart:
     if lr is not None:  # with train.resume_force it may be another one
         state.phase.lr = lr
     precision, batch_size = content["precision"], content["batch_size"]
+    if config.train.precision == "auto" and not has_units(precision, ranks.device):
+        console.warn(
+            f"train.precision: auto goes on in {precision}, in which the run began; this processor has no units for it, "
+            "and is slow in it"
+        )
     if state.step < setup.last_step:
         setup.check_passes(state, precision, batch_size)
         batch_size = auto_batch_size.resumed_batch_size(batch_size, config, state.model, precision, ranks)

@@ -11,7 +11,7 @@ from pipeline.config.model import ModelConfig
 from pipeline.inference.predict import last_layer_inputs
 from pipeline.models import precision
 from pipeline.models.build import build_model
-from pipeline.models.precision import autocast, resolve_precision
+from pipeline.models.precision import autocast, has_units, resolve_precision
 from tests.helpers import tiny
 
 CPU = torch.device("cpu")
@@ -47,7 +47,9 @@ def test_auto_takes_what_the_tensor_cores_of_a_gpu_compute_in(
     """Before 8.0 they know no bfloat16, and before 7.0 there are none."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     assert resolve_precision("auto", torch.device("cuda", 0)) == expected
-    assert resolve_precision("fp32", torch.device("cuda", 0)) == "fp32"
+    assert resolve_precision("bf16", torch.device("cuda", 0)) == "bf16"
+    assert has_units("bf16", torch.device("cuda", 0)) == (expected == "bf16")
+    assert has_units("fp16", torch.device("cuda", 0)) == (expected != "fp32")
 
 
 def test_autocast_computes_in_the_precision_and_is_inert_for_fp32() -> None:
@@ -58,13 +60,17 @@ def test_autocast_computes_in_the_precision_and_is_inert_for_fp32() -> None:
 
 
 def test_a_resumed_run_and_its_evaluation_keep_the_precision_of_its_beginning(
-    birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     auto = "train.precision=auto"
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: True)
     assert tiny.do("train", tmp_path, auto, "train.max_steps=2") == 0
     monkeypatch.setattr(precision, "cpu_has_bf16", lambda: False)
+    assert "no units" not in capsys.readouterr().err
     assert tiny.do("train", tmp_path, auto, "train.max_steps=4") == 0
+    assert (
+        "auto goes on in bf16, in which the run began; this processor has no units" in capsys.readouterr().err
+    )
     assert tiny.do("eval", tmp_path, auto) == 0
     last = torch.load(tmp_path / "runs/tiny/checkpoints/last.pt", weights_only=True)
     assert last["precision"] == "bf16"
