@@ -60,7 +60,7 @@ def _path_problem(source: str) -> str:
 
 class DataConfig(Section):
     source: Literal["cub200", "folder", "csv", "synthetic", "digits", "mnist", "cifar10"] = "cub200"
-    """data set: CUB-200-2011, your own class folders or table of pictures, drawn birds, 5,000 digits of MNIST, MNIST, or CIFAR-10"""
+    """data set: CUB-200-2011, your own class folders or table, drawn birds, 5,000 digits of MNIST, MNIST, or CIFAR-10"""
     path: UserPath | None = None
     """folder (source folder) or table (source csv) of your own pictures; nothing is written there"""
     root: UserPath = Path("data")

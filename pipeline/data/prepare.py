@@ -190,7 +190,7 @@ def _digest_of_pictures(folder: Path, paths: Iterable[str]) -> str:
     def state(path: str) -> list[int]:
         try:
             found = (folder / path).stat()
-        except FileNotFoundError:  # is named where pictures are decoded
+        except OSError:  # is named where pictures are decoded
             return []
         return [found.st_size, found.st_mtime_ns]
 

@@ -121,7 +121,7 @@ def test_the_digest_survives_the_file(tmp_path: Path) -> None:
         ({"label": [1, 0, np.nan, 1]}, "the column label has to hold whole numbers"),
         (
             {"official": ["train", "train", "tset", "train"]},
-            "the column official has to hold train, val, test",
+            "the column official has to hold train, val, test, train or test",
         ),
         ({"split": ["train", "", "test", "train"]}, "the column split has to hold train, val, test"),
     ],

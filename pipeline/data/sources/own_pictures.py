@@ -177,8 +177,10 @@ def twins(names: Iterable[str]) -> list[str]:
 
 
 def unwritable(names: Iterable[str]) -> list[str]:
-    """Names that a table cannot hold: not UTF-8, or with a carriage return."""
-    return [name for name in names if "\r" in name or any("\ud800" <= letter <= "\udfff" for letter in name)]
+    """Names that a table cannot hold: not UTF-8, or with a carriage return or a zero byte."""
+    return [
+        name for name in names if any(letter in "\r\0" or "\ud800" <= letter <= "\udfff" for letter in name)
+    ]
 
 
 def shown(names: Iterable[str]) -> str:

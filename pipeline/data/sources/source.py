@@ -15,6 +15,7 @@ from pipeline.data.sources import array_datasets
 from pipeline.data.sources.class_folders import ClassFolders
 from pipeline.data.sources.cub200 import Cub200
 from pipeline.data.sources.drawn_birds.dataset import DrawnBirds
+from pipeline.data.sources.picture_list import PictureList
 
 
 class Source(Protocol):
@@ -79,6 +80,7 @@ class Source(Protocol):
 SOURCES: dict[str, Callable[[DataConfig], Source]] = {
     "cub200": Cub200,
     "folder": ClassFolders,
+    "csv": PictureList,
     "synthetic": DrawnBirds,
     **array_datasets.SOURCES,
 }
