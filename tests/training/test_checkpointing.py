@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from pipeline.common.errors import REFUSALS, Stopped
+from pipeline.common.errors import REFUSALS, FileRefused, Stopped
 from pipeline.config.load import load_config
 from pipeline.runs import checkpoints
 from pipeline.runs.directory import RunDirectory
@@ -142,6 +142,24 @@ def test_a_write_that_fails_ends_the_run_with_its_sentence(
     assert tiny.same_weights(run.checkpoint("last"), tiny.checkpoints(trained) / "last.pt")
 
 
+def test_a_write_that_fails_ends_the_run_before_another_is_due(
+    birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow:
+        def log(self, record: LogRecord) -> None:
+            if record["step"] in (3, 4):
+                time.sleep(0.4)  # for the write that fails at once
+
+        def close(self) -> None:
+            pass
+
+    fill_disk(monkeypatch, 2)
+    more = ["train.checkpoint_every_steps=2", "tracking.log_every_steps=1"]
+    with pytest.raises(FileRefused, match="the disk is full"):
+        train(tiny.config(tmp_path, *more), Slow())
+    assert tiny.records(tmp_path / "runs/tiny/log.jsonl")[-1]["step"] == 3
+
+
 def test_a_write_that_fails_when_the_run_has_failed_already_is_a_warning(
     birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,18 +177,21 @@ def test_a_write_that_fails_when_the_run_has_failed_already_is_a_warning(
     assert f"last.pt: {REFUSALS[errno.ENOSPC]}" in capsys.readouterr().err
 
 
+class Stops:
+    """Asks the run to stop at its third step."""
+
+    def log(self, record: LogRecord) -> None:
+        if record["step"] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def close(self) -> None:
+        pass
+
+
 def test_a_stop_waits_for_the_write(birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def slowly(path: Path, content: dict[str, Any]) -> None:
         time.sleep(0.5)
         save(path, content)
-
-    class Stops:
-        def log(self, record: LogRecord) -> None:
-            if record["step"] == 3:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        def close(self) -> None:
-            pass
 
     monkeypatch.setattr(checkpoints, "save", slowly)
     with pytest.raises(Stopped, match=r"at step 3 of 15, saved in .*last\.pt"):
@@ -178,6 +199,14 @@ def test_a_stop_waits_for_the_write(birds: Path, tmp_path: Path, monkeypatch: py
     last = tiny.checkpoints(tmp_path) / "last.pt"
     assert torch.load(last, weights_only=True)["step"] == 3
     assert not list(last.parent.glob("*.part"))
+
+
+def test_a_stop_whose_write_fails_does_not_say_that_it_saved(
+    birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_disk(monkeypatch, 3)
+    with pytest.raises(FileRefused, match=r"last\.pt: the disk is full"):
+        train(tiny.config(tmp_path, "tracking.log_every_steps=1"), Stops())
 
 
 def killed_between(words: list[str], step: int) -> None:
