@@ -69,6 +69,8 @@ class DataConfig(Section):
     """CUB archive or the folder with its content, or torchvision's folder of MNIST or CIFAR-10; null: download"""
     archive_md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
     """MD5 digest of the archive; null: the official one"""
+    on_bad: Literal["error", "skip"] = "error"
+    """pictures that cannot be read; error: all are named, and nothing is made; skip: they are left out and listed"""
     synthetic: SyntheticConfig = SyntheticConfig()
     test_fraction: Fraction = 0.2
     """share of each class of your own pictures drawn as the test where there is none, for all seeds alike; 0: no test"""

@@ -46,6 +46,7 @@ KEY_EFFECTS = {
     "data.root": replace(NOTHING, per_machine=True),
     "data.archive": replace(NOTHING, per_machine=True),
     "data.archive_md5": replace(NOTHING, per_machine=True),
+    "data.on_bad": IDENTITY,
     "data.synthetic.species": IDENTITY,
     "data.synthetic.images_per_species": IDENTITY,
     "data.synthetic.train_per_species": IDENTITY,

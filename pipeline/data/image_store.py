@@ -23,6 +23,7 @@ from pipeline.data.pictures import WHAT_TO_GIVE, Layout, PictureError, Pixels, m
 
 Result = TypeVar("Result")
 INDEX_COLUMNS = ["id", "offset", "length", "store_width", "store_height"]
+SKIPPED = "skipped.csv"
 VERIFY = "run `plumage data --verify`, which makes it anew"
 JPEG_BYTES_PER_PIXEL = 0.8  # at quality 95, with a margin, to see whether the disk has room
 
@@ -122,7 +123,9 @@ def _damage(index: pd.DataFrame, size_bytes: int, packed: bool) -> str | None:
     return None
 
 
-def build(table: pd.DataFrame, images: Path, folder: Path, layout: Layout) -> pd.DataFrame:
+def build(
+    table: pd.DataFrame, images: Path, folder: Path, layout: Layout, skip_bad: bool = False
+) -> pd.DataFrame:
     """Decode, check and store every picture of a sample table; return the store's index.
 
     It runs in threads, one more than there are cores: decoding, resizing and writing release the interpreter.
@@ -130,12 +133,13 @@ def build(table: pd.DataFrame, images: Path, folder: Path, layout: Layout) -> pd
     Args:
         table: needs `id` and `path`, the path relative to `images`.
         folder: of the store, existing and empty.
+        skip_bad: leave pictures that do not decode out of the index, and list them in `SKIPPED`: path, reason.
 
     Returns:
         One row a picture: id, offset, length, store_width, store_height, and sample_table.PICTURE_COLUMNS.
 
     Raises:
-        DataError: pictures do not decode (all are named), or the disk is too small.
+        DataError: pictures do not decode (all are named), or with `skip_bad` none does, or the disk is too small.
     """
     paths = [images / path for path in table["path"]]
     per_pixel = 3.0 if layout.format == "packed" else JPEG_BYTES_PER_PIXEL
@@ -144,43 +148,47 @@ def build(table: pd.DataFrame, images: Path, folder: Path, layout: Layout) -> pd
         f"store  {len(paths)} pictures will take {files.size_in_words(needed_bytes)} in {folder.parent}"
     )
     files.require_free(folder.parent, needed_bytes, "the store")
-    index = _fill(folder / "pixels.bin", paths, layout)
-    index.insert(0, "id", table["id"].to_numpy())
+    index, bad = _fill(folder / "pixels.bin", paths, layout)
+    if bad and (not skip_bad or len(bad) == len(paths)):
+        raise DataError(
+            f"{len(bad)} of {len(paths)} pictures do not decode in full: "
+            f"{'; '.join(f'{paths[row]}: {reason}' for row, reason in bad.items())}; put good copies in their place "
+            f"({WHAT_TO_GIVE}) and run again, or leave them out with data.on_bad=skip"
+        )
+    if skip_bad:
+        skipped = {"path": table["path"].iloc[list(bad)].tolist(), "reason": list(bad.values())}
+        pd.DataFrame(skipped).to_csv(folder / SKIPPED, index=False)
+    index.insert(0, "id", np.delete(table["id"].to_numpy(), list(bad)))
     index.to_csv(folder / "index.csv", index=False)
     return index
 
 
-def _fill(path: Path, paths: Sequence[Path], layout: Layout) -> pd.DataFrame:
-    """Write the pictures end to end, in their order; the index, or one `DataError` for all that are bad."""
+def _fill(path: Path, paths: Sequence[Path], layout: Layout) -> tuple[pd.DataFrame, dict[int, str]]:
+    """Write the pictures end to end, in their order; the index of the good ones, and why others are bad, by position."""
     rows: list[dict[str, int | bool]] = []
-    bad: list[str] = []
+    bad: dict[int, str] = {}
     workers = hardware.cores() + 1
 
     def make(position: int) -> tuple[Pixels, dict[str, int | bool]] | str:
         try:
             return make_entry(paths[position], layout)
         except PictureError as error:
-            return str(error)
+            return str(error).removeprefix(f"{paths[position]}: ")
 
     with (
         path.open("wb") as stream,
         console.bar("store", len(paths)) as bar,
         ThreadPoolExecutor(workers) as pool,
     ):
-        for entry in _map_in_order(pool, make, range(len(paths)), ahead=4 * workers):
+        for row, entry in enumerate(_map_in_order(pool, make, range(len(paths)), ahead=4 * workers)):
             if isinstance(entry, str):
-                bad.append(entry)
+                bad[row] = entry
             else:
                 content, facts = entry
                 rows.append({"offset": stream.tell(), "length": content.nbytes, **facts})
                 stream.write(content.data)
             bar.advance()
-    if bad:
-        raise DataError(
-            f"{len(bad)} of {len(paths)} pictures do not decode in full: {'; '.join(bad)}; "
-            f"put good copies in their place ({WHAT_TO_GIVE}) and run again"
-        )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows), bad
 
 
 def _map_in_order(

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline.common import console, files, seeding
+from pipeline.common import console, files, seeding, tables
 from pipeline.common.errors import DataError, name_some
 from pipeline.config.data import DataConfig
 from pipeline.config.schema import Config
@@ -163,18 +163,23 @@ def stages_from(config: Config, root: Path) -> list[Stage]:
     images, folder = source.read(root), source.images(root)
     sample_table.check_learnable(images, root)
     samples_path, store_folder = output_paths(config)
+    skips = config.data.on_bad == "skip"
 
     def build_store(output: Path) -> None:
-        image_store.build(images, folder, output, layout(config.data))
+        image_store.build(images, folder, output, layout(config.data), skip_bad=skips)
 
     def write_samples(output: Path) -> None:
         pictures = pd.read_csv(store_folder / "index.csv")[["id", *sample_table.PICTURE_COLUMNS]]
         samples = images.merge(pictures, on="id", validate="one_to_one")
+        if skips:
+            _list_skipped(store_folder / image_store.SKIPPED, samples_path, images, samples)
         draw_splits(samples, config).to_csv(output, index=False)
 
     inputs: dict[str, Any] = {"texts": source.digest(root)}
     if _is_given(config.data):
         inputs["pictures"] = _digest_of_pictures(folder, images["path"])
+    if skips:
+        inputs["on_bad"] = "skip"
     state = files.digest_of(inputs)
     store_inputs = {**inputs, "layout": layout(config.data).name}
     # the same table serves stores of any size
@@ -182,6 +187,25 @@ def stages_from(config: Config, root: Path) -> list[Stage]:
         Stage("store", store_folder, store_inputs, build_store, source=state),
         Stage("splits", samples_path, inputs, write_samples, is_folder=False, source=state),
     ]
+
+
+def _list_skipped(listed: Path, samples_path: Path, images: pd.DataFrame, samples: pd.DataFrame) -> None:
+    """Write the list of the pictures that were left out beside the sample table.
+
+    Raises:
+        DataError: a class has lost all its pictures.
+    """
+    skipped = tables.read_csv(listed, {"path": str, "reason": str})
+    if gone := sorted(set(images["class_name"]).difference(samples["class_name"])):
+        raise DataError(
+            f"{listed}: no picture of {name_some(gone)} can be read; put good copies in their place, or leave these "
+            "classes out"
+        )
+    tables.write_csv(skipped, _skipped_path(samples_path))
+
+
+def _skipped_path(samples_path: Path) -> Path:
+    return samples_path.with_name(samples_path.name.replace("samples", "skipped", 1))
 
 
 def _digest_of_pictures(folder: Path, paths: Iterable[str]) -> str:
@@ -230,7 +254,8 @@ def _samples_path(config: Config) -> Path:
     reduced = "".join(f"-{split}{count}" for split, count in sizes.items() if count is not None)
     if data.path is not None and data.test_fraction != DataConfig.model_fields["test_fraction"].default:
         reduced += f"-test{data.test_fraction!r}"
-    return _folder(data) / f"samples-{held_out}{reduced}-seed{config.seed}.csv"
+    skip = "-skip" if data.on_bad == "skip" else ""
+    return _folder(data) / f"samples-{held_out}{reduced}-seed{config.seed}{skip}.csv"
 
 
 def fetch(config: DataConfig, wait_minutes: float = stages.WAIT_MINUTES) -> Path:
@@ -305,6 +330,9 @@ def _show(prepared: Prepared, config: Config) -> None:
     )
     for sentence in _remarks(samples, config.data):
         console.say(sentence)
+    if config.data.on_bad == "skip":
+        path = _skipped_path(_samples_path(config))
+        console.say(f"skipped  {len(tables.read_csv(path)):,} pictures that cannot be read, listed in {path}")
     for sentence in sample_table.gaps(samples):
         console.warn(sentence)
     if outside := sample_table.boxes_outside(samples):
