@@ -7,11 +7,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.config.model import ModelConfig
+from pipeline.config.optim import OptimConfig
+from pipeline.config.training import MixConfig
+from pipeline.data.loader import Batch
+from pipeline.models.build import build_model
 from pipeline.models.classifier import Classifier
+from pipeline.models.heads import pool_by_amax
 from pipeline.training import phases
+from pipeline.training.optimizer import build_optimizer, parameter_groups
 from pipeline.training.setup import TrainingSetup
+from pipeline.training.state import TrainState
+from pipeline.training.step import StepSettings, train_step
+from pipeline.training.weight_average import WeightAverage
 from tests.helpers import tiny
 from tests.helpers.findings import SINGLE
+from tests.helpers.operations import Called
 
 
 @pytest.mark.parametrize("way", ["forward", "backward"])
@@ -55,3 +66,65 @@ def test_the_maximum_is_pooled_by_amax_on_a_gpu_where_it_has_to_be_deterministic
     for model in (state.model, state.eval_model):
         has_pool = any(isinstance(module, nn.AdaptiveMaxPool2d) for module in model.modules())
         assert has_pool == ((device, deterministic) != ("cuda", True))
+
+
+# Of the operations that torch.use_deterministic_algorithms documents to raise on CUDA, those of images and of losses.
+RAISING = {
+    *(
+        "_adaptive_avg_pool2d_backward",
+        "adaptive_max_pool2d_backward",
+        "avg_pool3d_backward",
+        "bincount",
+        "cumsum",
+    ),
+    *(
+        "_embedding_bag_backward",
+        "fractional_max_pool2d_backward",
+        "grid_sampler_2d_backward",
+        "histc",
+        "kthvalue",
+    ),
+    *(
+        "max_pool3d_with_indices_backward",
+        "max_unpool2d",
+        "median",
+        "nll_loss2d_forward",
+        "nll_loss2d_backward",
+        "put_",
+    ),
+    *(
+        "reflection_pad2d_backward",
+        "replication_pad2d_backward",
+        "scatter_reduce",
+        "upsample_bicubic2d_backward",
+    ),
+    *("upsample_bilinear2d_backward", "_upsample_bilinear2d_aa_backward", "upsample_linear1d_backward"),
+}
+
+
+@pytest.mark.parametrize("pool", ["avg", "gem", "max", "avgmax"])
+@pytest.mark.parametrize("way", ["mixup", "cutmix", "snapmix"])
+def test_a_step_calls_nothing_that_a_gpu_has_no_deterministic_algorithm_for(pool: str, way: str) -> None:
+    config = ModelConfig.model_validate(
+        {"name": "test_resnet", "pretrained": False, "mid_level_head": True, "dropout": 0.1}
+        | ({} if pool == "avg" else {"pool": pool})
+    )
+    model, optim = build_model(config, 4)[0].train(), OptimConfig()
+    groups = parameter_groups(model, optim, weight_decay=1e-4)
+    optimizer = build_optimizer(groups, optim.resolved_phases[0], lr=0.1)
+    average, scaler = WeightAverage(model, 0.9), torch.amp.GradScaler("cpu", enabled=False)
+    state = TrainState(model, optimizer, scaler, average, phases.first(optim))
+    mix = (MixConfig.model_validate({"name": way, "alpha": 5.0}),)
+    settings = StepSettings(0, 0.1, mix, 1.0, 4, "fp32", SINGLE)
+    row = torch.arange(7)
+    batch = Batch(torch.randint(0, 256, (7, 3, 64, 64), dtype=torch.uint8), row % 4, row)
+
+    def raising() -> set[str]:
+        with Called() as called:
+            train_step(state, state.model, batch, 7, phases.Rates(0.1, 0.9), settings)
+        assert {"convolution_backward", "nll_loss_backward"} <= called.names
+        return called.names & RAISING
+
+    assert raising() == ({"adaptive_max_pool2d_backward"} if "max" in pool else set())
+    pool_by_amax(model.backbone)
+    assert raising() == set()

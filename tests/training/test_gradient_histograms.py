@@ -1,13 +1,11 @@
 """Histograms of gradients: counts that are torch's own, by operations that have a deterministic algorithm on GPUs."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.training.gradient_histograms import BINS, histograms
+from tests.helpers.operations import Called
 
 VALUES = {
     "normal": torch.randn(4099, generator=torch.Generator().manual_seed(0)),
@@ -18,20 +16,6 @@ VALUES = {
     "alike": torch.full((7,), -3.0),
     "many": torch.randn(300_000, generator=torch.Generator().manual_seed(3)),
 }
-
-
-class Called(TorchDispatchMode):
-    """The names of the operations that are called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        self.names.add(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
 
 
 def counted(values: Tensor) -> list[int]:
