@@ -78,11 +78,9 @@ def parity(setting: Setting) -> Rows:
     steps, images, side_px = (3, 4, 64) if setting.tiny else (20, 16, 224)
     batches = [setting.random_batch(images, side_px) for _ in range(steps)]
 
-    def losses(device: torch.device, *, tf32: bool = False) -> list[float]:
-        trainer = setting.trainer(
-            "train.precision=fp32", f"data.image_px={side_px}", f"optim.batch_size={images}", device=device
-        )
-        torch.backends.cudnn.allow_tf32 = tf32  # after the trainer, for which it is set anew
+    def losses(device: torch.device, *overrides: str) -> list[float]:
+        words = ["train.precision=fp32", f"data.image_px={side_px}", f"optim.batch_size={images}"]
+        trainer = setting.trainer(*words, *overrides, device=device)
         trainer._set_train_mode(0)
         state, model, settings = trainer.state, trainer.ddp_model, trainer.settings
         return [
@@ -90,8 +88,8 @@ def parity(setting: Setting) -> Rows:
         ]
 
     on_cpu = losses(torch.device("cpu"))
-    for case, tf32 in (("fp32", False), ("tf32", True)) if setting.on_gpu else (("fp32", False),):
-        here = losses(setting.device, tf32=tf32)
+    for case in ("fp32", "tf32") if setting.on_gpu else ("fp32",):
+        here = losses(setting.device, f"train.tf32={case == 'tf32'}".lower())
         apart = [abs(a - b) / abs(a) for a, b in zip(on_cpu, here, strict=True)]
         yield {
             "case": case,

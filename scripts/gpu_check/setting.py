@@ -77,7 +77,7 @@ class Setting:
     def trainer(self, *overrides: str, device: torch.device | None = None) -> Trainer:
         """A run before its first step, as `train` makes it."""
         config = self.config(*overrides)
-        hardware.configure(deterministic=config.train.deterministic)
+        hardware.configure(deterministic=config.train.deterministic, tf32=config.train.tf32)
         return Trainer(config, Ranks.single(device or self.device), StopRequest())
 
     def random_batch(self, images: int, image_px: int | None = None) -> Batch:

@@ -64,6 +64,7 @@ CASES = {
     "ema, clip": ["train.ema_decay=0.999", "optim.clip_norm=5"],
     "fp16": ["train.precision=fp16"],
     "fp32": ["train.precision=fp32"],
+    "fp32, tf32": ["train.precision=fp32", "train.tf32=true"],
     "default layout": ["train.channels_last=false"],
 }
 
