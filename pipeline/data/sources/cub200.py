@@ -166,7 +166,8 @@ def find_root(folder: Path) -> Path:
             return candidate
     raise DataError(
         f"{folder}: neither it nor a folder in it holds images.txt, the list of its images in lines `id path`; check "
-        f"data.archive, or write {', '.join(name for name in LINES if name != BOXES)} as CUB-200-2011 has them"
+        f"data.archive, write {', '.join(name for name in LINES if name != BOXES)} as CUB-200-2011 has them, or, where "
+        "each class has a folder of its own, set data.source=folder and data.path instead"
     )
 
 

@@ -202,7 +202,7 @@ def test_find_root_looks_into_the_folder(root: Path, tmp_path: Path) -> None:
     for folder in (renamed / "images", tmp_path / "absent"):
         with pytest.raises(DataError, match=r"neither it nor a folder in it holds images\.txt") as caught:
             cub200.find_root(folder)
-        assert "or write images.txt, image_class_labels.txt, classes.txt, train_test_split.txt as" in str(
+        assert "write images.txt, image_class_labels.txt, classes.txt, train_test_split.txt as" in str(
             caught.value
         )
 
