@@ -55,18 +55,23 @@ OWN = {"folder": "FOLDER", "csv": "FILE"}
 def _path_problem(source: str) -> str:
     if source in OWN:
         return f"source {source} needs the pictures: set data.path={OWN[source]}"
-    return f"path is for your own pictures, and source is {source}; set data.source=folder or csv, or drop path"
+    return (
+        f"path is for your own pictures, and source is {source}; set data.source=folder or csv, or drop path"
+    )
 
 
 class DataConfig(Section):
-    source: Literal["cub200", "folder", "csv", "synthetic", "digits", "mnist", "cifar10"] = "cub200"
-    """data set: CUB-200-2011, your own class folders or table, drawn birds, 5,000 digits of MNIST, MNIST, or CIFAR-10"""
+    source: Literal[
+        "cub200", "folder", "csv", "synthetic", "digits", "mnist", "cifar10",
+        "fgvc_aircraft", "oxford_pets", "flowers102", "food101",
+    ] = "cub200"  # fmt: skip
+    """data set; folder, csv: your own pictures; synthetic: drawn birds; digits: 5,000 of MNIST; others: as published"""
     path: UserPath | None = None
     """folder (source folder) or table (source csv) of your own pictures; nothing is written there"""
     root: UserPath = Path("data")
     """folder of all data sets"""
     archive: UserPath | None = None
-    """CUB archive or the folder with its content, or torchvision's folder of MNIST or CIFAR-10; null: download"""
+    """CUB archive or the folder with its content, or torchvision's folder of another published set; null: download"""
     archive_md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
     """MD5 digest of the archive; null: the official one"""
     on_bad: Literal["error", "skip"] = "error"

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import pandas as pd
 
 from pipeline.config.data import DataConfig
-from pipeline.data.sources import array_datasets
+from pipeline.data.sources import array_datasets, field_datasets
 from pipeline.data.sources.class_folders import ClassFolders
 from pipeline.data.sources.cub200 import Cub200
 from pipeline.data.sources.drawn_birds.dataset import DrawnBirds
@@ -83,6 +83,7 @@ SOURCES: dict[str, Callable[[DataConfig], Source]] = {
     "csv": PictureList,
     "synthetic": DrawnBirds,
     **array_datasets.SOURCES,
+    **field_datasets.SOURCES,
 }
 
 

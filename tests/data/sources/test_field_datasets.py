@@ -1,0 +1,193 @@
+"""Aircraft, pets, flowers and food from small files in their formats, through torchvision's own loaders."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torchvision.datasets
+from scipy.io import savemat
+
+from pipeline.cli.main import run
+from pipeline.common.errors import DataError
+from pipeline.config.data import DataConfig
+from pipeline.data import sample_table
+from pipeline.data.sources.field_datasets import SOURCES, FieldDataset
+from tests.helpers.own_pictures import draw
+from tests.helpers.servers import Server, serving
+
+COUNT = {"train": 4, "val": 2, "test": 2}  # of each class
+
+
+def numbers(split: str, label: int) -> range:
+    first = 1 + 100 * label + {"train": 0, "val": 10, "test": 20}[split]
+    return range(first, first + COUNT[split])
+
+
+def fgvc_aircraft(root: Path) -> list[str]:
+    data = root / "fgvc-aircraft-2013b" / "data"
+    names = ["707-320", "F/A-18"]
+    for split in COUNT:
+        lines = [f"{number:07} {names[label]}" for label in (0, 1) for number in numbers(split, label)]
+        for line in lines:
+            draw(data / "images" / f"{line[:7]}.jpg")
+        (data / f"images_variant_{split}.txt").write_text("\n".join(lines) + "\n")
+    both = [(data / f"images_variant_{split}.txt").read_text() for split in ("train", "val")]
+    (data / "images_variant_trainval.txt").write_text("".join(both))
+    (data / "variants.txt").write_text("\n".join(names) + "\n")
+    return names
+
+
+def oxford_pets(root: Path) -> list[str]:
+    folder = root / "oxford-iiit-pet"
+    (folder / "annotations").mkdir(parents=True)
+    for name, splits in (("trainval", ("train", "val")), ("test", ("test",))):
+        lines = [
+            f"{breed}_{number} {label + 1} 1 1"
+            for label, breed in enumerate(["Abyssinian", "yorkshire_terrier"])
+            for split in splits
+            for number in numbers(split, label)
+        ]
+        (folder / "annotations" / f"{name}.txt").write_text("\n".join(lines) + "\n")
+        for line in lines:
+            draw(folder / "images" / f"{line.split()[0]}.jpg")
+    return ["Abyssinian", "Yorkshire Terrier"]
+
+
+def flowers102(root: Path) -> list[str]:
+    folder = root / "flowers-102"
+    ids = {split: [number for label in (0, 1) for number in numbers(split, label)] for split in COUNT}
+    for number in sum(ids.values(), start=[]):  # noqa: RUF017  # few
+        draw(folder / "jpg" / f"image_{number:05}.jpg")
+    savemat(folder / "setid.mat", {"trnid": ids["train"], "valid": ids["val"], "tstid": ids["test"]})
+    savemat(folder / "imagelabels.mat", {"labels": [1 + (number > 100) for number in range(1, 201)]})
+    return ["hard-leaved pocket orchid", "pink primrose"]
+
+
+def food101(root: Path) -> list[str]:
+    folder = root / "food-101"
+    (folder / "meta").mkdir(parents=True)
+    names = ["apple_pie", "waffles"]
+    for name, splits in (("train", ("train", "val")), ("test", ("test",))):
+        listed = {
+            dish: [f"{dish}/{number}" for split in splits for number in numbers(split, label)]
+            for label, dish in enumerate(names)
+        }
+        (folder / "meta" / f"{name}.json").write_text(json.dumps(listed))
+        for path in sum(listed.values(), start=[]):  # noqa: RUF017  # few
+            draw(folder / "images" / f"{path}.jpg")
+    return names
+
+
+WRITERS: dict[str, Callable[[Path], list[str]]] = {
+    "fgvc_aircraft": fgvc_aircraft,
+    "oxford_pets": oxford_pets,
+    "flowers102": flowers102,
+    "food101": food101,
+}
+
+
+@pytest.fixture(autouse=True)
+def _flowers_without_digests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision knows the digests of the true lists: there is no other way to a small one than through its table."""
+    files = {key: (name, None) for key, (name, _) in torchvision.datasets.Flowers102._file_dict.items()}
+    monkeypatch.setattr(torchvision.datasets.Flowers102, "_file_dict", files)
+
+
+def source(name: str, root: Path) -> FieldDataset:
+    config = DataConfig.model_validate({"source": name, "archive": root, "root": root / "data"})
+    made = SOURCES[name](config)
+    assert isinstance(made, FieldDataset)
+    return made
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_image_has_the_class_and_the_split_of_its_lists(name: str, tmp_path: Path) -> None:
+    names = WRITERS[name](tmp_path)
+    made = source(name, tmp_path)
+    root = made.find_root(tmp_path)
+    table = made.read(root)
+    assert table.groupby(["class_name", "official"]).size().to_dict() == {
+        (each, split): count for each in names for split, count in (("test", 2), ("train", 6))
+    }
+    assert all((made.images(root) / path).is_file() for path in table["path"])
+    assert made.digest(root) == made.digest(root)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_from_torchvisions_folder_to_predictions(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    WRITERS[name](tmp_path / "given")
+    keys = [f"data.source={name}", f"data.archive={tmp_path / 'given'}", f"data.root={tmp_path / 'data'}"]
+    keys += ["data.resize_px=20", "data.image_px=16", "model.name=test_resnet", "model.pretrained=false"]
+    keys += ["optim.batch_size=8", "train.epochs=1", "train.precision=fp32", "train.device=cpu"]
+    keys += ["report.write=false", f"run.root={tmp_path / 'runs'}", "run.name=field"]
+    for verb in ("data", "train", "eval"):
+        assert run([verb, *keys]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["n"] == 4
+    picture = next((tmp_path / "given").rglob("*.jpg"))
+    assert run(["predict", *keys, str(picture)]) == 0
+    assert len(json.loads(capsys.readouterr().out)["predictions"][0]["classes"]) == 2
+
+
+def test_a_set_is_downloaded_once_into_the_root_of_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = fgvc_aircraft(tmp_path / "server")
+    packed = shutil.make_archive(str(tmp_path / "fgvc-aircraft-2013b"), "gztar", tmp_path / "server")
+    keys = ["data.source=fgvc_aircraft", "data.resize_px=20", "data.image_px=16"]
+    with serving(Server(Path(packed).read_bytes())) as server:
+        url = f"{server.url}/{Path(packed).name}"
+        monkeypatch.setattr(torchvision.datasets.FGVCAircraft, "_URL", url)
+        assert run(["data", *keys, f"data.root={tmp_path / 'data'}"]) == 0
+        server.requested.clear()
+        assert run(["data", *keys, f"data.root={tmp_path / 'data'}"]) == 0
+        assert not server.requested
+    samples = sample_table.read(tmp_path / "data" / "fgvc_aircraft" / "samples-val0.1-seed0.csv")
+    assert sample_table.class_names(samples) == names
+    assert run(["data", *keys, f"data.root={tmp_path / 'other'}"]) == 2  # the server is gone
+    assert "no whole fgvc_aircraft" in capsys.readouterr().err
+
+
+def damaged_aircraft(root: Path) -> None:
+    (root / "fgvc-aircraft-2013b" / "data" / "images_variant_test.txt").write_text("0000001 unheard of\n")
+
+
+def damaged_pets(root: Path) -> None:
+    (root / "oxford-iiit-pet" / "annotations" / "test.txt").write_text("Abyssinian_1 9 1 1\n")
+
+
+def damaged_flowers(root: Path) -> None:
+    (root / "flowers-102" / "setid.mat").write_text("x")
+
+
+def damaged_food(root: Path) -> None:
+    (root / "food-101" / "meta" / "train.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("fgvc_aircraft", damaged_aircraft),
+        ("oxford_pets", damaged_pets),
+        ("flowers102", damaged_flowers),
+        ("food101", damaged_food),
+    ],
+)
+def test_what_is_damaged_or_missing_is_one_sentence(
+    name: str, damage: Callable[[Path], None], tmp_path: Path
+) -> None:
+    WRITERS[name](tmp_path)
+    damage(tmp_path)
+    made = source(name, tmp_path)
+    with pytest.raises(
+        DataError, match=rf"{tmp_path}: no whole {name} in torchvision's layout \(.+\); bring the folder"
+    ):
+        made.read(made.find_root(tmp_path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(
+        DataError, match=rf"empty: no folder {made.folder} in it; set data.archive to the folder"
+    ):
+        source(name, tmp_path / "empty").find_root(tmp_path)
