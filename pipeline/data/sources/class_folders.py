@@ -119,7 +119,7 @@ def _walk(folder: Path | str, parts: Parts, above: frozenset[str], listing: List
         for entry in sorted(entries, key=lambda entry: entry.name):
             here = (*parts, entry.name)
             real = os.path.realpath(entry.path) if entry.is_symlink() else None
-            is_folder = os.path.isdir(entry.path)  # noqa: PTH112  # of a name that is no UTF-8, too
+            is_folder = _is_folder(entry)
             if entry.name.startswith(".") or (is_folder and entry.name in HIDDEN_FOLDERS):
                 listing.others.append(here)
             elif is_folder:
@@ -133,6 +133,13 @@ def _walk(folder: Path | str, parts: Parts, above: frozenset[str], listing: List
                 listing.pictures.append(here)
             else:
                 listing.others.append(here)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links in a circle: no folder, and a picture that is named where it is decoded
+        return False
 
 
 def problems_of(root: Path, listing: Listing) -> list[str]:

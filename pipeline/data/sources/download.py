@@ -89,12 +89,12 @@ def verify_archive(path: Path, md5: str, size_bytes: int | None = None) -> None:
             "in a browser if need be, and set data.archive to it"
         )
     length = path.stat().st_size
+    digest = files.digest_of_file(path, "md5")
     if size_bytes is not None and length < size_bytes:
         raise DataError(
             f"{path}: truncated, {length:,} of {size_bytes:,} bytes are there; download it "
-            "again, or give data.archive_md5=MD5 if you mean another archive"
+            f"again, or set data.archive_md5={digest} if you mean this other archive"
         )
-    digest = files.digest_of_file(path, "md5")
     if digest != md5.lower():
         raise DataError(
             f"{path}: its md5 is {digest} where {md5} is expected; download it again, or set "
