@@ -36,12 +36,12 @@ CHECKS = {  # the module of each, and the seconds that it may take on a GPU, at 
     "parity": ("exactness", 60),
     "nccl": ("exactness", 60),
     "auto": ("exactness", 60),
-    "step": ("speed", 120),
+    "step": ("speed", 150),
     "loader": ("speed", 60),
     "evaluation": ("speed", 40),
     "resume": ("runs", 90),
     "half": ("runs", 90),
-    "compiled": ("speed", 180),
+    "compiled": ("speed", 240),
     "whole_runs": ("runs", 180),
 }
 Row = dict[str, Any]

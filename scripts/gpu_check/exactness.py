@@ -40,6 +40,7 @@ def syncs(setting: Setting) -> Rows:
         overrides = [word.format(twice=2 * images) for word in words]
         trainer = setting.trainer(f"optim.batch_size={images}", "data.image_px=64", *overrides)
         trainer._set_train_mode(0)  # a run's own way to wrap its model
+        torch.backends.cudnn.benchmark = False  # nothing is timed
         total = trainer.config.optim.images_per_step
         batch = setting.random_batch(total, 64)
 
@@ -82,6 +83,7 @@ def parity(setting: Setting) -> Rows:
         words = ["train.precision=fp32", f"data.image_px={side_px}", f"optim.batch_size={images}"]
         trainer = setting.trainer(*words, *overrides, device=device)
         trainer._set_train_mode(0)
+        torch.backends.cudnn.benchmark = False  # nothing is timed
         state, model, settings = trainer.state, trainer.ddp_model, trainer.settings
         return [
             float(train_step(state, model, batch, images, RATES, settings)[0]) / images for batch in batches

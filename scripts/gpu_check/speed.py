@@ -47,8 +47,12 @@ def step(setting: Setting) -> Rows:
         measured = setting.measure(made, images=count)
         yield {"case": case, **measured, "tflops": round(measured["images_per_s"] * work, 1)}
 
-    yield from row("ours", our_step(setting, [images]), images)
-    yield from row("bare loop", bare_step(setting, compiled=False), images)
+    # In turn, as clocks and temperature change in the first seconds; the better round of each counts.
+    sides = {"ours": our_step(setting, [images]), "bare loop": bare_step(setting, compiled=False)}
+    rounds = [{case: setting.measure(made, images=images) for case, made in sides.items()} for _ in range(3)]
+    for case in sides:
+        best = max((one[case] for one in rounds), key=lambda measured: measured["images_per_s"])
+        yield {"case": case, **best, "tflops": round(best["images_per_s"] * work, 1)}
     for fewer in (images // 4, images // 8):
         yield from row(f"ours, {fewer} images", our_step(setting, [fewer]), fewer)
     for case, overrides in CASES.items():
@@ -63,9 +67,9 @@ CASES = {
     ],
     "ema, clip": ["train.ema_decay=0.999", "optim.clip_norm=5"],
     "fp16": ["train.precision=fp16"],
-    "fp32": ["train.precision=fp32"],
-    "fp32, tf32": ["train.precision=fp32", "train.tf32=true"],
     "default layout": ["train.channels_last=false"],
+    "fp32, tf32": ["train.precision=fp32", "train.tf32=true"],
+    "fp32": ["train.precision=fp32"],  # the last: cuDNN tries algorithms for a minute
 }
 
 
