@@ -360,7 +360,9 @@ def test_verify_archive_names_what_is_wrong(tmp_path: Path) -> None:
     verify_archive(archive, md5)
     verify_archive(archive, md5.upper(), SIZE_BYTES)
     archive.write_bytes(CONTENT[:-1])
-    with pytest.raises(DataError, match=r"truncated, 2,999,999 of 3,000,000 bytes .*archive_md5=[0-9a-f]{32} if"):
+    with pytest.raises(
+        DataError, match=r"truncated, 2,999,999 of 3,000,000 bytes .*archive_md5=[0-9a-f]{32} if"
+    ):
         verify_archive(archive, md5, SIZE_BYTES)
     digest = hashlib.md5(CONTENT[:-1]).hexdigest()
     with pytest.raises(
