@@ -17,7 +17,7 @@ from PIL import Image
 from pipeline.common import console
 from pipeline.common.errors import named
 from pipeline.data.image_store import Store
-from pipeline.data.pictures import JPEG_QUALITY
+from pipeline.data.pictures import JPEG_QUALITY, Pixels
 from pipeline.explain import neighbours
 
 HASH_SIDE = 16
@@ -28,6 +28,7 @@ PICTURE_PX = 256  # height of a pair's picture
 CHUNK = 512
 
 Bits = npt.NDArray[np.bool_]
+Rows = npt.NDArray[np.int64]
 
 
 def hashes(store: Store) -> Bits:
@@ -35,9 +36,27 @@ def hashes(store: Store) -> Bits:
     bits = np.empty((len(store), HASH_BITS), np.bool_)
     with console.bar("hashes", len(store)) as bar:
         for row in range(len(store)):
-            bits[row] = imagehash.phash(Image.fromarray(store[row]), HASH_SIDE).hash.ravel()
+            bits[row] = hash_of(store[row])
             bar.advance()
     return bits
+
+
+def hash_of(picture: Pixels) -> Bits:
+    """The perceptual hash of a picture, uint8 [H, W, 3] RGB: bool [256]."""
+    return np.asarray(imagehash.phash(Image.fromarray(picture), HASH_SIDE).hash.ravel(), np.bool_)
+
+
+def close_pairs(bits: Bits) -> tuple[Rows, Rows]:
+    """The pairs of rows, int64 [m] and int64 [m], whose hashes, bool [n, 256], differ in `MAX_DISTANCE` bits at most."""
+    signs = bits.astype(np.float32) * 2 - 1
+    rows_a: list[Rows] = []
+    rows_b: list[Rows] = []
+    for start in range(0, len(signs), CHUNK):
+        distance = (HASH_BITS - signs[start : start + CHUNK] @ signs[start:].T) / 2
+        a, b = (np.triu(distance <= MAX_DISTANCE, k=1)).nonzero()
+        rows_a.append(a + start)
+        rows_b.append(b + start)
+    return np.concatenate(rows_a), np.concatenate(rows_b)
 
 
 def pairs(samples: pd.DataFrame, bits: Bits, features: npt.NDArray[np.float32]) -> pd.DataFrame:
@@ -52,15 +71,7 @@ def pairs(samples: pd.DataFrame, bits: Bits, features: npt.NDArray[np.float32]) 
         A row a pair: id_a, path_a, split_a, class_a, and the same of b; hash_distance (differing bits, 0..48 of
         256); feature_similarity (cosine, 0.9..1).
     """
-    signs = bits.astype(np.float32) * 2 - 1
-    rows_a: list[npt.NDArray[np.int64]] = []
-    rows_b: list[npt.NDArray[np.int64]] = []
-    for start in range(0, len(signs), CHUNK):
-        distance = (HASH_BITS - signs[start : start + CHUNK] @ signs[start:].T) / 2
-        a, b = (np.triu(distance <= MAX_DISTANCE, k=1)).nonzero()
-        rows_a.append(a + start)
-        rows_b.append(b + start)
-    a, b = np.concatenate(rows_a), np.concatenate(rows_b)
+    a, b = close_pairs(bits)
     unit = neighbours.unit_length(features)
     similarity = np.einsum("ij,ij->i", unit[a], unit[b])
     confirmed = similarity >= MIN_SIMILARITY
