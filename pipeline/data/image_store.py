@@ -21,6 +21,7 @@ from pipeline.common import console, files, hardware
 from pipeline.common.errors import DataError, name_some
 from pipeline.data.pictures import WHAT_TO_GIVE, Layout, PictureError, Pixels, make_entry, stored_pixels
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 INDEX_COLUMNS = ["id", "offset", "length", "store_width", "store_height"]
 SKIPPED = "skipped.csv"
@@ -180,7 +181,7 @@ def _fill(path: Path, paths: Sequence[Path], layout: Layout) -> tuple[pd.DataFra
         console.bar("store", len(paths)) as bar,
         ThreadPoolExecutor(workers) as pool,
     ):
-        for row, entry in enumerate(_map_in_order(pool, make, range(len(paths)), ahead=4 * workers)):
+        for row, entry in enumerate(map_in_order(pool, make, range(len(paths)), ahead=4 * workers)):
             if isinstance(entry, str):
                 bad[row] = entry
             else:
@@ -191,8 +192,8 @@ def _fill(path: Path, paths: Sequence[Path], layout: Layout) -> tuple[pd.DataFra
     return pd.DataFrame(rows), bad
 
 
-def _map_in_order(
-    pool: ThreadPoolExecutor, function: Callable[[int], Result], items: Iterable[int], ahead: int
+def map_in_order(
+    pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Iterator[Result]:
     """`pool.map`, but at most `ahead` results wait to be taken: a slow disk must not fill the memory."""
     waiting: deque[Future[Result]] = deque()
