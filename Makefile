@@ -28,7 +28,7 @@ paths = if [ -e $(quoted) ]; then set -- $(quoted); else eval set -- $(quoted); 
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # data, train and eval need one another in this order, also under MAKEFLAGS=-j
-.PHONY: help setup doctor data train eval predict report audit study sweep runs sync schedule lr-find summary config demo smoke test test-all test-lowest kill-test fuzz gpu-check check format bench clean
+.PHONY: help setup doctor data inspect train eval predict report audit study sweep runs sync schedule lr-find summary config demo smoke test test-all test-lowest kill-test fuzz gpu-check check format bench clean
 
 help: ## list the targets and their variables
 	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -76,6 +76,9 @@ clean: ## remove .venv and caches; data and runs stay
 
 data: $(READY) ## download or take the archive, unpack, check, store, split
 	$(BIN)/python -m pipeline data --config $(call quoted,$(CONFIG)) $(ARGS)
+
+inspect: $(READY) ## what to know of the data before training: duplicates, sizes, crops; a page
+	$(BIN)/python -m pipeline inspect --config $(call quoted,$(CONFIG)) $(ARGS)
 
 config: $(READY) ## print every key with its value and meaning
 	$(BIN)/python -m pipeline config --config $(call quoted,$(CONFIG)) $(ARGS)

@@ -24,6 +24,7 @@ ROOMS = [
     "explain",
     "report",
     "audit",
+    "inspection",
     "wandb_sync",
     "doctor",
     "experiments",

@@ -4,6 +4,7 @@ import os
 from argparse import ArgumentParser, Namespace
 
 from pipeline.cli.verbs.verb import (
+    Result,
     Verb,
     config_of,
     configuration,
@@ -25,6 +26,17 @@ def data(arguments: Namespace) -> None:
     prepare(config, arguments.verify)
 
 
+def inspect(arguments: Namespace) -> Result:
+    """Describe prepared data before training: sizes, duplicates, dark pictures, what crops cut off.
+
+    A page with pictures is written beside the sample table. The pictures themselves are only read.
+    """
+    config = config_of(arguments)
+    from pipeline.inspection.inspect_data import inspect_data
+
+    return inspect_data(config)
+
+
 def _arguments(parser: ArgumentParser) -> None:
     configuration(parser)
     parser.add_argument(
@@ -39,6 +51,14 @@ VERBS = {
         (
             "plumage data --config configs/cub200_resnet50.yaml",
             "plumage data --config configs/demo.yaml --verify",
+        ),
+    ),
+    "inspect": Verb(
+        inspect,
+        configuration,
+        (
+            "plumage inspect --config configs/cub200_resnet50.yaml",
+            "plumage inspect data.source=folder data.path=birds/",
         ),
     ),
 }
