@@ -54,7 +54,7 @@ def parse(argv: Sequence[str]) -> tuple[Verb, Namespace]:
         verb.arguments(parser_of_verb)
     # argparse takes no positional arguments both before and behind an option
     arguments, rest = parser.parse_known_args(argv)
-    if unknown := [text for text in rest if text.startswith("-")]:
+    if unknown := [text for text in rest if text.startswith("-") and text != "-"]:
         parser.error(f"unknown option {' '.join(unknown)}; overrides are written {OVERRIDE}")
     arguments.positionals += rest
     return table[arguments.verb], arguments

@@ -1,54 +1,164 @@
-"""Classifies single pictures with a run's checkpoint. No data set is needed."""
+"""Classifies pictures of any kind and number with a run's checkpoint. No data set is needed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
+from pydantic import BaseModel, Field
 
-from pipeline.common import console, hardware
-from pipeline.common.errors import CheckpointError, DataError
+from pipeline.common import console, files
+from pipeline.common.errors import DataError
 from pipeline.config.schema import Config
 from pipeline.data import pictures
-from pipeline.data.tta import tta_crops
 from pipeline.distributed import process_group
-from pipeline.evaluation import training_state
+from pipeline.evaluation import priors, training_state
+from pipeline.evaluation.answer_files import TO_STDOUT, Answer, AnswerFile
+from pipeline.evaluation.picture_names import expand
+from pipeline.evaluation.picture_outputs import Outputs, Unreadable, outputs_of
+from pipeline.evaluation.priors import Posterior
 from pipeline.inference import load_model
 from pipeline.inference.load_model import LoadedModel
-from pipeline.models.option_errors import memory_errors
-from pipeline.models.precision import autocast
 from pipeline.runs.directory import RunDirectory
+from pipeline.runs.predictions import AGAIN
 
 TOP = 5
+WHAT_TO_DO = f"give pictures that can be read ({pictures.WHAT_TO_GIVE})"
 
 
-def classify(config: Config, images: Sequence[Path]) -> dict[str, Any]:
-    """Show the five most likely classes of each picture that can be read, then name the others.
+@dataclass(frozen=True)
+class Wishes:
+    """What is asked for of each picture.
+
+    top: number of classes. logits, features: whether these are answered too. prior: a CSV file, see
+    `priors.read_prior`. file: where the answers go, None: a table on the screen, and the result.
+    """
+
+    top: int = TOP
+    logits: bool = False
+    features: bool = False
+    prior: Path | None = None
+    file: AnswerFile | None = None
+
+
+class _Fitted(BaseModel):
+    """What metrics.json says of a temperature."""
+
+    checkpoint_sha256: str = ""
+    tta: str = "none"
+    temperature: Annotated[float, Field(gt=0)] | None = None
+    temperature_at_bound: bool = False
+
+
+def classify(config: Config, names: Sequence[Path], wishes: Wishes) -> dict[str, Any] | None:
+    """Name the most likely classes of each picture that can be read, and what is wrong with each of the others.
+
+    Args:
+        names: of files, folders and patterns, see `picture_names.expand`.
 
     Returns:
-        In plain types: the checkpoint; `predictions`, one a picture that can be read; and `refused`, where there is
-        one that cannot, what is wrong with each.
+        In plain types: the checkpoint; temperature, None where the probabilities are not calibrated; classes, the order
+        of the logits, where these are asked for; `predictions`, one a picture that can be read; and `refused`, where
+        there is one that cannot, what is wrong with each. Of a file its path and the numbers of pictures and of those
+        refused. None where the answers went to standard output.
 
     Raises:
-        UserError: the checkpoint is missing or of another model, its outputs are not finite, or no picture is readable.
+        UserError: the checkpoint is missing or of another model, its outputs are not finite, no picture is readable, or
+            not all are and the answers went to standard output.
     """
+    if wishes.file is not None:
+        wishes.file.check()
+    images = expand(names)
     if not images:
         raise DataError("predict: no picture is given; name one or more files behind the configuration")
     training_state.warn_of_unfinished(RunDirectory(config.run_dir))
+    with process_group.join(config.train, config.distributed.timeout_s) as ranks:
+        model, classes = load_model.load_model_without_data(config, load_model.checkpoint_path(config), ranks)
+        temperature, how = _temperature(config, model)
+        log_ratio, prior = _log_ratio(config, classes, wishes.prior)
+        posterior = Posterior(temperature or 1.0, log_ratio)
+        answers = (
+            _answer(one, classes, posterior, wishes)
+            for batch in outputs_of(config, model, images, ranks.device)
+            for one in batch
+        )
+        title = f"{model.path}, epoch {model.epoch}; {how}{prior}"
+        if wishes.file is None:
+            result = _show(answers, title)
+        else:
+            console.say(title)
+            result = _write(answers, wishes.file, wishes, classes, len(images))
+    if wishes.file is not None and wishes.file.path == TO_STDOUT:
+        return None
+    origin = {"checkpoint": str(model.path), "checkpoint_sha256": model.sha256, "temperature": temperature}
+    return origin | ({"classes": classes} if wishes.logits else {}) | result
+
+
+def _temperature(config: Config, model: LoadedModel) -> tuple[float | None, str]:
+    """The temperature that an evaluation of this checkpoint fitted on validation, and that in words; None without."""
+    run, at_bound = RunDirectory(config.run_dir), False
+    for split in ("test", "train"):
+        path = run.evaluation(split).metrics_file
+        if not path.is_file():
+            continue
+        fitted = files.read_json(path, _Fitted, AGAIN)
+        if (
+            fitted.temperature is None
+            or fitted.checkpoint_sha256 != model.sha256
+            or fitted.tta != config.eval.tta
+        ):
+            continue
+        if not fitted.temperature_at_bound:
+            return fitted.temperature, f"calibrated, temperature {fitted.temperature:.3f} of {path}"
+        at_bound = True
+    if at_bound:
+        return None, "not calibrated, as validation does not determine a temperature"
+    return (
+        None,
+        f"not calibrated, as no `eval` of it with eval.tta={config.eval.tta} has fitted a temperature",
+    )
+
+
+def _log_ratio(config: Config, classes: Sequence[str], path: Path | None) -> tuple[priors.Floats, str]:
+    """log(prior / training share) of each class, and the prior in words."""
+    if path is None:
+        return np.zeros(len(classes)), ""
+    prior, images = priors.read_prior(path, classes), priors.training_images(config, classes)
+    words = f"; prior {path}"
+    if images is None:
+        images = np.ones(len(classes), np.int64)
+        words += ", with equal shares in training, as no `eval` of the run has counted them"
+    return priors.log_ratio(prior, images), words
+
+
+def _answer(
+    one: Outputs | Unreadable, classes: Sequence[str], posterior: Posterior, wishes: Wishes
+) -> Answer:
+    if isinstance(one, Unreadable):
+        return Answer(one.path, error=one.reason)
+    (log_probability,) = posterior.log_probabilities(one.logits[None])
+    order = np.argsort(-log_probability, kind="stable")[: wishes.top]
+    occurring = [label for label in order if log_probability[label] > -np.inf]
+    return Answer(
+        one.path,
+        tuple((classes[label], float(np.exp(log_probability[label]))) for label in occurring),
+        one.logits if wishes.logits else None,
+        one.features if wishes.features else None,
+    )
+
+
+def _show(answers: Iterable[Answer], title: str) -> dict[str, Any]:
+    """Show the answers as a table, then name the pictures that cannot be read."""
     predictions: list[dict[str, Any]] = []
     refused: list[str] = []
-    with process_group.join(config.train, config.distributed.timeout_s) as ranks:
-        model, names = load_model.load_model_without_data(config, load_model.checkpoint_path(config), ranks)
-        for path in images:
-            try:
-                probability = probabilities(config, model, path, ranks.device)
-            except pictures.PictureError as error:
-                refused.append(str(error))
-            else:
-                predictions.append({"image": str(path), "classes": _most_likely(probability, names)})
-    sentence = f"{'; '.join(refused)}; give pictures that can be read ({pictures.WHAT_TO_GIVE})"
+    for answer in answers:
+        if answer.error is None:
+            predictions.append(answer.as_object())
+        else:
+            refused.append(f"{answer.image}: {answer.error}")
+    sentence = f"{'; '.join(refused)}; {WHAT_TO_DO}"
     if not predictions:
         raise DataError(sentence)
     rows = [
@@ -56,49 +166,31 @@ def classify(config: Config, images: Sequence[Path]) -> dict[str, Any]:
         for prediction in predictions
         for place, entry in enumerate(prediction["classes"])
     ]
-    console.show_table(f"{model.path}, epoch {model.epoch}", ["picture", "class", "probability"], rows)
-    result = {
-        "checkpoint": str(model.path),
-        "checkpoint_sha256": model.sha256,
-        "predictions": predictions,
-    }
-    if refused:
-        console.fail(sentence)
-        result["refused"] = refused
-    return result
+    console.show_table(title, ["picture", "class", "probability"], rows)
+    if not refused:
+        return {"predictions": predictions}
+    console.fail(sentence)
+    return {"predictions": predictions, "refused": refused}
 
 
-def probabilities(
-    config: Config, model: LoadedModel, path: Path, device: torch.device
-) -> npt.NDArray[np.float64]:
-    """The probability of each class, float64 [C]; the picture is resized and cropped as in `eval`.
-
-    Raises:
-        PictureError: the picture is not readable.
-        CheckpointError: the model's outputs are not finite.
-        ConfigError: memory does not suffice for the views of one picture.
-    """
-    picture = pictures.picture(path, pictures.Layout.of(config.data))
-    crops = np.stack([view(picture, 0, 0) for view in tta_crops(config.data, config.eval.tta)])
+def _write(
+    answers: Iterator[Answer], file: AnswerFile, wishes: Wishes, classes: Sequence[str], total: int
+) -> dict[str, Any]:
+    """Write each answer as it comes, then say how many pictures cannot be read."""
+    refused = 0
+    top = min(wishes.top, len(classes))
     with (
-        memory_errors(
-            f"eval.tta: memory does not suffice for the {len(crops)} view(s) of {path}",
-            "set eval.tta=none, or train.device=cpu",
-        ),
-        hardware.repeatable_convolutions(),
-        torch.inference_mode(),
-        autocast(device, model.precision),
+        file.writing(classes, top, wishes.logits, wishes.features) as write,
+        console.bar("predict", total) as bar,
     ):
-        image = torch.from_numpy(crops).to(device).permute(0, 3, 1, 2)
-        logits = model.model(image).double()
-    if not logits.isfinite().all():
-        raise CheckpointError(
-            f"{model.path}: the model's outputs for {path} are not finite; its weights have diverged or the file is "
-            "damaged: name another checkpoint with eval.checkpoint"
-        )
-    return np.asarray(logits.softmax(1).mean(0).cpu(), np.float64)
-
-
-def _most_likely(probability: npt.NDArray[np.float64], names: Sequence[str]) -> list[dict[str, Any]]:
-    order = np.argsort(-probability, kind="stable")[:TOP]
-    return [{"class": names[label], "probability": float(probability[label])} for label in order]
+        for answer in bar.count(answers, repeat(1, total)):
+            write(answer)
+            refused += answer.error is not None
+    result: dict[str, Any] = {"file": str(file.path), "pictures": total}
+    if not refused:
+        return result
+    sentence = f"{refused:,} of {total:,} pictures cannot be read, and their rows say why; {WHAT_TO_DO}"
+    if file.path == TO_STDOUT:
+        raise DataError(sentence)
+    console.fail(sentence)
+    return result | {"refused": refused}

@@ -1,6 +1,6 @@
 """Verbs that judge what was learned, and the data by it."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from pipeline.cli.verbs.verb import (
     paths_and_overrides,
     user_path,
 )
+from pipeline.common.errors import DataError
 from pipeline.config.load import load_config
 from pipeline.config.schema import Config
 
@@ -94,22 +95,93 @@ def audit(arguments: Namespace) -> Result:
     return audit_data(config)
 
 
+def probe(arguments: Namespace) -> Result:
+    """Say how far the features of a backbone go without training: the baseline of a table of results.
+
+    A linear head, the nearest neighbours and the nearest class mean learn from training images, and predict the test.
+    """
+    config = config_of(arguments)
+    from pipeline.probe.probe import probe as probe_backbone
+
+    return probe_backbone(config)
+
+
 def _predict_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "positionals", nargs="*", metavar="IMAGE", help=f"picture files, and {OVERRIDE}: {OVERRIDES}"
+        "positionals",
+        nargs="*",
+        metavar="RUN|IMAGE",
+        help="a run directory first, unless a configuration names it; picture files, folders of them, patterns, or - "
+        f"for names from standard input; and {OVERRIDE}: {OVERRIDES}",
     )
     config_option(parser)
+    parser.add_argument(
+        "--top",
+        type=_positive,
+        default=5,
+        metavar="N",
+        help="number of classes of a picture; default: %(default)s",
+    )
+    parser.add_argument("--tta", action="store_true", help="average with the mirror image: eval.tta=flip")
+    parser.add_argument(
+        "--prior",
+        type=user_path,
+        metavar="FILE",
+        help="CSV: class, weight: how often it occurs here and now; 0: never",
+    )
+    parser.add_argument("--logits", action="store_true", help="answer the logits of all classes too")
+    parser.add_argument("--features", action="store_true", help="answer the input of the last layer too")
+    formats = parser.add_mutually_exclusive_group()
+    for name, what in (
+        ("json", "JSON lines, or - for standard output"),
+        ("csv", "CSV, or -"),
+        ("parquet", "Parquet"),
+    ):
+        formats.add_argument(
+            f"--{name}",
+            type=user_path,
+            metavar="FILE",
+            help=f"write a row a picture as it comes: {what}",
+        )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise ArgumentTypeError(f"{text}: not a whole number from 1")
+    return int(text)
 
 
 def predict(arguments: Namespace) -> Result:
-    """Name the most likely classes of single pictures.
+    """Name the most likely classes of pictures.
 
     The model is the run's best checkpoint. A picture that cannot be read is named, and the others are classified.
     """
-    from pipeline.evaluation.predict_images import classify
+    from pipeline.evaluation.answer_files import SUFFIXES, AnswerFile
+    from pipeline.evaluation.predict_images import Wishes, classify
 
+    if "" in arguments.positionals:
+        raise DataError("predict: one of the names is empty; see whether a variable of the shell is unset")
     images, overrides = paths_and_overrides(arguments.positionals)
-    return classify(load_config(arguments.config, overrides), images)
+    run = None
+    if arguments.config is None and images and (images[0] / "config.yaml").is_file():
+        run, *images = images
+    config = load_config(arguments.config, overrides) if run is None else _config_of_run(run, overrides)
+    if arguments.tta and config.eval.tta == "none":
+        config = config.model_copy(update={"eval": config.eval.model_copy(update={"tta": "flip"})})
+    paths = {name: getattr(arguments, name) for name in SUFFIXES}
+    file = next((AnswerFile(name, path) for name, path in paths.items() if path is not None), None)
+    wishes = Wishes(arguments.top, arguments.logits, arguments.features, arguments.prior, file)
+    return classify(config, images, wishes)
+
+
+def _config_of_run(folder: Path, overrides: list[str]) -> Config:
+    """The configuration that a run was trained with, wherever its folder lies now."""
+    from pipeline.runs.directory import RunDirectory
+
+    config = load_config(RunDirectory(folder).config_file, overrides)
+    place = folder if folder.name not in ("", "..") else folder.resolve()
+    run = config.run.model_copy(update={"root": place.parent, "name": place.name})
+    return config.model_copy(update={"run": run})
 
 
 VERBS = {
@@ -145,12 +217,20 @@ VERBS = {
             "plumage audit --config configs/cub200_resnet50.yaml run.name=low_lr",
         ),
     ),
+    "probe": Verb(
+        probe,
+        configuration,
+        (
+            "plumage probe --config configs/cub200_mobilenetv2_cpu.yaml model.weights=WEIGHTS.pth",
+            "plumage probe data.source=folder data.path=birds/ run.name=birds model.name=resnet18.a1_in1k",
+        ),
+    ),
     "predict": Verb(
         predict,
         _predict_arguments,
         (
-            "plumage predict --config configs/cub200_resnet50.yaml one.jpg two.jpg",
-            "plumage predict --config configs/cub200_resnet50.yaml run.name=low_lr one.jpg",
+            "plumage predict runs/low_lr one.jpg 'more/**/*.jpg' --top 3",
+            "plumage predict runs/low_lr folder --csv answers.csv --prior here_in_may.csv",
         ),
     ),
 }

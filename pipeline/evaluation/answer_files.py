@@ -1,0 +1,171 @@
+"""What `predict` says of each picture, and the files that it is written to as it comes."""
+
+import csv
+import importlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.common import console, files
+from pipeline.common.errors import DataError
+
+Format = Literal["json", "csv", "parquet"]
+SUFFIXES: dict[Format, tuple[str, ...]] = {
+    "json": (".json", ".jsonl", ".ndjson"),
+    "csv": (".csv",),
+    "parquet": (".parquet",),
+}
+TO_STDOUT = Path("-")
+ROWS_AT_ONCE = 1024  # of a Parquet file
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is said of one picture: its most likely classes with their probabilities, or why it cannot be read.
+
+    logits: float32 [C]; features: float32 [D]; None where they are not asked for.
+    """
+
+    image: Path
+    classes: tuple[tuple[str, float], ...] = ()
+    logits: npt.NDArray[np.float32] | None = None
+    features: npt.NDArray[np.float32] | None = None
+    error: str | None = None
+
+    def as_object(self) -> dict[str, Any]:
+        """In plain types: image; classes, logits and features, or error."""
+        if self.error is not None:
+            return {"image": str(self.image), "error": self.error}
+        classes = [{"class": name, "probability": probability} for name, probability in self.classes]
+        return {"image": str(self.image), "classes": classes, **self.numbers()}
+
+    def numbers(self) -> dict[str, list[float]]:
+        """The logits and the features that were asked for."""
+        named = {"logits": self.logits, "features": self.features}
+        return {name: values.tolist() for name, values in named.items() if values is not None}
+
+
+Write = Callable[[Answer], None]
+
+
+@dataclass(frozen=True)
+class AnswerFile:
+    """A file of answers, a row a picture; the path `-` is standard output, for JSON lines and CSV."""
+
+    format: Format
+    path: Path
+
+    def check(self) -> None:
+        """Raise a `DataError` where it cannot be written: before a long prediction."""
+        option = f"--{self.format} {self.path}"
+        suffixes = SUFFIXES[self.format]
+        if self.path == TO_STDOUT:
+            if self.format == "parquet":
+                raise DataError(f"{option}: Parquet is written to a file; name one that ends in .parquet")
+        elif self.path.suffix.lower() not in suffixes:  # the option may have taken a picture for its file
+            raise DataError(
+                f"{option}: would be written over; name a file that ends in {' or '.join(suffixes)}"
+                + (", or - for standard output" if self.format != "parquet" else "")
+            )
+        if self.format == "parquet":
+            _pyarrow(option)
+
+    @contextmanager
+    def writing(self, names: Sequence[str], top: int, logits: bool, features: bool) -> Iterator[Write]:
+        """Yield what writes an answer. The file appears when the block ends without an error.
+
+        Args:
+            names: of all classes.
+            top: number of classes in a row.
+            logits, features: whether there are such columns.
+        """
+        columns = [f"{column}_{place}" for place in range(1, top + 1) for column in ("class", "probability")]
+        arrays = ["logits"] * logits + ["features"] * features
+        if self.path == TO_STDOUT:
+            yield _lines(self.format, console.put_out, ["image", *columns, *arrays, "error"])
+            return
+        with files.replacing(self.path) as part:
+            if self.format == "parquet":
+                with _parquet(part, names, columns, arrays) as write:
+                    yield write
+                return
+            with part.open("w", encoding="utf-8", newline="") as stream:
+                yield _lines(
+                    self.format, lambda line: print(line, file=stream), ["image", *columns, *arrays, "error"]
+                )
+
+
+def _lines(format_: Format, put: Callable[[str], None], columns: Sequence[str]) -> Write:
+    """What writes JSON lines, or CSV with a head."""
+    if format_ == "json":
+        return lambda answer: put(json.dumps(answer.as_object() | {"image": _text(answer.image)}))
+    put(_csv_line(columns))
+
+    def write(answer: Answer) -> None:
+        row = _row(answer)
+        cells = (row.get(column) for column in columns)
+        put(_csv_line([json.dumps(cell) if isinstance(cell, list) else cell for cell in cells]))
+
+    return write
+
+
+def _csv_line(cells: Sequence[object]) -> str:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(cells)
+    return line.getvalue()
+
+
+@contextmanager
+def _parquet(
+    part: Path, names: Sequence[str], columns: Sequence[str], arrays: Sequence[str]
+) -> Iterator[Write]:
+    arrow = _pyarrow(str(part))
+    types = {column: arrow.string() if column.startswith("class_") else arrow.float64() for column in columns}
+    types |= dict.fromkeys(arrays, arrow.list_(arrow.float32()))
+    fields = {"image": arrow.string(), **types, "error": arrow.string()}
+    schema = arrow.schema(list(fields.items()), metadata={"classes": json.dumps(list(names))})
+    waiting: list[dict[str, Any]] = []
+    with arrow.parquet.ParquetWriter(part, schema) as writer:
+
+        def flush() -> None:
+            writer.write_table(arrow.Table.from_pylist(waiting, schema=schema))
+            waiting.clear()
+
+        def write(answer: Answer) -> None:
+            waiting.append(_row(answer))
+            if len(waiting) == ROWS_AT_ONCE:
+                flush()
+
+        yield write
+        flush()
+
+
+def _row(answer: Answer) -> dict[str, Any]:
+    """The cells of a row by column; those that are missing are empty."""
+    row: dict[str, Any] = {"image": _text(answer.image), "error": answer.error, **answer.numbers()}
+    for place, (name, probability) in enumerate(answer.classes, 1):
+        row |= {f"class_{place}": name, f"probability_{place}": probability}
+    return row
+
+
+def _text(path: Path) -> str:
+    r"""A path as text; bytes that are no UTF-8 become `\xff`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _pyarrow(where: str) -> Any:
+    try:
+        importlib.import_module("pyarrow.parquet")
+        return importlib.import_module("pyarrow")
+    except ImportError as error:
+        raise DataError(
+            f"{where}: writing Parquet needs the package pyarrow; install it (pip install pyarrow), or take --csv"
+        ) from error
