@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.audit import duplicates, label_errors
+from pipeline.audit import decisions, duplicates, label_errors
 from pipeline.common import console, files, tables
 from pipeline.config.schema import Config
 from pipeline.data import prepare, sample_table
@@ -41,6 +41,7 @@ def audit_data(config: Config) -> dict[str, Any]:
         model = load_model.load_model(config, data.samples, load_model.checkpoint_path(config), ranks)
         evaluation = RunDirectory(config.run_dir).evaluation(config.eval.split)
         with evaluation_lock.held(evaluation) if ranks.is_main else nullcontext():
+            before = decisions.earlier(evaluation.audit.corrections_file, config.data)
             features_of_all = _features(config, data, model, ranks)
             if not ranks.is_main:
                 return {}
@@ -52,17 +53,22 @@ def audit_data(config: Config) -> dict[str, Any]:
                 "checkpoint_sha256": model.sha256,
                 **summary(errors, doubles),
             }
-            _write(evaluation.audit, errors, doubles, result, data)
+            to_decide = decisions.to_decide(errors, data.samples, before)
+            _write(evaluation.audit, errors, to_decide, doubles, result, data)
         if config.report.write and evaluation.metrics_file.is_file():
             page.build(config, evaluation)
         _show(errors, doubles, result)
-        console.say(f"audit  {evaluation.audit.path}")
+        console.say(
+            f"audit  {evaluation.audit.path}; decide in {evaluation.audit.corrections_file.name} (column decision: "
+            "a class, or drop), and give it to `plumage data` as data.corrections"
+        )
         return result
 
 
 def _write(
     audit: AuditDirectory,
     errors: pd.DataFrame,
+    to_decide: pd.DataFrame,
     doubles: pd.DataFrame,
     result: Mapping[str, Any],
     data: prepare.Prepared,
@@ -70,6 +76,7 @@ def _write(
     with files.replacing_folder(audit.path) as part:
         folder = AuditDirectory(part)
         tables.write_csv(errors, folder.label_errors_file)
+        tables.write_csv(to_decide, folder.corrections_file)
         tables.write_csv(doubles, folder.duplicates_file)
         shown = doubles.head(PICTURES)
         duplicates.write_pictures(shown, data.samples["id"].tolist(), data.store, folder.pairs)

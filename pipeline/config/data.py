@@ -76,6 +76,8 @@ class DataConfig(Section):
     """MD5 digest of the archive; null: the official one"""
     on_bad: Literal["error", "skip"] = "error"
     """pictures that cannot be read; error: all are named, and nothing is made; skip: they are left out and listed"""
+    corrections: UserPath | None = None
+    """decisions on labels: the audit's corrections.csv, a table of id and label (or `drop`), or CUB++; null: none"""
     synthetic: SyntheticConfig = SyntheticConfig()
     test_fraction: Fraction = 0.2
     """share of each class of your own pictures drawn as the test where there is none, for all seeds alike; 0: no test"""

@@ -22,10 +22,11 @@ from pipeline.common import console, files, seeding, tables
 from pipeline.common.errors import DataError, name_some
 from pipeline.config.data import DataConfig
 from pipeline.config.schema import Config
-from pipeline.data import image_store, sample_table, splits, stages
+from pipeline.data import corrections, image_store, sample_table, splits, stages
 from pipeline.data.pictures import Layout
 from pipeline.data.sources.source import source_of
 from pipeline.data.stages import Stage
+from pipeline.data.table_name import beside, table_name
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,8 @@ def stages_from(config: Config, root: Path) -> list[Stage]:
     sample_table.check_learnable(images, root)
     samples_path, store_folder = output_paths(config)
     skips = config.data.on_bad == "skip"
+    decided = corrections.of(config.data)
+    changing = None if decided is None else corrections.changes(decided, images, config.data.source)
 
     def build_store(output: Path) -> None:
         image_store.build(images, folder, output, layout(config.data), skip_bad=skips)
@@ -173,7 +176,11 @@ def stages_from(config: Config, root: Path) -> list[Stage]:
         samples = images.merge(pictures, on="id", validate="one_to_one")
         if skips:
             _list_skipped(store_folder / image_store.SKIPPED, samples_path, images, samples)
-        draw_splits(samples, config).to_csv(output, index=False)
+        drawn = draw_splits(samples, config)
+        if decided is not None and changing is not None:
+            drawn, listed = corrections.apply(drawn, changing, decided.path)
+            tables.write_csv(listed, beside(samples_path, "corrected"))
+        drawn.to_csv(output, index=False)
 
     inputs: dict[str, Any] = {"texts": source.digest(root)}
     if _is_given(config.data):
@@ -182,6 +189,8 @@ def stages_from(config: Config, root: Path) -> list[Stage]:
         inputs["on_bad"] = "skip"
     state = files.digest_of(inputs)
     store_inputs = {**inputs, "layout": layout(config.data).name}
+    if decided is not None:
+        inputs = {**inputs, "corrections": decided.digest}
     # the same table serves stores of any size
     return [
         Stage("store", store_folder, store_inputs, build_store, source=state),
@@ -201,11 +210,7 @@ def _list_skipped(listed: Path, samples_path: Path, images: pd.DataFrame, sample
             f"{listed}: no picture of {name_some(gone)} can be read; put good copies in their place, or leave these "
             "classes out"
         )
-    tables.write_csv(skipped, _skipped_path(samples_path))
-
-
-def _skipped_path(samples_path: Path) -> Path:
-    return samples_path.with_name(samples_path.name.replace("samples", "skipped", 1))
+    tables.write_csv(skipped, beside(samples_path, "skipped"))
 
 
 def _digest_of_pictures(folder: Path, paths: Iterable[str]) -> str:
@@ -245,17 +250,7 @@ def layout(config: DataConfig) -> Layout:
 
 
 def _samples_path(config: Config) -> Path:
-    data = config.data
-    share = f"{data.val_fraction:g}"
-    if float(share) != data.val_fraction:  # more than six digits
-        share = repr(data.val_fraction)
-    held_out = f"fold{data.fold}of{data.folds}" if data.folds else f"val{data.val_images or share}"
-    sizes = {"train": data.train_images, "test": data.test_images}
-    reduced = "".join(f"-{split}{count}" for split, count in sizes.items() if count is not None)
-    if data.path is not None and data.test_fraction != DataConfig.model_fields["test_fraction"].default:
-        reduced += f"-test{data.test_fraction!r}"
-    skip = "-skip" if data.on_bad == "skip" else ""
-    return _folder(data) / f"samples-{held_out}{reduced}-seed{config.seed}{skip}.csv"
+    return _folder(config.data) / table_name(config)
 
 
 def fetch(config: DataConfig, wait_minutes: float = stages.WAIT_MINUTES) -> Path:
@@ -331,8 +326,10 @@ def _show(prepared: Prepared, config: Config) -> None:
     for sentence in _remarks(samples, config.data):
         console.say(sentence)
     if config.data.on_bad == "skip":
-        path = _skipped_path(_samples_path(config))
+        path = beside(_samples_path(config), "skipped")
         console.say(f"skipped  {len(tables.read_csv(path)):,} pictures that cannot be read, listed in {path}")
+    if config.data.corrections is not None:
+        console.say(corrections.sentence(config.data, beside(_samples_path(config), "corrected")))
     for sentence in sample_table.gaps(samples):
         console.warn(sentence)
     if outside := sample_table.boxes_outside(samples):

@@ -41,6 +41,7 @@ class RunDirectory:
         self.evaluations = path / "eval"
         self.features = path / "eval" / "features"
         self.test_readings_file = path / "test_reads.jsonl"  # a line a reading of the test split
+        self.probe_folder = path / "probe"
         self.tensorboard = path / "tensorboard"
         self.csv = path / "csv"
         self.wandb = path / "wandb"
@@ -87,9 +88,10 @@ class RunDirectory:
         return files.read_json(path, dict[str, Any])
 
     def count_test_readings(self) -> int:
-        """How often the run has read the test split."""
-        path = self.test_readings_file  # a damaged line is a reading, too
-        return len(path.read_bytes().splitlines()) if path.is_file() else 0
+        """How often the run and its probe have read the test split."""
+        paths = self.test_readings_file, self.probe_folder / self.test_readings_file.name
+        # a damaged line is a reading, too
+        return sum(len(path.read_bytes().splitlines()) for path in paths if path.is_file())
 
 
 def find_run_directories(folder: Path) -> list[RunDirectory]:
@@ -123,12 +125,26 @@ class EvaluationDirectory:
         return self.path / f"{name}.csv"
 
 
+class ProbeDirectory(RunDirectory):
+    """RUN/probe: what `probe` left; below it, for each classifier, a folder that `compare` takes as a run."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.summary_file = path / "probe.json"
+        self.features_file = path / "features.npz"  # of all images
+
+    def classifier(self, name: str) -> RunDirectory:
+        """The predictions of one classifier, as an evaluation of test, and its config.yaml."""
+        return RunDirectory(self.path / name)
+
+
 class AuditDirectory:
     """RUN/eval/SPLIT/audit."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.label_errors_file = path / "label_errors.csv"
+        self.corrections_file = path / "corrections.csv"  # the suspects, with decisions to fill in
         self.duplicates_file = path / "duplicates.csv"
         self.pairs = path / "pairs"  # a picture a pair of near-duplicates
         self.summary_file = path / "summary.json"

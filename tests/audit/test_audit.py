@@ -10,7 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline.audit import audit, duplicates, label_errors
+from pipeline.audit import audit, decisions, duplicates, label_errors
+from pipeline.config.data import DataConfig
+from pipeline.data import prepare
 from tests.helpers import tiny
 
 PLANTED = [
@@ -124,8 +126,12 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp
 
 
+def keys(tmp: Path) -> list[str]:
+    return [f"data.root={tmp / 'data'}", *PLANTED]
+
+
 def do(verb: str, tmp: Path) -> int:
-    return tiny.do(verb, tmp, f"data.root={tmp / 'data'}", *PLANTED)
+    return tiny.do(verb, tmp, *keys(tmp))
 
 
 def test_planted_copies_are_found_with_a_picture_of_each_pair(audited: Path) -> None:
@@ -160,6 +166,73 @@ def test_the_audit_adds_up_and_is_no_reading_of_test(
     assert json.loads(said.out) == summary
     assert "features" not in said.err, "the second time they are kept"
     pd.testing.assert_frame_equal(pd.read_csv(folder / "eval/test/audit/duplicates.csv"), pairs)
+
+
+def test_decisions_in_the_audits_table_correct_the_data_and_the_next_audit_keeps_them(
+    audited: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(audited, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "runs/planted/eval/test/audit"
+    errors = pd.read_csv(folder / "label_errors.csv")
+    path = folder / "corrections.csv"
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    assert list(table) == [
+        *("id", "path", "label", "suggested_label", "score", "decision", "who", "when", "why")
+    ]
+    assert table["id"].astype(int).tolist() == errors["id"].tolist()
+    assert table["label"].tolist() == errors["class_name"].tolist()
+    assert table["suggested_label"].tolist() == errors["suggested_name"].tolist()
+    assert (table["decision"] == "").all()
+    assert tiny.do("data", tmp_path, *keys(tmp_path), f"data.corrections={path}") == 0
+    assert "decides nothing" in capsys.readouterr().err
+    assert len(table) >= 3
+    table.loc[0, ["decision", "who", "when", "why"]] = [table["suggested_label"][0], "Ann", "today", "a, b"]
+    table.loc[1, "decision"] = "drop"
+    table.loc[2, "why"] = "not sure"
+    other = next(number for number in range(1, 121) if number not in set(errors["id"]))
+    table.loc[len(table)] = [str(other), "", "", "", "", "drop", "", "", "seen by chance"]
+    table = table.assign(note="")
+    table.loc[0, "note"] = "=mine"
+    table.to_csv(path, index=False)
+    assert tiny.do("audit", tmp_path, *keys(tmp_path)) == 0
+    again = pd.read_csv(path, dtype=str, keep_default_na=False)
+    filled = ["id", "decision", "who", "when", "why", "note"]
+    pd.testing.assert_frame_equal(again[filled], table[filled])
+    assert again["label"].iloc[-1] != ""
+    capsys.readouterr()
+    assert tiny.do("data", tmp_path, *keys(tmp_path), f"data.corrections={path}") == 0
+    assert "1 relabelled, 2 dropped by" in capsys.readouterr().err
+    config = tiny.config(tmp_path, *keys(tmp_path), f"data.corrections={path}")
+    samples = prepare.load(config).samples.set_index("id")
+    assert samples.loc[errors["id"][0], "class_name"] == errors["suggested_name"][0]
+    assert {errors["id"][1], other}.isdisjoint(samples.index)
+    assert len(samples) == 118
+
+
+def test_decisions_that_cannot_be_read_are_said_before_the_work_and_kept(
+    audited: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(audited, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "runs/planted/eval/test/audit/corrections.csv"
+    path.write_text("id,decision\n7,x\n7,y\n")
+    assert tiny.do("audit", tmp_path, *keys(tmp_path)) == 2
+    assert "more than one decision for image ids 7" in capsys.readouterr().err
+    assert path.read_text() == "id,decision\n7,x\n7,y\n"
+
+
+def test_an_audit_of_corrected_data_begins_with_their_decisions(tmp_path: Path) -> None:
+    (tmp_path / "d.csv").write_text("id,label,who\n1,bird 1,Ann\n3,drop,\n5,bird 0,\n")
+    data = DataConfig(corrections=tmp_path / "d.csv")
+    rows = samples(np.array([0, 1, 1])).assign(id=[1, 2, 5])
+    errors = rows.iloc[:2].assign(suggested_name="bird 2", score=[0.25, 0.5])
+    before = decisions.earlier(tmp_path / "corrections.csv", data)
+    table = decisions.to_decide(errors, rows, before)
+    assert table[["id", "label", "score", "decision", "who"]].to_numpy().tolist() == [
+        [1, "bird 0", 0.25, "bird 1", "Ann"],
+        [2, "bird 1", 0.5, "", ""],
+        [3, "", "", "drop", ""],
+        [5, "bird 1", "", "bird 0", ""],
+    ]
 
 
 def test_features_that_are_not_finite_are_refused(

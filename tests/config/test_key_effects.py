@@ -16,6 +16,7 @@ PREFIXES = {
         ["run.", "eval.", "lr_find.", "report.", "summary.", "tracking.", "distributed.bucket_mb"],
         ["distributed.data_timeout_minutes", "distributed.shard", "distributed.static_graph"],
         ["distributed.timeout_s", "data.root", "data.archive", "data.path", "data.workers"],
+        ["data.corrections"],
         [
             "model.pretrained",
             "model.weights",
@@ -32,7 +33,10 @@ PREFIXES = {
         ["optim.clip_norm", "optim.lr", "optim.momentum", "optim.nesterov", "optim.weight_decay"],
         ["schedule", "train.early_stop_epochs", "train.epochs", "train.label_smoothing", "train.mix"],
     ),
-    "ranks": (["data.root", "data.archive", "data.path", "data.workers", "model.weights", "run.root"],),
+    "ranks": (
+        ["data.root", "data.archive", "data.path", "data.corrections", "data.workers"],
+        ["model.weights", "run.root"],
+    ),
     "runs": (["run.", "tracking."],),
     "sweeps": (["run.", "train.resume"],),
     "eval": (
