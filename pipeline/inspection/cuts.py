@@ -16,7 +16,8 @@ from pipeline.data.pictures import Layout
 
 Floats = npt.NDArray[np.float64]
 CROP_OF_RESIZE = (1.0, 7 / 8, 3 / 4)  # 7/8 is 224 of 256, and 448 of 512
-AREAS, RATIOS = 8, 5  # of a random_resized crop: the points at which its mean is taken
+AREAS, RATIOS = 16, 12  # of a random_resized crop: the points at which its mean is taken
+TRIES = 10  # of a random_resized crop to fit, in albumentations
 DIGITS = 9  # what is whole is 1, whatever the rounding
 LARGEST_RATIO = 4 / 3  # of its sides, see `data/transforms.py`
 
@@ -142,7 +143,7 @@ def _mean_overlap(axis: Axis, crop: Floats, slack: Floats) -> Floats:
 
 
 def _random_resized(axes: Sequence[Axis], area_min: float) -> Floats:
-    """The mean share over areas and ratios that fit; where none does, the largest crop of an allowed ratio, centred."""
+    """The mean share over areas and ratios that fit; where no try does, the largest crop of an allowed ratio, centred."""
     x, y = axes
     total, weight = np.zeros(len(x.start)), np.zeros(len(x.start))
     log_ratios = (np.arange(RATIOS) + 0.5) / RATIOS * 2 - 1
@@ -157,6 +158,7 @@ def _random_resized(axes: Sequence[Axis], area_min: float) -> Floats:
     width = np.minimum(x.stored, y.stored * LARGEST_RATIO)
     height = np.minimum(y.stored, x.stored * LARGEST_RATIO)
     centred = _overlap(x, width, (x.stored - width) / 2) * _overlap(y, height, (y.stored - height) / 2)
+    never = (1 - weight / (AREAS * RATIOS)) ** TRIES
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean = np.where(weight > 0, total / np.maximum(weight, 1), centred)
+        mean = (1 - never) * total / np.maximum(weight, 1) + never * centred
         return np.round(mean / (x.length * y.length), DIGITS)
