@@ -13,7 +13,7 @@ class ModelConfig(Section):
     pretrained: bool = True
     """ImageNet weights at the start: timm's from its hub, or those of model.weights; false: random weights"""
     weights: UserPath | None = None
-    """file with a state dict of timm or torchvision (.pth, .pt, .safetensors); null: timm's hub"""
+    """file with a state dict of timm or torchvision (.pth, .pt, .safetensors), or `package`; null: timm's hub"""
     options: Options = Field(default={})
     """further arguments of timm.create_model, or of a plumage/ network: residual, shortcut, stem, width, blocks, ..."""
     dropout: Fraction = 0.0

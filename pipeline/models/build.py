@@ -12,7 +12,7 @@ from timm.models._builder import build_model_with_cfg
 from pipeline.common.errors import ConfigError, WeightsError
 from pipeline.config import messages
 from pipeline.config.model import ModelConfig
-from pipeline.models import resnet
+from pipeline.models import packaged_weights, resnet
 from pipeline.models.classifier import Classifier, head_of
 from pipeline.models.heads import mid_level_head, pool_by_gem
 from pipeline.models.option_errors import option_errors
@@ -45,6 +45,8 @@ def build_model(config: ModelConfig, classes: int) -> tuple[Classifier, dict[str
             "tensors": len(backbone_tensors(backbone)),
             "share": 1.0,
         }
+    elif config.weights == packaged_weights.PACKAGE:
+        origin = packaged_weights.load_packaged(backbone, config.name)
     elif config.weights is not None:
         origin = load_pretrained(backbone, config.weights)
     pretrained_cfg, channels = backbone.pretrained_cfg, getattr(backbone, "in_chans", 3)

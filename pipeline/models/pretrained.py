@@ -135,7 +135,16 @@ def load_pretrained(backbone: Any, path: Path) -> dict[str, Any]:
         WeightsError: the file is missing or damaged, less than 90% of the backbone's tensors fit, or they cannot be
             those of a trained network.
     """
-    found, tensors = read_state_dict(path), backbone_tensors(backbone)
+    return load_state_dict(backbone, read_state_dict(path), path)
+
+
+def load_state_dict(backbone: Any, found: StateDict, path: Path) -> dict[str, Any]:
+    """Load what was read from a file, see `load_pretrained`.
+
+    Args:
+        found: tensors by the names that the backbone has.
+    """
+    tensors = backbone_tensors(backbone)
     fitting = {
         name: found.tensors[name]
         for name, tensor in tensors.items()
