@@ -143,7 +143,7 @@ def _mean_overlap(axis: Axis, crop: Floats, slack: Floats) -> Floats:
 
 
 def _random_resized(axes: Sequence[Axis], area_min: float) -> Floats:
-    """The mean share over areas and ratios that fit; where no try does, the largest crop of an allowed ratio, centred."""
+    """The mean share over areas and ratios that fit; where no try does, the largest allowed crop, centred."""
     x, y = axes
     total, weight = np.zeros(len(x.start)), np.zeros(len(x.start))
     log_ratios = (np.arange(RATIOS) + 0.5) / RATIOS * 2 - 1

@@ -37,7 +37,7 @@ def exact(samples: pd.DataFrame, digests: Sequence[str]) -> list[Twins]:
     """
     rows = pd.Series(np.arange(len(samples))).groupby(np.asarray(digests, object))
     groups = [list(group) for digest, group in rows if digest and len(group) > 1]
-    return _in_order([_twins(samples, group, 0) for group in groups])
+    return _in_order(_twins(samples, [(group, 0) for group in groups]))
 
 
 def near(
@@ -66,16 +66,25 @@ def near(
     np.maximum.at(distance, group_of_hash[a], (distinct[a] != distinct[b]).sum(axis=1))
     groups = pd.Series(compared).groupby(group_of_hash[which.ravel()])
     found = [
-        _twins(samples, list(rows), int(distance[int(str(group))]))
+        (list(rows), int(distance[int(str(group))]))
         for group, rows in groups
         if len(rows) > 1 and len({digests[row] or f"only {row}" for row in rows}) > 1
     ]
-    return _in_order(found)
+    return _in_order(_twins(samples, found))
 
 
-def _twins(samples: pd.DataFrame, rows: Sequence[int], bits: int) -> Twins:
-    of_group = samples.iloc[list(rows)]
-    return Twins(tuple(map(int, rows)), of_group["split"].nunique(), of_group["label"].nunique(), bits)
+def _twins(samples: pd.DataFrame, groups: Sequence[tuple[Sequence[int], int]]) -> list[Twins]:
+    """The groups, each given by its rows and the bits by which they differ."""
+    splits, labels = samples["split"].tolist(), samples["label"].tolist()
+    return [
+        Twins(
+            tuple(map(int, rows)),
+            len({splits[row] for row in rows}),
+            len({labels[row] for row in rows}),
+            bits,
+        )
+        for rows, bits in groups
+    ]
 
 
 def _in_order(groups: list[Twins]) -> list[Twins]:
