@@ -74,6 +74,31 @@ def test_another_table_beside_the_untouched_one_with_the_splits_of_before(
     assert own_pictures.do("train", tmp_path, "folder", birds, *more) == 0
 
 
+def test_compare_tells_a_test_with_other_labels_from_that_of_before(
+    tmp_path: Path, birds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert own_pictures.do("data", tmp_path, "folder", birds) == 0
+    samples = table(tmp_path)
+    test_id = samples.loc[samples["split"] == "test", "id"].iloc[0]
+    key = written(tmp_path, f"{HEADER}{test_id},owl,,,\n")
+    assert own_pictures.do("data", tmp_path, "folder", birds, key) == 0
+    for more in (["run.name=before"], ["run.name=after", key]):
+        for verb in ("train", "eval"):
+            assert own_pictures.do(verb, tmp_path, "folder", birds, "report.write=false", *more) == 0
+    capsys.readouterr()
+    assert tiny.run(["compare", str(tmp_path / "runs/before"), str(tmp_path / "runs/after")]) == 2
+    assert f"first for image id {test_id}; compare runs on the same data" in capsys.readouterr().err
+
+
+def test_the_list_of_what_was_changed_makes_the_same_table(tmp_path: Path, birds: Path) -> None:
+    key = written(tmp_path, f"{HEADER}12,owl,Ann,,\n14,drop,,,\n1,crow,,,\n")
+    assert own_pictures.do("data", tmp_path, "folder", birds, key) == 0
+    (listed,) = (tmp_path / "data").glob("*/corrected-*.csv")
+    assert own_pictures.do("data", tmp_path, "folder", birds, f"data.corrections={listed}") == 0
+    first, second = map(sample_table.read, (tmp_path / "data").glob("*/samples-*-corrected-*.csv"))
+    assert sample_table.digest(first) == sample_table.digest(second)
+
+
 def test_without_a_decision_the_table_is_the_untouched_one(
     tmp_path: Path, birds: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
