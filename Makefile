@@ -28,7 +28,7 @@ paths = if [ -e $(quoted) ]; then set -- $(quoted); else eval set -- $(quoted); 
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # data, train and eval need one another in this order, also under MAKEFLAGS=-j
-.PHONY: help setup doctor data inspect train eval predict report audit study sweep runs sync schedule lr-find summary config demo smoke test test-all test-lowest kill-test fuzz gpu-check check format bench clean
+.PHONY: help setup doctor data inspect train eval predict report audit probe study sweep runs sync schedule lr-find summary config demo smoke test test-all test-lowest kill-test fuzz gpu-check check format bench clean
 
 help: ## list the targets and their variables
 	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -37,8 +37,8 @@ help: ## list the targets and their variables
 	@printf '  %-8s %s\n' \
 	  CONFIG 'configuration file; not of demo, smoke, test, check ($(CONFIG))' \
 	  ARGS   'overrides such as "optim.lr=0.01 run.name=x", or options; quotes within keep spaces' \
-	  GPUS   'processes of train, eval, audit and doctor on this machine, one a GPU ($(GPUS))' \
-	  IMAGES 'pictures of predict; one with spaces in its name alone, or in quotes within' \
+	  GPUS   'processes of train, eval, probe, audit and doctor on this machine, one a GPU ($(GPUS))' \
+	  IMAGES 'pictures and folders of predict; one with spaces in its name alone, or in quotes within' \
 	  NAME   'study of configs/studies, or all ($(NAME))' \
 	  SWEEP  'sweep file, or a folder of stages ($(SWEEP))' \
 	  N      'number of trials of the sweep, in all' \
@@ -108,7 +108,10 @@ report: $(READY) ## report.html again, from stored predictions
 audit: $(READY) ## likely label errors and near-duplicates, by a trained model's features
 	$(LAUNCH) audit --config $(call quoted,$(CONFIG)) $(ARGS)
 
-predict: $(READY) ## the most likely classes of single pictures (IMAGES="a.jpg 'my b.jpg'")
+probe: $(READY) ## how far a backbone's features go without training: linear head, neighbours, class means
+	$(LAUNCH) probe --config $(call quoted,$(CONFIG)) $(ARGS)
+
+predict: $(READY) ## the most likely classes of pictures (IMAGES="a.jpg 'my b.jpg' folder")
 	$(call paths,$(IMAGES)) && $(BIN)/python -m pipeline predict --config $(call quoted,$(CONFIG)) "$$@" $(ARGS)
 
 ##@ Many runs

@@ -22,6 +22,7 @@ ROOMS = [
     "training",
     "evaluation",
     "explain",
+    "probe",
     "report",
     "audit",
     "inspection",

@@ -60,16 +60,43 @@ def cached(
         CheckpointError: a feature is not finite.
     """
     path = RunDirectory(config.run_dir).feature_cache(split)
-    ids = data.samples["id"].to_numpy()[data.rows(split)]
+    rows = np.array(data.rows(split), np.int64)
+    advice = "name another checkpoint with eval.checkpoint"
+    return kept(path, config, data, model, rows, precision, ranks, checkpoint, advice)
+
+
+def kept(
+    path: Path,
+    config: Config,
+    data: Prepared,
+    model: Classifier,
+    rows: npt.NDArray[np.int64],
+    precision: Precision,
+    ranks: Ranks,
+    checkpoint: str,
+    advice: str,
+) -> Features:
+    """The features of rows of the sample table, float32 [n, D], computed once and kept in a file.
+
+    Args:
+        path: of the file.
+        rows: int64 [n], rising.
+        checkpoint: digest of what the features depend on beside the images and their crops.
+        advice: what to do where features are not finite.
+
+    Raises:
+        CheckpointError: a feature is not finite.
+    """
+    ids = data.samples["id"].to_numpy()[rows]
     crops = digest_of_crops(config, data)
     stored = read_cache(path, checkpoint, crops, ids)
     if all(ranks.all_gather(stored is not None)) and stored is not None:
         return stored
-    features = extract_features(config, data, model, np.array(data.rows(split), np.int64), precision, ranks)
+    features = extract_features(config, data, model, rows, precision, ranks)
     if not (finite := np.isfinite(features).all(axis=1)).all():
         raise CheckpointError(
             f"{config.run_dir}: the features of the model are not finite for image ids {name_some(ids[~finite])}; its "
-            "weights have diverged: name another checkpoint with eval.checkpoint"
+            f"weights have diverged: {advice}"
         )
     if ranks.is_main:
         source = {"checkpoint": np.array(checkpoint), "crops": np.array(crops)}

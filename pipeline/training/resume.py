@@ -14,7 +14,7 @@ from pipeline.runs.directory import RunDirectory
 from pipeline.runs.status import Hold
 
 # What other verbs, and this process's lock, leave in the folder of a run that has not begun.
-BEFORE_A_RUN = ("status.lock", "lr_find", "lock", "output.log", "study.json")
+BEFORE_A_RUN = ("status.lock", "lr_find", "probe", "lock", "output.log", "study.json")
 
 
 def start_from(config: Config, classes: list[str], samples: str) -> tuple[Path, dict[str, Any]] | None:

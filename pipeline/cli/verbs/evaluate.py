@@ -96,7 +96,7 @@ def audit(arguments: Namespace) -> Result:
 
 
 def probe(arguments: Namespace) -> Result:
-    """Say how far the features of a backbone go without training: the baseline of a table of results.
+    """Say how far a backbone's features go without any training.
 
     A linear head, the nearest neighbours and the nearest class mean learn from training images, and predict the test.
     """
