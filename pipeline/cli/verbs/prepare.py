@@ -27,9 +27,9 @@ def data(arguments: Namespace) -> None:
 
 
 def inspect(arguments: Namespace) -> Result:
-    """Describe prepared data before training: sizes, duplicates, dark pictures, what crops cut off.
+    """Describe prepared data: sizes, duplicates, what crops cut off.
 
-    A page with pictures is written beside the sample table. The pictures themselves are only read.
+    A page with pictures is written beside the sample table. Nothing is trained, and nothing is chosen by test images.
     """
     config = config_of(arguments)
     from pipeline.inspection.inspect_data import inspect_data
