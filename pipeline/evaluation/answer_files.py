@@ -118,9 +118,9 @@ def _lines(format_: Format, put: Callable[[str], None], columns: Sequence[str]) 
 
 
 def _csv_line(cells: Sequence[object]) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(cells)
-    return line.getvalue()
+    line, ending = io.StringIO(), "\r\n"  # cells that hold one of its characters are quoted
+    csv.writer(line, lineterminator=ending).writerow(cells)
+    return line.getvalue().removesuffix(ending)
 
 
 @contextmanager

@@ -1,10 +1,14 @@
 """Single pictures are seen as evaluation sees those of the store."""
 
+import io
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import ExifTags, Image
@@ -148,3 +152,165 @@ def test_no_picture_and_no_checkpoint_are_one_sentence(
     assert "no picture is given" in capsys.readouterr().err
     assert main.run(["predict", "x.png", *tiny.overrides(tmp_path)]) == 2
     assert "best.pt: no such checkpoint" in capsys.readouterr().err
+
+
+def put_aside(trained: Path, tmp_path: Path) -> Path:
+    """The folder of a trained run, under another name than it was trained with."""
+    shutil.copytree(trained / "runs" / "tiny", tmp_path / "a run")
+    return tmp_path / "a run"
+
+
+def pictures_in(folder: Path, count: int) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{number}.png" for number in range(count)]
+    for path in paths:
+        Image.effect_noise((50, 40), 80).convert("RGB").save(path)
+    return paths
+
+
+def probabilities(said: dict[str, Any]) -> list[dict[str, float]]:
+    return [{entry["class"]: entry["probability"] for entry in one["classes"]} for one in said["predictions"]]
+
+
+def test_a_run_is_named_by_its_folder_and_batches_give_what_single_pictures_give(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, paths = put_aside(trained, tmp_path), pictures_in(tmp_path / "mine", 7)
+    (tmp_path / "mine" / "3.png").write_bytes(b"")
+    found = []
+    for size in (1, 3, 64):
+        assert (
+            main.run(["predict", str(run), str(tmp_path / "mine"), f"eval.batch_size={size}", "--logits"])
+            == 2
+        )
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0]["checkpoint"] == str(run / "checkpoints/best.pt") and len(found[0]["classes"]) == 6
+    assert [one["image"] for one in found[0]["predictions"]] == [
+        str(path) for path in paths if path.stem != "3"
+    ]
+    logits = [[one["logits"] for one in said["predictions"]] for said in found]
+    assert np.allclose(logits[0], logits[1], atol=1e-5) and np.allclose(logits[0], logits[2], atol=1e-5)
+
+
+def test_the_temperature_of_an_evaluation_of_the_same_checkpoint_and_views_calibrates(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, (path,) = put_aside(trained, tmp_path), pictures_in(tmp_path, 1)
+    words = ["predict", str(run), str(path), "--top", "6", "--logits"]
+    assert main.run(words) == 0
+    said = capsys.readouterr()
+    plain = json.loads(said.out)
+    assert plain["temperature"] is None and "not calibrated, as no `eval` of it" in said.err
+    metrics = {"temperature": 2.5, "temperature_at_bound": False, "tta": "none"}
+    metrics["checkpoint_sha256"] = plain["checkpoint_sha256"]
+    file = run / "eval/test/metrics.json"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(metrics))
+    assert main.run(words) == 0
+    said = capsys.readouterr()
+    calibrated = json.loads(said.out)
+    assert calibrated["temperature"] == 2.5 and "calibrated, temperature 2.500 of" in said.err
+    expected = dict(
+        zip(plain["classes"], softmax(np.array(plain["predictions"][0]["logits"]) / 2.5), strict=True)
+    )
+    assert probabilities(calibrated)[0] == pytest.approx(expected, abs=1e-6)
+    others = [{"tta": "flip"}, {"checkpoint_sha256": "of another"}, {"temperature_at_bound": True}]
+    for other in others:
+        file.write_text(json.dumps(metrics | other))
+        assert main.run(words) == 0
+        assert json.loads(capsys.readouterr().out)["temperature"] is None
+    file.write_text(json.dumps(metrics | {"temperature": -1.0}))
+    assert main.run(words) == 2
+    assert f"{file}: damaged (temperature: " in capsys.readouterr().err
+
+
+def test_a_prior_changes_the_order_and_a_class_that_does_not_occur_is_never_answered(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, (path,) = put_aside(trained, tmp_path), pictures_in(tmp_path, 1)
+    words = ["predict", str(run), str(path), "--top", "10"]
+    assert main.run(words) == 0
+    before = probabilities(json.loads(capsys.readouterr().out))[0]
+    best, second, *others = before
+    weights = {best: 0, second: 1} | dict.fromkeys(others, 3)
+    prior = tmp_path / "prior.csv"
+    prior.write_text("".join(f"{name},{weight}\n" for name, weight in {"class": "weight", **weights}.items()))
+    assert main.run([*words, "--prior", str(prior)]) == 0
+    said = capsys.readouterr()
+    after = probabilities(json.loads(said.out))[0]
+    assert f"prior {prior}, with equal shares in training" in said.err
+    total = sum(before[name] * weights[name] for name in before)
+    assert after == pytest.approx({name: before[name] * weights[name] / total for name in [second, *others]})
+    prior.write_text("class,weight\nDodo,1\n")
+    assert main.run([*words, "--prior", str(prior)]) == 2
+    assert "the model has no class Dodo" in capsys.readouterr().err
+
+
+def test_the_option_tta_averages_the_mirror_image(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, (path,) = put_aside(trained, tmp_path), pictures_in(tmp_path, 1)
+    mirrored = tmp_path / "mirrored.png"
+    Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mirrored)
+
+    def found(*options: str) -> list[dict[str, float]]:
+        assert main.run(["predict", str(run), str(path), str(mirrored), "--top", "6", *options]) == 0
+        return probabilities(json.loads(capsys.readouterr().out))
+
+    single, both = found(), found("--tta")
+    mean = {name: (single[0][name] + single[1][name]) / 2 for name in single[0]}
+    assert both[0] == pytest.approx(mean, abs=1e-5) and both[1] == pytest.approx(mean, abs=1e-5)
+    assert single[0] != pytest.approx(mean, abs=1e-5)
+
+
+def test_rows_of_a_file_hold_what_is_wrong_with_bad_pictures(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, paths = put_aside(trained, tmp_path), pictures_in(tmp_path / "mine", 3)
+    paths[1].write_bytes(b"no picture")
+    words = ["predict", str(run), str(tmp_path / "mine"), "--top", "2", "--features"]
+    assert main.run([*words, "--csv", str(tmp_path / "a.csv")]) == 2
+    said = capsys.readouterr()
+    summary = json.loads(said.out)
+    assert (summary["pictures"], summary["refused"]) == (3, 1) and summary["file"] == str(tmp_path / "a.csv")
+    assert "error: 1 of 3 pictures cannot be read, and their rows say why" in said.err
+    table = pd.read_csv(tmp_path / "a.csv", keep_default_na=False)
+    assert table["image"].tolist() == list(map(str, paths))
+    assert table["error"].tolist() == ["", "not a picture, or of an unknown format", ""]
+    assert "class_3" not in table and table["class_2"].astype(bool).tolist() == [True, False, True]
+    assert len(json.loads(table["features"][0])) > 6
+    assert main.run([*words, "--json", "-"]) == 2
+    rows = list(map(json.loads, capsys.readouterr().out.splitlines()))
+    assert [row["image"] for row in rows] == list(map(str, paths)) and "error" in rows[1]
+    assert main.run([*words[:2], str(paths[0]), "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["image"] == str(paths[0])
+
+
+def test_standard_input_lists_pictures_also_behind_an_option(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = pictures_in(tmp_path, 2)
+    listed = SimpleNamespace(buffer=io.BytesIO("\n".join(map(str, paths)).encode()))
+    monkeypatch.setattr("sys.stdin", listed)
+    assert main.run(["predict", str(put_aside(trained, tmp_path)), "--top", "1", "-"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert [one["image"] for one in said["predictions"]] == list(map(str, paths))
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--csv", "bird.png"], "--csv bird.png: would be written over"),
+        ([""], "one of the names is empty"),
+        (["--top", "0"], "0: not a whole number from 1"),
+        (["--csv", "a.csv", "--json", "-"], "not allowed with argument"),
+    ],
+)
+def test_wrong_options_are_one_sentence(
+    trained: Path, capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+) -> None:
+    try:
+        code = main.run(["predict", str(trained / "runs/tiny"), "x.png", *words])
+    except SystemExit as ended:  # argparse
+        code = ended.code
+    assert code == 2 and sentence in capsys.readouterr().err

@@ -133,9 +133,9 @@ def limited_to(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (["audit", "eval.batch_size=8"], 4, ["a batch of 8 images"]),
         (
-            ["predict", "eval.tta=ten_crop"],
+            ["predict", "eval.tta=ten_crop", "eval.batch_size=32"],
             9,
-            ["eval.tta: memory", "the 10 view(s) of ", "set eval.tta=none"],
+            ["eval.batch_size: memory", "a batch of 10 images", "lower eval.batch_size (32 now)"],
         ),
         (["report", "eval.split=val"], 1, ["report.explained: memory", "heat maps"]),
     ],
