@@ -75,6 +75,8 @@ class AnswerFile:
                 f"{option}: would be written over; name a file that ends in {' or '.join(suffixes)}"
                 + (", or - for standard output" if self.format != "parquet" else "")
             )
+        if self.path.is_dir():
+            raise DataError(f"{option}: a folder; name a file")
         if self.format == "parquet":
             _pyarrow(option)
 

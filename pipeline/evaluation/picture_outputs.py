@@ -83,7 +83,7 @@ def _predict(
     images = torch.from_numpy(views.reshape(-1, *views.shape[2:])).permute(0, 3, 1, 2)
     with memory_errors(
         f"eval.batch_size: memory does not suffice for a batch of {len(images)} images",
-        f"lower eval.batch_size ({config.eval.batch_size} now), or set train.device=cpu",
+        f"lower eval.batch_size ({config.eval.batch_size} now), or set eval.tta=none or train.device=cpu",
     ):
         predicted = _averaged(model, images, views.shape[1], device)
     values = np.concatenate([predicted.logits, predicted.features], axis=1)

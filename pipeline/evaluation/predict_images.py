@@ -72,7 +72,9 @@ def classify(config: Config, names: Sequence[Path], wishes: Wishes) -> dict[str,
         wishes.file.check()
     images = expand(names)
     if not images:
-        raise DataError("predict: no picture is given; name one or more files behind the configuration")
+        raise DataError(
+            "predict: no picture is given; name files or folders behind the run or the configuration"
+        )
     training_state.warn_of_unfinished(RunDirectory(config.run_dir))
     with process_group.join(config.train, config.distributed.timeout_s) as ranks:
         model, classes = load_model.load_model_without_data(config, load_model.checkpoint_path(config), ranks)

@@ -95,6 +95,12 @@ def test_an_error_leaves_the_file_that_was_there(tmp_path: Path) -> None:
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_folder_in_the_place_of_the_file_is_refused_before_the_prediction(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").mkdir()
+    with pytest.raises(DataError, match="a.csv: a folder; name a file"):
+        AnswerFile("csv", tmp_path / "a.csv").check()
+
+
 @pytest.mark.parametrize(
     ("kind", "path", "sentence"),
     [

@@ -286,6 +286,14 @@ def test_rows_of_a_file_hold_what_is_wrong_with_bad_pictures(
     assert json.loads(capsys.readouterr().out)["image"] == str(paths[0])
 
 
+def test_a_first_name_that_is_no_run_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main.run(["predict", "runs/typo", "a.png"]) == 2
+    assert "error: runs/typo: not a run directory, as it has no config.yaml; name" in capsys.readouterr().err
+
+
 def test_standard_input_lists_pictures_also_behind_an_option(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -166,6 +166,12 @@ def predict(arguments: Namespace) -> Result:
     if arguments.config is None and images and (images[0] / "config.yaml").is_file():
         run, *images = images
     config = load_config(arguments.config, overrides) if run is None else _config_of_run(run, overrides)
+    names_run = run is not None or arguments.config is not None or overrides
+    if images and not names_run and not config.checkpoints_dir.is_dir():
+        raise DataError(
+            f"{images[0]}: not a run directory, as it has no config.yaml; name the run first, such as runs/NAME, or its "
+            "configuration with --config"
+        )
     if arguments.tta and config.eval.tta == "none":
         config = config.model_copy(update={"eval": config.eval.model_copy(update={"tta": "flip"})})
     paths = {name: getattr(arguments, name) for name in SUFFIXES}
