@@ -17,6 +17,7 @@ import pandas as pd
 from pipeline.common import files, tables
 from pipeline.common.errors import DataError, name_some
 from pipeline.config.data import DataConfig
+from pipeline.data.sources.own_pictures import shown
 
 DROP = "drop"
 NOTES = ["who", "when", "why"]
@@ -42,7 +43,9 @@ class Corrections:
     @property
     def digest(self) -> str:
         """A digest of what is decided, by whomever and in whatever order."""
-        return files.digest_of([self.is_cub_plus, self.rows[["id", "decision"]].sort_values("id").to_csv(index=False)])
+        return files.digest_of(
+            [self.is_cub_plus, self.rows[["id", "decision"]].sort_values("id").to_csv(index=False)]
+        )
 
 
 def of(config: DataConfig) -> Corrections | None:
@@ -83,18 +86,18 @@ def read(path: Path) -> Corrections:
     if is_cub_plus:
         cells = [line.split() for line in lines if line.strip()]
         if odd := [line for line in lines if line.strip() and not CUB_PLUS.fullmatch(line.strip())]:
-            raise DataError(f"{path}: lines that are no id and class: {name_some(odd)}; mend them")
+            raise DataError(f"{path}: lines that are no id and class: {shown(odd)}; mend them")
         table = pd.DataFrame(cells, columns=["id", "decision"], dtype=str)
     else:
         table = read_texts(path)
         decision = next((name for name in ("decision", "label") if name in table), None)
         if "id" not in table or decision is None:
-            raise DataError(f"{path}: has the columns {', '.join(table.columns)}; {WHAT_NEXT}")
+            raise DataError(f"{path}: has the columns {shown(list(table.columns))}; {WHAT_NEXT}")
         table = table.assign(decision=table[decision])
     rows = table.reindex(columns=["id", "path", *DECISION], fill_value="")
     rows = rows.assign(decision=rows["decision"].map(_plain))[rows["decision"].map(_plain) != ""]
     if odd := rows.loc[~rows["id"].str.strip().str.fullmatch(r"\d{1,18}"), "id"].tolist():
-        raise DataError(f"{path}: ids that are no whole numbers: {name_some(odd)}; {WHAT_NEXT}")
+        raise DataError(f"{path}: ids that are no whole numbers: {shown(odd)}; {WHAT_NEXT}")
     rows = rows.assign(id=rows["id"].astype("int64")).reset_index(drop=True)
     if doubled := rows.loc[rows["id"].duplicated(), "id"].unique().tolist():
         raise DataError(
@@ -119,7 +122,7 @@ def read_texts(path: Path) -> pd.DataFrame:
         raise DataError(f"{path}: no readable table ({error}); {WHAT_NEXT}") from error
     names = [name.strip() for name in header]
     if len(set(names)) < len(names):
-        raise DataError(f"{path}: a column stands there twice among {', '.join(names)}; keep one of each")
+        raise DataError(f"{path}: a column stands there twice among {shown(names)}; keep one of each")
     if odd := [number for number, line in enumerate(lines, 1) if any(line[len(names) :])]:
         raise DataError(
             f"{path}: rows with more cells than the first line has columns: {name_some(odd)}; quote what holds a comma"
@@ -131,7 +134,7 @@ def read_texts(path: Path) -> pd.DataFrame:
 def _text(path: Path) -> str:
     if not path.exists():
         raise DataError(f"{path}: no such file; set data.corrections to the table of your decisions")
-    return files.read_text(path, "save it as UTF-8 (CSV)").removeprefix("\ufeff")
+    return files.read_text(path, "save it as UTF-8 (CSV)").removeprefix("\ufeff").lstrip("\r\n")
 
 
 def _plain(text: str) -> str:
@@ -171,12 +174,12 @@ def _check(corrections: Corrections, images: pd.DataFrame) -> None:
     paths = images.set_index("id")["path"].loc[rows["id"]].to_numpy()
     if moved := rows.loc[(rows["path"] != "") & (rows["path"] != paths), "path"].tolist():
         raise DataError(
-            f"{path}: {name_some(moved)} have other ids in the data set now; take the ids of the table of today"
+            f"{path}: {shown(moved)} have other ids in the data set now; take the ids of the table of today"
         )
     names = set(map(_plain, images["class_name"].unique()))
     if unknown_names := sorted(set(rows["decision"]).difference({*names, DROP})):
         raise DataError(
-            f"{path}: {name_some(unknown_names)}: no such class; give the name of a class of the data set, or `drop`"
+            f"{path}: {shown(unknown_names)}: no such class; give the name of a class of the data set, or `drop`"
         )
     if DROP in names and DROP in set(rows["decision"]):
         raise DataError(f"{path}: `drop` may mean the class of that name; give the class another name")

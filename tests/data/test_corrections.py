@@ -128,11 +128,15 @@ def test_who_decided_and_the_order_do_not_make_another_table(tmp_path: Path) -> 
         (f"{HEADER}7,owl,,,\n7,drop,,,\n", r"more than one decision for image ids 7 \(1 in all\)"),
         (HEADER + "".join(f"{n},drop,,,\n" for n in range(1, 11)), r"leaves no picture of crow \(1 in all\)"),
         (f"{HEADER}seven,owl,,,\n", r"ids that are no whole numbers: seven \(1 in all\)"),
-        ("number,label\n7,owl\n", "has the columns number, label; give the columns id and label"),
+        (
+            "number,label\n7,owl\n",
+            r"has the columns number, label \(2 in all\); give the columns id and label",
+        ),
         ("id,label,label\n7,owl,owl\n", "a column stands there twice among id, label, label"),
         ("id,label\n7,gull, great\n", r"more cells than the first line has columns: 1 \(1 in all\)"),
         ('id,label\n7,"owl\n', "no readable table"),
         ("", "no readable table"),
+        (f"{HEADER}7,\x1bowl,,,\n", r"'\\x1bowl' \(1 in all\): no such class"),
         (
             "id,path,decision\n1,crow/9.png,owl\n",
             r"crow/9\.png \(1 in all\) have other ids in the data set now",
@@ -167,7 +171,7 @@ def test_drop_is_refused_where_a_class_has_this_name(tmp_path: Path) -> None:
 
 
 def test_accents_and_a_spreadsheets_mark_and_semicolons_are_no_difference(tmp_path: Path) -> None:
-    (tmp_path / "d.csv").write_bytes("﻿id;label\r\n1;Sperbermo\u0308we \r\n".encode())
+    (tmp_path / "d.csv").write_bytes("\ufeff\r\nid;label\r\n1;Sperbermo\u0308we \r\n".encode())
     images = pd.DataFrame(
         {
             "id": [1, 2, 3],
