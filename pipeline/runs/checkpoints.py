@@ -133,6 +133,6 @@ def check_data(content: dict[str, Any], path: Path, classes: list[str], samples:
         )
     if content["classes"] != classes or content["samples"] != samples:
         raise CheckpointError(
-            f"{path}: was trained on another sample table (other classes, images, seed or validation split); "
+            f"{path}: was trained on another sample table (other classes, labels, images, seed or validation split); "
             "give the configuration it was trained with, or another run.name"
         )
