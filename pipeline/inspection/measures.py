@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from pipeline.audit import duplicates
 from pipeline.common import console, hardware
-from pipeline.data.image_store import Store
+from pipeline.data.image_store import Store, map_in_order
 from pipeline.data.pictures import Pixels
 
 Floats = npt.NDArray[np.float64]
@@ -32,9 +32,12 @@ class Measures(NamedTuple):
 
 def of(store: Store) -> Measures:
     """Measure every picture of a store, in as many threads as there are cores."""
-    with console.bar("measures", len(store)) as bar, ThreadPoolExecutor(hardware.cores()) as pool:
+    workers = hardware.cores()
+    with console.bar("measures", len(store)) as bar, ThreadPoolExecutor(workers) as pool:
         rows = []
-        for row in pool.map(lambda position: _measure(store[position]), range(len(store))):
+        for row in map_in_order(
+            pool, lambda position: _measure(store[position]), range(len(store)), 4 * workers
+        ):
             rows.append(row)
             bar.advance()
     brightness, sharpness, one_colour, hashes = zip(*rows, strict=True)

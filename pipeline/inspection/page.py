@@ -25,9 +25,9 @@ ORIENTATIONS = {
     3: "upside down",
     4: "mirrored, upside down",
     5: "mirrored, on its side",
-    6: "on its side: turned right",
+    6: "on its side, shown turned right",
     7: "mirrored, on its side",
-    8: "on its side: turned left",
+    8: "on its side, shown turned left",
 }
 Floats = npt.NDArray[np.float64]
 
@@ -93,12 +93,10 @@ class Thumbnails:
 
 
 def bars(values: Floats) -> str:
-    """The `d` of an SVG path of adjacent bars in a box of 100 x 100, the largest as high as the box."""
-    heights = 100 * values / max(float(values.max()), 1e-9)
-    width = 100 / len(values)
-    return "".join(
-        f"M{x * width:.3g} 100v-{height:.3g}h{width:.3g}v{height:.3g}z" for x, height in enumerate(heights)
-    )
+    """The `d` of an SVG path around adjacent bars in a box of 100 x 100, the largest as high as the box."""
+    tops = 100 - 100 * values / max(float(values.max()), 1e-9)
+    ends = np.arange(1, len(values) + 1) * 100 / len(values)
+    return "M0 100" + "".join(f"V{top:.2f}H{end:.2f}" for top, end in zip(tops, ends, strict=True)) + "V100z"
 
 
 def histogram(values: Floats) -> dict[str, Any]:

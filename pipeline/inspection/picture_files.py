@@ -10,9 +10,11 @@ from PIL import ExifTags, Image
 from pipeline.common import console, files, hardware
 from pipeline.config.schema import Config
 from pipeline.data import prepare
+from pipeline.data.image_store import map_in_order
 from pipeline.data.pictures import DAMAGE, FORMATS, TURNS
 from pipeline.data.sources.source import source_of
 
+AHEAD = 4  # files a thread that wait to be taken: so few that an interrupt is soon over
 UNREADABLE = "cannot be read now"
 UPRIGHT = 1  # EXIF's orientation of a picture that is shown as it lies
 
@@ -29,13 +31,14 @@ def describe(samples: pd.DataFrame, config: Config) -> pd.DataFrame | None:
         return None
     folder = source_of(config.data).images(root)
     paths = [folder / path for path in samples["path"]]
-    with console.bar("files", len(paths)) as bar, ThreadPoolExecutor(hardware.cores() + 1) as pool:
+    workers = hardware.cores() + 1
+    with console.bar("files", len(paths)) as bar, ThreadPoolExecutor(workers) as pool:
         rows = []
-        for row in pool.map(_header, paths):
+        for row in map_in_order(pool, _header, paths, AHEAD * workers):
             rows.append(row)
             bar.advance()
         facts = pd.DataFrame(rows, columns=["format", "mode", "orientation", "bytes"])
-        return facts.assign(digest=_digests(paths, facts, pool))
+        return facts.assign(digest=_digests(paths, facts, pool, AHEAD * workers))
 
 
 def _header(path: Path) -> tuple[str, str, int, int]:
@@ -56,11 +59,12 @@ def _orientation(image: Image.Image) -> int:
     return int(flag) if flag in TURNS else UPRIGHT
 
 
-def _digests(paths: Sequence[Path], facts: pd.DataFrame, pool: ThreadPoolExecutor) -> list[str]:
+def _digests(paths: Sequence[Path], facts: pd.DataFrame, pool: ThreadPoolExecutor, ahead: int) -> list[str]:
     """Files of different sizes differ: only those that share their size are read."""
     shared = facts["bytes"].duplicated(keep=False) & (facts["bytes"] >= 0)
     digests = [""] * len(paths)
     rows = [int(row) for row in shared.to_numpy().nonzero()[0]]
-    for row, digest in zip(rows, pool.map(lambda row: files.digest_of_file(paths[row]), rows), strict=True):
+    found = map_in_order(pool, lambda row: files.digest_of_file(paths[row]), rows, ahead)
+    for row, digest in zip(rows, found, strict=True):
         digests[row] = digest
     return digests

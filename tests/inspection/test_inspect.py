@@ -210,6 +210,11 @@ def test_a_chain_of_close_hashes_is_one_group_and_empty_pictures_are_none() -> N
     assert len(twins.near(table, hashes, one_colour * 0, [""] * 6)) == 2
 
 
+def test_bars_are_one_outline_as_high_as_the_largest() -> None:
+    assert page.bars(np.array([4.0, 1.0])) == "M0 100V0.00H50.00V75.00H100.00V100z"
+    assert page.histogram(np.full(3, 7.0))["path"].count("V0.00") == 1
+
+
 class Pictures:
     """Stands in for a store of as many pictures as one likes: a few, again and again."""
 
