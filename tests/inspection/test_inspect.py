@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from pipeline.config.load import load_config
@@ -188,6 +189,18 @@ def test_suggestions_by_their_rules() -> None:
     assert suggestions.for_classes(pd.Series([10, 49])) == []
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("source", ["cub200", "digits"])
+def test_the_suggested_recipe_is_there(device: str, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suggestions, "device", lambda _train: torch.device(device))
+    monkeypatch.setattr(suggestions.hardware, "free_bytes", lambda _device: 2**36)
+    table = pd.DataFrame({"split": "train", "label": [0, 1], "width": 1000, "height": 1000})
+    found = suggestions.as_mapping(suggestions.suggest(table, load_config(None, [f"data.source={source}"])))
+    assert (Path(__file__).parents[2] / str(found["recipe"])).is_file()
+    assert found["data.image_px"] == {"cpu": 224, "cuda": 448}[device]
+    assert found["data.resize_px"] == {"cpu": 256, "cuda": 512}[device]
+
+
 def test_groups_that_straddle_are_named() -> None:
     table = pd.DataFrame(
         {"group": ["nest 1", "nest 1", "nest 2", "", ""], "split": ["train", "test", *["train"] * 2, "val"]}
@@ -257,7 +270,7 @@ def test_a_page_of_5000_classes_is_small() -> None:
     )
     text = page.render(found)
     assert text.count('class="whole"') == 5000
-    assert len(text.encode()) < 25e6
+    assert len(text.encode()) < 25e6, len(text.encode())
 
 
 @pytest.fixture(scope="module")
