@@ -14,7 +14,7 @@ from pipeline.common import arrays
 from pipeline.data import prepare
 from pipeline.inference import features
 from pipeline.probe import probe as probe_module
-from tests.helpers import own_pictures, tiny
+from tests.helpers import own_pictures, ranks, tiny
 
 NAMES = ["linear", "knn", "nearest_mean"]
 
@@ -247,3 +247,12 @@ def test_a_training_begins_in_the_folder_of_a_probe_and_leaves_it(birds: Path, t
     assert tiny.do("train", tmp_path, *more) == 0
     assert (tmp_path / "runs/tiny/checkpoints/last.pt").is_file()
     assert json.loads((tmp_path / "runs/tiny/probe/probe.json").read_text()) == content
+
+
+def test_two_ranks_find_what_one_finds(birds: Path, tmp_path: Path) -> None:
+    alone = probed(tmp_path / "1", "eval.batch_size=8")
+    ended = ranks.run(ranks.run_verb, 2, "probe", tmp_path / "2", "eval.batch_size=8")
+    assert [(end.value, end.code) for end in ended] == [(0, 0)] * 2
+    together = json.loads((tmp_path / "2/runs/tiny/probe/probe.json").read_text())
+    assert together["classifiers"] == alone["classifiers"]
+    assert together["test_reads"] == 1
