@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.common.errors import DataError
 from pipeline.config.data import DataConfig
-from pipeline.data import corrections, prepare, sample_table
+from pipeline.data import corrections, prepare, sample_table, stages
 from pipeline.data.sources.drawn_birds import dataset
 from tests.helpers import own_pictures, tiny
 from tests.helpers.own_pictures import class_folders
@@ -97,6 +97,19 @@ def test_the_list_of_what_was_changed_makes_the_same_table(tmp_path: Path, birds
     assert own_pictures.do("data", tmp_path, "folder", birds, f"data.corrections={listed}") == 0
     first, second = map(sample_table.read, (tmp_path / "data").glob("*/samples-*-corrected-*.csv"))
     assert sample_table.digest(first) == sample_table.digest(second)
+
+
+def test_a_table_of_other_decisions_is_not_taken_whatever_its_name(tmp_path: Path, birds: Path) -> None:
+    def corrected(decision: str) -> Path:
+        key = written(tmp_path, f"{HEADER}12,{decision},,,\n")
+        assert own_pictures.do("data", tmp_path, "folder", birds, key) == 0
+        digest = corrections.read(tmp_path / "decisions.csv").digest[:8]
+        return next((tmp_path / "data").glob(f"*/samples-*-corrected-{digest}.csv"))
+
+    owl, crow = corrected("owl"), corrected("crow")
+    for of_crow, of_owl in ((crow, owl), (stages.stamp_of(crow), stages.stamp_of(owl))):
+        of_owl.write_bytes(of_crow.read_bytes().replace(crow.name.encode(), owl.name.encode()))
+    assert sample_table.read(corrected("owl")).set_index("id").loc[12, "class_name"] == "owl"
 
 
 def test_without_a_decision_the_table_is_the_untouched_one(
