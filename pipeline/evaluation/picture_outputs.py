@@ -26,13 +26,14 @@ from pipeline.models.option_errors import memory_errors
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the model says of one picture, as `eval` does.
+    """What the model says of one picture, as `eval` does. crop: uint8 [P, P, 3], the first view of it.
 
     logits: float32 [C], with several views the logarithm of the mean probability. features: float32 [D], the input
     of the model's last layer, the mean over the views.
     """
 
     path: Path
+    crop: Pixels
     logits: npt.NDArray[np.float32]
     features: npt.NDArray[np.float32]
 
@@ -95,8 +96,8 @@ def _predict(
             "finite; its weights have diverged or the file is damaged: name another checkpoint with eval.checkpoint"
         )
     return [
-        Outputs(path, logits, features)
-        for (path, _), logits, features in zip(batch, predicted.logits, predicted.features, strict=True)
+        Outputs(path, crops[0], logits, features)
+        for (path, crops), logits, features in zip(batch, predicted.logits, predicted.features, strict=True)
     ]
 
 

@@ -4,15 +4,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import numpy as np
+import torch
 from pydantic import BaseModel, Field
 
 from pipeline.common import console, files
 from pipeline.common.errors import DataError
 from pipeline.config.schema import Config
 from pipeline.data import pictures
+from pipeline.data.pictures import Pixels
 from pipeline.distributed import process_group
 from pipeline.evaluation import priors, training_state
 from pipeline.evaluation.answer_files import TO_STDOUT, Answer, AnswerFile
@@ -21,6 +23,7 @@ from pipeline.evaluation.picture_outputs import Outputs, Unreadable, outputs_of
 from pipeline.evaluation.priors import Posterior
 from pipeline.inference import load_model
 from pipeline.inference.load_model import LoadedModel
+from pipeline.models.classifier import Classifier
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.predictions import AGAIN
 
@@ -28,9 +31,21 @@ TOP = 5
 WHAT_TO_DO = f"give pictures that can be read ({pictures.WHAT_TO_GIVE})"
 
 
+class HeatMaps(Protocol):
+    """Where heat maps go; see `pipeline.explain.heat_map_files`, a room that this one cannot import from."""
+
+    def check(self) -> None:
+        """Raise a `UserError` where they cannot be written: before a long prediction."""
+
+    def write(
+        self, model: Classifier, pictures: Sequence[tuple[int, Path, Pixels, int]], device: torch.device
+    ) -> None:
+        """Write those of some pictures: the number of each from 1, its path, its crop, the label of its class."""
+
+
 @dataclass(frozen=True)
 class Wishes:
-    """What is asked for of each picture.
+    """What is asked for of the pictures.
 
     top: number of classes. logits, features: whether these are answered too. prior: a CSV file, see
     `priors.read_prior`. file: where the answers go, None: a table on the screen, and the result.
@@ -41,6 +56,7 @@ class Wishes:
     features: bool = False
     prior: Path | None = None
     file: AnswerFile | None = None
+    heat_maps: HeatMaps | None = None
 
 
 class _Fitted(BaseModel):
@@ -68,8 +84,9 @@ def classify(config: Config, names: Sequence[Path], wishes: Wishes) -> dict[str,
         UserError: the checkpoint is missing or of another model, its outputs are not finite, no picture is readable, or
             not all are and the answers went to standard output.
     """
-    if wishes.file is not None:
-        wishes.file.check()
+    for place in (wishes.file, wishes.heat_maps):
+        if place is not None:
+            place.check()
     images = expand(names)
     if not images:
         raise DataError(
@@ -81,11 +98,10 @@ def classify(config: Config, names: Sequence[Path], wishes: Wishes) -> dict[str,
         temperature, how = _temperature(config, model)
         log_ratio, prior = _log_ratio(config, classes, wishes.prior)
         posterior = Posterior(temperature or 1.0, log_ratio)
-        answers = (
-            _answer(one, classes, posterior, wishes)
-            for batch in outputs_of(config, model, images, ranks.device)
-            for one in batch
-        )
+        batches = outputs_of(config, model, images, ranks.device)
+        if wishes.heat_maps is not None:
+            batches = _heated(batches, wishes.heat_maps, model, posterior, ranks.device)
+        answers = (_answer(one, classes, posterior, wishes) for batch in batches for one in batch)
         title = f"{model.path}, epoch {model.epoch}; {how}{prior}"
         if wishes.file is None:
             result = _show(answers, title)
@@ -133,6 +149,31 @@ def _log_ratio(config: Config, classes: Sequence[str], path: Path | None) -> tup
         images = np.ones(len(classes), np.int64)
         words += ", with equal shares in training, as no `eval` of the run has counted them"
     return priors.log_ratio(prior, images), words
+
+
+def _heated(
+    batches: Iterator[list[Outputs | Unreadable]],
+    heat_maps: HeatMaps,
+    model: LoadedModel,
+    posterior: Posterior,
+    device: torch.device,
+) -> Iterator[list[Outputs | Unreadable]]:
+    """The batches; the heat maps of each are written first."""
+    number = 0
+    for batch in batches:
+        numbered = list(enumerate(batch, number + 1))
+        number += len(batch)
+        good = [
+            (n, one.path, one.crop, _label(one, posterior)) for n, one in numbered if isinstance(one, Outputs)
+        ]
+        if good:
+            heat_maps.write(model.model, good, device)
+        yield batch
+
+
+def _label(one: Outputs, posterior: Posterior) -> int:
+    """The most likely class."""
+    return int(posterior.log_probabilities(one.logits[None])[0].argmax())
 
 
 def _answer(

@@ -1,5 +1,7 @@
 """Grad-CAM (Selvaraju et al., ICCV 2017, by the package `grad-cam`): where the evidence for a prediction lies."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import cv2
@@ -70,11 +72,6 @@ def class_maps(
     Raises:
         ConfigError: memory does not suffice.
     """
-    for weight in model.parameters():
-        weight.requires_grad_(False)  # gradients need to reach the layer, and nothing below it
-    for weight in layer.parameters():
-        weight.requires_grad_(True)
-    cam = _Grid(model, [layer], reshape_transform=_channels_first(model))
     loader = build_loader(data, CentreCrop(config.data), config.data.workers, ranks)
     batches = sampling.in_order(rows, BATCH)
     maps = []
@@ -82,13 +79,31 @@ def class_maps(
         f"report.explained: memory does not suffice for heat maps of {BATCH} images at once",
         "set train.device=cpu, or report.write=false",
     )
-    with too_little, hardware.repeatable_convolutions(), console.bar("heat maps", len(rows)) as bar:
+    with too_little, mapping(model, layer) as maps_of, console.bar("heat maps", len(rows)) as bar:
         served = bar.count(loader.batches(0, batches), map(len, batches))
         for batch, classes in zip(served, sampling.in_order(predicted, BATCH), strict=True):
-            batch_maps = cam(batch.to(ranks.device).image, [ClassifierOutputTarget(int(c)) for c in classes])
-            maps.append(batch_maps.astype(np.float16))
-    cam.activations_and_grads.release()
+            maps.append(maps_of(batch.to(ranks.device).image, classes))
     return np.concatenate(maps)
+
+
+@contextmanager
+def mapping(model: Classifier, layer: nn.Module) -> Iterator[Callable[[Tensor, npt.NDArray[np.int64]], Maps]]:
+    """Yield what maps the evidence for a class of each image: uint8 [B, 3, P, P], int64 [B] -> as `class_maps`."""
+    for weight in model.parameters():
+        weight.requires_grad_(False)  # gradients need to reach the layer, and nothing below it
+    for weight in layer.parameters():
+        weight.requires_grad_(True)
+    cam = _Grid(model, [layer], reshape_transform=_channels_first(model))
+
+    def maps_of(images: Tensor, classes: npt.NDArray[np.int64]) -> Maps:
+        maps = cam(images, [ClassifierOutputTarget(int(label)) for label in classes])
+        return np.asarray(maps, np.float16)
+
+    try:
+        with hardware.repeatable_convolutions():
+            yield maps_of
+    finally:
+        cam.activations_and_grads.release()
 
 
 def enlarged(grid: npt.NDArray[Any], width: int, height: int) -> npt.NDArray[np.float32]:

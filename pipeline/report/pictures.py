@@ -6,18 +6,14 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from matplotlib import colormaps
 
 from pipeline.config.data import DataConfig
 from pipeline.data.pictures import Pixels, resized
 from pipeline.data.prepare import Prepared
 from pipeline.data.transforms import CentreCrop
-from pipeline.explain.grad_cam import enlarged
+from pipeline.explain.heat_map_files import heated
 
 WEBP_QUALITY = 68
-HEAT = colormaps["inferno"]
-STRENGTH = 0.75  # opacity of the heat where it is strongest
-REMAINS = 0.55  # share of the picture's brightness where there is no heat
 
 
 class Pictures:
@@ -34,13 +30,7 @@ class Pictures:
 
     def heated(self, image: int, grid: npt.NDArray[Any]) -> str:
         """The crop under its heat map [h, w], 0..1: dark and grey where nothing speaks for the predicted class."""
-        pixels = self.pixels(image)
-        height, width = pixels.shape[:2]
-        heat = np.clip(enlarged(grid, width, height), 0, 1)[..., None]
-        grey = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-        colour = HEAT(heat[..., 0])[..., :3] * 255
-        share = STRENGTH * heat
-        return data_uri(np.clip(grey * REMAINS * (1 - share) + colour * share, 0, 255).astype(np.uint8))
+        return data_uri(heated(self.pixels(image), grid))
 
     def pixels(self, image: int, px: int | None = None) -> Pixels:
         """The crop as uint8 [H, W, 3] RGB."""

@@ -286,6 +286,25 @@ def test_rows_of_a_file_hold_what_is_wrong_with_bad_pictures(
     assert json.loads(capsys.readouterr().out)["image"] == str(paths[0])
 
 
+def test_heat_maps_are_written_of_the_pictures_that_can_be_read_and_change_no_answer(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, paths = put_aside(trained, tmp_path), pictures_in(tmp_path / "mine", 4)
+    paths[1].write_bytes(b"")
+    words = ["predict", str(run), str(tmp_path / "mine"), "eval.batch_size=2"]
+    assert main.run(words) == 2
+    before = json.loads(capsys.readouterr().out)
+    folder = tmp_path / "maps" / "new"
+    assert main.run([*words, "--heatmap", str(folder)]) == 2
+    assert json.loads(capsys.readouterr().out) == before
+    written = sorted(path.name for path in folder.iterdir())
+    assert written == ["000001-0.png", "000003-2.png", "000004-3.png"]
+    maps = [np.asarray(Image.open(folder / name)) for name in written]
+    assert all(shown.shape == (32, 32, 3) for shown in maps) and not np.array_equal(maps[0], maps[1])
+    assert main.run([*words, "--heatmap", str(tmp_path / "mine")]) == 2
+    assert f"--heatmap {tmp_path / 'mine'}: is there, and not empty" in capsys.readouterr().err
+
+
 def test_a_first_name_that_is_no_run_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -131,6 +131,12 @@ def _predict_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--logits", action="store_true", help="answer the logits of all classes too")
     parser.add_argument("--features", action="store_true", help="answer the input of the last layer too")
+    parser.add_argument(
+        "--heatmap",
+        type=user_path,
+        metavar="FOLDER",
+        help="write each picture under the heat map (Grad-CAM) of its most likely class into a new folder",
+    )
     formats = parser.add_mutually_exclusive_group()
     for name, what in (
         ("json", "JSON lines, or - for standard output"),
@@ -176,7 +182,12 @@ def predict(arguments: Namespace) -> Result:
         config = config.model_copy(update={"eval": config.eval.model_copy(update={"tta": "flip"})})
     paths = {name: getattr(arguments, name) for name in SUFFIXES}
     file = next((AnswerFile(name, path) for name, path in paths.items() if path is not None), None)
-    wishes = Wishes(arguments.top, arguments.logits, arguments.features, arguments.prior, file)
+    heat_maps = None
+    if arguments.heatmap is not None:
+        from pipeline.explain.heat_map_files import HeatMapFiles
+
+        heat_maps = HeatMapFiles(arguments.heatmap)
+    wishes = Wishes(arguments.top, arguments.logits, arguments.features, arguments.prior, file, heat_maps)
     return classify(config, images, wishes)
 
 
