@@ -129,6 +129,7 @@ def test_each_probe_is_one_reading_of_test_that_the_run_counts(trained: Path, tm
     assert probed(tmp_path)["test_reads"] == 2
     assert tiny.do("eval", tmp_path) == 0
     assert json.loads((tmp_path / "runs/tiny/eval/test/metrics.json").read_text())["test_reads"] == 3
+    assert run(["compare", str(tmp_path / "runs/tiny"), str(tmp_path / "runs/tiny/probe/linear")]) == 0
 
 
 def test_a_reading_is_counted_before_test_is_predicted(
