@@ -54,7 +54,20 @@ def test_data_train_and_eval_follow_one_another_also_with_j(make: Make, jobs: li
     "path", ["my birds/my owls.yaml", "d'or.yaml", 'a"b.yaml', "a;b&c.yaml", "a  b.yaml"]
 )
 @pytest.mark.parametrize(
-    "verb", ["data", "inspect", "train", "eval", "config", "doctor", "summary", "audit", "probe", "lr-find", "report"]
+    "verb",
+    [
+        "data",
+        "inspect",
+        "train",
+        "eval",
+        "config",
+        "doctor",
+        "summary",
+        "audit",
+        "probe",
+        "lr-find",
+        "report",
+    ],
 )
 def test_config_is_one_argument(make: Make, verb: str, path: str) -> None:
     line, _ = make(verb, f"CONFIG={path}", "ARGS=optim.lr=1 'run.root=my runs'")
