@@ -164,12 +164,13 @@ def predict(arguments: Namespace) -> Result:
     """
     from pipeline.evaluation.answer_files import SUFFIXES, AnswerFile
     from pipeline.evaluation.predict_images import Wishes, classify
+    from pipeline.runs.directory import RunDirectory
 
     if "" in arguments.positionals:
         raise DataError("predict: one of the names is empty; see whether a variable of the shell is unset")
     images, overrides = paths_and_overrides(arguments.positionals)
     run = None
-    if arguments.config is None and images and (images[0] / "config.yaml").is_file():
+    if arguments.config is None and images and RunDirectory(images[0]).config_file.is_file():
         run, *images = images
     config = load_config(arguments.config, overrides) if run is None else _config_of_run(run, overrides)
     names_run = run is not None or arguments.config is not None or overrides
