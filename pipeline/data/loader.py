@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data._utils import MP_STATUS_CHECK_INTERVAL  # seconds, of its thread that pins
 
 from pipeline.common import hardware, signals
 from pipeline.common.errors import DataError, UserError
@@ -245,7 +246,7 @@ class Loader:
             process.kill()
         deadline = time.monotonic() + KILLED_S
         if pinning is not None:
-            pinning.join(KILLED_S)  # it looks whether to end as often as torch's MP_STATUS_CHECK_INTERVAL
+            pinning.join(MP_STATUS_CHECK_INTERVAL + KILLED_S)  # it looks whether to end once an interval
         for process in self._processes:
             process.join(max(0, deadline - time.monotonic()))
 
