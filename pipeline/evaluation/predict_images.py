@@ -4,13 +4,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field
 
-from pipeline.common import console, files
+from pipeline.common import console
 from pipeline.common.errors import DataError
 from pipeline.config.schema import Config
 from pipeline.data import pictures
@@ -18,6 +17,7 @@ from pipeline.data.pictures import Pixels
 from pipeline.distributed import process_group
 from pipeline.evaluation import priors, training_state
 from pipeline.evaluation.answer_files import TO_STDOUT, Answer, AnswerFile
+from pipeline.evaluation.fitted_temperature import fitted_temperature
 from pipeline.evaluation.picture_names import expand
 from pipeline.evaluation.picture_outputs import Outputs, Unreadable, outputs_of
 from pipeline.evaluation.priors import Posterior
@@ -25,7 +25,6 @@ from pipeline.inference import load_model
 from pipeline.inference.load_model import LoadedModel
 from pipeline.models.classifier import Classifier
 from pipeline.runs.directory import RunDirectory
-from pipeline.runs.predictions import AGAIN
 
 TOP = 5
 WHAT_TO_DO = f"give pictures that can be read ({pictures.WHAT_TO_GIVE})"
@@ -59,15 +58,6 @@ class Wishes:
     heat_maps: HeatMaps | None = None
 
 
-class _Fitted(BaseModel):
-    """What metrics.json says of a temperature."""
-
-    checkpoint_sha256: str = ""
-    tta: str = "none"
-    temperature: Annotated[float, Field(gt=0)] | None = None
-    temperature_at_bound: bool = False
-
-
 def classify(config: Config, names: Sequence[Path], wishes: Wishes) -> dict[str, Any] | None:
     """Name the most likely classes of each picture that can be read, and what is wrong with each of the others.
 
@@ -95,13 +85,13 @@ def classify(config: Config, names: Sequence[Path], wishes: Wishes) -> dict[str,
     training_state.warn_of_unfinished(RunDirectory(config.run_dir))
     with process_group.join(config.train, config.distributed.timeout_s) as ranks:
         model, classes = load_model.load_model_without_data(config, load_model.checkpoint_path(config), ranks)
-        temperature, how = _temperature(config, model)
-        log_ratio, prior = _log_ratio(config, classes, wishes.prior)
+        temperature, how = fitted_temperature(config, model)
+        log_ratio, prior = priors.log_ratio_of_run(config, classes, wishes.prior)
         posterior = Posterior(temperature or 1.0, log_ratio)
         batches = outputs_of(config, model, images, ranks.device)
         if wishes.heat_maps is not None:
             batches = _heated(batches, wishes.heat_maps, model, posterior, ranks.device)
-        answers = (_answer(one, classes, posterior, wishes) for batch in batches for one in batch)
+        answers = (answer_of(one, classes, posterior, wishes) for batch in batches for one in batch)
         title = f"{model.path}, epoch {model.epoch}; {how}{prior}"
         if wishes.file is None:
             result = _show(answers, title)
@@ -112,43 +102,6 @@ def classify(config: Config, names: Sequence[Path], wishes: Wishes) -> dict[str,
         return None
     origin = {"checkpoint": str(model.path), "checkpoint_sha256": model.sha256, "temperature": temperature}
     return origin | ({"classes": classes} if wishes.logits else {}) | result
-
-
-def _temperature(config: Config, model: LoadedModel) -> tuple[float | None, str]:
-    """The temperature that an evaluation of this checkpoint fitted on validation, and that in words; None without."""
-    run, at_bound = RunDirectory(config.run_dir), False
-    for split in ("test", "train"):
-        path = run.evaluation(split).metrics_file
-        if not path.is_file():
-            continue
-        fitted = files.read_json(path, _Fitted, AGAIN)
-        if (
-            fitted.temperature is None
-            or fitted.checkpoint_sha256 != model.sha256
-            or fitted.tta != config.eval.tta
-        ):
-            continue
-        if not fitted.temperature_at_bound:
-            return fitted.temperature, f"calibrated, temperature {fitted.temperature:.3f} of {path}"
-        at_bound = True
-    if at_bound:
-        return None, "not calibrated, as validation does not determine a temperature"
-    return (
-        None,
-        f"not calibrated, as no `eval` of it with eval.tta={config.eval.tta} has fitted a temperature",
-    )
-
-
-def _log_ratio(config: Config, classes: Sequence[str], path: Path | None) -> tuple[priors.Floats, str]:
-    """log(prior / training share) of each class, and the prior in words."""
-    if path is None:
-        return np.zeros(len(classes)), ""
-    prior, images = priors.read_prior(path, classes), priors.training_images(config, classes)
-    words = f"; prior {path}"
-    if images is None:
-        images = np.ones(len(classes), np.int64)
-        words += ", with equal shares in training, as no `eval` of the run has counted them"
-    return priors.log_ratio(prior, images), words
 
 
 def _heated(
@@ -176,9 +129,10 @@ def _label(one: Outputs, posterior: Posterior) -> int:
     return int(posterior.log_probabilities(one.logits[None])[0].argmax())
 
 
-def _answer(
+def answer_of(
     one: Outputs | Unreadable, classes: Sequence[str], posterior: Posterior, wishes: Wishes
 ) -> Answer:
+    """What is said of a picture: its most likely classes, and what else is asked for, or why it cannot be read."""
     if isinstance(one, Unreadable):
         return Answer(one.path, error=one.reason)
     (log_probability,) = posterior.log_probabilities(one.logits[None])

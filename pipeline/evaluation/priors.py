@@ -86,6 +86,18 @@ def log_ratio(prior: Floats, training_images: npt.NDArray[np.int64]) -> Floats:
         return np.asarray(np.log(prior) - np.log(images / images.sum()), np.float64)
 
 
+def log_ratio_of_run(config: Config, classes: Sequence[str], path: Path | None) -> tuple[Floats, str]:
+    """log(prior / training share) of each class, float64 [C], and the prior in words; zeros and "" without a file."""
+    if path is None:
+        return np.zeros(len(classes)), ""
+    prior, images = read_prior(path, classes), training_images(config, classes)
+    words = f"; prior {path}"
+    if images is None:
+        images = np.ones(len(classes), np.int64)
+        words += ", with equal shares in training, as no `eval` of the run has counted them"
+    return log_ratio(prior, images), words
+
+
 def training_images(config: Config, names: Sequence[str]) -> npt.NDArray[np.int64] | None:
     """The training images of each class, int64 [C], as an evaluation of the run has counted them; None without one.
 
