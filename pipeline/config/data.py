@@ -52,6 +52,12 @@ OWN = {"folder": "FOLDER", "csv": "FILE"}
 """sources of a user's own pictures, and what data.path names for each"""
 
 
+NOT_DOWNLOADED = {
+    "nabirds": "needs a form (dl.allaboutbirds.org/nabirds); unpack it and set data.archive to the folder nabirds",
+}
+"""published sets that are not downloaded: why, and what to do"""
+
+
 def _path_problem(source: str) -> str:
     if source in OWN:
         return f"source {source} needs the pictures: set data.path={OWN[source]}"
@@ -63,7 +69,7 @@ def _path_problem(source: str) -> str:
 class DataConfig(Section):
     source: Literal[
         "cub200", "folder", "csv", "synthetic", "digits", "mnist", "cifar10",
-        "fgvc_aircraft", "oxford_pets", "flowers102", "food101",
+        "fgvc_aircraft", "oxford_pets", "flowers102", "food101", "nabirds",
     ] = "cub200"  # fmt: skip
     """data set; folder, csv: your own pictures; synthetic: drawn birds; digits: 5,000 of MNIST; others: as published"""
     path: UserPath | None = None
@@ -71,13 +77,15 @@ class DataConfig(Section):
     root: UserPath = Path("data")
     """folder of all data sets"""
     archive: UserPath | None = None
-    """CUB archive or the folder with its content, or torchvision's folder of another published set; null: download"""
+    """CUB archive or the folder with its content, or the folder of another published set; null: download"""
     archive_md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
     """MD5 digest of the archive; null: the official one"""
     on_bad: Literal["error", "skip"] = "error"
     """pictures that cannot be read; error: all are named, and nothing is made; skip: they are left out and listed"""
     corrections: UserPath | None = None
     """decisions on labels: the audit's corrections.csv, a table of id and label (or `drop`), or CUB++; null: none"""
+    taxonomy: UserPath | None = None
+    """hierarchy, CSV: class, then a column a rank, fine to coarse (genus, family); null: the data set's own, if any"""
     synthetic: SyntheticConfig = SyntheticConfig()
     test_fraction: Fraction = 0.2
     """share of each class of your own pictures drawn as the test where there is none, for all seeds alike; 0: no test"""
@@ -128,6 +136,8 @@ class DataConfig(Section):
     def _check(self) -> "DataConfig":
         if (self.path is None) == (self.source in OWN):
             raise ValueError(_path_problem(self.source))
+        if self.source in NOT_DOWNLOADED and self.archive is None:
+            raise ValueError(f"source {self.source}: its download {NOT_DOWNLOADED[self.source]}")
         if self.image_px > self.resize_px + 2 * self.pad_px:
             padded = f" + 2 pad_px {self.pad_px}" if self.pad_px else ""
             raise ValueError(f"image_px {self.image_px} is larger than resize_px {self.resize_px}{padded}")

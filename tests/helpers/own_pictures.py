@@ -1,10 +1,13 @@
 """Small pictures of a user's own, and the keys that a tiny training of them needs."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import pytest
 
 from pipeline.cli.main import run
 from pipeline.config.data import DataConfig
@@ -57,3 +60,23 @@ def do(verb: str, tmp: Path, source: str, path: Path, *more: str) -> int:
         "run.name=own",
     ]
     return run([verb, *keys, *more])
+
+
+def published(
+    source: str, folder: Path, tmp: Path, capsys: pytest.CaptureFixture[str]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Take a data set of the field from its folder through data, train, eval and predict.
+
+    Returns:
+        What `eval` printed, and the classes that `predict` gives for one of the pictures.
+    """
+    keys = [f"data.source={source}", f"data.archive={folder}", f"data.root={tmp / 'data'}"]
+    keys += ["data.resize_px=20", "data.image_px=16", "model.name=test_resnet", "model.pretrained=false"]
+    keys += ["optim.batch_size=8", "train.epochs=1", "train.precision=fp32", "train.device=cpu"]
+    keys += ["report.write=false", f"run.root={tmp / 'runs'}", "run.name=field"]
+    for verb in ("data", "train", "eval"):
+        assert run([verb, *keys]) == 0
+    evaluated = json.loads(capsys.readouterr().out.splitlines()[-1])
+    picture = next(folder.rglob("*.jpg"))
+    assert run(["predict", *keys, str(picture)]) == 0
+    return evaluated, json.loads(capsys.readouterr().out)["predictions"][0]["classes"]

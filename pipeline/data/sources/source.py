@@ -15,6 +15,7 @@ from pipeline.data.sources import array_datasets, field_datasets
 from pipeline.data.sources.class_folders import ClassFolders
 from pipeline.data.sources.cub200 import Cub200
 from pipeline.data.sources.drawn_birds.dataset import DrawnBirds
+from pipeline.data.sources.nabirds import NABirds
 from pipeline.data.sources.picture_list import PictureList
 
 
@@ -70,6 +71,15 @@ class Source(Protocol):
             DataError: the tables are damaged, or list other images than they should.
         """
 
+    def taxonomy(self, root: Path) -> pd.DataFrame | None:
+        """The hierarchy that the data set has: texts, class and a column for each rank, fine to coarse; None: it has none.
+
+        It has a row for each class of `read`, see `data.taxonomy.of_table`.
+
+        Raises:
+            DataError: its file is damaged.
+        """
+
     def digest(self, root: Path) -> str:
         """A digest of the files that `read` reads."""
 
@@ -84,6 +94,7 @@ SOURCES: dict[str, Callable[[DataConfig], Source]] = {
     "synthetic": DrawnBirds,
     **array_datasets.SOURCES,
     **field_datasets.SOURCES,
+    "nabirds": NABirds,
 }
 
 

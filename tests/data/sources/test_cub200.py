@@ -13,7 +13,7 @@ from pipeline.common.errors import DataError
 from pipeline.config.load import load_config
 from pipeline.config.schema import Config
 from pipeline.data import prepare, sample_table
-from pipeline.data.sources import cub200
+from pipeline.data.sources import cub200, cub_layout
 
 CLASSES = {3: "003.Sooty_Albatross", 5: "005.Crested_Auklet", 7: "007.Parakeet_Auklet"}  # 5 has no images
 ROWS = [(1, 7, 1), (2, 3, 0), (3, 3, 1), (4, 7, 0), (5, 7, 1), (6, 3, 1)]  # id, class, flag
@@ -46,14 +46,14 @@ def change(path: Path, edit: Callable[[list[str]], list[str]]) -> None:
 
 def problems_of(root: Path) -> str:
     with pytest.raises(DataError) as caught:
-        cub200.read(root)
+        cub_layout.read(root)
     message = str(caught.value)
-    assert message.startswith(f"{root}: ") and message.endswith(cub200.WHAT_NEXT)
+    assert message.startswith(f"{root}: ") and message.endswith(cub_layout.WHAT_NEXT)
     return message
 
 
 def test_read_gives_one_row_an_image(root: Path) -> None:
-    samples = cub200.read(root)
+    samples = cub_layout.read(root)
     sample_table.check(samples, root)
     assert samples.columns.tolist() == sample_table.SOURCE_COLUMNS
     assert samples["id"].tolist() == [1, 2, 3, 4, 5, 6]
@@ -66,25 +66,25 @@ def test_read_gives_one_row_an_image(root: Path) -> None:
 
 def test_read_goes_by_the_text_files_and_not_by_what_lies_about(root: Path) -> None:
     (root / "images" / CLASSES[3] / "stray_rgb.jpg").write_bytes(b"")
-    assert len(cub200.read(root)) == 6
+    assert len(cub_layout.read(root)) == 6
 
 
 def test_order_of_lines_line_ends_and_blank_lines_do_not_matter(root: Path) -> None:
-    expected = cub200.read(root)
+    expected = cub_layout.read(root)
     for name in ("image_class_labels.txt", "classes.txt", "train_test_split.txt", "bounding_boxes.txt"):
         lines = (root / name).read_text().replace(" ", "\t").splitlines()
         (root / name).write_bytes(b"\xef\xbb\xbf" + ("\r\n".join(["", *reversed(lines)])).encode())
-    pd.testing.assert_frame_equal(cub200.read(root), expected)
+    pd.testing.assert_frame_equal(cub_layout.read(root), expected)
 
 
 def test_a_table_survives_being_written(root: Path, tmp_path: Path) -> None:
-    samples = cub200.read(root)
+    samples = cub_layout.read(root)
     tables.write_csv(samples, tmp_path / "samples.csv")
     again = sample_table.read(tmp_path / "samples.csv", sample_table.SOURCE_COLUMNS)
     pd.testing.assert_frame_equal(again, samples, check_dtype=False)
 
 
-@pytest.mark.parametrize("name", cub200.PER_IMAGE)
+@pytest.mark.parametrize("name", cub_layout.PER_IMAGE)
 def test_a_missing_row_is_named(root: Path, name: str) -> None:
     change(root / name, lambda lines: [*lines[:1], *lines[2:4], *lines[5:]])
     assert f"\n  {name}: no row for image ids 2, 5 (2 in all)\n" in problems_of(root)
@@ -95,7 +95,7 @@ def test_a_missing_class_is_named(root: Path) -> None:
     assert "\n  image_class_labels.txt: class ids 7 (1 in all) not in classes.txt\n" in problems_of(root)
 
 
-@pytest.mark.parametrize("name", cub200.LINES)
+@pytest.mark.parametrize("name", cub_layout.LINES)
 def test_an_empty_file_and_a_folder_in_its_place_are_named_alone(root: Path, name: str) -> None:
     (root / name).write_text("\n")
     assert problems_of(root).splitlines()[1:-1] == [f"  {name}: empty"]
@@ -104,33 +104,33 @@ def test_an_empty_file_and_a_folder_in_its_place_are_named_alone(root: Path, nam
     assert problems_of(root).splitlines()[1:-1] == [f"  {name}: a folder, and not a text"]
 
 
-@pytest.mark.parametrize("name", [name for name in cub200.LINES if name != cub200.BOXES])
+@pytest.mark.parametrize("name", [name for name in cub_layout.LINES if name != cub_layout.BOXES])
 def test_a_missing_file_is_named_alone(root: Path, name: str) -> None:
     (root / name).unlink()
     assert problems_of(root).splitlines()[1:-1] == [f"  {name}: missing"]
     with pytest.raises(DataError, match=f"{name} .*missing"):
-        cub200.text_digest(root)
+        cub_layout.text_digest(root)
 
 
 def test_without_a_file_of_boxes_no_image_has_one(root: Path) -> None:
-    with_boxes, digest = cub200.read(root), cub200.text_digest(root)
-    (root / cub200.BOXES).unlink()
-    samples = cub200.read(root)
+    with_boxes, digest = cub_layout.read(root), cub_layout.text_digest(root)
+    (root / cub_layout.BOXES).unlink()
+    samples = cub_layout.read(root)
     boxes = ["box_x", "box_y", "box_w", "box_h"]
     assert samples[boxes].isna().all(axis=None) and (samples[boxes].dtypes == "float64").all()
     pd.testing.assert_frame_equal(samples.drop(columns=boxes), with_boxes.drop(columns=boxes))
-    assert cub200.text_digest(root) != digest
+    assert cub_layout.text_digest(root) != digest
 
 
-@pytest.mark.parametrize("name", cub200.LINES)
+@pytest.mark.parametrize("name", cub_layout.LINES)
 def test_a_malformed_line_is_named_with_its_number(root: Path, name: str) -> None:
     change(root / name, lambda lines: [*lines, "", "17"])
     number = len((root / name).read_text().splitlines())
-    form = cub200.LINES[name][0]
+    form = cub_layout.LINES[name][0]
     assert f"\n  {name}: line {number} (17) (1 in all) not of the form `{form}`" in problems_of(root)
 
 
-@pytest.mark.parametrize("name", cub200.LINES)
+@pytest.mark.parametrize("name", cub_layout.LINES)
 def test_a_doubled_id_is_named(root: Path, name: str) -> None:
     change(root / name, lambda lines: [*lines, lines[0]])
     first = 3 if name == "classes.txt" else 1
@@ -195,26 +195,26 @@ def test_many_values_are_counted_and_few_are_shown(root: Path) -> None:
 
 
 def test_find_root_looks_into_the_folder(root: Path, tmp_path: Path) -> None:
-    assert cub200.find_root(root) == root
-    assert cub200.find_root(tmp_path) == root
+    assert cub_layout.find_root(root) == root
+    assert cub_layout.find_root(tmp_path) == root
     renamed = root.rename(tmp_path / "birds")
-    assert cub200.find_root(tmp_path) == renamed
+    assert cub_layout.find_root(tmp_path) == renamed
     for folder in (renamed / "images", tmp_path / "absent"):
         with pytest.raises(DataError, match=r"neither it nor a folder in it holds images\.txt") as caught:
-            cub200.find_root(folder)
+            cub_layout.find_root(folder)
         assert "write images.txt, image_class_labels.txt, classes.txt, train_test_split.txt as" in str(
             caught.value
         )
 
 
 def test_the_digest_depends_on_each_text_file_and_on_nothing_else(root: Path) -> None:
-    digests = {cub200.text_digest(root)}
+    digests = {cub_layout.text_digest(root)}
     (root / "attributes.txt").write_text("unused")
-    assert cub200.text_digest(root) in digests
-    for name in cub200.LINES:
+    assert cub_layout.text_digest(root) in digests
+    for name in cub_layout.LINES:
         change(root / name, lambda lines: lines[:-1])
-        digests.add(cub200.text_digest(root))
-    assert len(digests) == 1 + len(cub200.LINES)
+        digests.add(cub_layout.text_digest(root))
+    assert len(digests) == 1 + len(cub_layout.LINES)
 
 
 def official() -> pd.DataFrame:
@@ -261,7 +261,7 @@ def own(root: Path, *more: str) -> Config:
 
 
 def test_a_folder_of_ones_own_is_taken_as_it_is_without_a_digest(root: Path) -> None:
-    (root / cub200.BOXES).unlink()
+    (root / cub_layout.BOXES).unlink()
     config = own(root, "data.image_px=16", "data.val_fraction=0")
     assert not cub200.is_official(config.data)
     assert prepare.prepare(config).samples["class_name"].nunique() == 2
@@ -277,4 +277,4 @@ def test_what_the_user_gave_is_never_to_be_deleted(root: Path, name: str) -> Non
     message = str(caught.value)
     assert wrong.name in message and str(root) in message
     assert "delete" not in message and "remove" not in message
-    assert sorted(path.name for path in root.iterdir()) == sorted([*cub200.LINES, "images"])
+    assert sorted(path.name for path in root.iterdir()) == sorted([*cub_layout.LINES, "images"])

@@ -14,7 +14,7 @@ from pipeline.common.errors import DataError
 from pipeline.config.data import DataConfig
 from pipeline.data import sample_table
 from pipeline.data.sources.field_datasets import SOURCES, FieldDataset
-from tests.helpers.own_pictures import draw
+from tests.helpers.own_pictures import draw, published
 from tests.helpers.servers import Server, serving
 
 COUNT = {"train": 4, "val": 2, "test": 2}  # of each class
@@ -120,16 +120,9 @@ def test_from_torchvisions_folder_to_predictions(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     WRITERS[name](tmp_path / "given")
-    keys = [f"data.source={name}", f"data.archive={tmp_path / 'given'}", f"data.root={tmp_path / 'data'}"]
-    keys += ["data.resize_px=20", "data.image_px=16", "model.name=test_resnet", "model.pretrained=false"]
-    keys += ["optim.batch_size=8", "train.epochs=1", "train.precision=fp32", "train.device=cpu"]
-    keys += ["report.write=false", f"run.root={tmp_path / 'runs'}", "run.name=field"]
-    for verb in ("data", "train", "eval"):
-        assert run([verb, *keys]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["n"] == 4
-    picture = next((tmp_path / "given").rglob("*.jpg"))
-    assert run(["predict", *keys, str(picture)]) == 0
-    assert len(json.loads(capsys.readouterr().out)["predictions"][0]["classes"]) == 2
+    evaluated, predicted = published(name, tmp_path / "given", tmp_path, capsys)
+    assert evaluated["n"] == 4
+    assert len(predicted) == 2
 
 
 def test_a_set_is_downloaded_once_into_the_root_of_the_data(

@@ -20,7 +20,7 @@ import cv2
 
 from pipeline.common import console, hardware, seeding, signals
 from pipeline.common.errors import DataError
-from pipeline.data.sources.cub200 import CubLayout
+from pipeline.data.sources.cub_layout import CubLayout
 from pipeline.data.sources.drawn_birds import bird, faults
 from pipeline.data.sources.drawn_birds.species import Species, attributes, species_list
 
