@@ -48,6 +48,7 @@ KEY_EFFECTS = {
     "data.archive_md5": replace(NOTHING, per_machine=True),
     "data.on_bad": IDENTITY,
     "data.corrections": replace(IDENTITY, on_resume="free", per_machine=True),  # the table's digest tells
+    "data.taxonomy": replace(NOTHING, per_machine=True),
     "data.synthetic.species": IDENTITY,
     "data.synthetic.images_per_species": IDENTITY,
     "data.synthetic.train_per_species": IDENTITY,
