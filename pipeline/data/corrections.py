@@ -5,10 +5,7 @@ the file of CUB++ (github.com/catalys1/fgvc-data-pytorch): a line an image of CU
 counted from 1; images that are not in it were dropped.
 """
 
-import csv
-import io
 import re
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,16 +14,18 @@ import pandas as pd
 from pipeline.common import files, tables
 from pipeline.common.errors import DataError, name_some
 from pipeline.config.data import DataConfig
+from pipeline.data import text_tables
 from pipeline.data.sources.own_pictures import shown
+from pipeline.data.text_tables import plain
 
 DROP = "drop"
 NOTES = ["who", "when", "why"]
 DECISION = ["decision", *NOTES]
 LISTED = ["id", "path", "split", "class_name", *DECISION]
 """columns of the list of what was corrected; class_name: before"""
-SEPARATORS = ",;\t"
 CUB_PLUS = re.compile(r"(\d{1,9})[ \t]+(\d{1,9})")
 CUB_CLASS = re.compile(r"(\d+)\.")
+WHAT_TO_GIVE = "set data.corrections to the table of your decisions"
 WHAT_NEXT = "give the columns id and label (or decision), with a class or `drop` in the second"
 
 
@@ -80,7 +79,7 @@ def read(path: Path) -> Corrections:
     Raises:
         DataError: there is no such file, it is no such table, or it decides twice about an image.
     """
-    text = _text(path)
+    text = text_tables.read_text(path, WHAT_TO_GIVE)
     lines = text.split("\n")
     is_cub_plus = CUB_PLUS.fullmatch(lines[0].strip()) is not None
     if is_cub_plus:
@@ -95,7 +94,7 @@ def read(path: Path) -> Corrections:
             raise DataError(f"{path}: has the columns {shown(list(table.columns))}; {WHAT_NEXT}")
         table = table.assign(decision=table[decision])
     rows = table.reindex(columns=["id", "path", *DECISION], fill_value="")
-    rows = rows.assign(decision=rows["decision"].map(_plain))[rows["decision"].map(_plain) != ""]
+    rows = rows.assign(decision=rows["decision"].map(plain))[rows["decision"].map(plain) != ""]
     if odd := rows.loc[~rows["id"].str.strip().str.fullmatch(r"\d{1,18}"), "id"].tolist():
         raise DataError(f"{path}: ids that are no whole numbers: {shown(odd)}; {WHAT_NEXT}")
     rows = rows.assign(id=rows["id"].astype("int64")).reset_index(drop=True)
@@ -107,38 +106,8 @@ def read(path: Path) -> Corrections:
 
 
 def read_texts(path: Path) -> pd.DataFrame:
-    """A CSV of commas, semicolons or tabs, as a spreadsheet program saves it: every cell as the text that stands there.
-
-    Raises:
-        DataError: there is no such file, or it is no table.
-    """
-    text = _text(path)
-    first = text.split("\n", 1)[0]
-    try:
-        header, *lines = csv.reader(
-            io.StringIO(text, newline=""), delimiter=max(SEPARATORS, key=first.count), strict=True
-        )
-    except (ValueError, csv.Error) as error:
-        raise DataError(f"{path}: no readable table ({error}); {WHAT_NEXT}") from error
-    names = [name.strip() for name in header]
-    if len(set(names)) < len(names):
-        raise DataError(f"{path}: a column stands there twice among {shown(names)}; keep one of each")
-    if odd := [number for number, line in enumerate(lines, 1) if any(line[len(names) :])]:
-        raise DataError(
-            f"{path}: rows with more cells than the first line has columns: {name_some(odd)}; quote what holds a comma"
-        )
-    cells = [[*line, *[""] * len(names)][: len(names)] for line in lines if any(line)]
-    return pd.DataFrame(cells, columns=names, dtype=str)
-
-
-def _text(path: Path) -> str:
-    if not path.exists():
-        raise DataError(f"{path}: no such file; set data.corrections to the table of your decisions")
-    return files.read_text(path, "save it as UTF-8 (CSV)").removeprefix("\ufeff").lstrip("\r\n")
-
-
-def _plain(text: str) -> str:
-    return unicodedata.normalize("NFC", text.strip())
+    """A table of decisions as it stands there, see `text_tables.read_texts`."""
+    return text_tables.read_texts(path, WHAT_TO_GIVE, WHAT_NEXT)
 
 
 def changes(corrections: Corrections, images: pd.DataFrame, source: str) -> pd.DataFrame:
@@ -158,7 +127,7 @@ def changes(corrections: Corrections, images: pd.DataFrame, source: str) -> pd.D
         rows = corrections.rows
     rows = rows[["id", *DECISION]]
     now = images.set_index("id")["class_name"].loc[rows["id"]]
-    exact = {_plain(name): name for name in images["class_name"].unique()}
+    exact = {plain(name): name for name in images["class_name"].unique()}
     rows = rows.assign(decision=rows["decision"].map({**exact, DROP: DROP}))
     changing = rows[(rows["decision"] != now.to_numpy())].reset_index(drop=True)
     apply(images.assign(split=""), changing, corrections.path)
@@ -176,7 +145,7 @@ def _check(corrections: Corrections, images: pd.DataFrame) -> None:
         raise DataError(
             f"{path}: {shown(moved)} have other ids in the data set now; take the ids of the table of today"
         )
-    names = set(map(_plain, images["class_name"].unique()))
+    names = set(map(plain, images["class_name"].unique()))
     if unknown_names := sorted(set(rows["decision"]).difference({*names, DROP})):
         raise DataError(
             f"{path}: {shown(unknown_names)}: no such class; give the name of a class of the data set, or `drop`"
@@ -200,7 +169,7 @@ def _of_cub_plus(corrections: Corrections, images: pd.DataFrame, source: str) ->
         number = cleaned.get(image)
         name = DROP if number is None else numbers.get(number, DROP)
         why = "CUB++: not in it" if number is None else f"CUB++: class {number}"
-        rows.append([image, _plain(name), "", "", why])
+        rows.append([image, plain(name), "", "", why])
     return pd.DataFrame(rows, columns=["id", *DECISION])
 
 

@@ -22,11 +22,12 @@ from pipeline.common import console, files, seeding, tables
 from pipeline.common.errors import DataError, name_some
 from pipeline.config.data import DataConfig
 from pipeline.config.schema import Config
-from pipeline.data import corrections, image_store, sample_table, splits, stages
+from pipeline.data import corrections, image_store, sample_table, splits, stages, taxonomy
 from pipeline.data.pictures import Layout
 from pipeline.data.sources.source import source_of
 from pipeline.data.stages import Stage
 from pipeline.data.table_name import beside, table_name
+from pipeline.data.taxonomy import Taxonomy
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Prepared:
 
     samples: pd.DataFrame
     store: image_store.Store
+    taxonomy: Taxonomy | None = None
 
     def rows(self, split: str) -> list[int]:
         """The rows of a split, in the table's order."""
@@ -104,7 +106,8 @@ def load(config: Config) -> Prepared:
         raise DataError(
             f"{store_folder}: made from another state of the source than {samples_path.name}; run `make data`"
         )
-    return Prepared(samples, image_store.Store(store_folder, samples["id"].to_numpy("int64")))
+    hierarchy = taxonomy.of(config.data, _folder(config.data), sample_table.class_names(samples))
+    return Prepared(samples, image_store.Store(store_folder, samples["id"].to_numpy("int64")), hierarchy)
 
 
 def _checked_stamp(output: Path) -> stages.Stamp:
@@ -191,10 +194,12 @@ def stages_from(config: Config, root: Path) -> list[Stage]:
     store_inputs = {**inputs, "layout": layout(config.data).name}
     if decided is not None:
         inputs = {**inputs, "corrections": decided.digest}
+    names = sample_table.class_names(images)
     # the same table serves stores of any size
     return [
         Stage("store", store_folder, store_inputs, build_store, source=state),
         Stage("splits", samples_path, inputs, write_samples, is_folder=False, source=state),
+        *taxonomy.stages_of(config.data, source.taxonomy(root), _folder(config.data), names, root),
     ]
 
 
@@ -323,6 +328,8 @@ def _show(prepared: Prepared, config: Config) -> None:
             ]
         ],
     )
+    if prepared.taxonomy is not None:
+        console.say(f"taxonomy  {prepared.taxonomy}")
     for sentence in _remarks(samples, config.data):
         console.say(sentence)
     if config.data.on_bad == "skip":

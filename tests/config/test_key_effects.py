@@ -16,7 +16,7 @@ PREFIXES = {
         ["run.", "eval.", "lr_find.", "report.", "summary.", "tracking.", "distributed.bucket_mb"],
         ["distributed.data_timeout_minutes", "distributed.shard", "distributed.static_graph"],
         ["distributed.timeout_s", "data.root", "data.archive", "data.path", "data.workers"],
-        ["data.corrections"],
+        ["data.corrections", "data.taxonomy"],
         [
             "model.pretrained",
             "model.weights",
@@ -34,7 +34,7 @@ PREFIXES = {
         ["schedule", "train.early_stop_epochs", "train.epochs", "train.label_smoothing", "train.mix"],
     ),
     "ranks": (
-        ["data.root", "data.archive", "data.path", "data.corrections", "data.workers"],
+        ["data.root", "data.archive", "data.path", "data.corrections", "data.taxonomy", "data.workers"],
         ["model.weights", "run.root"],
     ),
     "runs": (["run.", "tracking."],),

@@ -177,6 +177,10 @@ class ArraySource:
         """None."""
         return []
 
+    def taxonomy(self, root: Path) -> pd.DataFrame | None:  # noqa: ARG002  # the protocol's
+        """None."""
+        return None
+
     def digest(self, root: Path) -> str:
         """The SHA-256 of the list."""
         return files.digest_of_file(root / LIST)

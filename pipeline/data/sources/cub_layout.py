@@ -63,6 +63,10 @@ class CubLayout:
         """None."""
         return []
 
+    def taxonomy(self, root: Path) -> pd.DataFrame | None:  # noqa: ARG002  # the protocol's
+        """None."""
+        return None
+
     def digest(self, root: Path) -> str:
         """The SHA-256 of the text files that `read` uses."""
         return text_digest(root)

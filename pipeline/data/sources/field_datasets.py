@@ -98,6 +98,10 @@ class FieldDataset:
             raise self._damaged(root, f"{doubled[0]} is listed twice")
         return finish(table)
 
+    def taxonomy(self, root: Path) -> pd.DataFrame | None:  # noqa: ARG002  # the protocol's
+        """None."""
+        return None
+
     def digest(self, root: Path) -> str:
         """The SHA-256 of the table."""
         return files.digest_of(self.read(root).to_csv(index=False))

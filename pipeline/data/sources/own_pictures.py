@@ -89,6 +89,10 @@ class OwnPictures(ABC):
     def read(self, root: Path) -> pd.DataFrame:
         """The sample table, checked."""
 
+    def taxonomy(self, root: Path) -> pd.DataFrame | None:  # noqa: ARG002  # the protocol's
+        """None."""
+        return None
+
     @abstractmethod
     def digest(self, root: Path) -> str:
         """A digest of what `read` returns."""

@@ -72,7 +72,7 @@ class Source(Protocol):
         """
 
     def taxonomy(self, root: Path) -> pd.DataFrame | None:
-        """The hierarchy that the data set has: texts, class and a column for each rank, fine to coarse; None: it has none.
+        """The data set's hierarchy: texts, class and a column for each rank, fine to coarse; None: it has none.
 
         It has a row for each class of `read`, see `data.taxonomy.of_table`.
 
