@@ -49,7 +49,7 @@ class TrainingSetup:
         self.ids = data.samples["id"].to_numpy("int64", copy=True)
         self.labels = data.labels
         self.classes, self.samples = sample_table.class_names(data.samples), sample_table.digest(data.samples)
-        self.gaps = sample_table.gaps(data.samples)
+        self.gaps, self.taxonomy = sample_table.gaps(data.samples), data.taxonomy
         consistency.check_ranks_agree(config, self.samples, ranks)
         self.clock = step_clock(config, len(self.train_rows))
         self.last_step = min(self.clock.last_step, config.train.max_steps or self.clock.last_step)
