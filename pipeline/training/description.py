@@ -24,6 +24,8 @@ def describe_run(setup: TrainingSetup, start: RunStart) -> None:
         "ranks": ranks.world_size,
     }
     files.write_json(run.environment_file, about)
+    if setup.taxonomy is not None:
+        setup.taxonomy.write(run.taxonomy_file)
     diff = environment.diff()
     if diff is None:
         run.diff_file.unlink(missing_ok=True)
