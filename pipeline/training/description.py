@@ -1,4 +1,4 @@
-"""The description of a run: config.yaml, environment.json, diff.patch, and the lines printed at its start."""
+"""The description of a run: config.yaml, environment.json, diff.patch, taxonomy.csv, and the lines at its start."""
 
 from typing import Any
 
