@@ -4,11 +4,12 @@ A picture is turned as its EXIF orientation says, transparency shows a stated ba
 than 8 bits keep their order: nothing is clipped. What has no stated rule is refused by name.
 """
 
+import importlib
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -51,6 +52,11 @@ warnings.filterwarnings("ignore", module="PIL")  # of metadata; what concerns th
 FORMATS = ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM"]
 if "avif" in features.modules and features.check("avif"):  # Pillow 11.3, and not every build of it
     FORMATS.append("AVIF")
+with suppress(ImportError):  # the extra `heic`
+    importlib.import_module("pillow_heif").register_heif_opener(decode_threads=1)
+    FORMATS.append("HEIF")
+NEEDS_HEIF = "HEIC, which needs the package pillow-heif: .venv/bin/pip install --editable '.[heic]' in Plumage's folder"
+HEIF_BRANDS = tuple(b"heic heix heim heis hevc hevx hevm hevs".split())
 WHAT_TO_GIVE = f"the formats are {', '.join(FORMATS)}"
 
 
@@ -95,9 +101,28 @@ def picture(path: Path, layout: Layout) -> Pixels:
         PictureError: it does not decode in full.
     """
     content, _ = make_entry(path, layout)
-    if layout.format == "jpeg":
-        return np.asarray(cv2.imdecode(content, cv2.IMREAD_COLOR_RGB), np.uint8)
-    return content
+    return _given_back(content, layout)
+
+
+def picture_in_memory(given: Image.Image | Pixels, layout: Layout, name: str) -> Pixels:
+    """As `picture`, of one that is decoded already.
+
+    A JPEG that is far larger than the layout's size differs a little from its file, which is scaled while it decodes.
+
+    Args:
+        given: an image of Pillow, which is turned as its EXIF orientation says, or uint8 [H, W, 3], RGB, as it is seen.
+        name: what stands for it in an error.
+
+    Raises:
+        PictureError: it is too elongated, or its values have no stated rule.
+    """
+    with _faults(name):
+        if isinstance(given, Image.Image):
+            given.load()
+            given = _upright(given, layout.background, _turn(given))
+        height, width = given.shape[:2]
+        _check_ratio(width, height)
+        return _given_back(_as_stored(given, *layout.size(width, height), layout), layout)
 
 
 def make_entry(path: Path, layout: Layout) -> tuple[Pixels, dict[str, int | bool]]:
@@ -111,11 +136,23 @@ def make_entry(path: Path, layout: Layout) -> tuple[Pixels, dict[str, int | bool
     """
     pixels, facts = decode(path, layout)
     width, height = layout.size(int(facts["width"]), int(facts["height"]))
+    return _as_stored(pixels, width, height, layout), {"store_width": width, "store_height": height, **facts}
+
+
+def _as_stored(pixels: Pixels, width: int, height: int, layout: Layout) -> Pixels:
+    """Pixels at the size of the store: [height, width, 3], or JPEG's bytes [n]."""
     pixels = np.ascontiguousarray(resized(pixels, width, height))
-    if layout.format == "jpeg":
-        bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
-        pixels = np.asarray(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1], np.uint8)
-    return pixels, {"store_width": width, "store_height": height, **facts}
+    if layout.format == "packed":
+        return pixels
+    bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    return np.asarray(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1], np.uint8)
+
+
+def _given_back(content: Pixels, layout: Layout) -> Pixels:
+    """The pixels of a picture of the store."""
+    if layout.format == "packed":
+        return content
+    return np.asarray(cv2.imdecode(content, cv2.IMREAD_COLOR_RGB), np.uint8)
 
 
 def decode(path: Path, layout: Layout) -> tuple[Pixels, dict[str, int | bool]]:
@@ -137,8 +174,7 @@ def decode(path: Path, layout: Layout) -> tuple[Pixels, dict[str, int | bool]]:
         target = layout.size(width, height)
         if not grey:  # libjpeg scales by 1/2, 1/4 or 1/8 while decoding, never below the target
             image.draft("RGB", target[::-1] if swapped else target)
-        shown = _as_rgb(image, layout.background)
-        pixels = np.asarray(shown if turn is None else shown.transpose(turn))
+        pixels = _upright(image, layout.background, turn)
         return pixels, {"width": width, "height": height, "grey": grey, "file_bytes": path.stat().st_size}
 
 
@@ -174,19 +210,37 @@ def stored_pixels(paths: Sequence[Path], layout: Layout) -> int:
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """A picture whose header is read and whose size is bounded; what is wrong with it is a `PictureError`."""
-    try:
+    with _faults(path):
         if not path.is_file():  # a pipe would be waited for without end
             raise ValueError("not a file" if path.exists() else "missing")
         # from a stream: by its path Pillow 13 maps a turned, uncompressed TIFF into memory in a wrong shape
-        with path.open("rb") as stream, Image.open(stream, formats=FORMATS) as image:
-            width, height = image.size
-            if max(width, height) > MOST_ELONGATED * min(width, height):
-                raise ValueError(
-                    f"{width} x {height} pixels, and a side may be {MOST_ELONGATED} times as long as the other"
-                )
-            yield image
+        with path.open("rb") as stream:
+            if "HEIF" not in FORMATS and _is_heif(stream.read(64)):
+                raise ValueError(NEEDS_HEIF)
+            with Image.open(stream, formats=FORMATS) as image:
+                _check_ratio(*image.size)
+                yield image
+
+
+@contextmanager
+def _faults(name: object) -> Iterator[None]:
+    """What is wrong with a picture is a `PictureError` with its name."""
+    try:
+        yield
     except DAMAGE as error:
-        raise PictureError(f"{path}: {_reason(error)}") from error
+        raise PictureError(f"{name}: {_reason(error)}") from error
+
+
+def _check_ratio(width: int, height: int) -> None:
+    if max(width, height) > MOST_ELONGATED * min(width, height):
+        raise ValueError(
+            f"{width} x {height} pixels, and a side may be {MOST_ELONGATED} times as long as the other"
+        )
+
+
+def _is_heif(head: bytes) -> bool:
+    """Whether a file begins as one with pictures of HEVC: its major brand, or a compatible one, says so."""
+    return head[4:8] == b"ftyp" and any(brand in head[8:] for brand in HEIF_BRANDS)
 
 
 def _reason(error: BaseException) -> str:
@@ -206,6 +260,12 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
+def _upright(image: Image.Image, background: tuple[int, int, int], turn: Image.Transpose | None) -> Pixels:
+    """The pixels of a picture, turned: uint8 [H, W, 3], RGB."""
+    shown = _as_rgb(image, background)
+    return np.asarray(shown if turn is None else shown.transpose(turn))
+
+
 def _as_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     """The picture in mode RGB, on the background where it is transparent."""
     if image.mode in GREY_OF_MORE_BITS:
@@ -219,6 +279,7 @@ def _as_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
     if (
         image.mode == "RGB" and max(colour, default=0) > 255
     ):  # of a PNG with 16 bits a channel, of which Pillow keeps 8
+        image = image.copy()  # the caller may keep the other
         image.info["transparency"] = tuple(value >> 8 for value in colour)
     if image.mode in ("La", "RGBa"):
         image = image.convert("LA" if image.mode == "La" else "RGBA")

@@ -1,4 +1,4 @@
-"""A model's outputs for picture files: decoded on all cores, predicted in batches."""
+"""A model's outputs for pictures: decoded on all cores, predicted in batches."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
 from pipeline.common import hardware
 from pipeline.common.errors import CheckpointError, name_some
@@ -22,6 +23,17 @@ from pipeline.distributed.process_group import Ranks
 from pipeline.inference.load_model import LoadedModel
 from pipeline.inference.predict import Predictions, average_views, predict_batches
 from pipeline.models.option_errors import memory_errors
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """A picture that is decoded already: an image of Pillow, or uint8 [H, W, 3], RGB.
+
+    path: what stands for it in answers and errors.
+    """
+
+    path: Path
+    picture: Image.Image | Pixels
 
 
 @dataclass(frozen=True)
@@ -40,20 +52,20 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A file that is no picture, and why."""
+    """What is no picture, and why."""
 
     path: Path
     reason: str
 
 
 def outputs_of(
-    config: Config, model: LoadedModel, paths: Sequence[Path], device: torch.device
+    config: Config, model: LoadedModel, images: Sequence[Path | InMemory], device: torch.device
 ) -> Iterator[list[Outputs | Unreadable]]:
-    """The outputs of each picture file in the order of the paths, or what is wrong with the file: batch by batch.
+    """The outputs of each picture, a file or in memory, in their order, or what is wrong with it: batch by batch.
 
     Pictures are decoded, resized and cropped as for `eval`, in threads (decoding and resizing release the
     interpreter), while the model computes the batch before. Crops of two batches are in memory, whatever the number of
-    paths.
+    files.
 
     Raises:
         CheckpointError: the model's outputs are not finite.
@@ -61,16 +73,20 @@ def outputs_of(
     """
     layout, crops = pictures.Layout.of(config.data), tta_crops(config.data, config.eval.tta)
 
-    def look(path: Path) -> tuple[Path, Pixels] | Unreadable:
+    def look(image: Path | InMemory) -> tuple[Path, Pixels] | Unreadable:
+        path = image.path if isinstance(image, InMemory) else image
         try:
-            picture = pictures.picture(path, layout)
+            if isinstance(image, InMemory):
+                picture = pictures.picture_in_memory(image.picture, layout, str(path))
+            else:
+                picture = pictures.picture(path, layout)
         except PictureError as error:
             return Unreadable(path, str(error).removeprefix(f"{path}: "))
         return path, np.stack([crop(picture, 0, 0) for crop in crops])
 
     at_once = max(1, config.eval.batch_size // len(crops))
     with ThreadPoolExecutor(hardware.cores()) as pool:
-        seen = map_in_order(pool, look, paths, ahead=at_once)
+        seen = map_in_order(pool, look, images, ahead=at_once)
         while batch := list(islice(seen, at_once)):
             good = [one for one in batch if not isinstance(one, Unreadable)]
             outputs = iter(_predict(config, model, good, device) if good else ())

@@ -15,7 +15,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from pipeline.common.errors import DataError
-from pipeline.data import image_store, prepare
+from pipeline.data import image_store, pictures, prepare
 from pipeline.data.pictures import Layout, PictureError, Pixels, decode, picture, stored_pixels
 from tests.helpers import tiny
 
@@ -302,6 +302,28 @@ def test_formats_that_are_not_listed_are_not_opened(tmp_path: Path, format_: str
     path = tmp_path / "bird.jpg"
     Image.fromarray(COLOURS).convert("RGB").save(path, format_)
     assert refused(path) == "not a picture, or of an unknown format"
+
+
+def test_heic_without_its_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "FORMATS", [name for name in pictures.FORMATS if name != "HEIF"])
+    path = tmp_path / "phone.jpg"
+    for brands in (b"heic\0\0\0\0mif1heic", b"mif1\0\0\0\0mif1heix"):
+        path.write_bytes(b"\0\0\0\x18ftyp" + brands + bytes(100))
+        assert refused(path) == pictures.NEEDS_HEIF
+    assert "pip install --editable '.[heic]'" in pictures.NEEDS_HEIF
+    path.write_bytes(b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif" + bytes(100))
+    assert refused(path) == "not a picture, or of an unknown format"
+
+
+def test_a_damaged_heic_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif", reason="the extra `heic` is not installed")
+    path = tmp_path / "phone.heic"
+    Image.fromarray(COLOURS).convert("RGB").save(path)
+    assert seen(path).shape == (20, 30, 3)
+    content = path.read_bytes()
+    for size, reason in ((30, "not a picture, or of an unknown format"), (len(content) - 9, "end of file")):
+        path.write_bytes(content[:size])
+        assert reason in refused(path)
 
 
 def test_a_mode_without_a_rule_is_named(tmp_path: Path) -> None:
