@@ -54,6 +54,8 @@ OWN = {"folder": "FOLDER", "csv": "FILE"}
 
 NOT_DOWNLOADED = {
     "nabirds": "needs a form (dl.allaboutbirds.org/nabirds); unpack it and set data.archive to the folder nabirds",
+    "stanford_dogs": "is left to you (vision.stanford.edu/aditya86/ImageNetDogs): set data.archive to the folder with "
+    "images.tar, annotation.tar and lists.tar, or with what they hold",
 }
 """published sets that are not downloaded: why, and what to do"""
 
@@ -69,7 +71,8 @@ def _path_problem(source: str) -> str:
 class DataConfig(Section):
     source: Literal[
         "cub200", "folder", "csv", "synthetic", "digits", "mnist", "cifar10",
-        "fgvc_aircraft", "oxford_pets", "flowers102", "food101", "nabirds",
+        "fgvc_aircraft", "oxford_pets", "flowers102", "food101",
+        "nabirds", "stanford_dogs",
     ] = "cub200"  # fmt: skip
     """data set; folder, csv: your own pictures; synthetic: drawn birds; digits: 5,000 of MNIST; others: as published"""
     path: UserPath | None = None

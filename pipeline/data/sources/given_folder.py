@@ -82,6 +82,12 @@ def remember(prepared: Path, folder: Path, content: str) -> None:
         files.write_json(prepared / RECORD, asdict(now))
 
 
+def content(prepared: Path) -> str | None:
+    """The digest of the contents of the folder that data were prepared from; None: there is no record."""
+    record = _read(prepared / RECORD)
+    return None if record is None else record.content
+
+
 def _content(folder: Path, content: Callable[[], str]) -> str | None:
     try:
         return content() if folder.exists() else None

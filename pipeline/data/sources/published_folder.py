@@ -31,7 +31,7 @@ class PublishedFolder(OwnPictures):
         return []
 
 
-def first_with(folder: Path, places: Iterable[str], name: str, what_next: str) -> Path:
+def first_with(folder: Path, places: Iterable[str | Path], name: str, what_next: str) -> Path:
     """The first of the places in a folder that holds a file or folder of this name.
 
     Raises:
@@ -40,7 +40,8 @@ def first_with(folder: Path, places: Iterable[str], name: str, what_next: str) -
     for place in places:
         if (folder / place / name).exists():
             return folder / place / name
-    raise DataError(f"{folder}: no {name} in it; {what_next}")
+    what = f"no {name} in it" if folder.is_dir() else "no such folder"
+    raise DataError(f"{folder}: {what}; {what_next}")
 
 
 def read_mat(path: Path, names: Sequence[str]) -> list[Any]:

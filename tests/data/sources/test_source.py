@@ -51,6 +51,9 @@ class Toy:
     def remarks(self, _root: Path) -> list[str]:
         return []
 
+    def taxonomy(self, _root: Path) -> pd.DataFrame | None:
+        return None
+
     def read(self, root: Path) -> pd.DataFrame:
         return sample_table.read(root / "list.csv", sample_table.SOURCE_COLUMNS)
 
