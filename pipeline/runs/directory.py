@@ -110,6 +110,7 @@ class EvaluationDirectory:
         self.outputs_file = path / "outputs.npz"  # logits and features of the same images
         self.validation_file = path / "validation.npz"  # logits that fit a temperature
         self.metrics_file = path / "metrics.json"
+        self.thresholds_file = path / "thresholds.json"  # from which probability on an answer is sure
         self.report_file = path / "report.html"
         self.explanations = path / "explain"
         self.heat_maps_file = self.explanations / "heatmaps.npz"  # id; maps float16 [n, h, w]
