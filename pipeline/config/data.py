@@ -56,6 +56,8 @@ NOT_DOWNLOADED = {
     "nabirds": "needs a form (dl.allaboutbirds.org/nabirds); unpack it and set data.archive to the folder nabirds",
     "stanford_dogs": "is left to you (vision.stanford.edu/aditya86/ImageNetDogs): set data.archive to the folder with "
     "images.tar, annotation.tar and lists.tar, or with what they hold",
+    "stanford_cars": "is gone; set data.archive to a copy of the folder stanford_cars with cars_train, cars_test, "
+    "devkit and cars_test_annos_withlabels.mat",
 }
 """published sets that are not downloaded: why, and what to do"""
 
@@ -72,7 +74,7 @@ class DataConfig(Section):
     source: Literal[
         "cub200", "folder", "csv", "synthetic", "digits", "mnist", "cifar10",
         "fgvc_aircraft", "oxford_pets", "flowers102", "food101",
-        "nabirds", "stanford_dogs",
+        "nabirds", "stanford_dogs", "stanford_cars",
     ] = "cub200"  # fmt: skip
     """data set; folder, csv: your own pictures; synthetic: drawn birds; digits: 5,000 of MNIST; others: as published"""
     path: UserPath | None = None

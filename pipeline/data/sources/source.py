@@ -17,6 +17,7 @@ from pipeline.data.sources.cub200 import Cub200
 from pipeline.data.sources.drawn_birds.dataset import DrawnBirds
 from pipeline.data.sources.nabirds import NABirds
 from pipeline.data.sources.picture_list import PictureList
+from pipeline.data.sources.stanford_cars import StanfordCars
 from pipeline.data.sources.stanford_dogs import StanfordDogs
 
 
@@ -97,6 +98,7 @@ SOURCES: dict[str, Callable[[DataConfig], Source]] = {
     **field_datasets.SOURCES,
     "nabirds": NABirds,
     "stanford_dogs": StanfordDogs,
+    "stanford_cars": StanfordCars,
 }
 
 
