@@ -4,40 +4,20 @@ Each learns from training images alone. What it leaves open, weight decay or k, 
 best top-1, of equal ones the lowest cross-entropy. The test images are no argument of what fits and chooses.
 """
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from scipy.special import log_softmax
-from torch import Tensor
-from torch.nn import functional as F
 
 from pipeline.explain.neighbours import nearest, unit_length
 from pipeline.inference.features import Features
+from pipeline.inference.linear_head import Images, Logits, LogitsOf, choose, fit_linear_head
 
-Ints = npt.NDArray[np.int64]
-Logits = npt.NDArray[np.float32]
-LogitsOf = Callable[[Features], Logits]
-
-WEIGHT_DECAYS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
-DEFAULT_WEIGHT_DECAY = 1e-3
 KS = (1, 3, 5, 10, 20, 50)
 DEFAULT_K = 10
-MOST_STEPS = 200  # of L-BFGS, for each weight decay
 UNTAUGHT = (
     -8.0
 )  # a logit below that of any class mean: unit features are at most 2 apart, and 4 is the square
-
-
-class Images(NamedTuple):
-    """Features float32 [n, D] and labels int64 [n]."""
-
-    features: Features
-    labels: Ints
 
 
 @dataclass(frozen=True)
@@ -53,7 +33,7 @@ class Fitted:
 
 
 def fit_all(train: Images, val: Images, classes: int) -> list[Fitted]:
-    """The three classifiers; without validation images they take `DEFAULT_WEIGHT_DECAY` and `DEFAULT_K`.
+    """The three classifiers; without validation images weight decay and k are fixed.
 
     Args:
         classes: C; a class without a training image is answered last.
@@ -62,51 +42,9 @@ def fit_all(train: Images, val: Images, classes: int) -> list[Fitted]:
 
 
 def fit_linear(train: Images, val: Images, classes: int) -> Fitted:
-    """Multinomial logistic regression by L-BFGS: mean cross-entropy + weight decay / 2 * |weights|^2.
-
-    Features are centred, and scaled by one number to a mean squared length of 1, so that a weight decay means the
-    same for any backbone. Each weight decay starts from the solution of the stronger one before it.
-    """
-    mean = train.features.mean(axis=0, dtype=np.float64)
-    scale = 1 / max(float(np.sqrt(((train.features - mean) ** 2).sum(axis=1).mean())), 1e-12)
-
-    def scaled(features: Features) -> Tensor:
-        return torch.from_numpy((features - mean) * scale)
-
-    def logits(features: Features, weight: Tensor, bias: Tensor) -> Logits:
-        return (scaled(features) @ weight.T + bias).float().numpy()
-
-    def solutions() -> Iterable[tuple[float, LogitsOf]]:
-        inputs, labels = scaled(train.features), torch.from_numpy(train.labels)
-        weight, bias = inputs.new_zeros(classes, inputs.shape[1]), inputs.new_zeros(classes)
-        for decay in WEIGHT_DECAYS if len(val.labels) else (DEFAULT_WEIGHT_DECAY,):
-            weight, bias = minimise(inputs, labels, decay, weight, bias)
-            yield decay, partial(logits, weight=weight, bias=bias)
-
-    return _choose("linear", "weight_decay", solutions(), val)
-
-
-def minimise(
-    inputs: Tensor, labels: Tensor, weight_decay: float, weight: Tensor, bias: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The weights [C, D] and biases [C] of a logistic regression, from where to start; inputs [n, D]; all float64."""
-    weight, bias = (tensor.clone().requires_grad_() for tensor in (weight, bias))
-    optimizer = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=MOST_STEPS,
-        history_size=10,
-        tolerance_grad=1e-5,
-        line_search_fn="strong_wolfe",
-    )
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = F.cross_entropy(inputs @ weight.T + bias, labels) + weight_decay / 2 * weight.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
-        return value.detach()
-
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
-    return weight.detach(), bias.detach()
+    """Multinomial logistic regression (`fit_linear_head`)."""
+    decay, head, val_top1 = fit_linear_head(train, val, classes)
+    return Fitted("linear", head, {"weight_decay": decay}, val_top1)
 
 
 def fit_knn(train: Images, val: Images, classes: int) -> Fitted:
@@ -123,8 +61,8 @@ def fit_knn(train: Images, val: Images, classes: int) -> Fitted:
 
     ks = KS if len(val.labels) else (DEFAULT_K,)
     possible = dict.fromkeys(min(k, len(train.labels)) for k in ks)
-    candidates = [(k, partial(vote, k=k)) for k in possible]
-    return _choose("knn", "k", candidates, val)
+    k, voted, val_top1 = choose([(k, partial(vote, k=k)) for k in possible], val)
+    return Fitted("knn", voted, {"k": k}, val_top1)
 
 
 def fit_means(train: Images, val: Images, classes: int) -> Fitted:
@@ -143,30 +81,4 @@ def fit_means(train: Images, val: Images, classes: int) -> Fitted:
             found[:, label] = -np.square(of_queries - mean).sum(axis=1)
         return found
 
-    return _choose("nearest_mean", None, [(0.0, logits)], val)
-
-
-def _choose(
-    name: str,
-    setting: str | None,
-    candidates: Iterable[tuple[float, LogitsOf]],
-    val: Images,
-) -> Fitted:
-    """The candidate of the best validation; the only one where there are no validation images."""
-    best: Fitted | None = None
-    best_score = (-np.inf, -np.inf)
-    for value, logits in candidates:
-        chosen = {} if setting is None else {setting: value}
-        if not len(val.labels):
-            return Fitted(name, logits, chosen, None)
-        top1, loss = _top1_and_loss(logits(val.features), val.labels)
-        if (top1, -loss) > best_score:
-            best, best_score = Fitted(name, logits, chosen, top1), (top1, -loss)
-    if best is None:
-        raise ValueError(f"{name}: no candidate has a finite score")
-    return best
-
-
-def _top1_and_loss(logits: Logits, labels: Ints) -> tuple[float, float]:
-    log_probability = log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels]
-    return float((logits.argmax(axis=1) == labels).mean()), float(-log_probability.mean())
+    return Fitted("nearest_mean", logits, {}, choose([(0.0, logits)], val).val_top1)

@@ -26,12 +26,13 @@ from pipeline.distributed.process_group import Ranks
 from pipeline.evaluation import evaluation_lock, metrics, readings
 from pipeline.evaluation.results import compute_metrics
 from pipeline.inference import features
+from pipeline.inference.linear_head import Images
 from pipeline.inference.load_model import LoadedModel
 from pipeline.models.build import build_model, without_weights
 from pipeline.models.classifier import Classifier
 from pipeline.models.option_errors import memory_errors
 from pipeline.models.precision import resolve_precision
-from pipeline.probe.classifiers import Fitted, Images, fit_all
+from pipeline.probe.classifiers import Fitted, fit_all
 from pipeline.runs import predictions
 from pipeline.runs.directory import ProbeDirectory, RunDirectory
 
