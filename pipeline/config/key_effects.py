@@ -106,6 +106,7 @@ KEY_EFFECTS = {
     "schedule": FORCIBLE,
     "train.epochs": FORCIBLE,
     "train.subset": TRAINING,
+    "train.start_from": STARTING,
     "train.max_steps": STARTING,
     "train.label_smoothing": FORCIBLE,
     "train.mix": FORCIBLE,

@@ -49,6 +49,7 @@ class Config(Section):
         if lacking := [name for name, used in need_validation.items() if used and not self.validates]:
             raise ValueError(f"{lacking[0]} needs validation, and data.val_fraction is 0")
         self._check_sharding()
+        self._check_start()
         self._check_phases()
         self._check_lengths()
         if self.eval.tta == "ten_crop" and self.data.image_px > self.data.resize_px:
@@ -56,6 +57,20 @@ class Config(Section):
                 "eval.tta: ten_crop needs corners, and data.image_px is larger than data.resize_px"
             )
         return self
+
+    def _check_start(self) -> None:
+        """The head of a probe is one linear layer on pretrained features."""
+        if self.train.start_from == "random":
+            return
+        if not self.model.pretrained:
+            raise ValueError(
+                "train.start_from: probe is a head for pretrained features, and model.pretrained is false; drop one of "
+                "the two"
+            )
+        if self.model.mid_level_head:
+            raise ValueError(
+                "train.start_from: probe knows one head, and model.mid_level_head adds a second; drop one of the two"
+            )
 
     def _check_phases(self) -> None:
         """Every phase begins within the training, and its own schedule fits into it."""

@@ -23,6 +23,8 @@ class TrainConfig(Section):
     """passes over the training images"""
     subset: Annotated[float, Field(gt=0, le=1)] = 1.0
     """share of each training class that is used, for small experiments; validation stays whole"""
+    start_from: Literal["random", "probe"] = "random"
+    """head at the start; probe: the linear head of `plumage probe` on the pretrained features (LP-FT)"""
     max_steps: Count | None = None
     """optimizer steps after which the run validates, saves and ends; the schedule still spans all epochs; null: all"""
     label_smoothing: Fraction = 0.1

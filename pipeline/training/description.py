@@ -50,7 +50,15 @@ def origin(weights: dict[str, Any]) -> str:
     """Where the first weights came from: `resnet50.pth, 100% of the body loaded (265 tensors)`."""
     average = f" (its average, {weights['average']})" if "average" in weights else ""
     loaded = f"{weights['share']:.0%} of the body loaded ({weights['tensors']} tensors)"
-    return f"{weights['source']}{average}, {loaded}"
+    return f"{weights['source']}{average}, {loaded}{_head(weights.get('head'))}"
+
+
+def _head(chosen: dict[str, Any] | None) -> str:
+    """`, head of the linear probe (weight decay 0.001, validation top-1 0.853)`; empty for a random one."""
+    if chosen is None:
+        return ""
+    top1 = "" if chosen["val_top1"] is None else f", validation top-1 {chosen['val_top1']:.3f}"
+    return f", head of the linear probe (weight decay {chosen['weight_decay']:g}{top1})"
 
 
 def optimizers(config: Config) -> str:

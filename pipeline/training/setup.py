@@ -1,6 +1,7 @@
 """What a training is made of and what stays the same while it runs: data, order, clock, model, precision."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,12 +17,14 @@ from pipeline.data.loader import build_loader, worker_count
 from pipeline.data.transforms import Augmentation, CentreCrop
 from pipeline.distributed import consistency, data_parallel, sync_batchnorm
 from pipeline.distributed.process_group import Ranks
+from pipeline.inference.linear_head import Images
+from pipeline.inference.predict import predict_rows
 from pipeline.models.build import build_model, without_weights
 from pipeline.models.classifier import Classifier
 from pipeline.models.heads import pool_by_amax
 from pipeline.models.precision import Precision, has_units, resolve_precision
 from pipeline.runs import checkpoints
-from pipeline.training import auto_batch_size, phases, preflight, resume
+from pipeline.training import auto_batch_size, phases, preflight, probe_start, resume
 from pipeline.training.optimizer import Optimizer, build_optimizer, parameter_groups
 from pipeline.training.phases import PhaseState
 from pipeline.training.schedule import images_per_step, step_clock
@@ -126,6 +129,29 @@ class TrainingSetup:
             attach_swats(optimizer, state.swats, phase.until)
         return optimizer
 
+    def start_from_probe(self, state: TrainState, precision: Precision) -> dict[str, Any]:
+        """Give a new state the head of `plumage probe`; what was chosen for it. No test image is looked at.
+
+        Raises:
+            UserError: the network does not end in one linear layer, or its features are not finite.
+            Stopped: a signal came.
+        """
+        models = [state.model] if state.ema is None else [state.model, state.ema.module]
+        probe_start.check_head(state.model)
+        rows = np.sort(np.concatenate([self.train_rows, self.val_rows]))
+        features = predict_rows(
+            *(state.model, self.val_loader, rows, precision, self.ranks),
+            batch_size=self.config.eval.batch_size,
+            features=True,
+            progress="probe",
+            before_batch=partial(probe_start.stop_if_asked, self.ranks),
+        ).features
+        train, val = (
+            Images(features[np.isin(rows, split)], self.labels[split])
+            for split in (self.train_rows, self.val_rows)
+        )
+        return probe_start.start_head(models, train, val, len(self.classes), self.ranks)
+
     def check_passes(
         self, state: TrainState, precision: Precision, batch_size: int | Literal["auto"]
     ) -> None:
@@ -193,6 +219,8 @@ def resume_or_start(setup: TrainingSetup) -> RunStart:
         precision = ranks.broadcast(resolve_precision(config.train.precision, ranks.device))
         state, weights = setup.build_state(phases.first(config.optim), precision, pretrained=True)
         setup.check_passes(state, precision, config.optim.batch_size)
+        if config.train.start_from == "probe":
+            weights = {**weights, "head": setup.start_from_probe(state, precision)}
         batch_size = auto_batch_size.auto_batch_size(config, state.model, precision, ranks)
         return RunStart(state, weights, precision, batch_size)
     path, content = checkpoint

@@ -22,6 +22,7 @@ PREFIXES = {
             "model.weights",
             "train.device",
             "train.max_steps",
+            "train.start_from",
             "train.resume",
             "train.checkpoint_every",
         ],
