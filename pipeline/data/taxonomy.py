@@ -6,7 +6,7 @@ It is a table with the column `class` and a column for each rank, fine to coarse
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -49,18 +49,26 @@ class Taxonomy:
         return files.digest_of([self.classes, *self.nodes.items()])
 
     def names(self, rank: str) -> list[str]:
-        """The nodes of a rank by name: [N]."""
-        return sorted(set(self.nodes[rank]))
+        """The nodes of a rank, sorted: [N]."""
+        return self._indexed[rank][0]
 
     def node_of_class(self, rank: str) -> npt.NDArray[np.int64]:
         """The index into `names` of the node of each class: int64 [C]."""
-        index = {name: number for number, name in enumerate(self.names(rank))}
-        return np.array([index[name] for name in self.nodes[rank]], np.int64)
+        return self._indexed[rank][1]
+
+    @cached_property
+    def _indexed(self) -> dict[str, tuple[list[str], npt.NDArray[np.int64]]]:
+        found = {}
+        for rank, nodes in self.nodes.items():
+            names, index = np.unique(np.array(nodes, object), return_inverse=True)
+            found[rank] = names.tolist(), index.astype(np.int64)
+        return found
 
     def sums(self, rank: str, probability: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """The probability of each node, the sum over its classes: float64 [n, C] -> [n, N], in the order of `names`."""
-        node = self.node_of_class(rank)
-        return np.asarray(probability @ (node[:, None] == np.arange(len(self.names(rank)))), np.float64)
+        summed = np.zeros((len(self.names(rank)), len(probability)))
+        np.add.at(summed, self.node_of_class(rank), probability.T)
+        return summed.T
 
     def table(self) -> pd.DataFrame:
         """A row a class: class, and a column for each rank."""

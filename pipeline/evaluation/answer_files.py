@@ -5,9 +5,9 @@ import importlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,11 +27,23 @@ TO_STDOUT = Path("-")
 ROWS_AT_ONCE = 1024  # of a Parquet file
 
 
+Cell = bool | float | str | None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """How far an answer can be trusted: in words, and as columns."""
+
+    words: str
+    cells: Mapping[str, Cell] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Answer:
     """What is said of one picture: its most likely classes with their probabilities, or why it cannot be read.
 
-    logits: float32 [C]; features: float32 [D]; None where they are not asked for.
+    classes: or nodes of a hierarchy. logits: float32 [C]; features: float32 [D]; None where they are not asked for.
+    judgement: None where nothing is known of it.
     """
 
     image: Path
@@ -39,13 +51,18 @@ class Answer:
     logits: npt.NDArray[np.float32] | None = None
     features: npt.NDArray[np.float32] | None = None
     error: str | None = None
+    judgement: Judgement | None = None
 
     def as_object(self) -> dict[str, Any]:
-        """In plain types: image; classes, logits and features, or error."""
+        """In plain types: image; classes, the cells of the judgement, logits and features, or error."""
         if self.error is not None:
             return {"image": str(self.image), "error": self.error}
         classes = [{"class": name, "probability": probability} for name, probability in self.classes]
-        return {"image": str(self.image), "classes": classes, **self.numbers()}
+        return {"image": str(self.image), "classes": classes, **self.cells(), **self.numbers()}
+
+    def cells(self) -> dict[str, Cell]:
+        """The columns of the judgement."""
+        return {} if self.judgement is None else dict(self.judgement.cells)
 
     def numbers(self) -> dict[str, list[float]]:
         """The logits and the features that were asked for."""
@@ -81,15 +98,20 @@ class AnswerFile:
             _pyarrow(option)
 
     @contextmanager
-    def writing(self, names: Sequence[str], top: int, logits: bool, features: bool) -> Iterator[Write]:
+    def writing(
+        self, names: Sequence[str], top: int, logits: bool, features: bool, judged: Mapping[str, type]
+    ) -> Iterator[Write]:
         """Yield what writes an answer. The file appears when the block ends without an error.
 
         Args:
             names: of all classes.
             top: number of classes in a row.
             logits, features: whether there are such columns.
+            judged: the columns of a judgement, with the type of their cells.
         """
-        columns = [f"{column}_{place}" for place in range(1, top + 1) for column in ("class", "probability")]
+        named = {"class": str, "probability": float}
+        columns = {f"{column}_{place}": named[column] for place in range(1, top + 1) for column in named}
+        columns |= judged
         arrays = ["logits"] * logits + ["features"] * features
         if self.path == TO_STDOUT:
             yield _lines(self.format, console.put_out, ["image", *columns, *arrays, "error"])
@@ -114,7 +136,7 @@ def _lines(format_: Format, put: Callable[[str], None], columns: Sequence[str]) 
     def write(answer: Answer) -> None:
         row = _row(answer)
         cells = (row.get(column) for column in columns)
-        put(_csv_line([json.dumps(cell) if isinstance(cell, list) else cell for cell in cells]))
+        put(_csv_line([json.dumps(cell) if isinstance(cell, list | bool) else cell for cell in cells]))
 
     return write
 
@@ -127,10 +149,11 @@ def _csv_line(cells: Sequence[object]) -> str:
 
 @contextmanager
 def _parquet(
-    part: Path, names: Sequence[str], columns: Sequence[str], arrays: Sequence[str]
+    part: Path, names: Sequence[str], columns: Mapping[str, type], arrays: Sequence[str]
 ) -> Iterator[Write]:
     arrow = _pyarrow(str(part))
-    types = {column: arrow.string() if column.startswith("class_") else arrow.float64() for column in columns}
+    kinds = {str: arrow.string(), float: arrow.float64(), bool: arrow.bool_()}
+    types = {column: kinds[kind] for column, kind in columns.items()}
     types |= dict.fromkeys(arrays, arrow.list_(arrow.float32()))
     fields = {"image": arrow.string(), **types, "error": arrow.string()}
     schema = arrow.schema(list(fields.items()), metadata={"classes": json.dumps(list(names))})
@@ -152,7 +175,8 @@ def _parquet(
 
 def _row(answer: Answer) -> dict[str, Any]:
     """The cells of a row by column; those that are missing are empty."""
-    row: dict[str, Any] = {"image": _text(answer.image), "error": answer.error, **answer.numbers()}
+    row: dict[str, Any] = {"image": _text(answer.image), "error": answer.error}
+    row |= answer.cells() | answer.numbers()
     for place, (name, probability) in enumerate(answer.classes, 1):
         row |= {f"class_{place}": name, f"probability_{place}": probability}
     return row

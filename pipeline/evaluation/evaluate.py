@@ -14,7 +14,7 @@ from pipeline.data.transforms import CentreCrop
 from pipeline.data.tta import tta_crops
 from pipeline.distributed import consistency, process_group
 from pipeline.distributed.process_group import Ranks
-from pipeline.evaluation import evaluation_lock, metrics, readings, training_state
+from pipeline.evaluation import evaluation_lock, metrics, readings, run_taxonomy, training_state
 from pipeline.evaluation.results import compute_metrics, learned_rows
 from pipeline.inference import load_model, predict
 from pipeline.inference.load_model import LoadedModel
@@ -72,7 +72,8 @@ def _evaluate(
         **gap,
     }
     _store(data, outputs, validation, folder)
-    metrics_json, _ = compute_metrics(folder, data.samples, learned_rows(config, data), origin)
+    taxonomy = run_taxonomy.with_data(config, data)
+    metrics_json, _ = compute_metrics(folder, data.samples, learned_rows(config, data), origin, taxonomy)
     return metrics_json
 
 

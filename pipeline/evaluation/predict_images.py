@@ -6,7 +6,6 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from pipeline.common import console
@@ -14,13 +13,13 @@ from pipeline.common.errors import DataError
 from pipeline.config.schema import Config
 from pipeline.data import pictures
 from pipeline.data.pictures import Pixels
+from pipeline.data.taxonomy import CLASS
 from pipeline.distributed import process_group
-from pipeline.evaluation import priors, training_state
+from pipeline.evaluation import training_state
 from pipeline.evaluation.answer_files import TO_STDOUT, Answer, AnswerFile
-from pipeline.evaluation.fitted_temperature import fitted_temperature
+from pipeline.evaluation.answering import Answering
 from pipeline.evaluation.picture_names import expand
 from pipeline.evaluation.picture_outputs import Outputs, Unreadable, outputs_of
-from pipeline.evaluation.priors import Posterior
 from pipeline.inference import load_model
 from pipeline.inference.load_model import LoadedModel
 from pipeline.models.classifier import Classifier
@@ -46,11 +45,13 @@ class HeatMaps(Protocol):
 class Wishes:
     """What is asked for of the pictures.
 
-    top: number of classes. logits, features: whether these are answered too. prior: a CSV file, see
-    `priors.read_prior`. file: where the answers go, None: a table on the screen, and the result.
+    top: number of classes. rank: of what is named, "class" or one of the run's hierarchy. logits, features: whether
+    these are answered too. prior: a CSV file, see `priors.read_prior`. file: where the answers go, None: a table on the
+    screen, and the result.
     """
 
     top: int = TOP
+    rank: str = CLASS
     logits: bool = False
     features: bool = False
     prior: Path | None = None
@@ -85,30 +86,37 @@ def classify(config: Config, names: Sequence[Path], wishes: Wishes) -> dict[str,
     training_state.warn_of_unfinished(RunDirectory(config.run_dir))
     with process_group.join(config.train, config.distributed.timeout_s) as ranks:
         model, classes = load_model.load_model_without_data(config, load_model.checkpoint_path(config), ranks)
-        temperature, how = fitted_temperature(config, model)
-        log_ratio, prior = priors.log_ratio_of_run(config, classes, wishes.prior)
-        posterior = Posterior(temperature or 1.0, log_ratio)
+        answering = Answering.of_run(config, model, classes, wishes.prior, wishes.rank)
         batches = outputs_of(config, model, images, ranks.device)
         if wishes.heat_maps is not None:
-            batches = _heated(batches, wishes.heat_maps, model, posterior, ranks.device)
-        answers = (answer_of(one, classes, posterior, wishes) for batch in batches for one in batch)
-        title = f"{model.path}, epoch {model.epoch}; {how}{prior}"
+            batches = _heated(batches, wishes.heat_maps, model, answering, ranks.device)
+        answers = (
+            answering.answer(one, wishes.top, logits=wishes.logits, features=wishes.features)
+            for batch in batches
+            for one in batch
+        )
+        title = f"{model.path}, epoch {model.epoch}; {answering.words}"
         if wishes.file is None:
-            result = _show(answers, title)
+            result = _show(answers, title, answering)
         else:
             console.say(title)
-            result = _write(answers, wishes.file, wishes, classes, len(images))
+            result = _write(answers, wishes.file, wishes, answering, len(images))
     if wishes.file is not None and wishes.file.path == TO_STDOUT:
         return None
-    origin = {"checkpoint": str(model.path), "checkpoint_sha256": model.sha256, "temperature": temperature}
-    return origin | ({"classes": classes} if wishes.logits else {}) | result
+    origin = {
+        "checkpoint": str(model.path),
+        "checkpoint_sha256": model.sha256,
+        "temperature": answering.temperature,
+    }
+    at_rank = {} if wishes.rank == CLASS else {"rank": wishes.rank}
+    return origin | at_rank | ({"classes": classes} if wishes.logits else {}) | result
 
 
 def _heated(
     batches: Iterator[list[Outputs | Unreadable]],
     heat_maps: HeatMaps,
     model: LoadedModel,
-    posterior: Posterior,
+    answering: Answering,
     device: torch.device,
 ) -> Iterator[list[Outputs | Unreadable]]:
     """The batches; the heat maps of each are written first."""
@@ -117,67 +125,51 @@ def _heated(
         numbered = list(enumerate(batch, number + 1))
         number += len(batch)
         good = [
-            (n, one.path, one.crop, _label(one, posterior)) for n, one in numbered if isinstance(one, Outputs)
+            (n, one.path, one.crop, answering.label(one)) for n, one in numbered if isinstance(one, Outputs)
         ]
         if good:
             heat_maps.write(model.model, good, device)
         yield batch
 
 
-def _label(one: Outputs, posterior: Posterior) -> int:
-    """The most likely class."""
-    return int(posterior.log_probabilities(one.logits[None])[0].argmax())
-
-
-def answer_of(
-    one: Outputs | Unreadable, classes: Sequence[str], posterior: Posterior, wishes: Wishes
-) -> Answer:
-    """What is said of a picture: its most likely classes, and what else is asked for, or why it cannot be read."""
-    if isinstance(one, Unreadable):
-        return Answer(one.path, error=one.reason)
-    (log_probability,) = posterior.log_probabilities(one.logits[None])
-    order = np.argsort(-log_probability, kind="stable")[: wishes.top]
-    occurring = [label for label in order if log_probability[label] > -np.inf]
-    return Answer(
-        one.path,
-        tuple((classes[label], float(np.exp(log_probability[label]))) for label in occurring),
-        one.logits if wishes.logits else None,
-        one.features if wishes.features else None,
-    )
-
-
-def _show(answers: Iterable[Answer], title: str) -> dict[str, Any]:
+def _show(answers: Iterable[Answer], title: str, answering: Answering) -> dict[str, Any]:
     """Show the answers as a table, then name the pictures that cannot be read."""
-    predictions: list[dict[str, Any]] = []
-    refused: list[str] = []
-    for answer in answers:
-        if answer.error is None:
-            predictions.append(answer.as_object())
-        else:
-            refused.append(f"{answer.image}: {answer.error}")
+    all_answers = list(answers)
+    refused = [f"{answer.image}: {answer.error}" for answer in all_answers if answer.error is not None]
+    readable = [answer for answer in all_answers if answer.error is None]
     sentence = f"{'; '.join(refused)}; {WHAT_TO_DO}"
-    if not predictions:
+    if not readable:
         raise DataError(sentence)
-    rows = [
-        [prediction["image"] if place == 0 else "", entry["class"], entry["probability"]]
-        for prediction in predictions
-        for place, entry in enumerate(prediction["classes"])
-    ]
-    console.show_table(title, ["picture", "class", "probability"], rows)
+    header = ["picture", answering.rank, "probability", *["answer"] * bool(answering.columns)]
+    console.show_table(title, header, [row for answer in readable for row in _rows(answer)])
+    predictions = [answer.as_object() for answer in readable]
     if not refused:
         return {"predictions": predictions}
     console.fail(sentence)
     return {"predictions": predictions, "refused": refused}
 
 
+def _rows(answer: Answer) -> Iterator[list[object]]:
+    """A row a node that is named; picture and judgement stand in the first."""
+    judgement = [] if answer.judgement is None else [answer.judgement.words]
+    for place, (name, probability) in enumerate(answer.classes):
+        first = place == 0
+        yield [
+            answer.image if first else "",
+            name,
+            probability,
+            *(judgement if first else [""] * len(judgement)),
+        ]
+
+
 def _write(
-    answers: Iterator[Answer], file: AnswerFile, wishes: Wishes, classes: Sequence[str], total: int
+    answers: Iterator[Answer], file: AnswerFile, wishes: Wishes, answering: Answering, total: int
 ) -> dict[str, Any]:
     """Write each answer as it comes, then say how many pictures cannot be read."""
     refused = 0
-    top = min(wishes.top, len(classes))
+    top = min(wishes.top, len(answering.nodes))
     with (
-        file.writing(classes, top, wishes.logits, wishes.features) as write,
+        file.writing(answering.classes, top, wishes.logits, wishes.features, answering.columns) as write,
         console.bar("predict", total) as bar,
     ):
         for answer in bar.count(answers, repeat(1, total)):

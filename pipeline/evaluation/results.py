@@ -14,7 +14,8 @@ from pipeline.config.load import completed, flatten, read_tree, validate_tree
 from pipeline.config.schema import Config
 from pipeline.data import sample_table
 from pipeline.data.prepare import Prepared
-from pipeline.evaluation import calibration, confusion, metrics, statistics
+from pipeline.data.taxonomy import Taxonomy
+from pipeline.evaluation import calibration, confusion, metrics, statistics, thresholds
 from pipeline.runs import predictions
 from pipeline.runs.directory import EvaluationDirectory, RunDirectory, Table
 
@@ -28,8 +29,9 @@ def compute_metrics(
     samples: pd.DataFrame,
     training_rows: npt.NDArray[np.int64],
     origin: Mapping[str, Any] | None = None,
+    taxonomy: Taxonomy | None = None,
 ) -> tuple[dict[str, Any], dict[Table, pd.DataFrame]]:
-    """Compute metrics and tables from stored predictions and write them beside these.
+    """Compute metrics, tables and thresholds from stored predictions and write them beside these.
 
     Returns the content of metrics.json, and the tables by name.
 
@@ -37,6 +39,7 @@ def compute_metrics(
         samples: the whole sample table.
         training_rows: int64, the rows of it that the run learned from.
         origin: values of `ORIGIN`; None takes those of the metrics.json that is there.
+        taxonomy: of the classes, for the thresholds of its ranks.
 
     Raises:
         DataError: stored files are missing, damaged, or do not fit each other or the sample table.
@@ -68,6 +71,7 @@ def compute_metrics(
     }
     for name, table in tables.items():
         write_csv(table, folder.table(name))
+    thresholds.write(folder, stored.validation, metrics_json, names, taxonomy)
     files.write_json(folder.metrics_file, metrics_json)
     return metrics_json, tables
 

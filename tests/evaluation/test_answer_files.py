@@ -29,7 +29,7 @@ ANSWERS = [
 
 
 def write(kind: Format, path: Path, numbers: bool = True) -> None:
-    with AnswerFile(kind, path).writing(NAMES, 2, numbers, numbers) as put:
+    with AnswerFile(kind, path).writing(NAMES, 2, numbers, numbers, {}) as put:
         for answer in ANSWERS:
             put(answer)
 
@@ -77,10 +77,10 @@ def test_parquet_has_a_row_a_picture_and_the_order_of_the_logits(tmp_path: Path)
 
 
 def test_standard_output_gets_each_row_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    with AnswerFile("json", Path("-")).writing(NAMES, 2, False, False) as put:
+    with AnswerFile("json", Path("-")).writing(NAMES, 2, False, False, {}) as put:
         put(ANSWERS[1])
         assert json.loads(capsys.readouterr().out)["error"] == "missing"
-    with AnswerFile("csv", Path("-")).writing(NAMES, 1, False, False) as put:
+    with AnswerFile("csv", Path("-")).writing(NAMES, 1, False, False, {}) as put:
         assert capsys.readouterr().out == "image,class_1,probability_1,error\n"
         put(ANSWERS[2])
         assert capsys.readouterr().out == "c.jpg,007,1.0,\n"
@@ -89,7 +89,7 @@ def test_standard_output_gets_each_row_at_once(capsys: pytest.CaptureFixture[str
 def test_an_error_leaves_the_file_that_was_there(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("before")
-    with pytest.raises(RuntimeError), AnswerFile("csv", path).writing(NAMES, 1, False, False) as put:
+    with pytest.raises(RuntimeError), AnswerFile("csv", path).writing(NAMES, 1, False, False, {}) as put:
         put(ANSWERS[0])
         raise RuntimeError
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,239 @@
+"""From which probability on an answer is sure: validation images choose it, the test never does.
+
+The rule is the smallest probability from which on validation shows that at least 95 % (`PROMISE`) of the answers are
+right: as many right answers would be rarer than 5 % if only 95 % were right (exact binomial test, Clopper & Pearson
+1934). Selective prediction with such a bound is Geifman & El-Yaniv's (2017). Where validation shows it for no
+probability, the threshold is 0.95: what a calibrated probability of 0.95 says itself. Without the bound, the smallest
+probability from which on 95 % of some 75 answers are right is too low: the luckiest of 75 is chosen.
+
+A node that at least `FEWEST_IMAGES` validation images are taken for has a threshold of its own, as what looks like
+another class needs a higher one. That is the least that can show anything: 59 right answers of 59 have the probability
+0.95**59 = 0.049. Three validation images of a class never give it one, and the common threshold counts.
+
+Where the class is not sure, the answer is the finest node above whose summed probability reaches the threshold of the
+roll-up, chosen on the validation images whose class is not sure either. This is a global threshold on the posteriors of
+nodes, one of the methods that Deng, Krause, Berg & Fei-Fei compare in "Hedging your bets" (CVPR 2012). Their own, DARTS,
+takes the node with the greatest (information gain + lambda) x probability. It is a little more specific at the same
+accuracy over all answers; but a single answer may be an improbable node, and lambda tells a reader nothing.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import binom
+
+from pipeline.common import files
+from pipeline.data.taxonomy import CLASS, Taxonomy
+from pipeline.evaluation import calibration
+from pipeline.runs.directory import EvaluationDirectory, RunDirectory
+from pipeline.runs.predictions import AGAIN, Validation
+
+PROMISE = 0.95
+"""share of right answers from a threshold on"""
+RISK = 0.05
+"""probability that validation shows it and it is not so"""
+FEWEST_IMAGES = math.ceil(math.log(RISK) / math.log(PROMISE))  # 59
+
+Floats = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The probability from which on an answer is sure.
+
+    n: the validation images that it was looked for among. answered: those with an answer from it on. right: of these.
+    shown: whether validation shows the promise; false: the probability is `PROMISE`, or the common threshold above it.
+    """
+
+    probability: float
+    n: int
+    answered: int
+    right: int
+    shown: bool
+
+    def __str__(self) -> str:
+        of_validation = f"{self.right:,} of {self.answered:,} such answers right on validation"
+        return f"{self.probability:.3f} ({of_validation}{'' if self.shown else '; no lower one is shown'})"
+
+
+@dataclass(frozen=True)
+class RankThresholds:
+    """The thresholds of answers at one rank: `own` by the name of the node, `common` for all others."""
+
+    common: Threshold
+    own: Mapping[str, Threshold]
+
+    def is_sure(self, node: str, probability: float) -> bool:
+        """Whether an answer that names a node is sure."""
+        return probability >= self.own.get(node, self.common).probability
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """What thresholds.json holds, for one checkpoint, its views and its temperature (1: probabilities as they are).
+
+    taxonomy: the digest of the hierarchy; "" without one. ranks: "class", then those of the hierarchy, fine to coarse.
+    roll_up: of the nodes above the classes, where the class is not sure.
+    """
+
+    checkpoint_sha256: str
+    tta: str
+    temperature: float
+    taxonomy: str
+    promise: float
+    ranks: Mapping[str, RankThresholds]
+    roll_up: Threshold | None
+
+
+class Level(NamedTuple):
+    """One rank: the names of its N nodes, and their probabilities, float64 [n, N]."""
+
+    rank: str
+    names: Sequence[str]
+    probability: Floats
+
+    @property
+    def best(self) -> Ints:
+        """The most probable node of each picture: int64 [n]."""
+        return np.asarray(self.probability.argmax(axis=1), np.int64)
+
+    @property
+    def greatest(self) -> Floats:
+        """Its probability: float64 [n]."""
+        return np.asarray(self.probability.max(axis=1), np.float64)
+
+
+def levels(classes: Sequence[str], taxonomy: Taxonomy | None, probability: Floats) -> list[Level]:
+    """The classes, and each rank of a hierarchy, fine to coarse.
+
+    Args:
+        probability: of the classes, float64 [n, C].
+    """
+    classes_alone = [Level(CLASS, classes, probability)]
+    if taxonomy is None:
+        return classes_alone
+    above = [Level(rank, taxonomy.names(rank), taxonomy.sums(rank, probability)) for rank in taxonomy.ranks]
+    return [*classes_alone, *above]
+
+
+def smallest(probability: Floats, right: Flags, otherwise: float = PROMISE) -> Threshold:
+    """The smallest threshold for which n images show the promise; each gets the first answer that reaches it.
+
+    Args:
+        probability: float64 [n, R], of an image's answers in the order in which they are tried: fine to coarse.
+        right: bool [n, R], whether these are right.
+        otherwise: the threshold where the images show the promise for none.
+    """
+    # Answer r is the first to reach t where (the greatest before it) < t <= (its own probability).
+    before = np.maximum.accumulate(np.pad(probability, ((0, 0), (1, 0)), constant_values=-1.0), axis=1)[
+        :, :-1
+    ]
+    occurs = probability > before
+    candidates = np.append(np.unique(probability), otherwise)
+    answered = _containing(candidates, before[occurs], probability[occurs])
+    correct = _containing(candidates, before[occurs & right], probability[occurs & right])
+    # how probable so many right answers are if only PROMISE of them are right
+    shows = np.flatnonzero(binom.sf(correct[:-1] - 1, answered[:-1], PROMISE) <= RISK)
+    at = int(shows[0]) if len(shows) else -1
+    return Threshold(
+        float(candidates[at]), len(probability), int(answered[at]), int(correct[at]), shown=bool(len(shows))
+    )
+
+
+def _containing(points: Floats, low: Floats, high: Floats) -> Ints:
+    """In how many of the intervals (low, high] each point lies: int64."""
+    return np.asarray(
+        np.searchsorted(np.sort(low), points) - np.searchsorted(np.sort(high), points), np.int64
+    )
+
+
+def of_level(level: Level, label: Ints) -> RankThresholds:
+    """The thresholds of a rank.
+
+    Args:
+        label: the true node of each validation image, int64 [n].
+    """
+    best, greatest = level.best, level.greatest[:, None]
+    right = (best == label)[:, None]
+    common = smallest(greatest, right)
+    otherwise = max(PROMISE, common.probability)
+    own = {
+        level.names[int(node)]: smallest(greatest[best == node], right[best == node], otherwise)
+        for node in np.flatnonzero(np.bincount(best, minlength=len(level.names)) >= FEWEST_IMAGES)
+    }
+    return RankThresholds(common, own)
+
+
+def choose(
+    validation: Validation, temperature: float, classes: Sequence[str], taxonomy: Taxonomy | None
+) -> tuple[dict[str, RankThresholds], Threshold | None]:
+    """The thresholds of each rank, and that of the roll-up (None without a hierarchy), from validation images."""
+    probability = np.exp(calibration.log_probabilities(validation.logits, temperature))
+    found = levels(classes, taxonomy, probability)
+    labels = [validation.label]
+    if taxonomy is not None:
+        labels += [taxonomy.node_of_class(rank)[validation.label] for rank in taxonomy.ranks]
+    ranks = {level.rank: of_level(level, label) for level, label in zip(found, labels, strict=True)}
+    if taxonomy is None:
+        return ranks, None
+    of_class, *above = found
+    unsure = np.array(
+        [
+            not ranks[CLASS].is_sure(classes[node], probability)
+            for node, probability in zip(of_class.best, of_class.greatest, strict=True)
+        ],
+        np.bool_,
+    )
+    greatest = np.column_stack([level.greatest for level in above])
+    right = np.column_stack([level.best == label for level, label in zip(above, labels[1:], strict=True)])
+    return ranks, smallest(greatest[unsure], right[unsure])
+
+
+def write(
+    folder: EvaluationDirectory,
+    validation: Validation | None,
+    metrics: Mapping[str, Any],
+    classes: Sequence[str],
+    taxonomy: Taxonomy | None,
+) -> None:
+    """Write thresholds.json beside the metrics of an evaluation; without validation an earlier one is deleted.
+
+    Args:
+        metrics: the content of metrics.json.
+    """
+    if validation is None:
+        folder.thresholds_file.unlink(missing_ok=True)
+        return
+    temperature = 1.0 if metrics["temperature_at_bound"] else metrics["temperature"]
+    ranks, roll_up = choose(validation, temperature, classes, taxonomy)
+    digest = "" if taxonomy is None else taxonomy.digest
+    stamp = (metrics["checkpoint_sha256"], metrics.get("tta", "none"), temperature, digest)
+    files.write_json(folder.thresholds_file, asdict(Thresholds(*stamp, PROMISE, ranks, roll_up)))
+
+
+def of_run(
+    run: RunDirectory, sha256: str, tta: str, temperature: float, taxonomy: Taxonomy | None
+) -> Thresholds | None:
+    """The thresholds that an evaluation has chosen for a checkpoint with these views at this temperature; None without.
+
+    Those of the ranks of another hierarchy are left out.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    for split in ("test", "train"):
+        path = run.evaluation(split).thresholds_file
+        if not path.is_file():
+            continue
+        found = files.read_json(path, Thresholds, AGAIN)
+        if (found.checkpoint_sha256, found.tta, found.temperature) == (sha256, tta, temperature):
+            if taxonomy is not None and found.taxonomy == taxonomy.digest:
+                return found
+            return replace(found, ranks={CLASS: found.ranks[CLASS]}, roll_up=None)
+    return None
