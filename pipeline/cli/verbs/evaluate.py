@@ -129,6 +129,12 @@ def _predict_arguments(parser: ArgumentParser) -> None:
         metavar="FILE",
         help="CSV: class, weight: how often it occurs here and now; 0: never",
     )
+    parser.add_argument(
+        "--rank",
+        default="class",
+        metavar="RANK",
+        help="answer at a rank of the hierarchy, such as genus: probabilities are summed; default: %(default)s",
+    )
     parser.add_argument("--logits", action="store_true", help="answer the logits of all classes too")
     parser.add_argument("--features", action="store_true", help="answer the input of the last layer too")
     parser.add_argument(
