@@ -194,7 +194,9 @@ def predict(arguments: Namespace) -> Result:
         from pipeline.explain.heat_map_files import HeatMapFiles
 
         heat_maps = HeatMapFiles(arguments.heatmap)
-    wishes = Wishes(arguments.top, arguments.logits, arguments.features, arguments.prior, file, heat_maps)
+    wishes = Wishes(
+        arguments.top, arguments.rank, arguments.logits, arguments.features, arguments.prior, file, heat_maps
+    )
     return classify(config, images, wishes)
 
 
