@@ -5,19 +5,19 @@ import os
 import struct
 import sys
 import zlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import ExifTags, Image
+from PIL import Image
 
 from pipeline.common.errors import DataError
 from pipeline.data import image_store, pictures, prepare
 from pipeline.data.pictures import Layout, PictureError, Pixels, decode, picture, stored_pixels
 from tests.helpers import tiny
+from tests.helpers.orientations import AS_STORED, SUFFIXES, THERE, save
 
 SMALL = Layout("short_side", 16, "packed")
 FULL = Layout("short_side", 2000, "packed")  # no picture is decoded at a fraction
@@ -48,29 +48,15 @@ CORNERS = np.kron(
     np.ones((64, 64, 1)),
 ).astype(np.uint8)
 """upright, 192 x 128: each block of 64 x 64 has a colour of its own"""
-# where row 0 and column 0 of the file are in the scene, by the definition of the tag (EXIF 2.3, section 4.6.4)
-AS_STORED: dict[int, Callable[[Pixels], Pixels]] = {
-    1: lambda upright: upright,  # top, left
-    2: lambda upright: upright[:, ::-1],  # top, right
-    3: lambda upright: upright[::-1, ::-1],  # bottom, right
-    4: lambda upright: upright[::-1],  # bottom, left
-    5: lambda upright: upright.swapaxes(0, 1),  # left, top
-    6: lambda upright: upright[:, ::-1].swapaxes(0, 1),  # right, top
-    7: lambda upright: upright[::-1, ::-1].swapaxes(0, 1),  # right, bottom
-    8: lambda upright: upright[::-1].swapaxes(0, 1),  # left, bottom
-}
+FORMAT_OF = {suffix: format_ for format_, suffix in SUFFIXES.items()}
 
 
 def save_turned(path: Path, orientation: int, upright: Pixels = CORNERS) -> Path:
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = orientation
-    lossless = {".jpg": {"quality": 100, "subsampling": 0}, ".webp": {"lossless": True}}.get(path.suffix, {})
-    stored = Image.fromarray(np.ascontiguousarray(AS_STORED[orientation](upright)))
-    stored.save(path, exif=exif, **lossless)
+    save(path, AS_STORED[orientation](upright), orientation, FORMAT_OF[path.suffix[1:]])
     return path
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+@pytest.mark.parametrize("suffix", [SUFFIXES[format_] for format_ in THERE])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_picture_is_turned_as_its_exif_says(tmp_path: Path, suffix: str, orientation: int) -> None:
     path = save_turned(tmp_path / f"turned.{suffix}", orientation)
