@@ -16,6 +16,7 @@ from pipeline.data import sample_table
 from pipeline.distributed.process_group import Ranks
 from pipeline.models.build import build_model, without_weights
 from pipeline.models.classifier import Classifier
+from pipeline.models.folding import fold_batchnorms
 from pipeline.models.option_errors import memory_errors
 from pipeline.models.precision import Precision
 from pipeline.models.pretrained import load_weights
@@ -41,8 +42,13 @@ def checkpoint_path(config: Config) -> Path:
     return run.checkpoint("best" if name == "best" else "last") if name in ("best", "last") else Path(name)
 
 
-def load_model(config: Config, samples: pd.DataFrame, path: Path, ranks: Ranks) -> LoadedModel:
+def load_model(
+    config: Config, samples: pd.DataFrame, path: Path, ranks: Ranks, *, as_trained: bool = False
+) -> LoadedModel:
     """The model of a checkpoint, in evaluation mode; the first rank reads the file.
+
+    Args:
+        as_trained: with all its batch norms; else they are folded into convolutions, which is faster.
 
     Raises:
         CheckpointError: it is missing or damaged, or the configuration describes another model or
@@ -50,7 +56,7 @@ def load_model(config: Config, samples: pd.DataFrame, path: Path, ranks: Ranks) 
     """
     content, digest = _read(path, ranks)
     check_data(content, path, sample_table.class_names(samples), sample_table.digest(samples))
-    return _loaded_model(config, content, path, digest, ranks)
+    return _loaded_model(config, content, path, digest, ranks, as_trained)
 
 
 def load_model_without_data(config: Config, path: Path, ranks: Ranks) -> tuple[LoadedModel, list[str]]:
@@ -86,13 +92,17 @@ def _version(path: Path) -> tuple[int, int] | None:
 
 
 def _loaded_model(
-    config: Config, content: dict[str, Any], path: Path, digest: str, ranks: Ranks
+    config: Config, content: dict[str, Any], path: Path, digest: str, ranks: Ranks, as_trained: bool = False
 ) -> LoadedModel:
     with memory_errors(
         f"train.device: the memory of {ranks.device} does not suffice for the model",
         "end what else uses it, or set train.device=cpu",
     ):
-        model = _model(config, content, path).to(ranks.device).eval()
+        model = _model(config, content, path).eval()
+        if not as_trained:
+            model = fold_batchnorms(model, config.data.image_px)
+        layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+        model = model.to(memory_format=layout).to(ranks.device)
     return LoadedModel(model, path, digest, content["epoch"], content["step"], content["precision"])
 
 
@@ -112,9 +122,7 @@ def _model(config: Config, content: dict[str, Any], path: Path) -> Classifier:
         )
     model, _ = build_model(without_weights(config.model), len(content["classes"]))
     load_eval_weights(model, content, path)
-    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-    placed: Classifier = model.to(memory_format=layout)
-    return placed
+    return model
 
 
 def load_eval_weights(model: Classifier, content: dict[str, Any], path: Path) -> None:

@@ -37,7 +37,8 @@ def load_network(member: Member) -> Classifier:
     """A run's best network on the CPU, in evaluation mode."""
     samples = prepare.load(member.config).samples
     path = load_model.checkpoint_path(member.config)
-    return load_model.load_model(member.config, samples, path, Ranks.single(torch.device("cpu"))).model
+    ranks = Ranks.single(torch.device("cpu"))
+    return load_model.load_model(member.config, samples, path, ranks, as_trained=True).model
 
 
 def validation_images(member: Member) -> tuple[Tensor, Tensor]:
