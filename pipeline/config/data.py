@@ -48,7 +48,7 @@ class Smaller(Section):
     """images of an optimizer step; null: as `optim` has it; the learning rate is not scaled"""
 
 
-OWN = {"folder": "FOLDER", "csv": "FILE"}
+OWN = {"folder": "FOLDER", "csv": "FILE", "hugging_face": "FOLDER"}
 """sources of a user's own pictures, and what data.path names for each"""
 
 
@@ -65,20 +65,18 @@ NOT_DOWNLOADED = {
 def _path_problem(source: str) -> str:
     if source in OWN:
         return f"source {source} needs the pictures: set data.path={OWN[source]}"
-    return (
-        f"path is for your own pictures, and source is {source}; set data.source=folder or csv, or drop path"
-    )
+    return f"path is for your own pictures, and source is {source}; set data.source={', '.join(OWN)}, or drop path"
 
 
 class DataConfig(Section):
     source: Literal[
-        "cub200", "folder", "csv", "synthetic", "digits", "mnist", "cifar10",
+        "cub200", "folder", "csv", "hugging_face", "synthetic", "digits", "mnist", "cifar10",
         "fgvc_aircraft", "oxford_pets", "flowers102", "food101",
         "nabirds", "stanford_dogs", "stanford_cars",
     ] = "cub200"  # fmt: skip
-    """data set; folder, csv: your own pictures; synthetic: drawn birds; digits: 5,000 of MNIST; others: as published"""
+    """data set; folder, csv, hugging_face: your own; synthetic: drawn birds; digits: of MNIST; others: as published"""
     path: UserPath | None = None
-    """folder (source folder) or table (source csv) of your own pictures; nothing is written there"""
+    """your own pictures: folder (source folder, hugging_face), table (csv) or hub name; nothing is written there"""
     root: UserPath = Path("data")
     """folder of all data sets"""
     archive: UserPath | None = None

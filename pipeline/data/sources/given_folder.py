@@ -82,10 +82,10 @@ def remember(prepared: Path, folder: Path, content: str) -> None:
         files.write_json(prepared / RECORD, asdict(now))
 
 
-def content(prepared: Path) -> str | None:
-    """The digest of the contents of the folder that data were prepared from; None: there is no record."""
+def fetched(prepared: Path) -> str | None:
+    """The digest of the contents of the folder from which `raw` was made; None: there is none, or no record of it."""
     record = _read(prepared / RECORD)
-    return None if record is None else record.content
+    return record.content if record is not None and (prepared / "raw").is_dir() else None
 
 
 def _content(folder: Path, content: Callable[[], str]) -> str | None:

@@ -62,7 +62,7 @@ class OwnPictures(ABC):
     @property
     def expected(self) -> tuple[int, int, int]:
         """As listed now; of a test that is to be drawn its share."""
-        table = self.read(self.find_root(self.given))
+        table = self.read(self.find_root(self.config.root / self.folder_name / "raw"))
         counts = table["official"].value_counts()
         drawn = round(self.config.test_fraction * counts.get(EITHER, 0))
         test = int(counts.get("test", 0)) + drawn

@@ -15,6 +15,7 @@ from pipeline.data.sources import array_datasets, field_datasets
 from pipeline.data.sources.class_folders import ClassFolders
 from pipeline.data.sources.cub200 import Cub200
 from pipeline.data.sources.drawn_birds.dataset import DrawnBirds
+from pipeline.data.sources.hugging_face import HuggingFace
 from pipeline.data.sources.nabirds import NABirds
 from pipeline.data.sources.picture_list import PictureList
 from pipeline.data.sources.stanford_cars import StanfordCars
@@ -93,6 +94,7 @@ SOURCES: dict[str, Callable[[DataConfig], Source]] = {
     "cub200": Cub200,
     "folder": ClassFolders,
     "csv": PictureList,
+    "hugging_face": HuggingFace,
     "synthetic": DrawnBirds,
     **array_datasets.SOURCES,
     **field_datasets.SOURCES,

@@ -49,9 +49,8 @@ class StanfordDogs(PublishedFolder):
             return {"archives": _state(self._archives)}
         if self.given.exists():
             return None
-        content = given_folder.content(self.config.root / self.folder_name)
-        is_unpacked = (self.config.root / self.folder_name / "raw").is_dir()
-        return {"archives": content} if content and is_unpacked else None
+        content = given_folder.fetched(self.config.root / self.folder_name)
+        return None if content is None else {"archives": content}
 
     def bytes_to_fetch(self) -> int:
         """The archives' size: none of them is compressed."""
