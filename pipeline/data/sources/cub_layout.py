@@ -107,7 +107,7 @@ def read(
             are.
     """
     problems: list[str] = []
-    tables = {name: _parse(root / name, *lines[name], problems) for name in lines}
+    tables = {name: parse(root / name, *lines[name], problems) for name in lines}
     if rename is not None:
         used = tables["image_class_labels.txt"]["class_id"].astype("int64")
         tables["classes.txt"] = rename(tables["classes.txt"], used)
@@ -119,7 +119,7 @@ def read(
     return _join(tables)
 
 
-def _parse(path: Path, form: str, pattern: str, problems: list[str]) -> pd.DataFrame:
+def parse(path: Path, form: str, pattern: str, problems: list[str]) -> pd.DataFrame:
     """The lines of a text file as columns of text, `id` as a number if all are; bad lines go to `problems`."""
     text = ""
     try:
@@ -151,7 +151,7 @@ def _ids(tables: dict[str, pd.DataFrame]) -> list[str]:
     for name, table in tables.items():
         if duplicates := sorted(table.loc[table["id"].duplicated(), "id"].unique()):
             problems.append(f"{name}: ids {name_some(duplicates)} more than once")
-    filled = [name for name in PER_IMAGE if len(tables[name])]  # _parse has named the others
+    filled = [name for name in PER_IMAGE if len(tables[name])]  # parse has named the others
     everywhere = set().union(*(tables[name]["id"] for name in filled))
     for name in filled:
         if missing := sorted(everywhere.difference(tables[name]["id"])):

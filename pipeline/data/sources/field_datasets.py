@@ -21,6 +21,8 @@ from pipeline.data.sources.array_datasets import DAMAGE
 from pipeline.data.sources.own_pictures import finish
 
 UNPACKED = 2.0  # bytes of an archive with what is unpacked of it, over those of the archive: JPEGs are as large again
+AIRCRAFT_RANKS = {"family": "families.txt", "manufacturer": "manufacturers.txt"}
+"""of FGVC-Aircraft, fine to coarse, with the list of their names"""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class FieldDataset:
     expected: tuple[int, int, int]
     """classes, official training and test images"""
     archive_gb: float
+    hierarchy: "Callable[[FieldDataset, Path], pd.DataFrame | None] | None" = None
+    """reads the ranks above the classes from the root"""
 
     verb = "download"
 
@@ -59,7 +63,7 @@ class FieldDataset:
 
     def fetch(self, output: Path) -> None:
         """Download and unpack."""
-        self._parts(output, download=True)
+        self.parts(output, download=True)
 
     def find_root(self, raw: Path) -> Path:
         """torchvision's root: the given folder, or `raw`."""
@@ -81,26 +85,34 @@ class FieldDataset:
 
     def read(self, root: Path) -> pd.DataFrame:
         """The sample table, by torchvision's lists."""
+        return finish(self.listed(root))
+
+    def listed(self, root: Path, **options: str) -> pd.DataFrame:
+        """The images of torchvision's lists: path, class_name, official.
+
+        Args:
+            options: of torchvision's class.
+        """
         rows = []
-        for split, part in self._parts(root, download=False).items():
+        for split, part in self.parts(root, download=False, **options).items():
             names = list(part.classes)
             paths = (
                 getattr(part, "_image_files", None) or part._images
             )  # torchvision has no public name for them
             if bad := [label for label in part._labels if not 0 <= label < len(names)]:
-                raise self._damaged(root, f"label {bad[0]}, and there are {len(names)} classes")
+                raise self.damaged(root, f"label {bad[0]}, and there are {len(names)} classes")
             rows += [
                 (Path(path).relative_to(root).as_posix(), names[label], self.official[split])
                 for path, label in zip(paths, part._labels, strict=True)
             ]
         table = pd.DataFrame(rows, columns=["path", "class_name", "official"])
         if doubled := table.loc[table["path"].duplicated(), "path"].tolist():
-            raise self._damaged(root, f"{doubled[0]} is listed twice")
-        return finish(table)
+            raise self.damaged(root, f"{doubled[0]} is listed twice")
+        return table
 
-    def taxonomy(self, root: Path) -> pd.DataFrame | None:  # noqa: ARG002  # the protocol's
-        """None."""
-        return None
+    def taxonomy(self, root: Path) -> pd.DataFrame | None:
+        """The families and manufacturers of aircraft, the species of pets; None of others."""
+        return None if self.hierarchy is None else self.hierarchy(self, root)
 
     def digest(self, root: Path) -> str:
         """The SHA-256 of the table."""
@@ -115,36 +127,74 @@ class FieldDataset:
         assert self.config.archive is not None
         return self.digest(self.find_root(self.config.archive))
 
-    def _parts(self, root: Path, download: bool) -> dict[str, Any]:
-        """The splits, as torchvision has them."""
+    def parts(self, root: Path, download: bool, **options: str) -> dict[str, Any]:
+        """The splits, as torchvision's class has them with these options."""
         import torchvision.datasets  # imports torch: three seconds that other sources do not need
         from scipy.io.matlab import MatReadError
 
         kind = getattr(torchvision.datasets, self.kind)
         try:
-            return {split: kind(root, split=split, download=download) for split in self.official}
+            return {split: kind(root, split=split, download=download, **options) for split in self.official}
         except (*DAMAGE, MatReadError) as error:
-            raise self._damaged(root, " ".join(str(error).split()) or type(error).__name__) from error
+            raise self.damaged(root, " ".join(str(error).split()) or type(error).__name__) from error
 
-    def _damaged(self, root: Path, reason: str) -> DataError:
+    def damaged(self, root: Path, reason: str) -> DataError:
+        """The sentence for files that are not as torchvision needs them."""
         return DataError(
             f"{root}: no whole {self.config.source} in torchvision's layout ({reason}); bring the folder {self.folder} "
             "and give the one above it as data.archive=FOLDER, or run again where there is a network"
         )
 
 
+def _aircraft(source: FieldDataset, root: Path) -> pd.DataFrame | None:
+    """The family and the manufacturer of each variant; None where their lists were left out."""
+    lists = [f"images_{rank}_{split}.txt" for rank in AIRCRAFT_RANKS for split in source.official]
+    files_ = [*lists, *AIRCRAFT_RANKS.values()]
+    if not all((root / source.folder / "data" / name).is_file() for name in files_):
+        return None
+    ranks = {rank: source.listed(root, annotation_level=rank) for rank in AIRCRAFT_RANKS}
+    columns = {"class": source.listed(root), **ranks}
+    by_path = {name: listed.set_index("path")["class_name"] for name, listed in columns.items()}
+    return pd.DataFrame(by_path).fillna("").drop_duplicates()
+
+
+def _pets(source: FieldDataset, root: Path) -> pd.DataFrame:
+    """The species of each breed: Cat or Dog."""
+    rows = []
+    for part in source.parts(root, download=False).values():
+        names = dict(enumerate(part.bin_classes))
+        for label, species in zip(part._labels, part._bin_labels, strict=True):  # without a public name
+            if species not in names:
+                raise source.damaged(root, f"species {species + 1} of {part.classes[label]}, and there are 2")
+            rows.append((part.classes[label], names[species]))
+    return pd.DataFrame(rows, columns=["class", "species"]).drop_duplicates()
+
+
 def _source(
-    kind: str, folder: str, train: tuple[str, ...], expected: tuple[int, int, int], archive_gb: float
+    kind: str,
+    folder: str,
+    train: tuple[str, ...],
+    expected: tuple[int, int, int],
+    archive_gb: float,
+    hierarchy: Callable[[FieldDataset, Path], pd.DataFrame | None] | None = None,
 ) -> Callable[[DataConfig], FieldDataset]:
     official = {**dict.fromkeys(train, "train"), "test": "test"}
     return partial(
-        FieldDataset, kind=kind, folder=folder, official=official, expected=expected, archive_gb=archive_gb
+        FieldDataset,
+        kind=kind,
+        folder=folder,
+        official=official,
+        expected=expected,
+        archive_gb=archive_gb,
+        hierarchy=hierarchy,
     )
 
 
 SOURCES = {
-    "fgvc_aircraft": _source("FGVCAircraft", "fgvc-aircraft-2013b", ("trainval",), (100, 6_667, 3_333), 2.8),
-    "oxford_pets": _source("OxfordIIITPet", "oxford-iiit-pet", ("trainval",), (37, 3_680, 3_669), 0.8),
+    "fgvc_aircraft": _source(
+        "FGVCAircraft", "fgvc-aircraft-2013b", ("trainval",), (100, 6_667, 3_333), 2.8, _aircraft
+    ),
+    "oxford_pets": _source("OxfordIIITPet", "oxford-iiit-pet", ("trainval",), (37, 3_680, 3_669), 0.8, _pets),
     "flowers102": _source("Flowers102", "flowers-102", ("train", "val"), (102, 2_040, 6_149), 0.35),
     "food101": _source("Food101", "food-101", ("train",), (101, 75_750, 25_250), 5.0),
 }

@@ -36,6 +36,16 @@ def fgvc_aircraft(root: Path) -> list[str]:
     both = [(data / f"images_variant_{split}.txt").read_text() for split in ("train", "val")]
     (data / "images_variant_trainval.txt").write_text("".join(both))
     (data / "variants.txt").write_text("\n".join(names) + "\n")
+    for rank, listed, of_variant in (
+        ("family", "families", {"707-320": "Boeing 707", "F/A-18": "F/A-18"}),
+        ("manufacturer", "manufacturers", {"707-320": "Boeing", "F/A-18": "McDonnell Douglas"}),
+    ):
+        (data / f"{listed}.txt").write_text("\n".join(of_variant.values()) + "\n")
+        for split in ("trainval", "test"):
+            text = (data / f"images_variant_{split}.txt").read_text()
+            for variant, name in of_variant.items():
+                text = text.replace(f" {variant}\n", f" {name}\n")
+            (data / f"images_{rank}_{split}.txt").write_text(text)
     return names
 
 
@@ -44,7 +54,7 @@ def oxford_pets(root: Path) -> list[str]:
     (folder / "annotations").mkdir(parents=True)
     for name, splits in (("trainval", ("train", "val")), ("test", ("test",))):
         lines = [
-            f"{breed}_{number} {label + 1} 1 1"
+            f"{breed}_{number} {label + 1} {label + 1} 1"
             for label, breed in enumerate(["Abyssinian", "yorkshire_terrier"])
             for split in splits
             for number in numbers(split, label)
@@ -115,6 +125,32 @@ def test_every_image_has_the_class_and_the_split_of_its_lists(name: str, tmp_pat
     assert made.digest(root) == made.digest(root)
 
 
+def test_aircraft_have_families_and_manufacturers_and_pets_a_species(tmp_path: Path) -> None:
+    fgvc_aircraft(tmp_path)
+    oxford_pets(tmp_path)
+    aircraft = source("fgvc_aircraft", tmp_path).taxonomy(tmp_path)
+    pets = source("oxford_pets", tmp_path).taxonomy(tmp_path)
+    assert aircraft is not None and pets is not None
+    assert list(aircraft.columns) == ["class", "family", "manufacturer"]
+    assert sorted(map(tuple, aircraft.to_numpy())) == [
+        ("707-320", "Boeing 707", "Boeing"),
+        ("F/A-18", "F/A-18", "McDonnell Douglas"),
+    ]
+    assert list(pets.columns) == ["class", "species"]
+    assert sorted(map(tuple, pets.to_numpy())) == [("Abyssinian", "Cat"), ("Yorkshire Terrier", "Dog")]
+    (tmp_path / "fgvc-aircraft-2013b" / "data" / "families.txt").unlink()
+    assert source("fgvc_aircraft", tmp_path).taxonomy(tmp_path) is None
+    assert source("food101", tmp_path).taxonomy(tmp_path) is None
+
+
+def test_a_species_that_is_neither_cat_nor_dog_is_one_sentence(tmp_path: Path) -> None:
+    oxford_pets(tmp_path)
+    list_ = tmp_path / "oxford-iiit-pet" / "annotations" / "test.txt"
+    list_.write_text(list_.read_text().replace(" 1 1 1", " 1 3 1"))
+    with pytest.raises(DataError, match=r"layout \(species 3 of Abyssinian, and there are 2\); bring"):
+        source("oxford_pets", tmp_path).taxonomy(tmp_path)
+
+
 @pytest.mark.parametrize("name", WRITERS)
 def test_from_torchvisions_folder_to_predictions(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -123,6 +159,8 @@ def test_from_torchvisions_folder_to_predictions(
     evaluated, predicted = published(name, tmp_path / "given", tmp_path, capsys)
     assert evaluated["n"] == 4
     assert len(predicted) == 2
+    kept = list((tmp_path / "data").glob("*/taxonomy.csv"))
+    assert len(kept) == (name in ("fgvc_aircraft", "oxford_pets"))
 
 
 def test_a_set_is_downloaded_once_into_the_root_of_the_data(

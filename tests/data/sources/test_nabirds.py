@@ -7,20 +7,24 @@ import pytest
 from pipeline.cli.main import run
 from pipeline.common.errors import DataError
 from pipeline.config.data import DataConfig
-from pipeline.data import sample_table
+from pipeline.data import sample_table, taxonomy
 from pipeline.data.sources import cub_layout
 from pipeline.data.sources.nabirds import NABirds
 from tests.helpers.own_pictures import draw, published
 
 CLASSES = {
     0: "Birds",
+    1: "Perching Birds",
     3: "Hawks, Kites",
+    20: "Wood-Warblers",
     40: "Osprey",
+    41: "Red-tailed Hawk",
+    42: "Palm Warbler",
     817: "Osprey",
     818: "Red-tailed Hawk (Dark morph )",
-    901: "Swainson's Hawk (Adult male)",
+    901: "Palm Warbler (Adult male)",
 }
-PARENTS = {3: 0, 40: 3, 817: 40, 41: 3, 818: 41, 42: 3, 901: 42}
+PARENTS = {1: 0, 3: 0, 40: 3, 817: 40, 41: 3, 818: 41, 20: 1, 42: 20, 901: 42}
 ROWS = [("0a-1", 901, 1), ("0a-2", 817, 0), ("7e-9", 817, 1), ("5f", 901, 0), ("00", 818, 1), ("01", 818, 0)]
 
 
@@ -70,6 +74,40 @@ def test_two_categories_of_one_name_get_their_ids(tmp_path: Path) -> None:
     assert sample_table.class_names(table) == ["Osprey (817)", "Osprey (818)", "Hawk"]
 
 
+def test_the_hierarchy_gives_species_families_and_orders(tmp_path: Path) -> None:
+    folder = write(tmp_path / "nabirds")
+    table = source(folder).taxonomy(folder)
+    assert table is not None
+    assert list(table.columns) == ["class", "species", "family", "order"]
+    assert table.to_numpy().tolist() == [
+        [CLASSES[817], "Osprey", "Hawks, Kites", "Hawks, Kites"],
+        [CLASSES[818], "Red-tailed Hawk", "Hawks, Kites", "Hawks, Kites"],
+        [CLASSES[901], "Palm Warbler", "Wood-Warblers", "Perching Birds"],
+    ]
+    assert taxonomy.of_table(table, table["class"], folder).ranks == ("species", "family", "order")
+    (folder / "hierarchy.txt").unlink()
+    assert source(folder).taxonomy(folder) is None
+
+
+def test_two_species_of_one_name_get_their_ids(tmp_path: Path) -> None:
+    folder = write(tmp_path / "nabirds")
+    text = (folder / "classes.txt").read_text()
+    (folder / "classes.txt").write_text(text.replace("41 Red-tailed Hawk\n", "41 Osprey\n"))
+    table = source(folder).taxonomy(folder)
+    assert table is not None and table["species"].tolist() == ["Osprey (40)", "Osprey (41)", "Palm Warbler"]
+
+
+@pytest.mark.parametrize("lines", ["817 40\n818 40\n901 40\n40 3\n3 40\n", "817 40\n40 5\n5 0\n", "817 0\n"])
+def test_a_hierarchy_that_does_not_lead_to_its_root_is_one_error(tmp_path: Path, lines: str) -> None:
+    folder = write(tmp_path / "nabirds")
+    (folder / "hierarchy.txt").write_text(lines)
+    with pytest.raises(
+        DataError, match=r"class ids 817, 818, 901 \(3 in all\) do not lead to the root"
+    ) as caught:
+        source(folder).taxonomy(folder)
+    assert str(caught.value).endswith("move hierarchy.txt out of the folder, and no hierarchy is used")
+
+
 def test_without_boxes_no_image_has_one(tmp_path: Path) -> None:
     folder = write(tmp_path / "nabirds")
     (folder / "bounding_boxes.txt").unlink()
@@ -102,6 +140,7 @@ def test_from_its_folder_to_predictions(tmp_path: Path, capsys: pytest.CaptureFi
     evaluated, predicted = published("nabirds", folder, tmp_path, capsys)
     assert evaluated["n"] == 3
     assert {entry["class"] for entry in predicted} <= set(CLASSES.values())
+    assert len(list((tmp_path / "data").glob("nabirds-*/taxonomy.csv"))) == 1
 
 
 def test_without_a_folder_the_sentence_says_where_it_is_to_be_had(capsys: pytest.CaptureFixture[str]) -> None:
