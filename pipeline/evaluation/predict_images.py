@@ -58,6 +58,11 @@ class Wishes:
     file: AnswerFile | None = None
     heat_maps: HeatMaps | None = None
 
+    @property
+    def arrays(self) -> dict[str, bool]:
+        """Which of logits and features are answered."""
+        return {"logits": self.logits, "features": self.features}
+
 
 def classify(config: Config, names: Sequence[Path], wishes: Wishes) -> dict[str, Any] | None:
     """Name the most likely classes of each picture that can be read, and what is wrong with each of the others.
@@ -66,10 +71,10 @@ def classify(config: Config, names: Sequence[Path], wishes: Wishes) -> dict[str,
         names: of files, folders and patterns, see `picture_names.expand`.
 
     Returns:
-        In plain types: the checkpoint; temperature, None where the probabilities are not calibrated; classes, the order
-        of the logits, where these are asked for; `predictions`, one a picture that can be read; and `refused`, where
-        there is one that cannot, what is wrong with each. Of a file its path and the numbers of pictures and of those
-        refused. None where the answers went to standard output.
+        In plain types: the checkpoint; temperature, None where the probabilities are not calibrated; the rank, where it
+        is not "class"; classes, the order of the logits, where these are asked for; `predictions`, one a picture that can
+        be read; and `refused`, where there is one that cannot, what is wrong with each. Of a file its path and the
+        numbers of pictures and of those refused. None where the answers went to standard output.
 
     Raises:
         UserError: the checkpoint is missing or of another model, its outputs are not finite, no picture is readable, or
@@ -90,11 +95,7 @@ def classify(config: Config, names: Sequence[Path], wishes: Wishes) -> dict[str,
         batches = outputs_of(config, model, images, ranks.device)
         if wishes.heat_maps is not None:
             batches = _heated(batches, wishes.heat_maps, model, answering, ranks.device)
-        answers = (
-            answering.answer(one, wishes.top, logits=wishes.logits, features=wishes.features)
-            for batch in batches
-            for one in batch
-        )
+        answers = (answering.answer(one, wishes.top, **wishes.arrays) for batch in batches for one in batch)
         title = f"{model.path}, epoch {model.epoch}; {answering.words}"
         if wishes.file is None:
             result = _show(answers, title, answering)

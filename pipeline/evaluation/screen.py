@@ -6,6 +6,7 @@ from typing import Any
 from pipeline.common import console
 from pipeline.common.errors import name_some
 from pipeline.common.tables import read_csv
+from pipeline.evaluation import thresholds
 from pipeline.runs import predictions
 from pipeline.runs.directory import EvaluationDirectory
 
@@ -43,6 +44,8 @@ def show(folder: EvaluationDirectory) -> None:
             "means nothing"
         )
     for line in headline(predictions.read_metrics(folder)):
+        console.say(line)
+    for line in thresholds.in_words(folder):
         console.say(line)
     report = folder.report_file
     console.say(f"report  {report if report.is_file() else folder.path}")

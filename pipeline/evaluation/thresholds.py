@@ -18,7 +18,7 @@ accuracy over all answers; but a single answer may be an improbable node, and la
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -215,6 +215,22 @@ def write(
     digest = "" if taxonomy is None else taxonomy.digest
     stamp = (metrics["checkpoint_sha256"], metrics.get("tta", "none"), temperature, digest)
     files.write_json(folder.thresholds_file, asdict(Thresholds(*stamp, PROMISE, ranks, roll_up)))
+
+
+def in_words(folder: EvaluationDirectory) -> Iterator[str]:
+    """The thresholds of an evaluation, a line a rank; none where it has no validation images.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    if not folder.thresholds_file.is_file():
+        return
+    found = files.read_json(folder.thresholds_file, Thresholds, AGAIN)
+    for rank, at in found.ranks.items():
+        own = f", {len(at.own):,} with a threshold of their own" if at.own else ""
+        yield f"  {rank}: sure from {at.common}{own}"
+    if found.roll_up is not None:
+        yield f"  a node above a class that is not sure: from {found.roll_up}"
 
 
 def of_run(
