@@ -72,8 +72,8 @@ def classify(config: Config, names: Sequence[Path], wishes: Wishes) -> dict[str,
 
     Returns:
         In plain types: the checkpoint; temperature, None where the probabilities are not calibrated; the rank, where it
-        is not "class"; classes, the order of the logits, where these are asked for; `predictions`, one a picture that can
-        be read; and `refused`, where there is one that cannot, what is wrong with each. Of a file its path and the
+        is not "class"; classes, the order of the logits, where these are asked for; `predictions`, one a picture that
+        can be read; and `refused`, where there is one that cannot, what is wrong with each. Of a file its path and the
         numbers of pictures and of those refused. None where the answers went to standard output.
 
     Raises:
