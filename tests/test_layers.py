@@ -29,6 +29,7 @@ ROOMS = [
     "wandb_sync",
     "doctor",
     "experiments",
+    "api",
     "cli",
 ]
 ENTRANCES = {"__init__", "__main__", "launch"}

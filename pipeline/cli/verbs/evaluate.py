@@ -2,7 +2,6 @@
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
-from typing import Any
 
 from pipeline.cli.verbs.verb import (
     OVERRIDE,
@@ -17,7 +16,6 @@ from pipeline.cli.verbs.verb import (
 )
 from pipeline.common.errors import DataError
 from pipeline.config.load import load_config
-from pipeline.config.schema import Config
 
 
 def evaluate(arguments: Namespace) -> Result:
@@ -26,19 +24,9 @@ def evaluate(arguments: Namespace) -> Result:
     The model is a checkpoint of the run.
     """
     config = config_of(arguments)
-    from pipeline.evaluation import screen
-    from pipeline.evaluation.evaluate import evaluate_split
-    from pipeline.runs.directory import RunDirectory
+    from pipeline.api.jobs import evaluate_and_report
 
-    metrics = evaluate_split(config)
-    if metrics:
-        folder = RunDirectory(config.run_dir).evaluation(config.eval.split)
-        if config.report.write:
-            from pipeline.report import page  # and all that explains: not for a number alone
-
-            page.build(config, folder, recompute=False)
-        screen.show(folder)
-    return _published(config, metrics)
+    return evaluate_and_report(config)
 
 
 def report(arguments: Namespace) -> Result:
@@ -49,12 +37,8 @@ def report(arguments: Namespace) -> Result:
     config = config_of(arguments)
     from pipeline.report.page import rebuild
 
-    return _published(config, rebuild(config))
-
-
-def _published(config: Config, result: dict[str, Any]) -> dict[str, Any]:
-    """Bring W&B up to a result, on the first rank: the others have none."""
-    if result:
+    result = rebuild(config)
+    if result:  # ranks other than the first have none
         from pipeline.runs.wandb_process import publish
 
         publish(config)
@@ -168,6 +152,7 @@ def predict(arguments: Namespace) -> Result:
 
     The model is the run's best checkpoint. A picture that cannot be read is named, and the others are classified.
     """
+    from pipeline.api.configuration import config_of_run
     from pipeline.evaluation.answer_files import SUFFIXES, AnswerFile
     from pipeline.evaluation.predict_images import Wishes, classify
     from pipeline.runs.directory import RunDirectory
@@ -178,7 +163,7 @@ def predict(arguments: Namespace) -> Result:
     run = None
     if arguments.config is None and images and RunDirectory(images[0]).config_file.is_file():
         run, *images = images
-    config = load_config(arguments.config, overrides) if run is None else _config_of_run(run, overrides)
+    config = load_config(arguments.config, overrides) if run is None else config_of_run(run, overrides)
     names_run = run is not None or arguments.config is not None or overrides
     if images and not names_run and not config.checkpoints_dir.is_dir():
         raise DataError(
@@ -198,16 +183,6 @@ def predict(arguments: Namespace) -> Result:
         arguments.top, arguments.rank, arguments.logits, arguments.features, arguments.prior, file, heat_maps
     )
     return classify(config, images, wishes)
-
-
-def _config_of_run(folder: Path, overrides: list[str]) -> Config:
-    """The configuration that a run was trained with, wherever its folder lies now."""
-    from pipeline.runs.directory import RunDirectory
-
-    config = load_config(RunDirectory(folder).config_file, overrides)
-    place = folder if folder.name not in ("", "..") else folder.resolve()
-    run = config.run.model_copy(update={"root": place.parent, "name": place.name})
-    return config.model_copy(update={"run": run})
 
 
 VERBS = {
