@@ -138,6 +138,11 @@ class TrainingSetup:
         """
         models = [state.model] if state.ema is None else [state.model, state.ema.module]
         probe_start.check_head(state.model)
+        if state.batchnorms and not self.config.model.freeze_batchnorm:
+            console.warn(
+                "train.start_from=probe: in training batch norm takes the statistics of each batch, and the head was "
+                "fitted on those of the pretraining; keep them with model.freeze_batchnorm=true"
+            )
         rows = np.sort(np.concatenate([self.train_rows, self.val_rows]))
         features = predict_rows(
             *(state.model, self.val_loader, rows, precision, self.ranks),

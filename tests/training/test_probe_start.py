@@ -66,6 +66,14 @@ def test_the_first_validation_gives_the_logits_of_the_probe(
     assert "head" not in random.weights
 
 
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_batch_norm_that_is_not_frozen_is_warned_of(
+    from_probe: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str], is_frozen: bool
+) -> None:
+    started(tmp_path, *from_probe, f"model.freeze_batchnorm={str(is_frozen).lower()}")
+    assert ("keep them with model.freeze_batchnorm=true" in capsys.readouterr().err) is not is_frozen
+
+
 def test_only_training_and_validation_images_are_looked_at(
     from_probe: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
