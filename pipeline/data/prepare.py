@@ -99,7 +99,7 @@ def load(config: Config) -> Prepared:
         DataError: it did not run, or ran for another configuration, or what it made has changed since.
     """
     samples_path, store_folder = output_paths(config)
-    stamps = [_checked_stamp(path) for path in (samples_path, store_folder)]
+    stamps = check(config)
     samples = sample_table.read(samples_path)
     states = {stamp.source for stamp in stamps if stamp.made is not None}
     if len(states) > 1:
@@ -108,6 +108,15 @@ def load(config: Config) -> Prepared:
         )
     hierarchy = taxonomy.of(config.data, _folder(config.data), sample_table.class_names(samples))
     return Prepared(samples, image_store.Store(store_folder, samples["id"].to_numpy("int64")), hierarchy)
+
+
+def check(config: Config) -> list[stages.Stamp]:
+    """The stamps of the sample table and the store of a configuration.
+
+    Raises:
+        DataError: one of them is missing, or has changed since it was made.
+    """
+    return [_checked_stamp(path) for path in output_paths(config)]
 
 
 def _checked_stamp(output: Path) -> stages.Stamp:

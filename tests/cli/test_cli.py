@@ -45,6 +45,21 @@ def test_help_and_config_answer_without_importing_torch() -> None:
     assert python(code).splitlines()[-1] == "LATE []"
 
 
+@pytest.mark.parametrize("verb", ["train", "lr-find", "inspect", "eval", "audit", "probe"])
+def test_missing_data_are_said_without_importing_torch(verb: str, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from pipeline.cli import main\n"
+        f"print(main.run([{verb!r}, 'data.root={tmp_path}/none', 'run.root={tmp_path}']))\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "False"]
+    assert f"{tmp_path}/none/cub200" in done.stderr
+    assert "missing; run `make data`" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("columns", ["80", "100"])
 def test_help_shows_every_verb_on_one_line_of_its_group(
     columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -10,6 +10,7 @@ from pipeline.cli.verbs.verb import (
     Verb,
     config_of,
     config_option,
+    config_with_data,
     configuration,
     paths_and_overrides,
     user_path,
@@ -23,7 +24,7 @@ def evaluate(arguments: Namespace) -> Result:
 
     The model is a checkpoint of the run.
     """
-    config = config_of(arguments)
+    config = config_with_data(arguments)
     from pipeline.api.jobs import evaluate_and_report
 
     return evaluate_and_report(config)
@@ -73,7 +74,7 @@ def audit(arguments: Namespace) -> Result:
 
     It compares images by the features of a trained model.
     """
-    config = config_of(arguments)
+    config = config_with_data(arguments)
     from pipeline.audit.audit import audit_data
 
     return audit_data(config)
@@ -84,7 +85,7 @@ def probe(arguments: Namespace) -> Result:
 
     A linear head, the nearest neighbours and the nearest class mean learn from training images, and predict the test.
     """
-    config = config_of(arguments)
+    config = config_with_data(arguments)
     from pipeline.probe.probe import probe as probe_backbone
 
     return probe_backbone(config)

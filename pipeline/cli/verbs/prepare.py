@@ -7,6 +7,7 @@ from pipeline.cli.verbs.verb import (
     Result,
     Verb,
     config_of,
+    config_with_data,
     configuration,
 )
 
@@ -31,7 +32,7 @@ def inspect(arguments: Namespace) -> Result:
 
     A page with pictures is written beside the sample table. Nothing is trained, and nothing is chosen by test images.
     """
-    config = config_of(arguments)
+    config = config_with_data(arguments)
     from pipeline.inspection.inspect_data import inspect_data
 
     return inspect_data(config)

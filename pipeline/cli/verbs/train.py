@@ -2,12 +2,12 @@
 
 from argparse import ArgumentParser, Namespace
 
-from pipeline.cli.verbs.verb import Result, Verb, config_of, configuration
+from pipeline.cli.verbs.verb import Result, Verb, config_of, config_with_data, configuration
 
 
 def train(arguments: Namespace) -> Result:
     """Train, or go on training where the run was interrupted."""
-    config = config_of(arguments)
+    config = config_with_data(arguments)
     from pipeline.training.trainer import train
 
     return train(config)
@@ -26,7 +26,7 @@ def lr_find(arguments: Namespace) -> Result:
 
     This is the range test; nothing of that training is kept.
     """
-    config = config_of(arguments)
+    config = config_with_data(arguments)
     from pipeline.training.lr_finder import find_lr
 
     return find_lr(config)

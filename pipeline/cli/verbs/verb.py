@@ -48,6 +48,19 @@ def config_of(arguments: Namespace) -> Config:
     return load_config(arguments.config, arguments.positionals)
 
 
+def config_with_data(arguments: Namespace) -> Config:
+    """As `config_of`, of a verb that reads prepared data: where there are none, it says so before torch is imported.
+
+    One rank of several leaves that to the group, which speaks with one voice.
+    """
+    config = config_of(arguments)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        from pipeline.data import prepare
+
+        prepare.check(config)
+    return config
+
+
 def paths_and_overrides(positionals: Iterable[str]) -> tuple[list[Path], list[str]]:
     """Separate paths from overrides: an override holds a "=" and is no path that exists."""
     paths: list[Path] = []
