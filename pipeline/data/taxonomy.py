@@ -202,4 +202,4 @@ def stages_of(
 
 
 def _file(folder: Path) -> Path:
-    return folder / "taxonomy.csv"
+    return folder / "hierarchy.csv"

@@ -143,7 +143,7 @@ def test_the_hierarchy_that_a_source_brings_is_kept_beside_the_data_and_a_file_w
     assert found(taxonomy=tmp_path / "tree.csv") == Taxonomy(
         ("chough", "crow", "owl"), {"order": ("x", "x", "y")}
     )
-    (kept,) = (tmp_path / "data").glob("*/taxonomy.csv")
+    (kept,) = (tmp_path / "data").glob("*/hierarchy.csv")
     kept.write_text("class,family\n")
     with pytest.raises(DataError, match="has changed since it was made: .*; run `make data`"):
         found()

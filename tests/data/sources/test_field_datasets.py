@@ -159,7 +159,7 @@ def test_from_torchvisions_folder_to_predictions(
     evaluated, predicted = published(name, tmp_path / "given", tmp_path, capsys)
     assert evaluated["n"] == 4
     assert len(predicted) == 2
-    kept = list((tmp_path / "data").glob("*/taxonomy.csv"))
+    kept = list((tmp_path / "data").glob("*/hierarchy.csv"))
     assert len(kept) == (name in ("fgvc_aircraft", "oxford_pets"))
 
 

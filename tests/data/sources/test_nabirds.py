@@ -140,7 +140,7 @@ def test_from_its_folder_to_predictions(tmp_path: Path, capsys: pytest.CaptureFi
     evaluated, predicted = published("nabirds", folder, tmp_path, capsys)
     assert evaluated["n"] == 3
     assert {entry["class"] for entry in predicted} <= set(CLASSES.values())
-    assert len(list((tmp_path / "data").glob("nabirds-*/taxonomy.csv"))) == 1
+    assert len(list((tmp_path / "data").glob("nabirds-*/hierarchy.csv"))) == 1
 
 
 def test_without_a_folder_the_sentence_says_where_it_is_to_be_had(capsys: pytest.CaptureFixture[str]) -> None:
