@@ -23,6 +23,7 @@ ROOMS = [
     "evaluation",
     "explain",
     "probe",
+    "unknown",
     "report",
     "audit",
     "inspection",

@@ -43,6 +43,8 @@ class RunDirectory:
         self.features = path / "eval" / "features"
         self.test_readings_file = path / "test_reads.jsonl"  # a line a reading of the test split
         self.probe_folder = path / "probe"
+        self.unknown_file = path / "unknown" / "unknown.json"
+        self.unknown_threshold_file = path / "unknown" / "threshold.npz"  # for "none of these"
         self.tensorboard = path / "tensorboard"
         self.csv = path / "csv"
         self.wandb = path / "wandb"

@@ -4,17 +4,19 @@ unknown.
 A linear head and the scores learn from the training images of the other classes. No image of an unknown class is needed.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from pipeline.common import seeding
+from pipeline.evaluation import unknown_scores
+from pipeline.evaluation.unknown_scores import Name, Score
 from pipeline.inference.linear_head import Images, LogitsOf, fit_linear_head
-from pipeline.unknown import measures, scores
+from pipeline.unknown import measures
 from pipeline.unknown.measures import Estimate, Ints, Scored
-from pipeline.unknown.scores import Name, Score
 
 FOLDS = 5
 FEWEST_CLASSES = 4  # two or more have to remain, and two folds
@@ -38,6 +40,10 @@ class Promise:
     auroc: Estimate
     refused: Estimate
 
+    def as_object(self) -> dict[str, Any]:
+        """`left_out`, in plain types."""
+        return {"left_out": {"auroc": self.auroc._asdict(), "refused": self.refused._asdict()}}
+
 
 def promises(train: Images, val: Images, unseen: Images, seed: int, kept: float) -> Mapping[Name, Promise]:
     """What each score promises.
@@ -49,12 +55,12 @@ def promises(train: Images, val: Images, unseen: Images, seed: int, kept: float)
             have learned from them; where it has learned from others of their classes, the promise is too good.
         seed: draws the classes of a fold.
     """
-    found: dict[Name, list[Fold]] = {name: [] for name in scores.NAMES}
+    found: dict[Name, list[Fold]] = {name: [] for name in unknown_scores.NAMES}
     for left_out in _folds(np.unique(train.labels), seed):
         remaining, head = _without(train, left_out)
         known, unknown = _of(val, left_out, False), _of(unseen, left_out, True)
-        for name in scores.NAMES:
-            score = scores.fit(name, remaining)
+        for name in unknown_scores.NAMES:
+            score = unknown_scores.fit(name, remaining)
             found[name].append(Fold(scored(score, head, known), scored(score, head, unknown)))
     return {name: _promise(folds, kept) for name, folds in found.items()}
 
@@ -70,10 +76,19 @@ def head_of(train: Images) -> LogitsOf:
     return fit_linear_head(train, nothing, int(train.labels.max()) + 1).model
 
 
+def most_left_out(classes: int) -> int:
+    """The number of classes in the largest fold."""
+    return math.ceil(classes / _count(classes))
+
+
 def _folds(labels: Ints, seed: int) -> Iterator[Ints]:
     """The labels of each fold: each label is in one of them."""
     order = seeding.generator("left out", seed).permutation(labels)
-    yield from np.array_split(order, min(FOLDS, len(labels) // 2))
+    yield from np.array_split(order, _count(len(labels)))
+
+
+def _count(classes: int) -> int:
+    return min(FOLDS, classes // 2)
 
 
 def _without(train: Images, left_out: Ints) -> tuple[Images, LogitsOf]:

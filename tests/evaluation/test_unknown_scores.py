@@ -7,8 +7,8 @@ from scipy.special import softmax
 from sklearn.covariance import LedoitWolf
 from sklearn.neighbors import NearestNeighbors
 
+from pipeline.evaluation import unknown_scores as scores
 from pipeline.inference.linear_head import Images
-from pipeline.unknown import scores
 
 LOGITS = np.array([[0.0, 0.0], [math.log(3), 0.0]], np.float32)
 """probabilities 1/2, 1/2 and 3/4, 1/4"""

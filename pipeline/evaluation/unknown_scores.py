@@ -18,6 +18,12 @@ from pipeline.inference.linear_head import Images
 
 Name = Literal["msp", "max_logit", "energy", "gen", "rmds", "knn"]
 NAMES: tuple[Name, ...] = get_args(Name)
+ARRAYS: dict[Name, tuple[str, ...]] = {
+    **dict.fromkeys(NAMES, ()),
+    "rmds": ("whitening", "means", "background_whitening", "background_mean"),
+    "knn": ("neighbours",),
+}
+"""the names of what each one learns from the training images"""
 GAMMA, MOST_CLASSES = 0.1, 100  # of GEN, as in the paper
 NEIGHBOURS = 5  # of knn: some classes have few images, and a class is to be near by its own ones
 
@@ -30,8 +36,8 @@ Logits = npt.NDArray[np.float32]
 class Score:
     """A score that is ready to use.
 
-    arrays: what it has learned of the training features: empty for the four of the logits; of `rmds` and `knn` see
-    `fit_gaussians` and `fit_neighbours`.
+    arrays: what it has learned from the training features (`ARRAYS`): nothing for the four of the logits; of `rmds` see
+    `fit_gaussians`; `neighbours` of `knn` are the unit features, float32 [m, D].
     """
 
     name: Name

@@ -1,0 +1,64 @@
+"""The verb that finds out what a model does not know."""
+
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+
+from pipeline.cli.verbs.verb import OVERRIDE, OVERRIDES, Result, Verb, paths_and_overrides
+from pipeline.common.errors import DataError
+
+SCORES = ("msp", "max_logit", "energy", "gen", "rmds", "knn")
+
+
+def _arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "positionals",
+        nargs="+",
+        metavar="RUN|IMAGE",
+        help="a run directory first, such as runs/NAME; then picture files or folders of unknown classes to measure on, "
+        f"if you have any; and {OVERRIDE}: {OVERRIDES}",
+    )
+    parser.add_argument("--score", choices=SCORES, help="what decides; default: rmds")
+    parser.add_argument(
+        "--keep",
+        type=_share,
+        default=0.95,
+        metavar="SHARE",
+        help="of pictures of known classes to answer, 0..1; default: %(default)s",
+    )
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.5 <= value <= 0.999:
+        raise ArgumentTypeError(f"{text}: not a share from 0.5 to 0.999")
+    return value
+
+
+def unknown(arguments: Namespace) -> Result:
+    """Find the threshold below which `predict` answers `none of these`.
+
+    Validation images promise what it keeps of the known; known classes that are left out say what it refuses.
+    """
+    from pipeline.api.configuration import config_of_run
+    from pipeline.unknown.find_threshold import DEFAULT, Wishes, find_threshold
+
+    names, overrides = paths_and_overrides(arguments.positionals)
+    if not names:
+        raise DataError("unknown: no run is named; name one such as runs/NAME first")
+    run, *pictures = names
+    wishes = Wishes(arguments.score or DEFAULT, arguments.keep, pictures)
+    return find_threshold(config_of_run(run, overrides), wishes)
+
+
+VERBS = {
+    "unknown": Verb(
+        unknown,
+        _arguments,
+        (
+            "plumage unknown runs/low_lr",
+            "plumage unknown runs/low_lr other_birds/ --score knn --keep 0.9",
+        ),
+    ),
+}
