@@ -58,8 +58,9 @@ class Threshold:
     shown: bool
 
     def __str__(self) -> str:
-        of_validation = f"{self.right:,} of {self.answered:,} such answers right on validation"
-        return f"{self.probability:.3f} ({of_validation}{'' if self.shown else '; no lower one is shown'})"
+        if not self.shown:
+            return f"{self.probability:.3f}, as {self.n:,} validation images show no lower one"
+        return f"{self.probability:.3f}, as {self.right:,} of {self.answered:,} such answers are right on validation"
 
 
 @dataclass(frozen=True)

@@ -161,6 +161,18 @@ def test_eval_puts_hierarchy_and_thresholds_into_the_run_and_predict_needs_nothi
     )
 
 
+def test_the_evaluated_split_has_no_part_in_the_thresholds(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    path, _ = tiny_tree(tmp_path)
+    chosen = []
+    for split in ("test", "train"):
+        assert tiny.do("eval", tmp_path, f"data.taxonomy={path}", f"eval.split={split}") == 0
+        chosen.append(RunDirectory(tmp_path / "runs/tiny").evaluation(split).thresholds_file.read_text())
+    assert chosen[0] == chosen[1]
+    assert tiny.do("eval", tmp_path, "eval.split=val") == 0
+    assert not RunDirectory(tmp_path / "runs/tiny").evaluation("val").thresholds_file.exists()
+
+
 def test_columns_of_a_file_say_what_is_sure(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,8 +182,8 @@ def test_columns_of_a_file_say_what_is_sure(
     chosen = RunDirectory(tmp_path / "runs/tiny").evaluation("test").thresholds_file
     shown = capsys.readouterr().err
     assert (
-        "  class: sure from 0.950 (" in shown
-        and "  a node above a class that is not sure: from 0.950 (" in shown
+        "  class: sure from 0.950, as 6 validation images show no lower one" in shown
+        and "  a node above a class that is not sure: from 0.950, as " in shown
     )
     content = json.loads(chosen.read_text())
     assert content["ranks"]["class"]["own"] == {} and content["ranks"]["class"]["common"]["n"] == 6
@@ -185,7 +197,7 @@ def test_columns_of_a_file_say_what_is_sure(
     words = ["predict", str(tmp_path / "runs/tiny"), str(tmp_path / "mine"), "--top", "1"]
     capsys.readouterr()
     assert main.run([*words, "--csv", str(tmp_path / "a.csv")]) == 2
-    assert "sure from 2.000 (" in capsys.readouterr().err
+    assert "sure from 2.000, as 6 validation images show no lower one" in capsys.readouterr().err
     table = pd.read_csv(tmp_path / "a.csv", dtype=str, keep_default_na=False)
     judged = ["sure", "answer", "answer_rank", "answer_probability"]
     assert list(table) == ["image", "class_1", "probability_1", *judged, "error"]
