@@ -22,7 +22,7 @@ from pipeline.common import console, files, seeding, tables
 from pipeline.common.errors import DataError, name_some
 from pipeline.config.data import DataConfig
 from pipeline.config.schema import Config
-from pipeline.data import corrections, image_store, sample_table, splits, stages, taxonomy
+from pipeline.data import corrections, image_store, sample_table, splits, stages, summary, taxonomy
 from pipeline.data.pictures import Layout
 from pipeline.data.sources.source import source_of
 from pipeline.data.stages import Stage
@@ -88,7 +88,9 @@ def prepare(config: Config, verify: bool = False) -> Prepared:
             stage.run(wait_minutes, verify)
         source_of(config.data).remember(_folder(config.data))
         prepared = load(config)
-    _show(prepared, config)
+    summary.show(
+        prepared.samples, prepared.taxonomy, config.data, _samples_path(config), find_root(config.data)
+    )
     return prepared
 
 
@@ -300,56 +302,3 @@ def draw_splits(samples: pd.DataFrame, config: Config) -> pd.DataFrame:
         test_fraction=data.test_fraction,
     )
     return drawn[[name for name in (*sample_table.COLUMNS, sample_table.GROUP) if name in drawn]]
-
-
-def _remarks(samples: pd.DataFrame, data: DataConfig) -> list[str]:
-    """What was decided for the user: a test that was drawn, validation images that the data set has, files left out."""
-    source = source_of(data)
-    root = find_root(data)
-    sentences = [] if root is None else source.remarks(root)
-    drawn = int(((samples["official"] == sample_table.EITHER) & (samples["split"] == "test")).sum())
-    if drawn:
-        sentences.append(
-            f"test  the data set has none, so {drawn:,} images were drawn: {data.test_fraction:.4g} of each class "
-            "(data.test_fraction), the same for every seed"
-        )
-    if own := int((samples["official"] == "val").sum()):
-        sentences.append(f"val  the {own:,} images of the data set's own; data.val_fraction is not used")
-    return sentences
-
-
-def _show(prepared: Prepared, config: Config) -> None:
-    samples = prepared.samples
-    counts = samples["split"].value_counts()
-    smallest = int(samples[["width", "height"]].min(axis=1).to_numpy().argmin())
-    width, height = samples["width"].iloc[smallest], samples["height"].iloc[smallest]
-    console.show_table(
-        f"{config.data.source}: {_samples_path(config)}",
-        ["images", "classes", *sample_table.SPLITS, "greyscale", "smallest", "bytes"],
-        [
-            [
-                len(samples),
-                samples["label"].nunique(),
-                *(int(counts.get(split, 0)) for split in sample_table.SPLITS),
-                int(samples["grey"].sum()),
-                f"{width}x{height}",
-                files.size_in_words(int(samples["file_bytes"].sum())),
-            ]
-        ],
-    )
-    if prepared.taxonomy is not None:
-        console.say(f"taxonomy  {prepared.taxonomy}")
-    for sentence in _remarks(samples, config.data):
-        console.say(sentence)
-    if config.data.on_bad == "skip":
-        path = beside(_samples_path(config), "skipped")
-        console.say(f"skipped  {len(tables.read_csv(path)):,} pictures that cannot be read, listed in {path}")
-    if config.data.corrections is not None:
-        console.say(corrections.sentence(config.data, beside(_samples_path(config), "corrected")))
-    for sentence in sample_table.gaps(samples):
-        console.warn(sentence)
-    if outside := sample_table.boxes_outside(samples):
-        console.warn(
-            f"the boxes of image ids {name_some(outside)} lie outside their pictures, in whole or in part; give them "
-            "in pixels of the picture as it is shown"
-        )

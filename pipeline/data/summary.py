@@ -1,0 +1,71 @@
+"""What `plumage data` says of a data set: its size, what was decided for the user, and what is missing."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from pipeline.common import console, files, tables
+from pipeline.common.errors import name_some
+from pipeline.config.data import DataConfig
+from pipeline.data import corrections, sample_table
+from pipeline.data.sources.source import source_of
+from pipeline.data.table_name import beside
+from pipeline.data.taxonomy import Taxonomy
+
+
+def show(
+    samples: pd.DataFrame, taxonomy: Taxonomy | None, data: DataConfig, samples_path: Path, root: Path | None
+) -> None:
+    """Say what is in a sample table.
+
+    Args:
+        samples_path: of the table.
+        root: the folder of the source, see `prepare.find_root`; None: it is not there.
+    """
+    counts = samples["split"].value_counts()
+    smallest = int(samples[["width", "height"]].min(axis=1).to_numpy().argmin())
+    width, height = samples["width"].iloc[smallest], samples["height"].iloc[smallest]
+    console.show_table(
+        f"{data.source}: {samples_path}",
+        ["images", "classes", *sample_table.SPLITS, "greyscale", "smallest", "bytes"],
+        [
+            [
+                len(samples),
+                samples["label"].nunique(),
+                *(int(counts.get(split, 0)) for split in sample_table.SPLITS),
+                int(samples["grey"].sum()),
+                f"{width}x{height}",
+                files.size_in_words(int(samples["file_bytes"].sum())),
+            ]
+        ],
+    )
+    if taxonomy is not None:
+        console.say(f"taxonomy  {taxonomy}")
+    for sentence in _remarks(samples, data, root):
+        console.say(sentence)
+    if data.on_bad == "skip":
+        path = beside(samples_path, "skipped")
+        console.say(f"skipped  {len(tables.read_csv(path)):,} pictures that cannot be read, listed in {path}")
+    if data.corrections is not None:
+        console.say(corrections.sentence(data, beside(samples_path, "corrected")))
+    for sentence in sample_table.gaps(samples):
+        console.warn(sentence)
+    if outside := sample_table.boxes_outside(samples):
+        console.warn(
+            f"the boxes of image ids {name_some(outside)} lie outside their pictures, in whole or in part; give them "
+            "in pixels of the picture as it is shown"
+        )
+
+
+def _remarks(samples: pd.DataFrame, data: DataConfig, root: Path | None) -> list[str]:
+    """What was decided for the user: a test that was drawn, validation images that the data set has, files left out."""
+    sentences = [] if root is None else source_of(data).remarks(root)
+    drawn = int(((samples["official"] == sample_table.EITHER) & (samples["split"] == "test")).sum())
+    if drawn:
+        sentences.append(
+            f"test  the data set has none, so {drawn:,} images were drawn: {data.test_fraction:.4g} of each class "
+            "(data.test_fraction), the same for every seed"
+        )
+    if own := int((samples["official"] == "val").sum()):
+        sentences.append(f"val  the {own:,} images of the data set's own; data.val_fraction is not used")
+    return sentences
