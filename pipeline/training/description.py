@@ -12,7 +12,7 @@ from pipeline.training.step import accumulation_steps
 
 
 def describe_run(setup: TrainingSetup, start: RunStart) -> None:
-    """Write `config.yaml`, `environment.json` and, if there are any, `diff.patch` and `taxonomy.csv`; say what begins."""
+    """Write `config.yaml`, `environment.json` and, if there are any, `diff.patch`, `taxonomy.csv`; say what begins."""
     config, ranks, weights = setup.config, setup.ranks, start.weights
     run = RunDirectory(config.run_dir)
     files.write_text(run.config_file, dump_config(config))
