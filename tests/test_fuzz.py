@@ -15,7 +15,7 @@ def test_no_case_of_any_class_fails(tmp_path: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-5000:]
     lines = {name: numbers for name, *numbers in map(str.split, done.stdout.splitlines()[1:])}
-    assert len(lines) == 13
+    assert len(lines) == 14
     assert all(numbers[0] == "6" and numbers[3] == "0" for name, numbers in lines.items() if name != "all")
 
 

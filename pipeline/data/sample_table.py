@@ -59,7 +59,8 @@ def check_learnable(table: pd.DataFrame, where: Path | str) -> None:
             "so list images of two classes or more"
         )
     if not table["official"].isin(["train", EITHER]).any():
-        raise DataError(f"{where}: all images are for the test; list some of each class for training")
+        others = "the test" if (table["official"] == "test").all() else "validation or the test"
+        raise DataError(f"{where}: all images are for {others}; list some of each class for training")
 
 
 def classes_without(table: pd.DataFrame, split: str) -> list[str]:

@@ -27,6 +27,7 @@ CLASSES = {  # and the cases of each in a full run
     "command_line": 500,
     "archives": 350,
     "text_files": 600,
+    "folders": 500,
     "pictures": 500,
     "checkpoints": 400,
     "weights": 250,

@@ -56,22 +56,27 @@ def zip_of(members: Members) -> bytes:
 
 
 def check_data(folder: Path) -> str | None:
-    """What is wrong with the data that a call has prepared: each stored picture against its file."""
+    """What is wrong with the data that a call has prepared from a folder in CUB's layout."""
     (table,) = (folder / "data").glob("*/samples*.csv")
+    roots = [path.parent / "images" for path in folder.rglob("images.txt")]
+    return check_store(folder, pd.read_csv(table), roots)
+
+
+def check_store(folder: Path, samples: pd.DataFrame, roots: list[Path]) -> str | None:
+    """What is wrong with the store that a call has made: each stored picture against its file below one of the roots."""
     (store,) = (folder / "data").glob("*/store-*-packed")
-    samples = pd.read_csv(table)
+    layout = Layout("squash" if "squash" in store.name else "short_side", 40, "packed")
     index = pd.read_csv(store / "index.csv").set_index("id")
     pixels = np.fromfile(store / "pixels.bin", np.uint8)
     if samples["id"].duplicated().any() or set(samples["id"]) - set(index.index):
         return "ids of table and store do not agree"
-    roots = [path.parent for path in folder.rglob("images.txt")]
     for row in samples.itertuples():
         entry = index.loc[row.id]
         stored = pixels[entry.offset : entry.offset + entry.length].reshape(
             entry.store_height, entry.store_width, 3
         )
-        files = [root / "images" / row.path for root in roots]
-        true = next((picture(file, Layout("squash", 40, "packed")) for file in files if file.is_file()), None)
+        files = [root / row.path for root in roots]
+        true = next((picture(file, layout) for file in files if file.is_file()), None)
         if true is None or not np.array_equal(true, stored):
             return f"the store holds other pixels than {row.path}"
     return None

@@ -174,3 +174,6 @@ def test_there_are_two_classes_and_something_to_learn_from() -> None:
         DataError, match="here: all images are for the test; list some of each class for training"
     ):
         sample_table.check_learnable(samples().assign(official="test"), "here")
+    others = samples().assign(official=["val", *["test"] * (len(samples()) - 1)])
+    with pytest.raises(DataError, match="here: all images are for validation or the test; list some"):
+        sample_table.check_learnable(others, "here")

@@ -181,7 +181,10 @@ def _misplaced(root: Path, listing: Listing) -> list[str]:
             f"pictures in folders below a class folder: {shown(nested)}; {_unnested(root, listing)}"
         )
     used = {parts[:depth] for parts in inside}
-    if empty := _joined(parts for parts in listing.folders if len(parts) == depth and parts not in used):
+    classes = [
+        parts for parts in listing.folders if len(parts) == depth and (depth == 1 or parts[0] in splits)
+    ]
+    if empty := _joined(parts for parts in classes if parts not in used):
         problems.append(
             f"class folders without a picture: {shown(empty)}; add pictures, or move these folders out"
         )

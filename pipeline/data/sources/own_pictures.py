@@ -29,6 +29,7 @@ SPLIT_NAMES = {
     "testing": "test",
 }
 """what a split may be called, whatever the case"""
+LONGEST_SHOWN = 300  # letters; names of files have 255 bytes
 BOX = ["box_x", "box_y", "box_w", "box_h"]
 
 
@@ -193,5 +194,6 @@ def shown(names: Iterable[str]) -> str:
 
 
 def quoted(name: str) -> str:
-    """A name as it is, or escaped and in quotes where it is not printable."""
-    return name if name.isprintable() else ascii(name)
+    """A name as it is, or escaped and in quotes where it has outer spaces or is not printable; cut where it is long."""
+    start = name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}..."
+    return start if name and name == name.strip() and name.isprintable() else ascii(start)

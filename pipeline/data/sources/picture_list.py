@@ -89,7 +89,7 @@ def read_texts(path: Path) -> pd.DataFrame:
     names = list(map(str, table.columns))
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"{path}: columns more than once: {shown(doubled)}; keep one of each name")
-    if missing := [name for name in NEEDED if name not in names]:
+    if missing := [name for name in NEEDED if name not in names and names]:
         raise DataError(
             f"{path}: no column {' and no column '.join(missing)} among {shown(names)}; name the columns path (of the "
             "picture, relative to this file) and label in the first line"
@@ -179,12 +179,13 @@ def problems_of(rows: pd.DataFrame, root: Path) -> list[str]:
     kinds = [
         *_paths(rows["path"], root),
         (_numbered(rows["label"].str.strip() == ""), "without a label", "give each picture its class"),
-        (unwritable(rows["label"]), "labels with a carriage return", "take it out"),
+        (unwritable(rows["label"]), "labels with a carriage return or a zero byte", "take it out"),
         (
             twins(rows["label"]),
             "labels that differ only in case, accents' coding or spaces",
             "spell each class alike",
         ),
+        (unwritable(rows.get(GROUP, [])), "groups with a carriage return or a zero byte", "take it out"),
         *(_splits(rows) if "split" in rows else ()),
         *(_boxes(rows) if any(name in rows for name in BOX_COLUMNS) else ()),
         *(_ids(rows["id"]) if "id" in rows else ()),

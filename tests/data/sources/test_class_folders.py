@@ -256,6 +256,15 @@ def test_a_folder_that_could_mean_two_things_is_refused_and_nothing_written(
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_a_folder_beside_the_splits_is_named_once(tmp_path: Path) -> None:
+    for split in ("train", "test", "dev"):
+        class_folders(tmp_path / "birds" / split, ["crow", "gull"])
+    with pytest.raises(DataError) as caught:
+        read(tmp_path / "birds")
+    (sentence,) = str(caught.value).splitlines()
+    assert "dev (1 in all) beside test, train, which are splits" in sentence
+
+
 def test_one_class_alone_and_a_folder_too_many(tmp_path: Path) -> None:
     birds = class_folders(tmp_path / "birds", ["crow"])
     with pytest.raises(DataError, match="all images are of one class, crow"):

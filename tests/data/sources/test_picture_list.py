@@ -190,6 +190,18 @@ FAULTS: dict[str, tuple[Callable[[Rows], Rows], str]] = {
         filled("group", "a", "a"),
         r"one group of pictures alone of crow, gull \(2 in all\)",
     ),
+    "a group that no table can hold": (
+        change(group="a\0b"),
+        r"groups with a carriage return or a zero byte: 'a.x00b' \(1 in all\); take it out",
+    ),
+    "a long label": (
+        change(label="x" * 5000),
+        r"one picture alone of x{300}\.\.\. \(1 in all\)",
+    ),
+    "a label with spaces around": (
+        filled("label", "crow ", "crow"),
+        r"labels that differ only in case, accents' coding or spaces: crow / 'crow ' \(1 in all\)",
+    ),
     "box": (
         change(box_x="1", box_y="2", box_width="x", box_height="3"),
         r"boxes that are not four numbers .*: row 1",
@@ -239,7 +251,7 @@ TEXTS = {
         ('{"path": ["a"], "label": "b"}', "line 1: a list where a text or a number is expected"),
         ('{"path": {}, "label": "b"}', "line 1: a row where a text or a number is expected"),
         ("[" * 100_000, "no readable jsonl table"),
-        ("\n\n", "no column path and no column label"),
+        ("\n\n", "no picture is listed; add a row for each"),
     ],
     "list.xlsx": [
         ("x", r"ends in none of .csv, .tsv, .jsonl, .ndjson, .parquet; save the table as one of these")
