@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel
 
 from pipeline.audit import decisions, duplicates, label_errors
 from pipeline.common import console, files, tables
@@ -20,7 +21,7 @@ from pipeline.distributed import consistency, process_group
 from pipeline.evaluation import evaluation_lock, training_state
 from pipeline.inference import features, load_model
 from pipeline.report import page
-from pipeline.runs.directory import AuditDirectory, RunDirectory
+from pipeline.runs.directory import AuditDirectory, ProbeDirectory, RunDirectory
 
 SHOWN = 10
 PICTURES = 500  # pairs with a picture, the most similar ones
@@ -45,12 +46,15 @@ def audit_data(config: Config) -> dict[str, Any]:
             features_of_all = _features(config, data, model, ranks)
             if not ranks.is_main:
                 return {}
-            errors = label_errors.likely_errors(data.samples, features_of_all)
+            of_probe = _features_of_probe(config, data)
+            views = [features_of_all] if of_probe is None else [features_of_all, of_probe[0]]
+            errors = label_errors.likely_errors(data.samples, *views)
             doubles = duplicates.pairs(data.samples, duplicates.hashes(data.store), features_of_all)
             result = {
                 "images": len(data.samples),
                 "checkpoint": str(model.path),
                 "checkpoint_sha256": model.sha256,
+                **({} if of_probe is None else {"probe_weights": of_probe[1]}),
                 **summary(errors, doubles),
             }
             to_decide = decisions.to_decide(errors, data.samples, before)
@@ -94,6 +98,26 @@ def _features(
     }
     rows = np.concatenate([data.rows(split) for split in features_by_split])
     return np.concatenate(list(features_by_split.values()))[np.argsort(rows)]
+
+
+class _Probe(BaseModel):
+    """What is read of probe.json. weights: where those of its backbone are from."""
+
+    weights: str
+
+
+def _features_of_probe(config: Config, data: prepare.Prepared) -> tuple[features.Features, str] | None:
+    """The features that `probe` has kept of the same images, float32 [n, D], and where its weights are from.
+
+    They have not seen the labels. None: there are none, or they are of random weights.
+    """
+    folder = ProbeDirectory(RunDirectory(config.run_dir).probe_folder)
+    if not folder.summary_file.is_file():
+        return None
+    weights = files.read_json(folder.summary_file, _Probe, "run `plumage probe` again").weights
+    ids, crops = data.samples["id"].to_numpy("int64"), features.digest_of_crops(config, data)
+    found = features.read_cache(folder.features_file, None, crops, ids)
+    return None if found is None or weights == "random" else (found, weights)
 
 
 def summary(errors: pd.DataFrame, doubles: pd.DataFrame) -> dict[str, Any]:
@@ -140,6 +164,10 @@ def _show(errors: pd.DataFrame, doubles: pd.DataFrame, result: dict[str, Any]) -
             doubles.head(SHOWN)[
                 ["path_a", "split_a", "path_b", "split_b", "hash_distance", "feature_similarity"]
             ].itertuples(index=False),
+        )
+    if "probe_weights" in result:
+        console.say(
+            f"label errors by votes of the trained features and of those of probe ({result['probe_weights']})"
         )
     console.say(
         f"{result['images']:,} images: {result['label_errors']} likely label errors {result['label_errors_by_split']}, "

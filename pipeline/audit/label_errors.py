@@ -4,7 +4,9 @@ A model repeats the label of an image that it was trained on, so its own probabi
 label. Therefore the nearest neighbours of an image in the model's feature space vote, without the image itself.
 
 The features were learned from the labels of train, so fewer errors are found in train than in val and test; in
-these, mistakes of the model are among the suspects. The list is for a person to read.
+these, mistakes of the model are among the suspects. Features that have not seen the labels make other mistakes: where
+there are some, the votes of both are averaged, and fewer images are listed for as many errors. The list is for a
+person to read.
 """
 
 import numpy as np
@@ -20,12 +22,12 @@ from pipeline.inference.features import Features
 NEIGHBOURS = 20
 
 
-def likely_errors(samples: pd.DataFrame, features: Features) -> pd.DataFrame:
+def likely_errors(samples: pd.DataFrame, *features: Features) -> pd.DataFrame:
     """The images whose label their neighbours contradict, the most doubtful first.
 
     Args:
         samples: rows of the sample table, [n].
-        features: float32 [n, D], in the same order.
+        features: float32 [n, D] of one network or more, in the same order; their votes are averaged.
 
     Returns:
         A row an image: id, path, split, class_name, suggested_name, and score (0..1, cleanlab's normalised
@@ -33,7 +35,7 @@ def likely_errors(samples: pd.DataFrame, features: Features) -> pd.DataFrame:
     """
     labels = samples["label"].to_numpy("int64")
     names = np.asarray(sample_table.class_names(samples), dtype=object)
-    votes = neighbour_votes(features, labels, len(names))
+    votes = np.mean([neighbour_votes(each, labels, len(names)) for each in features], axis=0)
     doubtful = find_label_issues(labels, votes, filter_by="confident_learning", n_jobs=1)
     score = get_label_quality_scores(labels, votes, method="normalized_margin")
     listed = samples[["id", "path", "split", "class_name"]].assign(

@@ -105,8 +105,8 @@ def kept(
     return features
 
 
-def read_cache(path: Path, checkpoint: str, crops: str, ids: npt.NDArray[np.int64]) -> Features | None:
-    """The stored features, float32 [n, D].
+def read_cache(path: Path, checkpoint: str | None, crops: str, ids: npt.NDArray[np.int64]) -> Features | None:
+    """The stored features, float32 [n, D]; of any checkpoint where that is None.
 
     None: they are missing or damaged, or of another checkpoint, other images or other crops of them.
     """
@@ -115,9 +115,8 @@ def read_cache(path: Path, checkpoint: str, crops: str, ids: npt.NDArray[np.int6
         stored_checkpoint, stored_crops, stored_ids, features = arrays.read_npz(path, names)
     except (FileNotFoundError, DataError):
         return None
-    if [str(stored_checkpoint), str(stored_crops)] != [checkpoint, crops] or not np.array_equal(
-        stored_ids, ids
-    ):
+    is_of_checkpoint = checkpoint is None or str(stored_checkpoint) == checkpoint
+    if not is_of_checkpoint or str(stored_crops) != crops or not np.array_equal(stored_ids, ids):
         return None
     is_whole = features.dtype == np.float32 and features.ndim == 2 and len(features) == len(ids)
     return features if is_whole and np.isfinite(features).all() else None

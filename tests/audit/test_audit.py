@@ -35,9 +35,11 @@ def samples(labels_: np.ndarray, split: str = "train") -> pd.DataFrame:
     )
 
 
-def clusters(classes: int = 10, images: int = 40, spread: float = 0.45) -> tuple[np.ndarray, np.ndarray]:
+def clusters(
+    classes: int = 10, images: int = 40, spread: float = 0.45, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Features float32 [n, 32] around a centre for each class, and the labels."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     truth = np.repeat(np.arange(classes), images)
     centres = random.normal(size=(classes, 32))
     return (centres[truth] + spread * random.normal(size=(len(truth), 32))).astype(np.float32), truth
@@ -57,6 +59,23 @@ def test_nine_of_ten_flipped_labels_are_found_and_little_else() -> None:
     right = errors[(errors["id"] - 1).isin(flipped)]
     assert (right["suggested_name"] == [f"bird {truth[number - 1]}" for number in right["id"]]).mean() > 0.95
     assert (right["class_name"] == [f"bird {listed[number - 1]}" for number in right["id"]]).all()
+
+
+def test_a_second_view_by_other_features_lists_fewer_labels_that_are_right() -> None:
+    """Each view mistakes other images for their neighbours; a wrong label is one for both."""
+    views = [clusters(seed=seed, spread=1.5) for seed in (0, 1)]
+    truth = views[0][1]
+    flipped = np.random.default_rng(1).choice(len(truth), 20, replace=False)
+    listed = truth.copy()
+    listed[flipped] = (truth[flipped] + 3) % 10
+
+    def found(*features: np.ndarray) -> tuple[int, int]:
+        ids = set(label_errors.likely_errors(samples(listed), *features)["id"] - 1)
+        return len(ids & set(flipped)), len(ids - set(flipped))
+
+    alone, both = [found(features) for features, _ in views], found(*(features for features, _ in views))
+    assert both[0] >= max(right for right, _ in alone)
+    assert both[1] < min(wrong for _, wrong in alone) / 2
 
 
 def test_an_image_has_no_vote_on_itself() -> None:
@@ -207,6 +226,31 @@ def test_decisions_in_the_audits_table_correct_the_data_and_the_next_audit_keeps
     assert samples.loc[errors["id"][0], "class_name"] == errors["suggested_name"][0]
     assert {errors["id"][1], other}.isdisjoint(samples.index)
     assert len(samples) == 118
+
+
+def test_features_that_probe_has_kept_vote_too(
+    audited: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(audited / "runs", tmp_path / "runs")
+    root = f"data.root={audited / 'data'}"
+
+    def audit_again(*more: str) -> tuple[dict[str, object], pd.DataFrame]:
+        assert tiny.do("audit", tmp_path, *PLANTED, root, *more) == 0
+        table = pd.read_csv(tmp_path / "runs/planted/eval/test/audit/label_errors.csv")
+        return json.loads(capsys.readouterr().out.splitlines()[-1]), table
+
+    assert tiny.do("probe", tmp_path, *PLANTED, root) == 0
+    alone, listed = audit_again()
+    assert "probe_weights" not in alone, "random weights know nothing"
+    path = tmp_path / "runs/planted/probe/probe.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"weights": "some.pth"}))
+    both, listed_by_both = audit_again()
+    assert both["probe_weights"] == "some.pth" and both["duplicates"] == alone["duplicates"]
+    assert not listed_by_both.equals(listed)
+    with np.load(path.parent / "features.npz") as kept:
+        cache = dict(kept)
+    np.savez(path.parent / "features.npz", **cache | {"crops": np.array("others")})
+    assert audit_again()[0] == alone
 
 
 def test_decisions_that_cannot_be_read_are_said_before_the_work_and_kept(
