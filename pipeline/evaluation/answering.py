@@ -8,12 +8,13 @@ import numpy as np
 
 from pipeline.config.schema import Config
 from pipeline.data.taxonomy import CLASS, Taxonomy
-from pipeline.evaluation import priors, run_taxonomy, thresholds
+from pipeline.evaluation import priors, run_taxonomy, thresholds, unknown_threshold
 from pipeline.evaluation.answer_files import Answer, Cell, Judgement
 from pipeline.evaluation.fitted_temperature import fitted_temperature
 from pipeline.evaluation.picture_outputs import Outputs, Unreadable
 from pipeline.evaluation.priors import Posterior
 from pipeline.evaluation.thresholds import Floats, Level, Thresholds
+from pipeline.evaluation.unknown_threshold import NONE_OF_THESE, UnknownThreshold
 from pipeline.inference.load_model import LoadedModel
 from pipeline.runs.directory import RunDirectory
 
@@ -24,7 +25,7 @@ class Answering:
 
     classes: names [C], in the order of the logits. temperature: None where the probabilities are not calibrated.
     rank: that the answers name, "class" or one of the hierarchy. thresholds: None where no `eval` has chosen any for
-    this rank. words: all of this in words.
+    this rank. unknown: None where `unknown` has found no threshold of this checkpoint. words: all of this in words.
     """
 
     classes: Sequence[str]
@@ -33,6 +34,7 @@ class Answering:
     rank: str = CLASS
     taxonomy: Taxonomy | None = None
     thresholds: Thresholds | None = None
+    unknown: UnknownThreshold | None = None
     words: str = ""
 
     @classmethod
@@ -64,7 +66,10 @@ class Answering:
         if chosen is not None and rank not in chosen.ranks:
             chosen = None
         sure = "" if chosen is None else f"; sure from {chosen.ranks[rank].common}"
-        return cls(classes, posterior, temperature, rank, taxonomy, chosen, f"{calibrated}{of_prior}{sure}")
+        unknown = unknown_threshold.of_run(RunDirectory(config.run_dir), model.sha256, config.eval.tta)
+        none = "" if unknown is None else f"; {NONE_OF_THESE} below {unknown.score.name} {unknown.lowest:.4g}"
+        words = f"{calibrated}{of_prior}{sure}{none}"
+        return cls(classes, posterior, temperature, rank, taxonomy, chosen, unknown, words)
 
     @property
     def nodes(self) -> Sequence[str]:
@@ -79,10 +84,11 @@ class Answering:
     @property
     def columns(self) -> dict[str, type]:
         """The columns of a judgement, each with the type of its cells, which may be missing."""
+        none: dict[str, type] = {} if self.unknown is None else {"none_of_these": bool}
         if self.thresholds is None:
-            return {}
+            return none
         rolled: dict[str, type] = {"answer": str, "answer_rank": str, "answer_probability": float}
-        return {"sure": bool} | (rolled if self.rolls_up else {})
+        return none | {"sure": bool} | (rolled if self.rolls_up else {})
 
     def label(self, one: Outputs) -> int:
         """The most likely class of a picture, whatever the rank."""
@@ -110,7 +116,7 @@ class Answering:
             tuple((level.names[node], float(score[node])) for node in order if occurs[node]),
             one.logits if logits else None,
             one.features if features else None,
-            judgement=self._judge(levels, level),
+            judgement=self._judge(one, levels, level),
         )
 
     def _occurs(self, log_probability: Floats) -> Floats:
@@ -121,15 +127,24 @@ class Answering:
         (summed,) = self.taxonomy.sums(self.rank, occurs[None])
         return np.asarray(summed)
 
-    def _judge(self, levels: Sequence[Level], level: Level) -> Judgement | None:
+    def _judge(self, one: Outputs, levels: Sequence[Level], level: Level) -> Judgement | None:
+        if self.unknown is None:
+            return self._trust(levels, level)
+        (refused,) = self.unknown.refuses(one.logits[None], one.features[None])
+        trust = self._trust(levels, level, refused=bool(refused)) or Judgement("")
+        words = NONE_OF_THESE if refused else trust.words
+        return Judgement(words, {"none_of_these": bool(refused), **trust.cells})
+
+    def _trust(self, levels: Sequence[Level], level: Level, *, refused: bool = False) -> Judgement | None:
+        """Whether validation shows the answer to be sure; a picture that is refused has no sure one, at any rank."""
         if self.thresholds is None:
             return None
         name, probability = _best(level)
-        sure = self.thresholds.ranks[self.rank].is_sure(name, probability)
+        sure = not refused and self.thresholds.ranks[self.rank].is_sure(name, probability)
         cells: dict[str, Cell] = {"sure": sure}
         if not self.rolls_up:
             return Judgement("sure" if sure else "unsure", cells)
-        found = (CLASS, name, probability) if sure else self._rolled_up(levels[1:])
+        found = (CLASS, name, probability) if sure else None if refused else self._rolled_up(levels[1:])
         rank, node, its_probability = found or (None, None, None)
         cells |= {"answer": node, "answer_rank": rank, "answer_probability": its_probability}
         above = "unsure" if found is None else f"{rank} {node}, {its_probability:.3f}"
