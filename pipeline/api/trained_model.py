@@ -38,11 +38,11 @@ class Prediction:
     """What the model says of one picture.
 
     image: the path, or "images[N]" for the Nth one in memory, from 0. classes: the most likely first, [k], or the nodes
-    of the rank that was asked for; probabilities: theirs, 0..1. judgement: where `evaluate` has chosen thresholds,
-    whether the answer is "sure", and what is where it is not ("answer", "answer_rank", "answer_probability"); else
-    empty. logits: float32 [C], in the order of the model's classes, and features: float32 [D], the input of the last
-    layer: None where they are not asked for. error: what is wrong with a picture that cannot be read, which has no
-    classes; else None.
+    of the rank that was asked for; probabilities: theirs, 0..1. judgement: further columns of `plumage predict`, where
+    the run has thresholds for them: "none_of_these", "sure", and what is sure where the class is not ("answer",
+    "answer_rank", "answer_probability"). logits: float32 [C], in the order of the model's classes, and features:
+    float32 [D], the input of the last layer: None where they are not asked for. error: what is wrong with a picture that
+    cannot be read, which has no classes; else None.
     """
 
     image: str
