@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from archives import check_store
-from harness import Case, Failed, Outcome, call, judge
+from harness import Case, Failed, call, judge
 from PIL import Image
 from world import World
 
@@ -82,8 +82,7 @@ def case_of(
         outcome = call(folder, "data", *words)
         if before != state(folder / "mine"):
             raise Failed(f"the user's folder was written to: {outcome.explain()}")
-        due = count(folder / "mine") if count is not None and takes_all else None
-        verdict = judge(outcome, lambda outcome: _right(folder, outcome, wrong, due))
+        verdict = judge(outcome, lambda _: _right(folder, wrong, count if takes_all else None))
         if verdict == "refused" and (made := list(folder.glob("data/*/samples*.csv"))):
             raise Failed(f"refused, and made {made}: {outcome.explain()}")
         return verdict
@@ -92,15 +91,12 @@ def case_of(
 
 
 def _right(
-    folder: Path,
-    outcome: Outcome,  # noqa: ARG001
-    wrong: Callable[[pd.DataFrame], str | None],
-    due: int | None,
+    folder: Path, wrong: Callable[[pd.DataFrame], str | None], count: Callable[[Path], int] | None
 ) -> str | None:
     (table,) = folder.glob("data/*/samples-*.csv")
     texts = dict.fromkeys(["path", "class_name", "group"], str)
     samples = pd.read_csv(table, dtype=texts, keep_default_na=False)
-    if due is not None and len(samples) != due:
+    if count is not None and len(samples) != (due := count(folder / "mine")):
         return f"{len(samples)} of {due} pictures were taken"
     return wrong(samples) or check_store(folder, samples, [folder / "mine"])
 

@@ -77,12 +77,7 @@ class ClassFolders(OwnPictures):
         if not self.given.is_dir():
             what = "a file, and no folder" if self.given.exists() else "no such folder"
             raise DataError(f"{self.given}: {what}; set data.path to the folder that holds the class folders")
-        folder, root = self.given.resolve(), self.config.root.resolve()
-        if root.is_relative_to(folder):
-            raise DataError(
-                f"{self.given}: data.root ({self.config.root}) lies in it, and nothing is written into a folder of "
-                "yours; set data.root to a folder outside of it"
-            )
+        self.check_root_is_outside()
         return self.given
 
     def read(self, root: Path) -> pd.DataFrame:
@@ -109,7 +104,8 @@ class ClassFolders(OwnPictures):
 def list_folder(folder: Path) -> Listing:
     """Walk through a folder; links are followed."""
     listing = Listing()
-    _walk(folder, (), frozenset([os.path.realpath(folder)]), listing)
+    real = Path(os.path.realpath(folder))
+    _walk(folder, (), frozenset(map(str, [real, *real.parents])), listing)
     return listing
 
 

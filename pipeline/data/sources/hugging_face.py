@@ -63,6 +63,8 @@ class HuggingFace(OwnPictures):
             datasets = importlib.import_module("datasets")
         except ImportError as error:
             raise DataError(f"data.source=hugging_face needs the package datasets; {INSTALL}") from error
+        if not self._is_of_hub:
+            self.check_root_is_outside()
         cache = output / "cache"
         with _as_data_errors(self.given):
             splits = _splits(datasets, self.given, None if self._is_of_hub else cache)

@@ -82,6 +82,14 @@ class OwnPictures(ABC):
         if self.given.exists():
             given_folder.remember(prepared, self.given, self._content())
 
+    def check_root_is_outside(self) -> None:
+        """Raise a `DataError` where `data.root` lies in the given folder."""
+        if self.config.root.resolve().is_relative_to(self.given.resolve()):
+            raise DataError(
+                f"{self.given}: data.root ({self.config.root}) lies in it, and nothing is written into a folder of "
+                "yours; set data.root to a folder outside of it"
+            )
+
     @abstractmethod
     def find_root(self, raw: Path) -> Path:
         """The folder that the pictures' paths are relative to; `raw` is not used."""

@@ -256,6 +256,14 @@ def test_a_folder_that_could_mean_two_things_is_refused_and_nothing_written(
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_a_link_to_a_folder_above_the_given_one_leads_nowhere(tmp_path: Path) -> None:
+    birds = class_folders(tmp_path / "above" / "birds", ["crow", "gull"])
+    (tmp_path / "above" / "owl").mkdir()
+    (birds / "crow" / "up").symlink_to(tmp_path)
+    with pytest.raises(DataError, match=r"links that lead back to a folder above them: crow/up \(1 in all\)"):
+        read(birds)
+
+
 def test_a_folder_beside_the_splits_is_named_once(tmp_path: Path) -> None:
     for split in ("train", "test", "dev"):
         class_folders(tmp_path / "birds" / split, ["crow", "gull"])

@@ -175,6 +175,13 @@ def test_a_damaged_or_empty_folder_is_one_sentence_and_leaves_nothing(
     assert "gone: no such folder, and no name of a data set of the hub" in capsys.readouterr().err
 
 
+def test_data_root_lies_outside_of_the_folder(tmp_path: Path) -> None:
+    saved(tmp_path / "given")
+    keys = {"source": "hugging_face", "path": tmp_path / "given", "root": tmp_path / "given" / "data"}
+    with pytest.raises(DataError, match="nothing is written into a folder of yours"):
+        HuggingFace(DataConfig.model_validate(keys)).fetch(tmp_path)
+
+
 def test_without_the_package_the_sentence_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
