@@ -154,7 +154,7 @@ def _show(result: Mapping[str, Any]) -> None:
         cells += [row["test_kept"]] if has_test else []
         cells += list(row["unknown"].values()) if has_unknown else []
         mark = "*" if row["name"] == result["score"] else ""
-        rows.append([row["name"] + mark, *map(_words, cells)])
+        rows.append([row["name"] + mark, *map(words, cells)])
     console.show_table(f"{result['checkpoint']}, {result['classes']} known classes; * answers", columns, rows)
     kept = result["kept"]
     console.say(
@@ -164,5 +164,6 @@ def _show(result: Mapping[str, Any]) -> None:
     )
 
 
-def _words(estimate: Mapping[str, float]) -> str:
+def words(estimate: Mapping[str, float]) -> str:
+    """`0.912 (0.884 .. 0.940)`: of an `Estimate` as a mapping."""
     return f"{estimate['value']:.3f} ({estimate['low']:.3f} .. {estimate['high']:.3f})"
