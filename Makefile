@@ -148,7 +148,7 @@ test-lowest: $(READY) ## the quick suite's core with the lowest versions that py
 kill-test: $(READY) ## kill a small training 20 times; it has to end as one that was never killed
 	$(BIN)/python scripts/kill_test.py $(ARGS)
 
-fuzz: $(READY) ## fire some 4,400 hostile inputs at the program (ARGS="pictures --cases 50 --seed 1": some)
+fuzz: $(READY) ## fire some 4,900 hostile inputs at the program (ARGS="pictures --cases 50 --seed 1": some)
 	$(BIN)/python scripts/fuzz $(ARGS)
 
 gpu-check: $(READY) ## what only a GPU can show, in nine minutes: speeds, waits, memory, exactness (ARGS=--tiny: small, on a CPU)
