@@ -130,7 +130,7 @@ def nearness(features: Features, neighbours: Features) -> Floats:
         neighbours: float32 [m, D], of length 1; of fewer than 5 the farthest counts.
     """
     k = min(NEIGHBOURS, len(neighbours))
-    cosine = np.partition(unit(features) @ neighbours.T.astype(np.float64), -k, axis=1)[:, -k]
+    cosine = np.partition(unit(features) @ neighbours.T.astype(np.float64, copy=False), -k, axis=1)[:, -k]
     return np.asarray(-np.sqrt(np.maximum(2 - 2 * cosine, 0)), np.float64)
 
 
@@ -155,6 +155,9 @@ def _squared_distances(
     features: Features, whitening: npt.NDArray[np.float32], means: npt.NDArray[np.float32]
 ) -> Floats:
     """Squared distances of whitened unit features from whitened means [C, D]: [n, D] -> [n, C]."""
-    white, wide = unit(features) @ whitening.T.astype(np.float64), means.astype(np.float64)
+    white, wide = (
+        unit(features) @ whitening.T.astype(np.float64, copy=False),
+        means.astype(np.float64, copy=False),
+    )
     squares = (white**2).sum(axis=1, keepdims=True) + (wide**2).sum(axis=1)
     return np.asarray(squares - 2 * white @ wide.T, np.float64)

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +47,10 @@ class UnknownThreshold:
         if name is None or not np.isfinite(float(lowest)):
             raise DataError(f"{path}: damaged: a score {score} with the threshold {lowest}; {AGAIN}")
         needed = unknown_scores.ARRAYS[name]
-        learned: dict[str, Any] = dict(zip(needed, arrays.read_npz(path, needed, AGAIN), strict=True))
+        stored = arrays.read_npz(path, needed, AGAIN)
+        learned = {
+            key: array.astype(np.float64) for key, array in zip(needed, stored, strict=True)
+        }  # once, not each time
         return cls(Score(name, learned), float(lowest), float(kept), str(checkpoint), str(tta))
 
 

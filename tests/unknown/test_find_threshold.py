@@ -88,6 +88,18 @@ def test_pictures_of_unknown_classes_are_measured_and_choose_nothing(job: Path, 
         assert all(0 <= row["unknown"][name]["value"] <= 1 for name in row["unknown"])
 
 
+@pytest.mark.parametrize("score", unknown_scores.NAMES)
+def test_predict_refuses_the_share_that_was_measured(job: Path, tmp_path: Path, score: str) -> None:
+    folder = copy(job, tmp_path)
+    pictures = own_pictures.class_folders(tmp_path / "other", list("wxyz"), count=5)
+    rows = found(folder, pictures, "--score", score, "--keep", "0.7")["scores"]
+    answers = tmp_path / "answers.csv"
+    assert run(["predict", str(folder), str(pictures), "--csv", str(answers)]) == 0
+    refused = pd.read_csv(answers)["none_of_these"].mean()
+    (row,) = [row for row in rows if row["name"] == score]
+    assert refused == pytest.approx(row["unknown"]["refused"]["value"])
+
+
 def test_a_picture_that_cannot_be_read_is_named_and_the_rest_is_measured(
     job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
