@@ -30,7 +30,7 @@ from pipeline.unknown import folds, measures
 from pipeline.unknown.measuring import Measured, Seen, of_pictures, stored_test
 
 DEFAULT: Name = "rmds"
-"""of the highest AUROC for each family of backbones that was measured: MobileNetV2, EfficientNet-Lite; docs/unknown.md"""
+"""of the highest AUROC for each family of backbones that was measured: MobileNetV2, EfficientNet-Lite0"""
 
 
 @dataclass(frozen=True)
