@@ -98,7 +98,8 @@ def _drawn_test(table: pd.DataFrame, fraction: float) -> Ids:
     if untested := [names.loc[[label]].iloc[0] for label, ids in test.items() if not len(ids)]:
         raise DataError(
             f"data.test_fraction: no test image of {name_some(untested)} can be drawn, for too few of their images or "
-            "groups can be taken; say in a column split what is for the test, or set data.test_fraction=0"
+            "groups can be taken; say what is for the test (folders train and test, or a column split), or set "
+            "data.test_fraction=0"
         )
     return np.concatenate(list(test.values()))
 
