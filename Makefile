@@ -56,7 +56,7 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $(READY)
 
-demo: $(READY) ## data, train, eval on drawn birds, no download; one to three minutes on 2 CPU cores
+demo: $(READY) ## data, train, eval on drawn birds, no download; a minute on 2 CPU cores
 	$(BIN)/python -m pipeline data --config configs/demo.yaml $(ARGS)
 	$(BIN)/python -m pipeline train --config configs/demo.yaml $(ARGS)
 	$(BIN)/python -m pipeline eval --config configs/demo.yaml $(ARGS)
