@@ -44,7 +44,7 @@ help: ## list the targets and their variables
 	  N      'number of trials of the sweep, in all' \
 	  SORT   'column by which runs are listed ($(SORT))' \
 	  RUN    'run directories of sync' \
-	  BENCH  'all, loader, step, data, ddp or tracking ($(BENCH))' \
+	  BENCH  'all, or of loader, step, inference, data, start, growth, memory, tracking, ddp, contest ($(BENCH))' \
 	  PYTHON 'Python of setup, 3.11 or newer ($(PYTHON))'
 
 ##@ Set up
@@ -163,5 +163,5 @@ format: $(READY) ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY) ## measure speeds, each as a ratio within one run
-	$(BIN)/python scripts/bench.py $(BENCH) $(if $(filter file,$(origin CONFIG)),,--config $(call quoted,$(CONFIG))) $(ARGS)
+bench: $(READY) ## measure speeds beside others', into docs/benchmarks.md (BENCH=step; ARGS=--tiny: only that it works)
+	$(BIN)/python scripts/bench $(BENCH) $(ARGS)

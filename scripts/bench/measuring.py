@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.common import hardware
 from pipeline.config.load import load_config
 from pipeline.config.schema import Config
 
@@ -31,6 +33,8 @@ class Options:
     """prepared data, runs, and environments of contestants, kept between calls"""
     tiny: bool = False
     """as small as it can be: whether the bench works, and no figure worth a word"""
+    minutes: float = 30
+    """that the contest may take, in all"""
 
     @property
     def has_data(self) -> bool:
@@ -65,6 +69,8 @@ class Measurement:
     """None: measured for its own sake"""
     better: Literal["at least", "at most"] = "at least"
     note: str = ""
+    is_complete: bool = True
+    """False where something that belongs to it could not be measured; `note` says what"""
 
     @property
     def met(self) -> bool | None:
@@ -74,14 +80,30 @@ class Measurement:
         reached = self.ours if self.ratio is None else self.ratio
         return reached >= self.goal if self.better == "at least" else reached <= self.goal
 
-    def as_json(self) -> str:
-        """One line."""
-        return json.dumps(asdict(self) | {"met": self.met}, ensure_ascii=False)
+
+def machine() -> dict[str, str]:
+    """What the figures belong to: processor, versions, commit, day, and the load before a part began."""
+    processor = next(
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        if line.startswith("model name")
+    )
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], stdout=subprocess.PIPE, text=True, check=False
+    )
+    versions = {name: version(name) for name in ("torch", "torchvision", "timm")}
+    return {
+        "processor": processor,
+        "cores": str(hardware.cores()),
+        "Python": sys.version.split()[0],
+        **versions,
+        "commit": commit.stdout.strip() or "unknown",
+        "day": time.strftime("%Y-%m-%d"),
+        "load before": f"{os.getloadavg()[0]:.1f}",
+    }
 
 
-def in_pairs(
-    ours: Callable[[], float], other: Callable[[], float], rounds: int = ROUNDS
-) -> dict[str, Any]:
+def in_pairs(ours: Callable[[], float], other: Callable[[], float], rounds: int = ROUNDS) -> dict[str, Any]:
     """Run both in turn; medians of each, and of the ratios ours / other, as a `Measurement` has them."""
     pairs = [(ours(), other()) for _ in range(rounds)]
     mine, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
@@ -114,7 +136,9 @@ def in_a_process(module: str, arguments: dict[str, Any], threads: int | None = N
     paths = os.pathsep.join([str(here), str(here.parents[1])])
     environment = os.environ | {"PYTHONPATH": paths}
     if threads is not None:
-        environment |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+        environment |= dict.fromkeys(
+            ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)
+        )
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(arguments)],
         env=environment,
