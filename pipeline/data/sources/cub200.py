@@ -1,4 +1,9 @@
-"""CUB-200-2011: the published archive, another one of its layout, or a folder; see `cub_layout` for its files."""
+"""CUB-200-2011: the published archive, another one of its layout, or a folder; see `cub_layout` for its files.
+
+`cub_taxonomy.csv` has genus, family and order of its classes as Barz and Denzler looked them up in Wikispecies
+(WACV 2020, arXiv:1901.09054). Frigatebird, Nighthawk, Sayornis and Geococcyx are genera; Tree Sparrow mixes
+two species, and stands where more of its images belong.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +27,7 @@ ARCHIVE = Remote(
 CLASSES = 200
 IMAGES = {"train": 5_994, "test": 5_794}
 IMAGES_A_CLASS = {"train": (29, 30), "test": (11, 30)}  # fewest and most
+TAXONOMY = Path(__file__).with_name("cub_taxonomy.csv")
 UNPACKED = 1.05  # bytes of the unpacked JPEGs over those of their archive
 
 
@@ -65,6 +71,13 @@ class Cub200(CubLayout):
         if is_official(self.config):
             check_official(table, root)
         return table
+
+    def taxonomy(self, root: Path) -> pd.DataFrame | None:
+        """Genus, family and order of each class; None where a class is none of CUB's 200."""
+        table = pd.read_csv(TAXONOMY)
+        classes = read(root)["class_name"].unique()
+        rows = table[table["class"].isin(classes)]
+        return rows if len(rows) == len(classes) else None
 
     def bytes_to_fetch(self) -> int:
         """The archive, as far as it is not downloaded, and the unpacked pictures."""
