@@ -5,12 +5,14 @@ the order of the sample table). Packed pixels are uint8 RGB, height x width x 3;
 files of quality 95 instead, for when the disk is short.
 """
 
+import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import cv2
 import numpy as np
@@ -24,9 +26,11 @@ from pipeline.data.pictures import WHAT_TO_GIVE, Layout, PictureError, Pixels, m
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 INDEX_COLUMNS = ["id", "offset", "length", "store_width", "store_height"]
+PIXELS = "pixels.bin"
 SKIPPED = "skipped.csv"
 VERIFY = "run `plumage data --verify`, which makes it anew"
 JPEG_BYTES_PER_PIXEL = 0.8  # at quality 95, with a margin, to see whether the disk has room
+BYTES_BETWEEN_SYNCS = 64 << 20
 
 
 class Store:
@@ -46,7 +50,7 @@ class Store:
         """
         self.folder = folder
         index = _read_index(folder)
-        self._bytes, self._opened = _map(folder / "pixels.bin")
+        self._bytes, self._opened = _map(folder / PIXELS)
         if opened is not None and opened != self._opened:
             raise DataError(f"{folder}: was made anew while this run used it; start the run again")
         self._packed = folder.name.endswith("packed")
@@ -124,10 +128,16 @@ def _damage(index: pd.DataFrame, size_bytes: int, packed: bool) -> str | None:
     return None
 
 
-def build(
-    table: pd.DataFrame, images: Path, folder: Path, layout: Layout, skip_bad: bool = False
-) -> pd.DataFrame:
-    """Decode, check and store every picture of a sample table; return the store's index.
+@dataclass(frozen=True)
+class Built:
+    """What `build` made: the index as it stands in the store, and the SHA-256 of files by name, where it is known."""
+
+    index: pd.DataFrame
+    digests: dict[str, str]
+
+
+def build(table: pd.DataFrame, images: Path, folder: Path, layout: Layout, skip_bad: bool = False) -> Built:
+    """Decode, check and store every picture of a sample table.
 
     It runs in threads, one more than there are cores: decoding, resizing and writing release the interpreter.
 
@@ -137,7 +147,8 @@ def build(
         skip_bad: leave pictures that do not decode out of the index, and list them in `SKIPPED`: path, reason.
 
     Returns:
-        One row a picture: id, offset, length, store_width, store_height, and sample_table.PICTURE_COLUMNS.
+        The index, one row a picture (id, offset, length, store_width, store_height, and
+        sample_table.PICTURE_COLUMNS), and the digest of the pixels.
 
     Raises:
         DataError: pictures do not decode (all are named), or with `skip_bad` none does, or the disk is too small.
@@ -149,7 +160,7 @@ def build(
         f"store  {len(paths)} pictures will take {files.size_in_words(needed_bytes)} in {folder.parent}"
     )
     files.require_free(folder.parent, needed_bytes, "the store")
-    index, bad = _fill(folder / "pixels.bin", paths, layout)
+    index, bad, digest = _fill(folder / PIXELS, paths, layout)
     if bad and (not skip_bad or len(bad) == len(paths)):
         raise DataError(
             f"{len(bad)} of {len(paths)} pictures do not decode in full: "
@@ -161,11 +172,53 @@ def build(
         pd.DataFrame(skipped).to_csv(folder / SKIPPED, index=False)
     index.insert(0, "id", np.delete(table["id"].to_numpy(), list(bad)))
     index.to_csv(folder / "index.csv", index=False)
-    return index
+    return Built(index, {PIXELS: digest})
 
 
-def _fill(path: Path, paths: Sequence[Path], layout: Layout) -> tuple[pd.DataFrame, dict[int, str]]:
-    """Write the pictures end to end, in their order; the index of the good ones, and why others are bad, by position."""
+class _Appending:
+    """A file that grows: it is hashed as it is written, and the disk takes it while the next pictures are decoded."""
+
+    def __init__(self, stream: BinaryIO, pool: ThreadPoolExecutor) -> None:
+        """pool: waits for the disk."""
+        self._stream, self._pool = stream, pool
+        self._hash, self._size_bytes = hashlib.sha256(), 0
+        self._sync: Future[None] | None = None
+        self._synced_bytes = 0
+
+    def append(self, content: Pixels) -> int:
+        """Write content; return where it begins.
+
+        Raises:
+            OSError: this write failed, or the disk did not take an earlier one.
+        """
+        begins = self._size_bytes
+        self._stream.write(content.data)
+        self._hash.update(content.data)
+        self._size_bytes += content.nbytes
+        if self._size_bytes - self._synced_bytes >= BYTES_BETWEEN_SYNCS and (
+            self._sync is None or self._sync.done()
+        ):
+            self._await_disk()
+            self._sync = self._pool.submit(os.fsync, self._stream.fileno())
+            self._synced_bytes = self._size_bytes
+        return begins
+
+    def digest(self) -> str:
+        """The SHA-256 of all that was written, when the disk has taken what it was told to."""
+        self._await_disk()
+        return self._hash.hexdigest()
+
+    def _await_disk(self) -> None:
+        if self._sync is not None:
+            self._sync.result()
+
+
+def _fill(path: Path, paths: Sequence[Path], layout: Layout) -> tuple[pd.DataFrame, dict[int, str], str]:
+    """Write the pictures end to end, in their order.
+
+    Returns:
+        The index of the good ones; why others are bad, by position; the SHA-256 of the file.
+    """
     rows: list[dict[str, int | bool]] = []
     bad: dict[int, str] = {}
     workers = hardware.cores() + 1
@@ -181,15 +234,16 @@ def _fill(path: Path, paths: Sequence[Path], layout: Layout) -> tuple[pd.DataFra
         console.bar("store", len(paths)) as bar,
         ThreadPoolExecutor(workers) as pool,
     ):
+        pixels = _Appending(stream, pool)
         for row, entry in enumerate(map_in_order(pool, make, range(len(paths)), ahead=4 * workers)):
             if isinstance(entry, str):
                 bad[row] = entry
             else:
                 content, facts = entry
-                rows.append({"offset": stream.tell(), "length": content.nbytes, **facts})
-                stream.write(content.data)
+                rows.append({"offset": pixels.append(content), "length": content.nbytes, **facts})
             bar.advance()
-    return pd.DataFrame(rows), bad
+        digest = pixels.digest()
+    return pd.DataFrame(rows), bad, digest
 
 
 def map_in_order(

@@ -182,8 +182,8 @@ def stages_from(config: Config, root: Path) -> list[Stage]:
     decided = corrections.of(config.data)
     changing = None if decided is None else corrections.changes(decided, images, config.data.source)
 
-    def build_store(output: Path) -> None:
-        image_store.build(images, folder, output, layout(config.data), skip_bad=skips)
+    def build_store(output: Path) -> dict[str, str]:
+        return image_store.build(images, folder, output, layout(config.data), skip_bad=skips).digests
 
     def write_samples(output: Path) -> None:
         pictures = pd.read_csv(store_folder / "index.csv")[["id", *sample_table.PICTURE_COLUMNS]]

@@ -66,8 +66,9 @@ class Stage:
     output: Path
     inputs: Mapping[str, Any]
     """what it is made from, in plain types"""
-    make: Callable[[Path], object]
-    """writes the output to a path; of a folder, into that folder, which is empty"""
+    make: Callable[[Path], Mapping[str, str] | None]
+    """writes the output to a path; of a folder, into that folder, which is empty; may return the SHA-256 of files, by
+    name, which it hashed as it wrote them"""
     kind: type[FileRecord] | type[FolderRecord] = FileRecord
     """how its stamp describes it: file by file, or as a whole"""
     is_folder: bool = True
@@ -114,8 +115,8 @@ class Stage:
         stamp = stamp_of(self.output)
         replacing = files.replacing_folder if self.is_folder else files.replacing
         with replacing(self.output) as part:
-            self.make(part)
-            made = _describe(part, self.output.name, self.kind)
+            digests = self.make(part)
+            made = _describe(part, self.output.name, self.kind, digests)
             stamp.unlink(missing_ok=True)
         write_stamp(self.output, Stamp(self.inputs_digest, self.source, made))
 
@@ -222,13 +223,20 @@ def has_digests(output: Path) -> bool:
 
 
 def _describe(
-    path: Path, name: str, kind: type[FileRecord] | type[FolderRecord]
+    path: Path,
+    name: str,
+    kind: type[FileRecord] | type[FolderRecord],
+    digests: Mapping[str, str] | None = None,
 ) -> dict[str, FileRecord] | FolderRecord:
-    """Args: name: of the output, in case that it is a file."""
+    """Args: name: of the output, in case that it is a file; digests: those that are known, by name."""
     if kind is FolderRecord:
         return _describe_folder(path)
+    known = digests or {}
     made = {each.name: each for each in sorted(path.iterdir())} if path.is_dir() else {name: path}
-    return {name: FileRecord(each.stat().st_size, files.digest_of_file(each)) for name, each in made.items()}
+    return {
+        name: FileRecord(each.stat().st_size, known.get(name) or files.digest_of_file(each))
+        for name, each in made.items()
+    }
 
 
 def _describe_folder(path: Path) -> FolderRecord:

@@ -1,8 +1,10 @@
 """The store: every picture decoded, resized once, and served as it went in."""
 
+import errno
 import hashlib
 import io
 import multiprocessing
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -15,6 +17,7 @@ from PIL import Image
 
 from pipeline.common import files
 from pipeline.common.errors import DataError
+from pipeline.data import image_store
 from pipeline.data.image_store import Store, build
 from pipeline.data.pictures import Layout, Pixels, decode, resized
 
@@ -53,7 +56,7 @@ def listed(*names: str) -> pd.DataFrame:
 def built(images: Path, layout: Layout, *names: str) -> tuple[pd.DataFrame, Store]:
     folder = images.parent / layout.name
     with files.replacing_folder(folder) as part:
-        index = build(listed(*(names or SIZES)), images, part, layout)
+        index = build(listed(*(names or SIZES)), images, part, layout).index
     return index, Store(folder)
 
 
@@ -250,6 +253,24 @@ def test_another_process_reads_the_same_pictures(images: Path) -> None:
     _, store = built(images, SQUASH)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(digest, (store,)) == digest(store)
+
+
+@each_layout
+def test_the_digest_taken_while_writing_is_that_of_the_file(images: Path, layout: Layout) -> None:
+    made = build(listed(*SIZES), images, images.parent, layout)
+    assert made.digests == {"pixels.bin": files.digest_of_file(images.parent / "pixels.bin")}
+
+
+def test_a_disk_that_fails_to_take_an_earlier_picture_is_an_error(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(image_store, "BYTES_BETWEEN_SYNCS", 1)
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(OSError, match="Input/output error"):
+        build(listed(*SIZES), images, images.parent, SQUASH)
 
 
 def test_the_same_pictures_make_the_same_store(images: Path) -> None:

@@ -82,7 +82,7 @@ def test_a_store_holds_the_upright_picture_at_its_upright_size(
     path = save_turned(tmp_path / "turned.jpg", orientation)
     upright = save_turned(tmp_path / "upright.jpg", 1)
     (folder := tmp_path / layout.name).mkdir()
-    index = image_store.build(pd.DataFrame({"id": [1], "path": [path.name]}), tmp_path, folder, layout)
+    index = image_store.build(pd.DataFrame({"id": [1], "path": [path.name]}), tmp_path, folder, layout).index
     stored = image_store.Store(folder)[0]
     assert (index.loc[0, "store_width"], index.loc[0, "store_height"]) == layout.size(192, 128)
     assert (index.loc[0, "width"], index.loc[0, "height"]) == (192, 128)

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,7 @@ def write(output: Path) -> None:
         (output / name).write_text(text)
 
 
-def stage(tmp: Path, make: Callable[[Path], object] = write, **inputs: str) -> Stage:
+def stage(tmp: Path, make: Callable[[Path], Mapping[str, str] | None] = write, **inputs: str) -> Stage:
     return Stage("store", tmp / "data" / "store", {"texts": "1", **inputs}, make)
 
 
@@ -42,6 +42,20 @@ def test_a_stamp_names_the_size_and_digest_of_each_file(tmp_path: Path) -> None:
         for name, text in FILES.items()
     }
     assert entries(tmp_path) == {"store", "store.stamp.json", "prepare.lock"}
+
+
+def test_a_digest_that_was_taken_while_writing_is_not_taken_again(tmp_path: Path) -> None:
+    def make(output: Path) -> dict[str, str]:
+        write(output)
+        return {"pixels.bin": "of what was written"}
+
+    stage(tmp_path, make).run()
+    made = json.loads((tmp_path / "data" / "store.stamp.json").read_text())["made"]
+    index = hashlib.sha256(FILES["index.csv"].encode()).hexdigest()
+    assert {name: record["sha256"] for name, record in made.items()} == {
+        "pixels.bin": "of what was written",
+        "index.csv": index,
+    }
 
 
 def test_what_is_as_it_was_made_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,11 +124,15 @@ def test_a_kill_between_an_output_and_its_stamp_leaves_an_output_that_is_due(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the stamp of the earlier inputs would stand beside the output of the later ones."""
+
+    def later(output: Path) -> None:
+        (output / "pixels.bin").write_text("later")
+
     stage(tmp_path).run()
     with monkeypatch.context() as killed:
         killed.setattr(stages, "write_stamp", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            stage(tmp_path, lambda output: (output / "pixels.bin").write_text("later"), texts="2").run()
+            stage(tmp_path, later, texts="2").run()
     assert (tmp_path / "data" / "store" / "pixels.bin").read_text() == "later"
     assert stage(tmp_path).due() == "not finished"
 
@@ -179,9 +197,10 @@ def test_a_folder_of_many_files_is_described_as_a_whole_and_left_to_the_user(tmp
 
 
 def test_a_file_is_an_output_too(tmp_path: Path) -> None:
-    table = Stage(
-        "splits", tmp_path / "data" / "samples.csv", {}, lambda path: path.write_text("a"), is_folder=False
-    )
+    def make(output: Path) -> None:
+        output.write_text("a")
+
+    table = Stage("splits", tmp_path / "data" / "samples.csv", {}, make, is_folder=False)
     table.run()
     assert table.due() is None
     table.output.write_text("b")
