@@ -3,11 +3,15 @@
 A confidence is calibrated when 80 % of the images with confidence 0.8 are predicted right.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
+
+from pipeline.common import arrays
 
 Floats = npt.NDArray[np.float64]
 Logits = npt.NDArray[np.float32]
@@ -41,6 +45,25 @@ def confidence_and_correct(log_probability: Floats, labels: Labels) -> tuple[Flo
     return np.exp(log_probability.max(axis=1)), right.astype(np.float64)
 
 
+class PerImage(NamedTuple):
+    """float64 [n] each. confidence: the probability of the predicted class; correct: 1 where it is the true one."""
+
+    confidence: Floats
+    correct: Floats
+    nll: Floats
+    brier: Floats
+
+
+def per_image(logits: Logits, labels: Labels, temperature: float = 1.0) -> PerImage:
+    """What calibration is computed from, block by block: the probabilities of all classes take much memory."""
+    parts = []
+    for rows, block in arrays.blocks(logits):
+        log_probability, label = log_probabilities(block, temperature), labels[rows]
+        of_class = confidence_and_correct(log_probability, label)
+        parts.append((*of_class, nll(log_probability, label), brier(log_probability, label)))
+    return PerImage(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+
+
 def reliability(confidence: Floats, correct: Floats) -> pd.DataFrame:
     """15 bins of equal width over the confidence, each (low, high]: bin_low, bin_high, n, confidence, accuracy.
 
@@ -69,7 +92,11 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
     """
 
     def loss(log_temperature: float) -> float:
-        return float(nll(log_probabilities(logits, float(np.exp(log_temperature))), labels).mean())
+        temperature = float(np.exp(log_temperature))
+        parts = [
+            nll(log_probabilities(block, temperature), labels[rows]) for rows, block in arrays.blocks(logits)
+        ]
+        return float(np.concatenate(parts).mean())
 
     low, high = np.log(TEMPERATURES)
     minimum = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})

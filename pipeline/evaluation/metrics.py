@@ -5,7 +5,7 @@ confidence (probability of the predicted class), probability (of the true class)
 true class among all classes by probability; 1: it is the predicted one).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from scipy.special import log_softmax
 from scipy.stats import spearmanr
 from sklearn.metrics import precision_recall_fscore_support
 
+from pipeline.common import arrays
 from pipeline.evaluation import statistics
 
 
@@ -30,13 +31,8 @@ def predictions_table(
         names: of the classes, [C].
     """
     label = samples["label"].to_numpy()
-    probability = np.exp(log_softmax(logits.astype(np.float64), axis=1))
-    true_logit = logits[np.arange(len(label)), label]
-    predicted = logits.argmax(axis=1)
-    # Of equal logits the lower class ranks first, as in argmax.
-    ahead = (logits > true_logit[:, None]) | (
-        (logits == true_logit[:, None]) & (np.arange(logits.shape[1]) < label[:, None])
-    )
+    parts = [_outputs(block, label[rows]) for rows, block in arrays.blocks(logits)]
+    predicted, confidence, probability, rank = map(np.concatenate, zip(*parts, strict=True))
     return pd.DataFrame(
         {
             "id": samples["id"].to_numpy(),
@@ -45,11 +41,20 @@ def predictions_table(
             "class_name": samples["class_name"].to_numpy(),
             "predicted": predicted,
             "predicted_name": np.asarray(names, dtype=object)[predicted],
-            "confidence": probability.max(axis=1),
-            "probability": probability[np.arange(len(label)), label],
-            "rank": ahead.sum(axis=1) + 1,
+            "confidence": confidence,
+            "probability": probability,
+            "rank": rank,
         }
     )
+
+
+def _outputs(logits: npt.NDArray[np.float32], label: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], ...]:
+    """Of each image: the predicted class, its probability, the true one's, and the rank of the true one."""
+    probability, at = np.exp(log_softmax(logits.astype(np.float64), axis=1)), np.arange(len(label))
+    true_logit = logits[at, label][:, None]
+    # Of equal logits the lower class ranks first, as in argmax.
+    ahead = (logits > true_logit) | ((logits == true_logit) & (np.arange(logits.shape[1]) < label[:, None]))
+    return logits.argmax(axis=1), probability.max(axis=1), probability[at, label], ahead.sum(axis=1) + 1
 
 
 def summary(predicted: pd.DataFrame) -> dict[str, Any]:
@@ -72,12 +77,11 @@ def summary(predicted: pd.DataFrame) -> dict[str, Any]:
     }
     low, high = statistics.wilson(int(means["top1"].sum()), len(label))
     numbers = {"n": len(label), "top1": float(means["top1"].mean()), "top1_low": low, "top1_high": high}
-    bounds = statistics.mean_intervals(np.column_stack(list(means.values())))
-    for (name, values), interval in zip(means.items(), bounds, strict=True):
-        _add(numbers, name, float(values.mean()), interval, "_bootstrap" if name == "top1" else "")
-    macro_bounds = _bootstrap_macro_averages(label, guess)
+    bounds = _bootstrap(means, label, guess)
+    for name, values in means.items():
+        _add(numbers, name, float(values.mean()), bounds[name], "_bootstrap" if name == "top1" else "")
     for name, value in (("per_class_mean", recall), ("macro_precision", precision), ("macro_f1", f1)):
-        _add(numbers, name, float(value), macro_bounds[name])
+        _add(numbers, name, float(value), bounds[name])
     return numbers
 
 
@@ -95,7 +99,9 @@ def per_class(
     right = (label == predicted["predicted"]).groupby(label).agg(["size", "sum"])
     right = right.reindex(range(len(names)), fill_value=0)
     n, correct = right["size"].to_numpy(), right["sum"].to_numpy()
-    bounds = [statistics.wilson(int(k), int(m)) for k, m in zip(correct, n, strict=True)]
+    counts = list(zip(correct.tolist(), n.tolist(), strict=True))
+    interval = {pair: statistics.wilson(*pair) for pair in set(counts)}
+    bounds = [interval[pair] for pair in counts]
     precision, recall, f1, _ = precision_recall_fscore_support(
         label, predicted["predicted"], labels=range(len(names)), average=None, zero_division=0
     )
@@ -135,16 +141,25 @@ def _add(
     numbers[f"{name}{kind}_low"], numbers[f"{name}{kind}_high"] = interval
 
 
-def _bootstrap_macro_averages(
-    label: npt.NDArray[np.int64], guess: npt.NDArray[np.int64]
+def _bootstrap(
+    means: Mapping[str, npt.NDArray[np.float64]], label: npt.NDArray[np.int64], guess: npt.NDArray[np.int64]
 ) -> dict[str, tuple[float, float]]:
-    """Intervals of the macro averages; a class without images in a resample is left out of its mean."""
+    """Intervals of means over images, and of the macro averages, over the same resamples.
+
+    A class without images in a resample is left out of its mean.
+
+    Args:
+        means: by name, float64 [n].
+    """
+    columns = np.column_stack(list(means.values()))
     classes, n = int(max(label.max(), guess.max())) + 1, len(label)
     at = np.arange(n)
     true, named = (csr_array((np.ones(n), (at, column)), shape=(n, classes)) for column in (label, guess))
     hit = csr_array(((label == guess).astype(np.float64), (at, label)), shape=(n, classes))
     averages: dict[str, list[npt.NDArray[np.float64]]] = {}
     for weights in statistics.resamples(n):
+        for name, mean in zip(means, (weights @ columns / n).T, strict=True):
+            averages.setdefault(name, []).append(mean)
         right, images, predicted = weights @ hit, weights @ true, weights @ named
         drawn = images > 0
         for name, share in (

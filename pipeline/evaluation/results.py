@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline.common import files
+from pipeline.common import arrays, files
 from pipeline.common.errors import DataError
 from pipeline.common.tables import write_csv
 from pipeline.config.load import completed, flatten, read_tree, validate_tree
@@ -63,7 +63,7 @@ def compute_metrics(
     }
     tables: dict[Table, pd.DataFrame] = {
         "per_class": per_class,
-        "confusion": confusion.matrix(stored.table, names).reset_index(),
+        "confusion": confusion.table(stored.table, names),
         "confused_pairs": confusion.pairs(stored.table),
         "class_order": confusion.order(stored.logits, stored.table["label"].to_numpy(), names),
         "reliability": reliability,
@@ -78,8 +78,10 @@ def compute_metrics(
 
 def _ties(logits: npt.NDArray[np.float32]) -> dict[str, int]:
     """`ties`: images with more than one class in first place, where there are any; the lowest label counts."""
-    in_first_place = (logits == logits.max(axis=1, keepdims=True)).sum(axis=1)
-    ties = int((in_first_place > 1).sum())
+    ties = 0
+    for _, block in arrays.blocks(logits):
+        in_first_place = (block == block.max(axis=1, keepdims=True)).sum(axis=1)
+        ties += int((in_first_place > 1).sum())
     return {"ties": ties} if ties else {}
 
 
@@ -106,10 +108,8 @@ def _confidence(
     With validation images a temperature is fitted on them; NAME_scaled is computed after scaling by it.
     """
     labels = stored.table["label"].to_numpy()
-    log_probability = calibration.log_probabilities(stored.logits)
-    confidence, correct = calibration.confidence_and_correct(log_probability, labels)
+    confidence, correct, _, brier = calibration.per_image(stored.logits, labels)
     bins = calibration.reliability(confidence, correct)
-    brier = calibration.brier(log_probability, labels)
     ((low, high),) = statistics.mean_intervals(brier[:, None])
     values: dict[str, Any] = {
         "brier": float(brier.mean()),
@@ -132,14 +132,14 @@ def _scaled(
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Metrics and bins of reliability after the temperature that fits the validation images best."""
     temperature = calibration.fit_temperature(validation.logits, validation.label)
-    scaled = calibration.log_probabilities(logits, temperature)
-    bins = calibration.reliability(*calibration.confidence_and_correct(scaled, labels))
+    confidence, correct, nll, brier = calibration.per_image(logits, labels, temperature)
+    bins = calibration.reliability(confidence, correct)
     values = {
         "temperature": temperature,
         "temperature_images": len(validation.label),
         "temperature_at_bound": calibration.is_at_bound(temperature),
-        "nll_scaled": float(calibration.nll(scaled, labels).mean()),
-        "brier_scaled": float(calibration.brier(scaled, labels).mean()),
+        "nll_scaled": float(nll.mean()),
+        "brier_scaled": float(brier.mean()),
         "ece_scaled": calibration.expected_error(bins),
     }
     return values, bins[["n", "confidence", "accuracy"]].add_suffix("_scaled")

@@ -10,7 +10,8 @@ from pipeline.common import seeding
 
 LEVEL = 0.95
 RESAMPLES = 2_000
-CHUNK = 100  # resamples at a time: 5,794 images take 5 MB
+CHUNK = 100  # resamples at a time: 5,794 images take 5 MB,
+CHUNK_ELEMENTS = 5_000_000  # and more images take 40 MB
 
 Floats = npt.NDArray[np.float64]
 
@@ -30,9 +31,11 @@ def resamples(n: int, count: int = RESAMPLES) -> Iterator[Floats]:
     have the same intervals, and two models are compared over the same resamples.
     """
     random = seeding.generator("bootstrap", n)
-    for start in range(0, count, CHUNK):
-        rows = min(CHUNK, count - start)
-        images = random.integers(0, n, size=(rows, n)) + n * np.arange(rows)[:, None]
+    chunk = max(1, min(CHUNK, CHUNK_ELEMENTS // n))
+    for start in range(0, count, chunk):
+        rows = min(chunk, count - start)
+        images = random.integers(0, n, size=(rows, n))
+        images += n * np.arange(rows)[:, None]
         yield np.bincount(images.ravel(), minlength=rows * n).reshape(rows, n).astype(np.float64)
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binom
 
-from pipeline.common import files
+from pipeline.common import arrays, files
 from pipeline.data.taxonomy import CLASS, Taxonomy
 from pipeline.evaluation import calibration
 from pipeline.runs.directory import EvaluationDirectory, RunDirectory
@@ -92,6 +92,15 @@ class Thresholds:
     roll_up: Threshold | None
 
 
+class Tops(NamedTuple):
+    """One rank: the names of its N nodes; the most probable one of each picture, int64 [n]; its probability, float64."""
+
+    rank: str
+    names: Sequence[str]
+    best: Ints
+    greatest: Floats
+
+
 class Level(NamedTuple):
     """One rank: the names of its N nodes, and their probabilities, float64 [n, N]."""
 
@@ -154,7 +163,7 @@ def _containing(points: Floats, low: Floats, high: Floats) -> Ints:
     )
 
 
-def of_level(level: Level, label: Ints) -> RankThresholds:
+def of_level(level: Level | Tops, label: Ints) -> RankThresholds:
     """The thresholds of a rank.
 
     Args:
@@ -171,12 +180,28 @@ def of_level(level: Level, label: Ints) -> RankThresholds:
     return RankThresholds(common, own)
 
 
+def _tops(
+    logits: calibration.Logits, temperature: float, classes: Sequence[str], taxonomy: Taxonomy | None
+) -> list[Tops]:
+    """What is most probable at each rank of `levels`, block by block: all probabilities take much memory."""
+    parts = [
+        [
+            Tops(level.rank, level.names, level.best, level.greatest)
+            for level in levels(classes, taxonomy, np.exp(calibration.log_probabilities(block, temperature)))
+        ]
+        for _, block in arrays.blocks(logits)
+    ]
+    return [
+        Tops(tops[0].rank, tops[0].names, *(np.concatenate([top[at] for top in tops]) for at in (2, 3)))
+        for tops in zip(*parts, strict=True)
+    ]
+
+
 def choose(
     validation: Validation, temperature: float, classes: Sequence[str], taxonomy: Taxonomy | None
 ) -> tuple[dict[str, RankThresholds], Threshold | None]:
     """The thresholds of each rank, and that of the roll-up (None without a hierarchy), from validation images."""
-    probability = np.exp(calibration.log_probabilities(validation.logits, temperature))
-    found = levels(classes, taxonomy, probability)
+    found = _tops(validation.logits, temperature, classes, taxonomy)
     labels = [validation.label]
     if taxonomy is not None:
         labels += [taxonomy.node_of_class(rank)[validation.label] for rank in taxonomy.ranks]

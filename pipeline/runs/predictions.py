@@ -54,7 +54,8 @@ class StoredPredictions:
     """The predictions of n images of a split.
 
     table: a row an image (`pipeline.evaluation.metrics`), in predictions.csv.
-    logits: float32 [n, C], and features: float32 [n, D], in the order of the table, in outputs.npz.
+    logits: float32 [n, C], and features: float32 [n, D], in the order of the table, in outputs.npz; large ones that were
+    read are mapped (`pipeline.common.arrays`).
     validation: in validation.npz; None when the split is val itself, or nothing is held out.
     """
 
@@ -156,7 +157,7 @@ def check_outputs(
             f"{path}: holds logits {list(logits.shape)} and features {list(features.shape)} for "
             f"{len(ids)} images of {classes} classes; {AGAIN}"
         )
-    finite = np.isfinite(logits).all(axis=1) & np.isfinite(features).all(axis=1)
+    finite = _finite_rows(logits) & _finite_rows(features)
     if not finite.all():
         raise DataError(
             f"{path}: the model's outputs are not finite for image ids {name_some(ids[~finite])}; "
@@ -208,7 +209,8 @@ def _read_outputs(
     check_same_images(table["id"], folder.predictions_file, pd.Series(ids), path)
     if not np.array_equal(ids, table["id"]):
         raise DataError(f"{path}: has its images in another order than predictions.csv; {AGAIN}")
-    differing = logits.argmax(axis=1) != table["predicted"].to_numpy()
+    predicted = np.concatenate([block.argmax(axis=1) for _, block in arrays.blocks(logits)])
+    differing = predicted != table["predicted"].to_numpy()
     if differing.any():
         raise DataError(
             f"{path}: says another class than predictions.csv for image ids {name_some(ids[differing])}; {AGAIN}"
@@ -216,12 +218,17 @@ def _read_outputs(
     return logits, features
 
 
+def _finite_rows(values: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    rows = [np.isfinite(block).all(axis=1) for _, block in arrays.blocks(values)]
+    return np.concatenate([np.empty(0, np.bool_), *rows])
+
+
 def _read_validation(folder: EvaluationDirectory, classes: int) -> Validation | None:
     path = folder.validation_file
     if not path.is_file():
         return None
     logits, label = _read_arrays(path, ["logits", "label"])
-    if logits.shape != (len(label), classes) or not np.isfinite(logits).all():
+    if logits.shape != (len(label), classes) or not _finite_rows(logits).all():
         raise DataError(f"{path}: its logits are not finite numbers [{len(label)}, {classes}]; {AGAIN}")
     return Validation(logits, label)
 
