@@ -19,7 +19,7 @@ from pipeline.config.load import load_config
 from pipeline.runs.directory import RunDirectory
 from tests.helpers import tiny
 
-LATE = "torch", "pandas", "cv2", "albumentations", "wandb", "timm", "optuna", "matplotlib"
+LATE = "numpy", "torch", "pandas", "cv2", "albumentations", "wandb", "timm", "optuna", "matplotlib"
 VERBS = {name: verb for group in arguments.GROUPS.values() for name, verb in group.items()}
 
 
@@ -45,7 +45,7 @@ def test_help_and_config_answer_without_importing_torch() -> None:
     assert python(code).splitlines()[-1] == "LATE []"
 
 
-@pytest.mark.parametrize("verb", ["train", "lr-find", "inspect", "eval", "audit", "probe"])
+@pytest.mark.parametrize("verb", ["train", "lr-find", "inspect", "eval", "report", "audit", "probe"])
 def test_missing_data_are_said_without_importing_torch(verb: str, tmp_path: Path) -> None:
     code = (
         "import sys\n"

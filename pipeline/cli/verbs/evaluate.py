@@ -8,7 +8,6 @@ from pipeline.cli.verbs.verb import (
     OVERRIDES,
     Result,
     Verb,
-    config_of,
     config_option,
     config_with_data,
     configuration,
@@ -16,7 +15,6 @@ from pipeline.cli.verbs.verb import (
     user_path,
 )
 from pipeline.common.errors import DataError
-from pipeline.config.load import load_config
 
 
 def evaluate(arguments: Namespace) -> Result:
@@ -35,7 +33,7 @@ def report(arguments: Namespace) -> Result:
 
     It does not read a split again.
     """
-    config = config_of(arguments)
+    config = config_with_data(arguments)
     from pipeline.report.page import rebuild
 
     result = rebuild(config)
@@ -154,8 +152,7 @@ def predict(arguments: Namespace) -> Result:
     The model is the run's best checkpoint. A picture that cannot be read is named, and the others are classified.
     """
     from pipeline.api.configuration import config_of_run
-    from pipeline.evaluation.answer_files import SUFFIXES, AnswerFile
-    from pipeline.evaluation.predict_images import Wishes, classify
+    from pipeline.config.load import load_config
     from pipeline.runs.directory import RunDirectory
 
     if "" in arguments.positionals:
@@ -173,6 +170,9 @@ def predict(arguments: Namespace) -> Result:
         )
     if arguments.tta and config.eval.tta == "none":
         config = config.model_copy(update={"eval": config.eval.model_copy(update={"tta": "flip"})})
+    from pipeline.evaluation.answer_files import SUFFIXES, AnswerFile
+    from pipeline.evaluation.predict_images import Wishes, classify
+
     paths = {name: getattr(arguments, name) for name in SUFFIXES}
     file = next((AnswerFile(name, path) for name, path in paths.items() if path is not None), None)
     heat_maps = None

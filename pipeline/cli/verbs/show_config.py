@@ -4,11 +4,12 @@ from argparse import Namespace
 
 from pipeline.cli.verbs.verb import Verb, config_of, configuration
 from pipeline.common import console
-from pipeline.config.load import dump_config
 
 
 def config(arguments: Namespace) -> None:
     """Print every key of a configuration with its value and meaning."""
+    from pipeline.config.load import dump_config
+
     console.put_out(dump_config(config_of(arguments), comments=True).rstrip())
 
 

@@ -2,7 +2,7 @@
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 
-from pipeline.cli.verbs.verb import OVERRIDE, OVERRIDES, Result, Verb, paths_and_overrides
+from pipeline.cli.verbs.verb import OVERRIDE, OVERRIDES, Result, Verb, check_data, paths_and_overrides
 from pipeline.common.errors import DataError
 
 SCORES = ("msp", "max_logit", "energy", "gen", "rmds", "knn")
@@ -42,14 +42,17 @@ def unknown(arguments: Namespace) -> Result:
     Validation images promise what it keeps of the known; known classes that are left out say what it refuses.
     """
     from pipeline.api.configuration import config_of_run
-    from pipeline.unknown.find_threshold import DEFAULT, Wishes, find_threshold
 
     names, overrides = paths_and_overrides(arguments.positionals)
     if not names:
         raise DataError("unknown: no run is named; name one such as runs/NAME first")
     run, *pictures = names
+    config = config_of_run(run, overrides)
+    check_data(config)
+    from pipeline.unknown.find_threshold import DEFAULT, Wishes, find_threshold
+
     wishes = Wishes(arguments.score or DEFAULT, arguments.keep, pictures)
-    return find_threshold(config_of_run(run, overrides), wishes)
+    return find_threshold(config, wishes)
 
 
 VERBS = {

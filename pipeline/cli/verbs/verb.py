@@ -4,11 +4,10 @@ import os
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pipeline.config.load import load_config
-from pipeline.config.schema import Config
-from pipeline.config.types import expand_path
+if TYPE_CHECKING:  # help is printed without pydantic
+    from pipeline.config.schema import Config
 
 Result = dict[str, Any] | None  # printed as JSON; None on ranks other than the first
 OVERRIDE = "section.key=value"
@@ -37,28 +36,37 @@ def config_option(parser: ArgumentParser) -> None:
 
 def user_path(text: str) -> Path:
     """The path of an option; a shell does not expand the `~` of --config=~/birds.yaml."""
+    from pipeline.config.types import expand_path
+
     try:
         return expand_path(Path(text))
     except ValueError as error:
         raise ArgumentTypeError(str(error)) from None
 
 
-def config_of(arguments: Namespace) -> Config:
+def config_of(arguments: Namespace) -> "Config":
     """The configuration of a verb whose arguments are `configuration`."""
+    from pipeline.config.load import load_config
+
     return load_config(arguments.config, arguments.positionals)
 
 
-def config_with_data(arguments: Namespace) -> Config:
-    """As `config_of`, of a verb that reads prepared data: where there are none, it says so before torch is imported.
+def config_with_data(arguments: Namespace) -> "Config":
+    """As `config_of`, of a verb that reads prepared data, see `check_data`."""
+    config = config_of(arguments)
+    check_data(config)
+    return config
+
+
+def check_data(config: "Config") -> None:
+    """Raise a `DataError` where the data of a configuration are not prepared: it is said before torch is imported.
 
     One rank of several leaves that to the group, which speaks with one voice.
     """
-    config = config_of(arguments)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         from pipeline.data import prepare
 
         prepare.check(config)
-    return config
 
 
 def paths_and_overrides(positionals: Iterable[str]) -> tuple[list[Path], list[str]]:
