@@ -19,7 +19,6 @@ import albumentations as A
 import cv2
 import numpy as np
 import torch
-from torchvision.transforms import v2
 
 from pipeline.common import seeding
 from pipeline.common.errors import ConfigError
@@ -58,7 +57,7 @@ class Augmentation:
         # a random value for each pixel: RE-R of Zhong et al. 2020, arXiv:1708.04896
         erase = A.Erasing(fill="random", p=config.random_erasing)
         self._erase = A.Compose([erase] if config.random_erasing else [])
-        self._automatic = AUTOMATIC[config.auto_augment]
+        self._automatic = _automatic(config.auto_augment)
 
     def __call__(self, picture: Pixels, epoch: int, index: int) -> Pixels:
         """The picture of draw `index` as training sees it in `epoch`."""
@@ -106,11 +105,17 @@ def _padding(config: DataConfig) -> list[A.BasicTransform]:
     return [A.Pad(config.pad_px, fill=0)] if config.pad_px else []
 
 
-AUTOMATIC: dict[str, Callable[[torch.Tensor], torch.Tensor] | None] = {
-    "none": None,
-    "trivial": v2.TrivialAugmentWide(),  # Mueller & Hutter 2021, arXiv:2103.10158
-    "rand": v2.RandAugment(),  # Cubuk et al. 2020, arXiv:1909.13719
-}
+def _automatic(name: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """The operation of torchvision that `data.auto_augment` names."""
+    if name == "none":
+        return None
+    from torchvision.transforms import v2  # imports torch.compile
+
+    # Mueller & Hutter 2021, arXiv:2103.10158; Cubuk et al. 2020, arXiv:1909.13719
+    operation: Callable[[torch.Tensor], torch.Tensor] = (
+        v2.TrivialAugmentWide() if name == "trivial" else v2.RandAugment()
+    )
+    return operation
 
 
 def _apply_seeded(operation: Callable[[torch.Tensor], torch.Tensor], picture: Pixels, seed: int) -> Pixels:
