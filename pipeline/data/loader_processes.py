@@ -11,7 +11,7 @@ from multiprocessing.process import BaseProcess
 
 import cv2
 
-from pipeline.common import signals
+from pipeline.common import hardware, signals
 from pipeline.common.errors import DataError
 
 LIFE_CHECK_S = 1.0  # between two looks of a loader process at its rank
@@ -82,8 +82,11 @@ def server() -> BaseContext:
 
 
 def initialise(worker: int) -> None:  # noqa: ARG001
-    """Compute in one thread; leave signals to the rank: torchrun, Slurm and terminals send them to all processes."""
+    """Compute in one thread, in memory that is kept; leave signals to the rank: torchrun, Slurm and terminals send them
+    to all processes.
+    """
     cv2.setNumThreads(0)
+    hardware.keep_freed_memory()
     signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)
     if not hasattr(signal, "sigtimedwait"):  # macOS: who has sent a SIGTERM is not known
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

@@ -4,6 +4,7 @@ import gc
 import itertools
 import multiprocessing
 import os
+import resource
 import secrets
 import shutil
 import signal
@@ -22,7 +23,7 @@ import torch
 
 from pipeline.common import signals
 from pipeline.common.errors import DataError, Stopped
-from pipeline.data import image_store, loader, prepare
+from pipeline.data import image_store, loader, loader_processes, prepare
 from pipeline.data.loader import Batch
 from pipeline.data.sampling import in_batches
 from pipeline.data.transforms import CentreCrop
@@ -59,6 +60,22 @@ def test_a_worker_ends_with_its_rank_and_not_by_a_signal_to_all_processes(birds:
         worker.terminate()
         worker.join(timeout=10)
         assert worker.exitcode == 0
+
+
+def faults_of_a_later_picture() -> int:
+    """Page faults of a large tensor that takes the place of others that are gone."""
+    faults = 0
+    for _ in range(6):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(40 << 20, dtype=torch.uint8)
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    return faults
+
+
+def test_a_loader_process_keeps_its_memory() -> None:
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1, initializer=loader_processes.initialise, initargs=(0,)) as pool:
+        assert pool.apply(faults_of_a_later_picture) < 1000  # 10,240 where it is mapped anew
 
 
 def serve_and_die(birds: Path, mark: str) -> None:
