@@ -5,6 +5,8 @@ from torch import nn
 from pipeline.common.errors import ConfigError
 from pipeline.config.schema import Config
 from pipeline.models.classifier import Classifier, freeze_batchnorm
+from pipeline.models.frozen_norms import merge_frozen_norms
+from pipeline.models.option_errors import option_errors, where_size_matters
 from pipeline.training.optimizer import stages
 
 
@@ -40,3 +42,16 @@ class FreezeSchedule:
                 if number < frozen:
                     freeze_batchnorm(module)
         return frozen
+
+
+def merge_norms_that_freeze(config: Config, model: Classifier) -> None:
+    """Have the model compute batch norms, while they are frozen, on the weights of the convolutions before them.
+
+    Raises:
+        ConfigError: the network does not take images of this size.
+    """
+    freezes = config.model.freeze_batchnorm or config.optim.frozen_stages > 0
+    # A convolution and its norm may be in two shards, of which one is gathered.
+    if freezes and config.distributed.shard == "none":
+        with option_errors(*where_size_matters(config, model.backbone, config.data.image_px)):
+            merge_frozen_norms(model, config.data.image_px)

@@ -22,13 +22,19 @@ from pipeline.inference.predict import predict_rows
 from pipeline.models.build import build_model, without_weights
 from pipeline.models.classifier import Classifier
 from pipeline.models.heads import pool_by_amax
-from pipeline.models.precision import Precision, has_units, resolve_precision
+from pipeline.models.precision import (
+    Precision,
+    has_units,
+    resolve_precision,
+    train_strided_depthwise_in_float32,
+)
 from pipeline.runs import checkpoints
 from pipeline.training import auto_batch_size, phases, preflight, probe_start, resume
+from pipeline.training.freezing import merge_norms_that_freeze
 from pipeline.training.optimizer import Optimizer, build_optimizer, parameter_groups
 from pipeline.training.phases import PhaseState
 from pipeline.training.schedule import images_per_step, step_clock
-from pipeline.training.state import TrainState, restore
+from pipeline.training.state import Best, TrainState, restore
 from pipeline.training.step import StepSettings
 from pipeline.training.swats import attach_swats
 from pipeline.training.weight_average import WeightAverage
@@ -103,6 +109,9 @@ class TrainingSetup:
         self._move_to_device(model)
         if ema is not None:
             self._move_to_device(ema.module)
+        merge_norms_that_freeze(config, model)
+        if device.type == "cpu" and in_precision == "bf16":
+            train_strided_depthwise_in_float32(model)
         scaler = torch.amp.GradScaler(device.type, enabled=in_precision == "fp16")
         return BuiltState(TrainState(model, self.build_optimizer(model, phase), scaler, ema, phase), weights)
 
@@ -225,7 +234,10 @@ def resume_or_start(setup: TrainingSetup) -> RunStart:
         state, weights = setup.build_state(phases.first(config.optim), precision, pretrained=True)
         setup.check_passes(state, precision, config.optim.batch_size)
         if config.train.start_from == "probe":
-            weights = {**weights, "head": setup.start_from_probe(state, precision)}
+            head = setup.start_from_probe(state, precision)
+            weights = {**weights, "head": head}
+            if head["val_top1"] is not None:
+                state.best = Best(epoch=0, step=0, top1=head["val_top1"], loss=head["val_loss"])
         batch_size = auto_batch_size.auto_batch_size(config, state.model, precision, ranks)
         return RunStart(state, weights, precision, batch_size)
     path, content = checkpoint

@@ -137,3 +137,25 @@ def test_in_fp32_the_logits_are_timms_bit_for_bit() -> None:
     images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
         assert torch.equal(model(images), theirs(model.normalised(images)))
+
+
+def test_depthwise_convolutions_with_a_stride_learn_in_float32_and_evaluate_as_before() -> None:
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(
+        torch.nn.Conv2d(8, 8, 3, stride=2, groups=8), torch.nn.Conv2d(8, 4, 3, stride=2)
+    )
+    layers = copy.deepcopy(plain)
+    precision.train_strided_depthwise_in_float32(layers)
+    assert list(layers.state_dict()) == list(plain.state_dict())
+    features = torch.randn(4, 8, 15, 15).bfloat16()
+    with autocast(CPU, "bf16"), torch.no_grad():
+        assert torch.equal(layers.eval()(features), plain.eval()(features))
+    with autocast(CPU, "bf16"):
+        learned = layers.train()[0](features)
+    learned.float().square().sum().backward()
+    expected = plain[0](features.float())
+    expected.backward(gradient=(2 * expected.detach().bfloat16().float()).bfloat16().float())
+    assert learned.dtype == torch.bfloat16
+    assert torch.equal(learned, expected.bfloat16())
+    assert torch.equal(layers[0].weight.grad, plain[0].weight.grad)  # type: ignore[arg-type]
+    assert type(layers[1]) is torch.nn.Conv2d  # other convolutions are fast in bfloat16
