@@ -24,6 +24,7 @@ ROOMS = [
     "explain",
     "probe",
     "unknown",
+    "export",
     "report",
     "audit",
     "inspection",

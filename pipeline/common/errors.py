@@ -40,6 +40,10 @@ class Diverged(UserError):
     """The training loss is no longer a finite number."""
 
 
+class ExportError(UserError):
+    """What would be exported does not answer as the trained model does."""
+
+
 class FileRefused(UserError):
     """The system refuses to write or read a file: the disk is full, read-only, not permitted, ..."""
 

@@ -45,6 +45,7 @@ class RunDirectory:
         self.probe_folder = path / "probe"
         self.unknown_file = path / "unknown" / "unknown.json"
         self.unknown_threshold_file = path / "unknown" / "threshold.npz"  # for "none of these"
+        self.export = path / "export"  # the model, for use without this program
         self.tensorboard = path / "tensorboard"
         self.csv = path / "csv"
         self.wandb = path / "wandb"

@@ -1,0 +1,166 @@
+"""The verb `export`: RUN/export, a model that answers without this program and without torch, and proves it."""
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.common import console, files
+from pipeline.common.errors import CheckpointError, ConfigError, ExportError, UserError
+from pipeline.config.schema import Config
+from pipeline.data import prepare, sample_table
+from pipeline.data.prepare import Prepared
+from pipeline.data.transforms import CentreCrop
+from pipeline.distributed.process_group import Ranks, select_device
+from pipeline.evaluation import training_state, unknown_threshold
+from pipeline.evaluation.fitted_temperature import fitted_temperature
+from pipeline.export import description, golden, onnx_file
+from pipeline.export.network import ExportedNetwork
+from pipeline.export.onnx_file import Graph, GraphFault, Images
+from pipeline.export.proof import TOLERANCE, Agreement, Trained, channels_first, compare, drawn_batches
+from pipeline.inference import load_model
+from pipeline.inference.load_model import LoadedModel
+from pipeline.runs import checkpoints
+from pipeline.runs.directory import RunDirectory
+
+VAL_BATCH = 64
+CHECK_S = 600.0  # for predict.py to verify five pictures, on a busy machine too
+REPORT_IT = "nothing was written; `predict` and `eval` of the run are not concerned; please report this"
+
+
+def export_run(config: Config) -> dict[str, Any]:
+    """Write RUN/export, whole or not at all; an earlier one stays until then. What was measured, in plain types.
+
+    Raises:
+        ExportError: no exporter's graph answers as the trained model does, or predict.py does not.
+        UserError: the checkpoint is missing, or `eval.tta` is one that a graph cannot hold.
+    """
+    if config.eval.tta == "ten_crop":
+        raise ConfigError(
+            "eval.tta: ten_crop takes its crops from the whole picture, and the graph sees one; set none or flip"
+        )
+    config = config.model_copy(update={"train": config.train.model_copy(update={"device": "cpu"})})
+    run, ranks = RunDirectory(config.run_dir), Ranks.single(select_device(config.train))
+    training_state.warn_of_unfinished(run)
+    loaded, classes = load_model.load_model_without_data(config, load_model.checkpoint_path(config), ranks)
+    content = _content(loaded)
+    temperature, calibrated = fitted_temperature(config, loaded)
+    console.say(f"export  {loaded.path}, epoch {loaded.epoch}; {calibrated}")
+    if loaded.precision != "fp32":
+        console.say(
+            f"export  the graph computes in fp32, and is compared with the model in fp32, not {loaded.precision}"
+        )
+        loaded = dataclasses.replace(loaded, precision="fp32")
+    unknown = unknown_threshold.of_run(run, loaded.sha256, config.eval.tta)
+    facts = description.describe(config, loaded, classes, content, temperature, unknown)
+    score = None if unknown is None else unknown.score
+    trained = Trained(loaded.model, temperature or 1.0, config.eval.tta, score)
+    data = _validation(config, content, loaded.path)
+    with files.replacing_folder(run.export) as folder:
+        proof = _write_proved_graph(config, trained, data, folder / "model.onnx")
+        onnx_file.describe(folder / "model.onnx", facts)
+        (folder / "predict.py").write_bytes(Path(__file__).with_name("standalone.py").read_bytes())
+        (folder / "requirements.txt").write_text(description.requirements(), encoding="utf-8")
+        golden.write(folder / "golden", config, loaded)
+        files.write_json(folder / "export.json", {**proof, "metadata": facts})
+        _check_script(folder, run)
+        size_bytes = (folder / "model.onnx").stat().st_size
+    console.say(f"export  {run.export}: model.onnx, {files.size_in_words(size_bytes)}; try predict.py there")
+    return {"export": str(run.export), "size_bytes": size_bytes, **proof}
+
+
+def _content(loaded: LoadedModel) -> dict[str, Any]:
+    """The content of the checkpoint that a model is from."""
+    content = checkpoints.read(loaded.path)
+    if files.digest_of_file(loaded.path) != loaded.sha256:
+        raise CheckpointError(
+            f"{loaded.path}: was replaced while it was read; export again when the training is over"
+        )
+    return content
+
+
+def _validation(config: Config, content: dict[str, Any], path: Path) -> Prepared | None:
+    """The data with the run's validation images; None, and said, where they are not at hand, or there are none.
+
+    Args:
+        content: of the checkpoint; path: its file.
+    """
+    try:
+        data = prepare.load(config)
+        names, digest = sample_table.class_names(data.samples), sample_table.digest(data.samples)
+        checkpoints.check_data(content, path, names, digest)
+    except UserError as error:
+        console.warn(f"the graph is compared on drawn images, and not on the validation images: {error}")
+        return None
+    if not data.rows("val"):
+        console.warn("the graph is compared on drawn images alone, as the run has no validation images")
+        return None
+    return data
+
+
+def _write_proved_graph(
+    config: Config, trained: Trained, data: Prepared | None, path: Path
+) -> dict[str, Any]:
+    """Write the graph of the first exporter that passes; which one it is, and what was compared."""
+    score = trained.score
+    network = ExportedNetwork(trained.model, trained.temperature, trained.tta, score)
+    failures = []
+    for name, exporter in onnx_file.EXPORTERS.items():
+        try:
+            onnx_file.write(exporter, network, config.data.image_px, path)
+            agreements = _compare(config, trained, Graph(path), data)
+        except GraphFault as fault:
+            faults = [str(fault)]
+        else:
+            faults = [f"{fault} ({images})" for images, one in agreements.items() for fault in one.faults]
+            if not faults:
+                compared = {images: dataclasses.asdict(one) for images, one in agreements.items()}
+                return {"exporter": name, "tolerance": TOLERANCE, "compared": {"val": None} | compared}
+        failures.append(f"{name}: {', '.join(faults)}")
+        console.say(f"export  the graph of the exporter {failures[-1]}")
+    raise ExportError(
+        f"{config.run_dir}: no ONNX graph gives what the trained model gives: {'; '.join(failures)}; {REPORT_IT}"
+    )
+
+
+def _compare(
+    config: Config, trained: Trained, graph: Graph, data: Prepared | None
+) -> Mapping[str, Agreement]:
+    """How far a graph agrees on drawn images, and on the validation images."""
+    agreements = {"drawn": compare(trained, graph, drawn_batches(config.data.image_px))}
+    if data is not None:
+        agreements["val"] = compare(trained, graph, _val_batches(config, data))
+    for images, one in agreements.items():
+        console.say(
+            f"export  {one.labels_equal:,} of {one.images:,} labels equal ({images}); largest difference of logits "
+            f"{one.logits:.1e} of the largest, of probabilities {one.probabilities:.1e}"
+        )
+    return agreements
+
+
+def _val_batches(config: Config, data: Prepared) -> Iterator[Images]:
+    crop, rows = CentreCrop(config.data), data.rows("val")
+    with console.bar("compare", len(rows)) as bar:
+        for start in range(0, len(rows), VAL_BATCH):
+            batch = [crop(data.store[row], 0, 0) for row in rows[start : start + VAL_BATCH]]
+            yield channels_first(batch)
+            bar.advance(len(batch))
+
+
+def _check_script(folder: Path, run: RunDirectory) -> None:
+    """Have predict.py verify the pictures of golden/, in a process of its own."""
+    words = [sys.executable, str(folder / "predict.py"), "--check"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=CHECK_S)
+    except subprocess.TimeoutExpired as error:
+        raise ExportError(
+            f"{run.export}: predict.py has not verified its pictures within {CHECK_S:.0f} s; export again on a machine "
+            "with less load"
+        ) from error
+    if done.returncode:
+        said = "; ".join(done.stderr.strip().splitlines()) or f"exit code {done.returncode}"
+        raise ExportError(
+            f"{run.export}: predict.py does not give what the trained model gives: {said}; {REPORT_IT}"
+        )

@@ -1,0 +1,129 @@
+"""Whether an exported graph answers as the trained model does, picture by picture."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipeline.common import seeding
+from pipeline.data import pictures
+from pipeline.data.loader import Batch
+from pipeline.data.sources.drawn_birds import bird
+from pipeline.data.sources.drawn_birds.species import species_list
+from pipeline.data.tta import Kind
+from pipeline.distributed.process_group import Ranks
+from pipeline.evaluation import calibration
+from pipeline.evaluation.unknown_scores import Score
+from pipeline.export.network import KNOWN_SCORE, LOGITS, PROBABILITIES
+from pipeline.export.onnx_file import Graph, Images, Outputs
+from pipeline.inference.predict import average_views, predict_batches
+from pipeline.models.classifier import Classifier
+
+TOLERANCE = 1e-5
+"""largest difference that passes, relative to the units of `Agreement`"""
+BATCHES = 1, 2, 3, 64
+SPECIES = 24
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The model of a run as `eval` and `predict` compute it, in fp32."""
+
+    model: Classifier
+    temperature: float
+    tta: Kind
+    score: Score | None
+
+    def outputs(self, images: Images) -> Outputs:
+        """uint8 [B, 3, P, P] -> what the graph has to give, by the names of its outputs."""
+        rows = torch.arange(len(images))
+        views = [images, images[..., ::-1]] if self.tta == "flip" else [images]
+        batches = [Batch(torch.from_numpy(np.ascontiguousarray(view)), rows, rows) for view in views]
+        predicted = [
+            predict_batches(
+                self.model, [batch], rows.numpy(), "fp32", Ranks.single(torch.device("cpu")), features=True
+            )
+            for batch in batches
+        ]
+        one = predicted[0] if len(predicted) == 1 else average_views(predicted)
+        probabilities = np.exp(calibration.log_probabilities(one.logits, self.temperature))
+        outputs: Outputs = {LOGITS: one.logits, PROBABILITIES: probabilities}
+        return (
+            outputs
+            if self.score is None
+            else outputs | {KNOWN_SCORE: self.score.of(one.logits, one.features)}
+        )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of n images: how many have the label of the trained model, and the largest differences.
+
+    logits, known_score: relative to the largest one of the batch. probabilities: relative to the largest logit over the
+    temperature, from 1 on, for a difference of logits makes at most half of that of the probabilities. largest_logit:
+    of the trained model.
+    """
+
+    images: int
+    labels_equal: int
+    logits: float
+    probabilities: float
+    known_score: float
+    largest_logit: float
+
+    @property
+    def faults(self) -> list[str]:
+        """What does not agree; empty: everything does."""
+        said = []
+        if self.labels_equal < self.images:
+            said.append(f"{self.images - self.labels_equal:,} of {self.images:,} labels differ")
+        for name in (LOGITS, PROBABILITIES, KNOWN_SCORE):
+            if not (difference := getattr(self, name)) <= TOLERANCE:
+                said.append(f"{name} differ by {difference:.2g}, where {TOLERANCE:g} is allowed")
+        return said
+
+
+def compare(trained: Trained, graph: Graph, batches: Iterable[Images]) -> Agreement:
+    """Compare a graph with the trained model; batches: uint8 [B, 3, P, P] each.
+
+    Raises:
+        GraphFault: ONNX Runtime fails on a batch.
+    """
+    images, equal, largest = 0, 0, 0.0
+    worst = dict.fromkeys((LOGITS, PROBABILITIES, KNOWN_SCORE), 0.0)
+    for batch in batches:
+        wanted, found = trained.outputs(batch), graph.outputs(batch)
+        images += len(batch)
+        equal += int((found[LOGITS].argmax(1) == wanted[LOGITS].argmax(1)).sum())
+        largest = max(largest, float(np.abs(wanted[LOGITS]).max()))
+        for name, values in wanted.items():
+            unit = float(np.abs(values).max())
+            if name == PROBABILITIES:
+                unit = max(1.0, float(np.abs(wanted[LOGITS]).max()) / trained.temperature)
+            difference = np.abs(found[name] - values).max() / unit
+            worst[name] = float(
+                np.maximum(worst[name], difference)
+            )  # keeps what is no number, as `max` would not
+    return Agreement(images, equal, worst[LOGITS], worst[PROBABILITIES], worst[KNOWN_SCORE], largest)
+
+
+def drawn_batches(image_px: int) -> Iterator[Images]:
+    """Batches of 1, 2, 3 and 64 drawn birds: uint8 [B, 3, P, P]."""
+    number = 0
+    for size in BATCHES:
+        batch = [drawn(image_px, n) for n in range(number, number + size)]
+        number += size
+        yield channels_first(batch)
+
+
+def channels_first(pictures_: Sequence[Images]) -> Images:
+    """Pictures [P, P, 3] as a batch [B, 3, P, P]."""
+    return np.ascontiguousarray(np.stack(pictures_).transpose(0, 3, 1, 2))
+
+
+def drawn(side_px: int, number: int) -> Images:
+    """A drawn bird in a square: uint8 [side_px, side_px, 3], RGB."""
+    species = species_list(SPECIES, seed=0)[number % SPECIES]
+    drawing = bird.draw(species, seeding.generator("export", number)).image
+    return pictures.resized(drawing, side_px, side_px)
