@@ -41,6 +41,8 @@ class Choice(NamedTuple, Generic[Model]):
     model: Model
     val_top1: float | None
     """share of the validation images that are right, 0..1; None without any"""
+    val_loss: float | None
+    """mean cross-entropy of the validation images, nats; None without any"""
 
 
 @dataclass(frozen=True)
@@ -127,10 +129,10 @@ def choose(candidates: Iterable[tuple[float, Model]], val: Images) -> Choice[Mod
     best_score = (-np.inf, -np.inf)
     for setting, model in candidates:
         if not len(val.labels):
-            return Choice(setting, model, None)
+            return Choice(setting, model, None, None)
         top1, loss = _top1_and_loss(model(val.features), val.labels)
         if (top1, -loss) > best_score:
-            best, best_score = Choice(setting, model, top1), (top1, -loss)
+            best, best_score = Choice(setting, model, top1, loss), (top1, -loss)
     if best is None:
         raise ValueError("no candidate has a finite score")
     return best

@@ -43,8 +43,8 @@ def fit_all(train: Images, val: Images, classes: int) -> list[Fitted]:
 
 def fit_linear(train: Images, val: Images, classes: int) -> Fitted:
     """Multinomial logistic regression (`fit_linear_head`)."""
-    decay, head, val_top1 = fit_linear_head(train, val, classes)
-    return Fitted("linear", head, {"weight_decay": decay}, val_top1)
+    chosen = fit_linear_head(train, val, classes)
+    return Fitted("linear", chosen.model, {"weight_decay": chosen.setting}, chosen.val_top1)
 
 
 def fit_knn(train: Images, val: Images, classes: int) -> Fitted:
@@ -61,8 +61,8 @@ def fit_knn(train: Images, val: Images, classes: int) -> Fitted:
 
     ks = KS if len(val.labels) else (DEFAULT_K,)
     possible = dict.fromkeys(min(k, len(train.labels)) for k in ks)
-    k, voted, val_top1 = choose([(k, partial(vote, k=k)) for k in possible], val)
-    return Fitted("knn", voted, {"k": k}, val_top1)
+    chosen = choose([(k, partial(vote, k=k)) for k in possible], val)
+    return Fitted("knn", chosen.model, {"k": chosen.setting}, chosen.val_top1)
 
 
 def fit_means(train: Images, val: Images, classes: int) -> Fitted:

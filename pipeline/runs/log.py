@@ -23,7 +23,7 @@ CLOCKS = {
     "seconds": "of the run so far by the clock; time in which it was interrupted does not count",
     "cpu_seconds": "of the run so far that this process computed",
 }
-ALL = {"kind": "of the record", "step": "optimizer steps taken, from 1"}
+ALL = {"kind": "of the record", "step": "optimizer steps taken, from 1; 0: before the first one"}
 RATES = {"lr": "learning rate of the step", "momentum": "of SGD, or Adam's first beta"}
 NORM = "of the whole gradient, before clipping"
 # The fields of each kind beside those of ALL and CLOCKS. A value that is not finite, or not there, is null.

@@ -37,8 +37,8 @@ def start_head(
             f"train.start_from=probe: the features of the model are not finite for {broken:,} images; its weights "
             "have diverged: give others with model.weights"
         )
-    decay, head, val_top1 = fit_linear_head(train, val, classes)
-    weight, bias = ranks.broadcast(head.of_plain_features())
+    chosen = fit_linear_head(train, val, classes)
+    weight, bias = ranks.broadcast(chosen.model.of_plain_features())
     for model in models:
         name = next(name for name, layer in model.named_modules() if layer is model.head)
         tensors = model.state_dict()
@@ -48,7 +48,8 @@ def start_head(
             bias_name: shard_like(bias, tensors[bias_name]),
         }
         model.load_state_dict(new, strict=False)
-    return ranks.broadcast({"source": "probe", "weight_decay": decay, "val_top1": val_top1})
+    origin = {"source": "probe", "weight_decay": chosen.setting}
+    return ranks.broadcast({**origin, "val_top1": chosen.val_top1, "val_loss": chosen.val_loss})
 
 
 def check_head(model: Classifier) -> None:

@@ -48,7 +48,7 @@ class Totals:
 
 @dataclass
 class Best:
-    """The epoch (from 1) that validation chose, or the last one when there is no validation."""
+    """The epoch (from 1) that validation chose, or the last one when there is no validation; 0: before the first."""
 
     epoch: int
     step: int

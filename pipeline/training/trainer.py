@@ -18,7 +18,6 @@ from pipeline.data.loader import Batch
 from pipeline.distributed import process_group
 from pipeline.distributed.data_parallel import replicate
 from pipeline.distributed.process_group import Ranks
-from pipeline.plots import training_curves
 from pipeline.runs import checkpoints
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.trackers import MultiTracker, NullTracker, Tracker, build_tracker
@@ -99,7 +98,8 @@ class Trainer:
                 not self._is_finished()
             ):  # a finished run keeps its description: of other code, another machine
                 describe_run(self.setup, self.start)
-            self.tracker = MultiTracker(build_tracker(self.config, self.state.step), watch)
+            log_from = self.state.step or -1  # before the first step a log begins anew
+            self.tracker = MultiTracker(build_tracker(self.config, log_from), watch)
 
     def run(self) -> None:
         """Train and validate, epoch by epoch, until the last step.
@@ -108,6 +108,8 @@ class Trainer:
             Diverged: the loss is not finite, or with fp16 no gradient is.
             Stopped: a signal came.
         """
+        if self.state.step == 0 and self.state.best is not None:
+            self.validator.keep_start(self.state.best, self.tracker)
         try:
             while True:
                 if self.state.totals.seen and self.setup.is_epoch_end(self.state.step):
@@ -127,6 +129,8 @@ class Trainer:
 
     def _draw(self) -> None:
         if self.ranks.is_main:
+            from pipeline.plots import training_curves  # matplotlib need not be there for the first step
+
             training_curves.draw(RunDirectory(self.config.run_dir))
 
     def result(self) -> dict[str, Any]:

@@ -50,14 +50,22 @@ class Validator:
         with meter.paused():
             now.top1, now.loss = self.measure()
         is_best = self.keep_if_best(now)
-        epoch = self.setup.clock.moment(state.step).epoch
-        tracker.log(
-            {"kind": "val", "step": state.step, "epoch": epoch, "val_loss": now.loss, "val_top1": now.top1}
-        )
+        self._log(now, tracker)
         if is_best:
             state.totals = meter.totals()
             self.checkpointer.save("best")
         return True
+
+    def keep_start(self, start: Best, tracker: Tracker) -> None:
+        """Before the first step: log what the head of the probe has on validation, and save it as the best so far."""
+        self._log(start, tracker)
+        self.checkpointer.save("best", "last")
+
+    def _log(self, now: Best, tracker: Tracker) -> None:
+        epoch = self.setup.clock.moment(now.step).epoch
+        tracker.log(
+            {"kind": "val", "step": now.step, "epoch": epoch, "val_loss": now.loss, "val_top1": now.top1}
+        )
 
     def keep_if_best(self, now: Best) -> bool:
         """Whether a validation is the best so far; if so, the state remembers it."""

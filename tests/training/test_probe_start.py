@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
+from sklearn.metrics import log_loss
 from torch import nn
 
 from pipeline.cli.main import run
@@ -17,9 +19,13 @@ from pipeline.distributed import process_group
 from pipeline.inference.linear_head import Images
 from pipeline.inference.predict import predict_rows
 from pipeline.models.classifier import Classifier
+from pipeline.runs.log import read_log
 from pipeline.training import probe_start
+from pipeline.training.checkpointing import Checkpointer
 from pipeline.training.description import origin
 from pipeline.training.setup import RunStart, TrainingSetup, resume_or_start
+from pipeline.training.trainer import Trainer, train
+from pipeline.training.validation import Validator
 from tests.helpers import ranks, tiny
 from tests.helpers.drawn_features import CLASSES, DIMENSIONS, NONE, TRAIN, VAL
 from tests.helpers.findings import SINGLE
@@ -34,6 +40,17 @@ def pretrained(trained: Path) -> tuple[str, ...]:
 @pytest.fixture(scope="module")
 def from_probe(pretrained: tuple[str, ...]) -> tuple[str, ...]:
     return (*pretrained, "train.start_from=probe")
+
+
+TWO_EPOCHS = ("tracking.log_every_steps=1", "train.epochs=2")
+
+
+@pytest.fixture(scope="module")
+def whole(from_probe: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert tiny.do("train", folder, *from_probe, *TWO_EPOCHS) == 0
+    return folder
 
 
 def started(tmp: Path, *more: str) -> tuple[TrainingSetup, RunStart]:
@@ -51,7 +68,7 @@ def test_the_first_validation_gives_the_logits_of_the_probe(
 ) -> None:
     assert tiny.do("probe", tmp_path, *pretrained) == 0
     probe = tmp_path / "runs/tiny/probe"
-    (of_probe,) = arrays.read_npz(probe / "linear/eval/test/validation.npz", ["logits"])
+    of_probe, label = arrays.read_npz(probe / "linear/eval/test/validation.npz", ["logits", "label"])
     setup, start = started(tmp_path, *from_probe, "train.ema_decay=0.9")
     assert start.state.ema is not None
     for model in (start.state.model, start.state.ema.module):
@@ -60,6 +77,7 @@ def test_the_first_validation_gives_the_logits_of_the_probe(
     assert start.weights["head"] == {
         "source": "probe",
         **{key: linear[key] for key in ("weight_decay", "val_top1")},
+        "val_loss": pytest.approx(log_loss(label, softmax(of_probe.astype(float), axis=1)), rel=1e-4),
     }
     _, random = started(tmp_path, *pretrained)
     assert np.abs(logits(setup, random.state.model) - of_probe).max() > 0.1
@@ -93,11 +111,9 @@ def test_only_training_and_validation_images_are_looked_at(
 
 
 def test_a_run_that_goes_on_ends_with_the_same_weights_and_does_not_probe_again(
-    from_probe: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    from_probe: tuple[str, ...], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = (*from_probe, "tracking.log_every_steps=1", "train.epochs=2")
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert tiny.do("train", whole, *words) == 0
+    words, stopped = (*from_probe, *TWO_EPOCHS), tmp_path
     environment = json.loads((whole / "runs/tiny/environment.json").read_text())
     assert environment["weights"]["head"]["source"] == "probe"
     assert tiny.do("train", stopped, "train.max_steps=3", *words) == 0
@@ -106,13 +122,74 @@ def test_a_run_that_goes_on_ends_with_the_same_weights_and_does_not_probe_again(
     assert tiny.same_weights(tiny.checkpoints(stopped) / "last.pt", tiny.checkpoints(whole) / "last.pt")
 
 
+def test_the_start_is_the_best_while_no_validation_is_better_and_patience_counts_from_it(
+    from_probe: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Validator, "measure", lambda _: (0.0, 9.0))
+    more = (*from_probe, "train.ema_decay=0.9", "train.epochs=9", "train.early_stop_epochs=2")
+    for _ in range(2):  # it stays ended
+        assert tiny.do("train", tmp_path, *more) == 0
+        log = read_log(tmp_path / "runs/tiny/log.jsonl")
+        assert [record["epoch"] for record in log.validations()] == [0, 1, 2]
+    start = log[0]
+    assert (start["kind"], start["step"]) == ("val", 0)
+    assert log.best() == start
+    kept = torch.load(tiny.checkpoints(tmp_path) / "best.pt", weights_only=True)
+    assert (kept["epoch"], kept["step"], kept["best"]["epoch"]) == (0, 0, 0)
+    assert tiny.do("eval", tmp_path, *more, "eval.split=val") == 0
+    numbers = json.loads((tmp_path / "runs/tiny/eval/val/metrics.json").read_text())
+    assert numbers["epoch"] == 0
+    assert numbers["top1"] == pytest.approx(start["val_top1"])
+    assert numbers["nll"] == pytest.approx(start["val_loss"], rel=1e-4)
+
+
+def test_a_better_validation_takes_the_place_of_the_start(
+    from_probe: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Validator, "measure", lambda _: (1.0, 0.1))
+    assert tiny.do("train", tmp_path, *from_probe, "train.epochs=1") == 0
+    kept = torch.load(tiny.checkpoints(tmp_path) / "best.pt", weights_only=True)
+    assert (kept["epoch"], kept["best"]["epoch"], kept["best"]["top1"]) == (1, 1, 1.0)
+
+
+def test_a_run_that_begins_at_random_has_no_validation_before_its_first_step(trained: Path) -> None:
+    log = read_log(trained / "runs/tiny/log.jsonl")
+    assert min(record["step"] for record in log.validations()) > 0
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_killed_before_the_first_step_it_ends_as_one_that_was_not(
+    from_probe: tuple[str, ...], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saved: bool
+) -> None:
+    """After the start is logged, and before or after it is saved; a second process that did save goes on from it."""
+    words, killed = (*from_probe, *TWO_EPOCHS), tmp_path
+    with monkeypatch.context() as patch:
+        patch.setattr(*((Trainer, "_train_epoch") if saved else (Checkpointer, "save")), _killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny.config(killed, *words))
+    assert (tiny.checkpoints(killed) / "last.pt").is_file() is saved
+    assert [record["kind"] for record in tiny.records(killed / "runs/tiny/log.jsonl")] == ["val"]
+    if saved:
+        monkeypatch.setattr(probe_start, "start_head", None)
+    assert tiny.do("train", killed, *words) == 0
+    assert tiny.records(killed / "runs/tiny/log.jsonl") == tiny.records(whole / "runs/tiny/log.jsonl")
+    for name in ("best.pt", "last.pt"):
+        assert tiny.same_weights(tiny.checkpoints(killed) / name, tiny.checkpoints(whole) / name)
+
+
+def _killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_run_without_validation_takes_the_fixed_weight_decay(
     trained: Path, from_probe: tuple[str, ...], tmp_path: Path
 ) -> None:
     more = (*from_probe, "data.val_fraction=0", tiny.own_data(tmp_path))
     assert tiny.do("data", tmp_path, *more) == 0
     _, start = started(tmp_path, *more)
-    assert start.weights["head"] == {"source": "probe", "weight_decay": 1e-3, "val_top1": None}
+    nothing = {"val_top1": None, "val_loss": None}
+    assert start.weights["head"] == {"source": "probe", "weight_decay": 1e-3, **nothing}
+    assert start.state.best is None
     assert origin(start.weights).endswith(", head of the linear probe (weight decay 0.001)")
 
 
@@ -136,7 +213,7 @@ def test_two_ranks_begin_with_the_head_of_one(
     assert [end.code for end in ended] == [0, 0], ended[0].said
     (weight, head), other = (end.value for end in ended)
     assert other == (weight, head)
-    assert head == alone.weights["head"]
+    assert head == {**alone.weights["head"], "val_loss": pytest.approx(alone.weights["head"]["val_loss"])}
     np.testing.assert_allclose(weight, alone.state.model.head.get_parameter("weight").tolist(), atol=1e-2)
 
 
