@@ -11,6 +11,7 @@ from pipeline.cli.verbs.verb import (
     config_option,
     config_with_data,
     configuration,
+    importing,
     paths_and_overrides,
     user_path,
 )
@@ -23,7 +24,8 @@ def evaluate(arguments: Namespace) -> Result:
     The model is a checkpoint of the run.
     """
     config = config_with_data(arguments)
-    from pipeline.api.jobs import evaluate_and_report
+    with importing():
+        from pipeline.api.jobs import evaluate_and_report
 
     return evaluate_and_report(config)
 
@@ -34,7 +36,8 @@ def report(arguments: Namespace) -> Result:
     It does not read a split again.
     """
     config = config_with_data(arguments)
-    from pipeline.report.page import rebuild
+    with importing():
+        from pipeline.report.page import rebuild
 
     result = rebuild(config)
     if result:  # ranks other than the first have none
@@ -62,7 +65,8 @@ def compare(arguments: Namespace) -> Result:
 
     Several seeds of one recipe become mean +- standard deviation.
     """
-    from pipeline.evaluation.compare import compare_runs
+    with importing():
+        from pipeline.evaluation.compare import compare_runs
 
     return compare_runs([Path(run) for run in arguments.positionals], arguments.split, arguments.out)
 
@@ -73,7 +77,8 @@ def audit(arguments: Namespace) -> Result:
     It compares images by the features of a trained model.
     """
     config = config_with_data(arguments)
-    from pipeline.audit.audit import audit_data
+    with importing():
+        from pipeline.audit.audit import audit_data
 
     return audit_data(config)
 
@@ -84,7 +89,8 @@ def probe(arguments: Namespace) -> Result:
     A linear head, the nearest neighbours and the nearest class mean learn from training images, and predict the test.
     """
     config = config_with_data(arguments)
-    from pipeline.probe.probe import probe as probe_backbone
+    with importing():
+        from pipeline.probe.probe import probe as probe_backbone
 
     return probe_backbone(config)
 
@@ -170,8 +176,9 @@ def predict(arguments: Namespace) -> Result:
         )
     if arguments.tta and config.eval.tta == "none":
         config = config.model_copy(update={"eval": config.eval.model_copy(update={"tta": "flip"})})
-    from pipeline.evaluation.answer_files import SUFFIXES, AnswerFile
-    from pipeline.evaluation.predict_images import Wishes, classify
+    with importing():
+        from pipeline.evaluation.answer_files import SUFFIXES, AnswerFile
+        from pipeline.evaluation.predict_images import Wishes, classify
 
     paths = {name: getattr(arguments, name) for name in SUFFIXES}
     file = next((AnswerFile(name, path) for name, path in paths.items() if path is not None), None)

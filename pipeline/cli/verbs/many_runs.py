@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from pipeline.cli.verbs.verb import OVERRIDE, Result, Verb, paths_and_overrides
+from pipeline.cli.verbs.verb import OVERRIDE, Result, Verb, importing, paths_and_overrides
 from pipeline.common.errors import ConfigError, UserError
 
 
@@ -15,7 +15,8 @@ def _study_arguments(parser: ArgumentParser) -> None:
 
 def study(arguments: Namespace) -> Result:
     """Do the runs of a study; write its table and its figure."""
-    from pipeline.experiments.studies.study import study
+    with importing():
+        from pipeline.experiments.studies.study import study
 
     name, *overrides = arguments.positionals
     return study(name, arguments.jobs, overrides)
@@ -36,7 +37,8 @@ def sweep(arguments: Namespace) -> Result:
 
     It reads W&B's sweep files (configs/sweeps) and needs no W&B.
     """
-    from pipeline.experiments.sweeps.sweep import sweep
+    with importing():
+        from pipeline.experiments.sweeps.sweep import sweep
 
     path, *overrides = arguments.positionals
     return sweep(Path(path), arguments.trials, arguments.jobs, arguments.pruner, overrides)

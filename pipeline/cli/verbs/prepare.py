@@ -9,6 +9,7 @@ from pipeline.cli.verbs.verb import (
     config_of,
     config_with_data,
     configuration,
+    importing,
 )
 
 
@@ -33,7 +34,8 @@ def inspect(arguments: Namespace) -> Result:
     A page with pictures is written beside the sample table. Nothing is trained, and nothing is chosen by test images.
     """
     config = config_with_data(arguments)
-    from pipeline.inspection.inspect_data import inspect_data
+    with importing():
+        from pipeline.inspection.inspect_data import inspect_data
 
     return inspect_data(config)
 

@@ -2,13 +2,14 @@
 
 from argparse import ArgumentParser, Namespace
 
-from pipeline.cli.verbs.verb import Result, Verb, config_of, config_with_data, configuration
+from pipeline.cli.verbs.verb import Result, Verb, config_of, config_with_data, configuration, importing
 
 
 def train(arguments: Namespace) -> Result:
     """Train, or go on training where the run was interrupted."""
     config = config_with_data(arguments)
-    from pipeline.training.trainer import train
+    with importing():
+        from pipeline.training.trainer import train
 
     return train(config)
 
@@ -16,7 +17,8 @@ def train(arguments: Namespace) -> Result:
 def schedule(arguments: Namespace) -> Result:
     """Draw learning rate, momentum and optimizer over a run to come."""
     config = config_of(arguments)
-    from pipeline.training.schedule_preview import preview
+    with importing():
+        from pipeline.training.schedule_preview import preview
 
     return preview(config)
 
@@ -27,7 +29,8 @@ def lr_find(arguments: Namespace) -> Result:
     This is the range test; nothing of that training is kept.
     """
     config = config_with_data(arguments)
-    from pipeline.training.lr_finder import find_lr
+    with importing():
+        from pipeline.training.lr_finder import find_lr
 
     return find_lr(config)
 
@@ -45,7 +48,8 @@ def doctor(arguments: Namespace) -> Result:
     It proves what the run will do. It trains nothing and keeps nothing.
     """
     config = config_of(arguments)
-    from pipeline.doctor.doctor import doctor
+    with importing():
+        from pipeline.doctor.doctor import doctor
 
     return doctor(config, arguments.quick)
 
@@ -56,7 +60,8 @@ def summary(arguments: Namespace) -> Result:
     It needs no data and no weights.
     """
     config = config_of(arguments)
-    from pipeline.models.summary import summarise
+    with importing():
+        from pipeline.models.summary import summarise
 
     return summarise(config)
 

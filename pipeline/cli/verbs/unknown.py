@@ -2,7 +2,15 @@
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 
-from pipeline.cli.verbs.verb import OVERRIDE, OVERRIDES, Result, Verb, check_data, paths_and_overrides
+from pipeline.cli.verbs.verb import (
+    OVERRIDE,
+    OVERRIDES,
+    Result,
+    Verb,
+    check_data,
+    importing,
+    paths_and_overrides,
+)
 from pipeline.common.errors import DataError
 
 SCORES = ("msp", "max_logit", "energy", "gen", "rmds", "knn")
@@ -49,7 +57,8 @@ def unknown(arguments: Namespace) -> Result:
     run, *pictures = names
     config = config_of_run(run, overrides)
     check_data(config)
-    from pipeline.unknown.find_threshold import DEFAULT, Wishes, find_threshold
+    with importing():
+        from pipeline.unknown.find_threshold import DEFAULT, Wishes, find_threshold
 
     wishes = Wishes(arguments.score or DEFAULT, arguments.keep, pictures)
     return find_threshold(config, wishes)
