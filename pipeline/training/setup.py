@@ -22,15 +22,10 @@ from pipeline.inference.predict import predict_rows
 from pipeline.models.build import build_model, without_weights
 from pipeline.models.classifier import Classifier
 from pipeline.models.heads import pool_by_amax
-from pipeline.models.precision import (
-    Precision,
-    has_units,
-    resolve_precision,
-    train_strided_depthwise_in_float32,
-)
+from pipeline.models.precision import Precision, has_units, resolve_precision
 from pipeline.runs import checkpoints
 from pipeline.training import auto_batch_size, phases, preflight, probe_start, resume
-from pipeline.training.freezing import merge_norms_that_freeze
+from pipeline.training.freezing import learn_fast
 from pipeline.training.optimizer import Optimizer, build_optimizer, parameter_groups
 from pipeline.training.phases import PhaseState
 from pipeline.training.schedule import images_per_step, step_clock
@@ -109,9 +104,7 @@ class TrainingSetup:
         self._move_to_device(model)
         if ema is not None:
             self._move_to_device(ema.module)
-        merge_norms_that_freeze(config, model)
-        if device.type == "cpu" and in_precision == "bf16":
-            train_strided_depthwise_in_float32(model)
+        learn_fast(config, model, in_precision)
         scaler = torch.amp.GradScaler(device.type, enabled=in_precision == "fp16")
         return BuiltState(TrainState(model, self.build_optimizer(model, phase), scaler, ema, phase), weights)
 
