@@ -1,6 +1,7 @@
 """The graphs of the recipes' networks give what the networks give; those of other networks are told from them."""
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,11 @@ def trained(config: ModelConfig, **other: object) -> proof.Trained:
     return proof.Trained(model, **keys)  # type: ignore[arg-type]
 
 
+def some_batches() -> list[np.ndarray]:
+    """Of 1, 2 and 3 images."""
+    return list(islice(proof.drawn_batches(IMAGE_PX), 3))
+
+
 def exported(one: proof.Trained, path: Path, exporter: str = "dynamo") -> Graph:
     network = ExportedNetwork(one.model, one.temperature, one.tta, one.score)
     onnx_file.write(onnx_file.EXPORTERS[exporter], network, IMAGE_PX, path)
@@ -56,8 +62,8 @@ def test_the_graph_of_a_network_agrees_in_batches_of_1_2_3_and_64(name: str, tmp
 def test_the_mirror_image_is_a_part_of_the_graph(exporter: str, tmp_path: Path) -> None:
     one, plain = (trained(CONFIGS["plumage"], tta=tta) for tta in ("flip", "none"))
     graph = exported(one, tmp_path / "a.onnx", exporter)
-    assert proof.compare(one, graph, proof.drawn_batches(IMAGE_PX)).faults == []
-    assert proof.compare(plain, graph, proof.drawn_batches(IMAGE_PX)).faults != []
+    assert proof.compare(one, graph, some_batches()).faults == []
+    assert proof.compare(plain, graph, some_batches()).faults != []
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -66,9 +72,9 @@ def test_the_score_of_the_known_is_a_part_of_the_graph(name: str, tmp_path: Path
     features = np.abs(random.normal(size=(60, 64))).astype(np.float32)
     one = trained(CONFIGS["plumage"], score=fit(name, Images(features, np.arange(60) % CLASSES)))
     graph = exported(one, tmp_path / "a.onnx", "torchscript")
-    agreement = proof.compare(one, graph, proof.drawn_batches(IMAGE_PX))
+    agreement = proof.compare(one, graph, some_batches())
     assert agreement.faults == []
-    scores = graph.outputs(next(proof.drawn_batches(IMAGE_PX)))["known_score"]
+    scores = graph.outputs(some_batches()[0])["known_score"]
     assert scores.dtype == np.float64
     assert scores.shape == (1,)
 
@@ -76,7 +82,7 @@ def test_the_score_of_the_known_is_a_part_of_the_graph(name: str, tmp_path: Path
 def test_another_score_than_that_of_the_threshold_is_a_fault(tmp_path: Path) -> None:
     one, other = (trained(CONFIGS["plumage"], score=Score(name, {})) for name in ("energy", "max_logit"))
     graph = exported(one, tmp_path / "a.onnx", "torchscript")
-    (fault,) = proof.compare(other, graph, proof.drawn_batches(IMAGE_PX)).faults
+    (fault,) = proof.compare(other, graph, some_batches()).faults
     assert fault.startswith("known_score differ by ")
 
 
@@ -116,7 +122,7 @@ def test_a_corrupted_graph_is_told_from_the_network(
     model = onnx.load(path)
     corrupt(model)
     onnx.save(model, path)
-    faults = proof.compare(one, Graph(path), proof.drawn_batches(IMAGE_PX)).faults
+    faults = proof.compare(one, Graph(path), some_batches()).faults
     assert any(said in fault for fault in faults)
 
 
