@@ -26,6 +26,7 @@ from pipeline.runs.directory import EvaluationDirectory, RunDirectory
 from pipeline.runs.predictions import StoredPredictions
 
 RECALL_AT = (1, 5)
+MAP_IMAGES = 10_000  # at most, on the t-SNE map
 
 
 @dataclass
@@ -172,7 +173,7 @@ def _add_pointing_game(evaluation: StoredEvaluation, drawn: list[int], explained
 
 
 def _add_embedding(evaluation: StoredEvaluation, explained: Explained) -> None:
-    """The t-SNE map of all images, and retrieval."""
+    """The t-SNE map of the images, of many of them a sample, and retrieval."""
     folder, features = evaluation.folder, evaluation.stored.features
     inputs = {
         "predictions": evaluation.digest,
@@ -181,9 +182,11 @@ def _add_embedding(evaluation: StoredEvaluation, explained: Explained) -> None:
     }
     kept = [folder.embedding_file, folder.retrieval_file]
     if not stored.is_kept(kept, inputs):
-        xy = neighbours.embedding(features, evaluation.config.seed)
+        drawn = selection.sample(evaluation.predicted, MAP_IMAGES, evaluation.config.seed)
+        shown = evaluation.predicted["id"].isin(drawn).to_numpy()
+        xy = neighbours.embedding(features[shown], evaluation.config.seed)
         places = np.empty((0, 2), np.float32) if xy is None else xy
-        ids = evaluation.predicted["id"].to_numpy()[: len(places)]
+        ids = drawn[: len(places)]
         table = pd.DataFrame({"id": ids, "x": places[:, 0], "y": places[:, 1]})
         labels = evaluation.predicted["label"].to_numpy("int64")
         recalls = neighbours.recall(features, labels, RECALL_AT) if len(labels) > 1 else {}
@@ -227,7 +230,7 @@ def _nearest(
         rows: int64 [m], of the sample table: the images that the run learned from.
     """
     config, data = evaluation.config, evaluation.data
-    of_split = features.cached(config, data, model.model, "train", model.precision, ranks, model.sha256)
+    of_split = features.cached(config, data, model.network, "train", model.precision, ranks, model.sha256)
     learned = of_split[np.isin(data.rows("train"), rows)]
     position = pd.Series(np.arange(len(evaluation.predicted)), index=evaluation.predicted["id"])
     queries = evaluation.stored.features[position.loc[ids].to_numpy()]

@@ -36,6 +36,13 @@ def typical(predicted: pd.DataFrame, name: str, count: int = TYPICAL_SHOWN) -> p
     return images.sort_values(["probability", "id"], ascending=[False, True]).head(count)
 
 
+def most_typical(predicted: pd.DataFrame) -> dict[str, int]:
+    """The id of the most typical image of each class that has one, by the name of the class."""
+    images = predicted.sort_values(["probability", "id"], ascending=[False, True])
+    first = images.drop_duplicates("class_name")
+    return dict(zip(first["class_name"].astype(str), first["id"].astype(int), strict=True))
+
+
 def mistaken_of_pairs(predicted: pd.DataFrame, pairs: pd.DataFrame, count: int) -> list[int]:
     """Ids of the mistaken images that are shown for the `count` most confused pairs, in both directions."""
     ids: list[int] = []

@@ -13,6 +13,7 @@ import pandas as pd
 from pipeline.common import files, tables
 from pipeline.common.errors import DataError
 from pipeline.data import prepare
+from pipeline.evaluation import confusion as confused
 from pipeline.explain import annotations, selection
 from pipeline.explain.explain import Explained, StoredEvaluation
 from pipeline.report import figures
@@ -22,6 +23,9 @@ from pipeline.runs.directory import AuditDirectory, RunDirectory, Table
 CLASS_PX = 72
 ATTRIBUTES_SHOWN = 8
 AUDIT_SHOWN = 24
+MANY_CLASSES = 1_000  # a page whose table has more is slow
+ENDS_SHOWN = 100  # of many classes: the worst, and the best
+NUMBERS = ["n", "accuracy", "precision", "f1", "train_images", "taken_for", "accuracy_low", "accuracy_high"]
 Types = dict[Hashable, Any]
 AUDIT_AGAIN = "run `audit` again"
 LABEL_ERRORS: Types = {"id": "int64", "path": str, "split": str, "class_name": str, "suggested_name": str}
@@ -54,26 +58,44 @@ def training(evaluation: StoredEvaluation) -> str:
     return figures.curves(log, int(evaluation.metrics["epoch"]))
 
 
-def classes(evaluation: StoredEvaluation, pictures: Pictures) -> list[Values]:
-    """A row a class for the table, with the class that it is most often mistaken for."""
+def classes(evaluation: StoredEvaluation) -> pd.DataFrame:
+    """The table of classes: that of the evaluation with `taken_for`, the label of the class that each is most often
+    mistaken for, or -1.
+    """
     predicted = evaluation.predicted
     wrong = predicted[predicted["label"] != predicted["predicted"]]
-    taken = wrong.groupby("class_name")["predicted_name"].agg(
-        lambda names: str(names.value_counts().idxmax())
+    counts = (
+        wrong.groupby(["label", "predicted"], sort=False).size().sort_values(ascending=False, kind="stable")
     )
+    most = counts.reset_index().drop_duplicates("label").set_index("label")["predicted"]
+    table = _table(evaluation, "per_class")
+    return table.assign(taken_for=table["label"].map(most).fillna(-1).astype("int64"))
+
+
+def class_rows(evaluation: StoredEvaluation, table: pd.DataFrame, pictures: Pictures) -> list[Values]:
+    """The rows of the table of classes that the page has; of many classes, the worst, then the best."""
+    names, typical = table["class_name"].astype(str).tolist(), selection.most_typical(evaluation.predicted)
+    if is_long(table):
+        ranked = table[table["n"] > 0].sort_values(["accuracy", "n"], ascending=[True, False])
+        table = pd.concat([ranked.head(ENDS_SHOWN), ranked.iloc[ENDS_SHOWN:].tail(ENDS_SHOWN)])
     rows = []
-    for row in _records(_table(evaluation, "per_class")):
-        name = str(row["class_name"])
-        typical = selection.typical(predicted, name, 1)
-        rows.append(
-            {
-                **row,
-                "name": readable(name),
-                "picture": pictures.plain(int(typical["id"].iloc[0]), CLASS_PX) if len(typical) else None,
-                "taken_for": readable(str(taken[name])) if name in taken else "",
-            }
-        )
+    for row in _records(table):
+        name, other = str(row["class_name"]), int(row["taken_for"])
+        picture = pictures.plain(typical[name], CLASS_PX) if name in typical else None
+        taken_for = readable(names[other]) if other >= 0 else ""
+        rows.append({**row, "name": readable(name), "picture": picture, "taken_for": taken_for})
     return rows
+
+
+def is_long(table: pd.DataFrame) -> bool:
+    """Whether the table of classes is too long for a page: its script then shows parts of it."""
+    return len(table) > MANY_CLASSES
+
+
+def class_numbers(table: pd.DataFrame) -> list[list[float]]:
+    """The table of classes for the page's script, by label: `NUMBERS`, whose shares have four digits."""
+    numbers = table[NUMBERS].fillna(-1).round(4).to_dict("split")["data"]
+    return [[int(value) if value == int(value) else value for value in row] for row in numbers]
 
 
 def untaught(evaluation: StoredEvaluation) -> list[str]:
@@ -88,13 +110,11 @@ def confusion(evaluation: StoredEvaluation) -> Values:
     names: of the classes. cells: [true, predicted, count] where count is not 0. order: labels, so that similar
     classes are neighbours. largest: the largest count off the diagonal.
     """
-    counts = _table(evaluation, "confusion").set_index("class_name")
-    matrix = counts.to_numpy("int64")
-    rows, columns = matrix.nonzero()
-    order = _table(evaluation, "class_order").sort_values("position")["label"]
-    cells = np.stack([rows, columns, matrix[rows, columns]], axis=1)
-    names = [readable(str(name)) for name in counts.index]
-    largest = int((matrix * (1 - np.eye(len(matrix), dtype=int))).max())
+    placed = _table(evaluation, "class_order").sort_values("position")
+    names = [readable(str(name)) for name in placed.sort_values("label")["class_name"]]
+    cells = confused.cells(evaluation.predicted)[["label", "predicted", "images"]].to_numpy("int64")
+    largest = int(cells[cells[:, 0] != cells[:, 1], 2].max(initial=0))
+    order = placed["label"]
     return {"names": names, "cells": cells.tolist(), "order": order.tolist(), "largest": largest}
 
 

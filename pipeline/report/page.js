@@ -24,13 +24,18 @@
   }
 
   function table() {
-    const body = byId("class-table").tBodies[0], rows = [...body.rows];
-    const heads = [...byId("class-table").tHead.rows[0].cells];
-    const value = (row, column) => row.cells[column].dataset.value ?? (row.cells[column].firstChild?.textContent.trim() || "");
+    const body = byId("class-table").tBodies[0], kept = new Map([...body.rows].map((row) => [Number(row.dataset.label), row]));
+    const heads = [...byId("class-table").tHead.rows[0].cells], first = body.rows[0];
+    const numbers = data.classes, limit = numbers ? 200 : Infinity; // of many classes the page has some rows, and the data all
+    const field = { 2: 0, 3: 1, 5: 2, 6: 3, 7: 4 }, taken = ([, , , , , label]) => (label < 0 ? "" : data.names[label]);
+    let labels = numbers ? data.names.map((_, label) => label) : [...kept.keys()];
+    const inCell = (cell) => cell.dataset.value ?? (cell.firstChild?.textContent.trim() || "");
+    const inData = (label, column) => (column === 1 ? data.names[label] : column === 8 ? taken(numbers[label]) : numbers[label][field[column]]);
+    const value = (label, column) => (numbers ? inData(label, column) : inCell(kept.get(label).cells[column]));
     const collator = new Intl.Collator("en", { numeric: true });
 
     heads.forEach((head, column) => head.querySelector("button")?.addEventListener("click", () => {
-      const numeric = rows[0].cells[column].dataset.value !== undefined;
+      const numeric = first.cells[column].dataset.value !== undefined;
       const before = head.getAttribute("aria-sort");
       const descending = before === "none" ? numeric : before === "ascending";
       heads.forEach((other) => other.hasAttribute("aria-sort") && other.setAttribute("aria-sort", "none"));
@@ -38,19 +43,39 @@
       const compare = numeric
         ? (a, b) => value(a, column) - value(b, column)
         : (a, b) => collator.compare(value(a, column), value(b, column));
-      body.append(...rows.sort((a, b) => (descending ? -1 : 1) * compare(a, b)));
+      labels = labels.sort((a, b) => (descending ? -1 : 1) * compare(a, b));
+      show();
     }));
 
-    byId("class-search").addEventListener("input", (event) => {
-      const words = event.target.value.toLowerCase().split(/\s+/);
-      let shown = 0;
-      for (const row of rows) {
-        const name = value(row, 1).toLowerCase();
-        row.hidden = !words.every((word) => name.includes(word));
-        shown += !row.hidden;
+    function show() {
+      const words = byId("class-search").value.toLowerCase().split(/\s+/);
+      const found = labels.filter((label) => words.every((word) => value(label, 1).toLowerCase().includes(word)));
+      const shown = found.slice(0, limit).map((label) => kept.get(label) ?? row(label)), all = labels.length;
+      body.replaceChildren(...shown);
+      const first = shown.length < found.length ? `the first ${shown.length} of ` : "";
+      byId("class-count").textContent = first + (found.length === all ? `${all} classes` : `${found.length} of ${all} classes`);
+    }
+
+    /** The row of a class that the page does not have. */
+    function row(label) {
+      const [n, accuracy, precision, f1, trained, , low, high] = numbers[label], made = first.cloneNode(true);
+      const percent = (part) => `${Math.round(100 * part)}\u00a0%`, share = (part) => (n ? percent(part) : "–");
+      const words = { 1: data.names[label], 2: n, 3: share(accuracy), 5: percent(precision), 6: share(f1), 7: trained, 8: taken(numbers[label]) };
+      for (const [column, text] of Object.entries(words)) made.cells[column].textContent = text;
+      made.cells[0].replaceChildren();
+      if (!n) made.cells[4].replaceChildren();
+      else {
+        const [, interval, point] = made.cells[4].querySelectorAll("rect");
+        interval.setAttribute("x", 100 * low);
+        interval.setAttribute("width", 100 * (high - low));
+        point.setAttribute("x", Math.max(100 * accuracy - 1, 0));
+        made.cells[4].querySelector("span").textContent = `${Math.round(100 * low)} to ${percent(high)}`;
       }
-      byId("class-count").textContent = shown === rows.length ? `${shown} classes` : `${shown} of ${rows.length} classes`;
-    });
+      made.dataset.label = label;
+      return made;
+    }
+
+    byId("class-search").addEventListener("input", show);
   }
 
   function matrix() {

@@ -10,7 +10,7 @@ from pipeline.common import console, files, tables
 from pipeline.config.schema import Config
 from pipeline.data import prepare
 from pipeline.evaluation import evaluation_lock, results, run_taxonomy, training_state
-from pipeline.explain import explain
+from pipeline.explain import explain, neighbours
 from pipeline.report import content
 from pipeline.report.pictures import Pictures
 from pipeline.runs import predictions
@@ -70,8 +70,10 @@ def render(evaluation: explain.StoredEvaluation, explained: explain.Explained) -
     """The page as HTML."""
     pictures = Pictures(evaluation.config.data, evaluation.data, evaluation.config.report.picture_px)
     pairs = content.pairs(evaluation, explained, pictures)
+    classes = content.classes(evaluation)
     data = {
         **content.confusion(evaluation),
+        "classes": content.class_numbers(classes) if content.is_long(classes) else None,
         "points": content.embedding(evaluation, explained),
         "pairs": [pair["labels"] for pair in pairs],
     }
@@ -88,8 +90,9 @@ def render(evaluation: explain.StoredEvaluation, explained: explain.Explained) -
         model=evaluation.config.model.name,
         config=evaluation.config,
         explained=explained,
+        queries=len(neighbours.queries_of(len(evaluation.predicted))),
         plots=content.plots(evaluation),
-        classes=content.classes(evaluation, pictures),
+        classes=content.class_rows(evaluation, classes, pictures),
         untaught=content.untaught(evaluation),
         pairs=pairs,
         gallery=content.gallery(evaluation, explained, pictures),

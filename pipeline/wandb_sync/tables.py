@@ -29,11 +29,11 @@ def evaluation_tables(tracked: TrackedRun, evaluation: EvaluationFiles) -> dict[
     folder, wandb = evaluation.directory, import_wandb(tracked)
     classes = read_csv(folder.table("per_class"), {"class_name": str}, predictions.AGAIN)
     predicted = predictions.read_table(folder, predictions.read_class_names(folder))
-    typical = [selection.typical(predicted, str(name), 1)["id"].tolist() for name in classes["class_name"]]
+    typical = selection.most_typical(predicted)
     worst = selection.worst(predicted, tracked.config.report.gallery)
     pictures = _pictures(tracked)
     return {
-        "class_table": _table(wandb, classes, [ids[0] if ids else None for ids in typical], pictures),
+        "class_table": _table(wandb, classes, [*map(typical.get, classes["class_name"])], pictures),
         "confusion_matrix": _table(wandb, confusion_cells(predicted)),
         "confused_pairs": _table(wandb, confusion.pairs(predicted)),
         "worst_errors": _table(wandb, worst[list(WORST)], worst["id"].tolist(), pictures),
