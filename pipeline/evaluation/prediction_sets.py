@@ -1,0 +1,123 @@
+"""Prediction sets: "one of these three, with 90 %", by split conformal prediction.
+
+A score says how badly a class fits an image. Of the n validation images' scores of their true classes, the
+ceil((n + 1) x coverage)-th smallest is the threshold (Vovk, Gammerman & Shafer 2005; Angelopoulos & Bates 2021,
+arXiv:2107.07511, section 1.1), and an image's set has all classes whose score is not above it. Then the set of a new
+image contains its true class with at least that probability, if new images come as the validation images do.
+
+lac: 1 - probability of the class (Sadinle, Lei & Wasserman 2019): the smallest sets on average, and empty ones, which
+are given their most probable class here. aps: the probability of all classes up to this one, the most probable first
+(Romano, Sesia & Candès 2020), without their random tie-break: larger sets for images that are hard, and more coverage
+than asked for.
+
+The promise holds on average over images, not for each class or each kind of image. Probabilities are taken without a
+temperature: it is fitted to the validation images, and the promise needs scores that saw none of them. The epoch was
+chosen on them, which costs a little of it: so coverage is measured on the evaluated split and given with its interval.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from pipeline.common import arrays
+from pipeline.evaluation import calibration, statistics
+
+Method = Literal["lac", "aps"]
+COVERAGE = 0.9
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class SetRule:
+    """From which score on a class is left out; chosen on n validation images for a share of covered images.
+
+    threshold: infinite where n images are too few for the coverage: each set has all classes.
+    """
+
+    method: Method
+    coverage: float
+    n: int
+    threshold: float
+
+    def sets(self, logits: calibration.Logits) -> Flags:
+        """The classes in the set of each image: float32 [n, C] -> bool [n, C]; one class at least."""
+        return np.concatenate([self._of_block(block) for _, block in arrays.blocks(logits)])
+
+    def _of_block(self, logits: calibration.Logits) -> Flags:
+        inside: Flags = SCORES[self.method](np.exp(calibration.log_probabilities(logits))) <= self.threshold
+        inside[np.arange(len(logits)), logits.argmax(axis=1)] = True
+        return inside
+
+
+def lac_scores(probability: Floats) -> Floats:
+    """1 - probability: float64 [n, C] -> [n, C]."""
+    return 1 - probability
+
+
+def aps_scores(probability: Floats) -> Floats:
+    """The probability of all classes that are as probable or more: float64 [n, C] -> [n, C]."""
+    order = np.argsort(-probability, axis=1, kind="stable")
+    sums = np.take_along_axis(probability, order, axis=1).cumsum(axis=1)
+    scores = np.empty_like(probability)
+    np.put_along_axis(scores, order, sums, axis=1)
+    return scores
+
+
+SCORES: dict[Method, Callable[[Floats], Floats]] = {"lac": lac_scores, "aps": aps_scores}
+
+
+def calibrate(method: Method, logits: calibration.Logits, label: Ints, coverage: float = COVERAGE) -> SetRule:
+    """The rule that covers a share of images like these.
+
+    Args:
+        logits: of images that the model did not learn from, float32 [n, C].
+        label: their true classes, int64 [n].
+    """
+    probability = np.exp(calibration.log_probabilities(logits))
+    scores = np.sort(SCORES[method](probability)[np.arange(len(label)), label])
+    place = math.ceil((len(label) + 1) * coverage)
+    threshold = float(scores[place - 1]) if place <= len(label) else math.inf
+    return SetRule(method, coverage, len(label), threshold)
+
+
+def summary(sets: Flags, label: Ints) -> dict[str, Any]:
+    """covered: the share of images whose set has their class, with Wilson's 95 % interval; mean and median set size."""
+    inside, size = sets[np.arange(len(label)), label], sets.sum(axis=1)
+    low, high = statistics.wilson(int(inside.sum()), len(label))
+    ((size_low, size_high),) = statistics.mean_intervals(size[:, None].astype(np.float64))
+    return {
+        "covered": float(inside.mean()),
+        "covered_low": low,
+        "covered_high": high,
+        "size": float(size.mean()),
+        "size_low": size_low,
+        "size_high": size_high,
+        "size_median": float(np.median(size)),
+    }
+
+
+def by_size(sets: Flags, label: Ints) -> pd.DataFrame:
+    """A row for each size that occurs: size, images, covered (of these), covered_low, covered_high."""
+    inside, size = sets[np.arange(len(label)), label], sets.sum(axis=1)
+    rows = []
+    for classes in np.unique(size):
+        of_size = inside[size == classes]
+        low, high = statistics.wilson(int(of_size.sum()), len(of_size))
+        rows.append(
+            {
+                "size": int(classes),
+                "images": len(of_size),
+                "covered": float(of_size.mean()),
+                "covered_low": low,
+                "covered_high": high,
+            }
+        )
+    return pd.DataFrame(rows)

@@ -1,0 +1,74 @@
+"""Prediction sets: thresholds and scores worked out by hand, and the promise over many draws."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.evaluation import prediction_sets
+
+FOUR = np.log(np.array([[0.5, 0.3, 0.15, 0.05], [0.1, 0.6, 0.2, 0.1]], np.float32))
+
+
+def drawn(n: int, seed: int, classes: int = 6) -> tuple[Any, Any]:
+    """Logits of n images, and labels that are drawn by other probabilities than the logits say."""
+    random = np.random.default_rng(seed)
+    logits = random.normal(0, 2, (n, classes)).astype(np.float32)
+    truth = np.exp(0.5 * logits) / np.exp(0.5 * logits).sum(axis=1, keepdims=True)
+    label = (truth.cumsum(axis=1) < random.random((n, 1))).sum(axis=1)
+    return logits, np.minimum(label, classes - 1)
+
+
+def test_scores_of_both_methods() -> None:
+    probability = np.exp(FOUR.astype(np.float64))
+    assert prediction_sets.lac_scores(probability)[0] == pytest.approx([0.5, 0.7, 0.85, 0.95])
+    assert prediction_sets.aps_scores(probability)[0] == pytest.approx([0.5, 0.8, 0.95, 1.0])
+    assert prediction_sets.aps_scores(probability)[1] == pytest.approx([0.9, 0.6, 0.8, 1.0])
+
+
+def test_threshold_is_the_score_at_the_place_that_the_theorem_asks_for() -> None:
+    """Nine images, coverage 0.8: the ceil(10 x 0.8) = 8th smallest score."""
+    probability = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.45, 0.4, 0.35, 0.3])
+    logits = np.log(np.column_stack([probability, 1 - probability])).astype(np.float32)
+    rule = prediction_sets.calibrate("lac", logits, np.zeros(9, np.int64), 0.8)
+    assert rule.threshold == pytest.approx(1 - 0.35, abs=1e-6)
+    assert rule.n == 9
+
+
+def test_too_few_images_promise_nothing_and_every_class_is_in_the_set() -> None:
+    rule = prediction_sets.calibrate("lac", FOUR, np.array([0, 1]), 0.9)
+    assert rule.threshold == math.inf
+    assert rule.sets(FOUR).all()
+
+
+def test_sets_have_the_classes_up_to_the_threshold_and_one_at_least() -> None:
+    lac = prediction_sets.SetRule("lac", 0.9, 99, 0.75)
+    assert lac.sets(FOUR).tolist() == [[True, True, False, False], [False, True, False, False]]
+    aps = prediction_sets.SetRule("aps", 0.9, 99, 0.85)
+    assert aps.sets(FOUR).tolist() == [[True, True, False, False], [False, True, True, False]]
+    strict = prediction_sets.SetRule("lac", 0.9, 99, 0.1)
+    assert strict.sets(FOUR).tolist() == [[True, False, False, False], [False, True, False, False]]
+
+
+@pytest.mark.parametrize("method", ["lac", "aps"])
+def test_promise_is_kept_on_average_by_a_network_that_is_far_too_sure(method: Any) -> None:
+    """Over 200 draws of 99 validation images the mean coverage is 0.9, or more for aps (standard error 0.002)."""
+    covered = []
+    for seed in range(200):
+        rule = prediction_sets.calibrate(method, *drawn(99, seed), 0.9)
+        logits, label = drawn(300, 1_000 + seed)
+        covered.append(rule.sets(logits)[np.arange(300), label].mean())
+    assert np.mean(covered) >= 0.89
+    assert np.mean(covered) <= (0.91 if method == "lac" else 0.95)
+
+
+def test_summary_and_table_by_size() -> None:
+    sets = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]], bool)
+    label = np.array([0, 1, 0, 0])
+    numbers = prediction_sets.summary(sets, label)
+    assert (numbers["covered"], numbers["size"], numbers["size_median"]) == (0.5, 1.5, 1.5)
+    assert numbers["covered_low"] == pytest.approx(0.150, abs=1e-3)  # Wilson's of 2 of 4: 0.5 +- 0.350
+    table = prediction_sets.by_size(sets, label).set_index("size")
+    assert table["images"].to_dict() == {1: 2, 2: 2}
+    assert table["covered"].to_dict() == {1: 0.5, 2: 0.5}
