@@ -22,7 +22,7 @@ Logits = npt.NDArray[np.float32]
 LogitsOf = Callable[[Features], Logits]
 Model = TypeVar("Model", bound=LogitsOf)
 
-WEIGHT_DECAYS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
+WEIGHT_DECAYS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6)
 DEFAULT_WEIGHT_DECAY = 1e-3
 MOST_STEPS = 200  # of L-BFGS, for each weight decay
 
