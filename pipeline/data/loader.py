@@ -127,10 +127,12 @@ class _BatchPlan(Sampler[list[Item]]):
     """The batches still to come on this rank; the loader sets them anew for each epoch."""
 
     def __init__(self) -> None:
-        self.batches: list[list[Item]] = []
+        self.epoch = 0
+        self.batches: Sequence[npt.NDArray[np.int64]] = []
 
     def __iter__(self) -> Iterator[list[Item]]:
-        return iter(self.batches)
+        epoch = self.epoch  # of these batches, also where the loader has gone on to another one
+        return ([(epoch, int(draw)) for draw in batch] for batch in self.batches)
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -166,7 +168,7 @@ class Loader:
             UserError: a batch cannot be made, a loader process was killed, or no batch comes.
             StoppedWaiting: a signal came, and no batch comes.
         """
-        self._plan.batches = [[(epoch, int(draw)) for draw in batch] for batch in batches]
+        self._plan.epoch, self._plan.batches = epoch, batches
         iterator = self._await(self._start)
         while (served := self._await(lambda: next(iterator, None))) is not None:
             if isinstance(served, UserError):

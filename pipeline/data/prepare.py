@@ -22,7 +22,7 @@ from pipeline.common import console, files, seeding, tables
 from pipeline.common.errors import DataError, name_some
 from pipeline.config.data import DataConfig
 from pipeline.config.schema import Config
-from pipeline.data import corrections, image_store, sample_table, splits, stages, summary, taxonomy
+from pipeline.data import corrections, image_store, sample_table, sampling, splits, stages, summary, taxonomy
 from pipeline.data.pictures import Layout
 from pipeline.data.sources.source import source_of
 from pipeline.data.stages import Stage
@@ -55,11 +55,12 @@ class Prepared:
         rows = np.array(self.rows("train"), np.int64)
         if config.train.subset == 1:
             return rows
-        labels = self.labels[rows]
+        all_labels = self.labels
+        labels = all_labels[rows]
         kept = []
-        for label in np.unique(labels):
-            class_rows = rows[labels == label]
-            order = seeding.generator("subset", config.seed, int(label)).permutation(len(class_rows))
+        for class_rows in sampling.by_class(rows, labels):
+            label = int(all_labels[class_rows[0]])
+            order = seeding.generator("subset", config.seed, label).permutation(len(class_rows))
             kept.append(class_rows[order[: max(1, round(config.train.subset * len(class_rows)))]])
         return np.sort(np.concatenate(kept))
 
@@ -183,7 +184,7 @@ def stages_from(config: Config, root: Path) -> list[Stage]:
     changing = None if decided is None else corrections.changes(decided, images, config.data.source)
 
     def build_store(output: Path) -> dict[str, str]:
-        return image_store.build(images, folder, output, layout(config.data), skip_bad=skips).digests
+        return image_store.build(images, folder, output, layout(config.data), skip_bad=skips).checksums
 
     def write_samples(output: Path) -> None:
         pictures = pd.read_csv(store_folder / "index.csv")[["id", *sample_table.PICTURE_COLUMNS]]

@@ -4,7 +4,7 @@ A draw is a row of the sample table; where an epoch shows an image more than onc
 added for each further showing, so that every showing is augmented in its own way.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,13 @@ def epoch_order(rows: Rows, seed: int, epoch: int) -> npt.NDArray[np.int64]:
     return seeding.generator("order", seed, epoch).permutation(np.asarray(rows, np.int64))
 
 
+def by_class(rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
+    """The rows of each class that has some, by label, in their order; labels: int64, of these rows."""
+    order = np.argsort(labels, kind="stable")
+    starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
+    yield from np.split(rows[order], starts)[1:]
+
+
 def balanced_order(
     rows: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], seed: int, epoch: int
 ) -> npt.NDArray[np.int64]:
@@ -35,11 +42,12 @@ def balanced_order(
         Draws, int64 [rows].
     """
     random = seeding.generator("balanced order", seed, epoch)
-    classes = random.permutation(np.unique(labels[rows]))
+    rows_of = dict(zip(np.unique(labels[rows]).tolist(), by_class(rows, labels[rows]), strict=True))
+    classes = random.permutation(np.array(list(rows_of)))
     draws = []
     counts = map(len, np.array_split(rows, len(classes)))
     for label, count in zip(classes, counts, strict=True):
-        class_rows = random.permutation(rows[labels[rows] == label])
+        class_rows = random.permutation(rows_of[int(label)])
         showing, position = np.divmod(np.arange(count), len(class_rows))
         draws.append(class_rows[position] + showing * len(labels))
     return random.permutation(np.concatenate(draws))

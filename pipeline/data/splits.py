@@ -75,7 +75,9 @@ def draw(
     if sizes.test is not None:
         test = _share(test, sizes.test, "data.test_images")
     splits = {"train": train, "val": val, "test": test}
-    split_of = {int(i): name for name, ids in splits.items() for i in np.concatenate([*ids.values(), []])}
+    ids_of = {name: np.concatenate([np.empty(0, np.int64), *ids.values()]) for name, ids in splits.items()}
+    names = np.repeat(np.array(list(ids_of), object), [len(ids) for ids in ids_of.values()])
+    split_of = pd.Series(names, np.concatenate(list(ids_of.values())))
     drawn = table.assign(split=table["id"].map(split_of)).dropna(subset="split").reset_index(drop=True)
     if gone := sorted(set(table["class_name"]).difference(drawn["class_name"])):
         raise DataError(
@@ -116,10 +118,8 @@ def _check_validation(official: pd.Series, folds: int | None, sizes: Sizes, grou
 def _shuffled(table: pd.DataFrame, name: str, seed: int) -> dict[int, Ids]:
     """The ids of each class, in an order that does not depend on that of the table."""
     return {
-        int(str(label)): seeding.generator(name, seed, int(str(label))).permutation(
-            np.sort(rows["id"].to_numpy())
-        )
-        for label, rows in table.groupby("label")
+        int(str(label)): seeding.generator(name, seed, int(str(label))).permutation(np.sort(ids.to_numpy()))
+        for label, ids in table.groupby("label")["id"]
     }
 
 
@@ -152,11 +152,16 @@ def _share(
     """
     if needs_all and count < len(classes):
         raise DataError(f"{key}: {count} are fewer than the {len(classes)} classes")
-    free = {label: max(0, len(ids) - left) for label, ids in classes.items()}
-    if count > (available := sum(free.values())):
+    sizes = np.array([len(ids) for ids in classes.values()], np.int64)
+    free = np.maximum(sizes - left, 0)
+    if count > (available := int(free.sum())):
         raise DataError(
             f"{key}: {count:,} are asked for, and {available:,} images are left for it; take fewer"
         )
-    candidates = [(index / len(ids), label) for label, ids in classes.items() for index in range(free[label])]
-    taken = pd.Series([label for _, label in sorted(candidates)[:count]]).value_counts()
-    return {label: ids[: int(taken.get(label, 0))] for label, ids in classes.items()}
+    position = np.repeat(
+        np.arange(len(classes)), free
+    )  # of the class, one entry an image; classes are in order
+    index = np.arange(len(position)) - (np.cumsum(free) - free)[position]
+    first = np.lexsort((position, index / sizes[position]))[:count]
+    taken = np.bincount(position[first], minlength=len(classes))
+    return {label: ids[:n] for (label, ids), n in zip(classes.items(), taken.tolist(), strict=True)}
