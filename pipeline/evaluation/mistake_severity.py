@@ -15,6 +15,9 @@ import pandas as pd
 from pipeline.data.taxonomy import CLASS, Taxonomy
 from pipeline.evaluation import statistics
 
+PAIRS = 10
+"""pairs of nodes that are named for a rank"""
+
 
 def heights(predicted: pd.DataFrame, taxonomy: Taxonomy) -> npt.NDArray[np.int64]:
     """The height of each prediction, int64 [n], 0..ranks + 1.
@@ -32,32 +35,29 @@ def heights(predicted: pd.DataFrame, taxonomy: Taxonomy) -> npt.NDArray[np.int64
 
 
 def summary(predicted: pd.DataFrame, taxonomy: Taxonomy) -> dict[str, Any]:
-    """`mistake_height` (None without a mistake) and `tree_distance`, with NAME_low and NAME_high.
+    """What metrics.json has of it, in plain types.
 
-    The intervals are 95 %, by the bootstrap over images.
+    height (None without a mistake) and distance: means over mistakes and over all images, with NAME_low and NAME_high,
+    95 % intervals by the bootstrap over images. ranks: see `by_rank`; each but the class with across, see `across`.
     """
     height = heights(predicted, taxonomy).astype(np.float64)
     wrong = (height > 0).astype(np.float64)
-    numbers: dict[str, Any] = dict.fromkeys(
-        ("mistake_height", "mistake_height_low", "mistake_height_high"), None
+    sums, mistakes = np.hstack(
+        [np.stack([weights @ height, weights @ wrong]) for weights in statistics.resamples(len(height))]
     )
-    if wrong.any():
-        drawn = [(weights @ height, weights @ wrong) for weights in statistics.resamples(len(height))]
-        sums, mistakes = (np.concatenate(side) for side in zip(*drawn, strict=True))
-        low, high = statistics.percentiles(
-            np.divide(sums, mistakes, out=np.full(len(sums), np.nan), where=mistakes > 0)
-        )
-        numbers = {
-            "mistake_height": float(height.sum() / wrong.sum()),
-            "mistake_height_low": low,
-            "mistake_height_high": high,
-        }
-    ((low, high),) = statistics.mean_intervals(height[:, None])
-    return numbers | {
-        "tree_distance": float(height.mean()),
-        "tree_distance_low": low,
-        "tree_distance_high": high,
-    }
+    ranks = by_rank(predicted, taxonomy).to_dict("records")
+    for row in ranks[1:]:
+        row["across"] = across(predicted, taxonomy, row["rank"]).head(PAIRS).to_dict("records")
+    mean = _with_interval("distance", height.mean(), sums / len(height))
+    if not wrong.any():
+        return {"height": None, **mean, "ranks": ranks}
+    of_mistakes = np.divide(sums, mistakes, out=np.full(len(sums), np.nan), where=mistakes > 0)
+    return _with_interval("height", height.sum() / wrong.sum(), of_mistakes) | mean | {"ranks": ranks}
+
+
+def _with_interval(name: str, value: float, resampled: npt.NDArray[np.float64]) -> dict[str, float]:
+    low, high = statistics.percentiles(resampled)
+    return {name: float(value), f"{name}_low": low, f"{name}_high": high}
 
 
 def by_rank(predicted: pd.DataFrame, taxonomy: Taxonomy) -> pd.DataFrame:
@@ -96,7 +96,7 @@ def across(predicted: pd.DataFrame, taxonomy: Taxonomy, rank: str) -> pd.DataFra
     node, names = taxonomy.node_of_class(rank), np.array(taxonomy.names(rank), object)
     true, guess = (node[predicted[column].to_numpy()] for column in ("label", "predicted"))
     left = pd.DataFrame({"true_node": names[true], "predicted_node": names[guess]})[true != guess]
-    counts = left.value_counts().rename("images").reset_index()
+    counts: pd.DataFrame = left.value_counts().rename("images").reset_index()
     return counts.sort_values(
         ["images", "true_node", "predicted_node"], ascending=[False, True, True], ignore_index=True
     )

@@ -17,15 +17,15 @@ chosen on them, which costs a little of it: so coverage is measured on the evalu
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from pipeline.common import arrays
 from pipeline.evaluation import calibration, statistics
+from pipeline.runs.predictions import Validation
 
 Method = Literal["lac", "aps"]
 COVERAGE = 0.9
@@ -39,20 +39,21 @@ Flags = npt.NDArray[np.bool_]
 class SetRule:
     """From which score on a class is left out; chosen on n validation images for a share of covered images.
 
-    threshold: infinite where n images are too few for the coverage: each set has all classes.
+    threshold: None where n images are too few for the coverage: each set has all classes.
     """
 
     method: Method
     coverage: float
     n: int
-    threshold: float
+    threshold: float | None
 
     def sets(self, logits: calibration.Logits) -> Flags:
         """The classes in the set of each image: float32 [n, C] -> bool [n, C]; one class at least."""
         return np.concatenate([self._of_block(block) for _, block in arrays.blocks(logits)])
 
     def _of_block(self, logits: calibration.Logits) -> Flags:
-        inside: Flags = SCORES[self.method](np.exp(calibration.log_probabilities(logits))) <= self.threshold
+        scores = SCORES[self.method](np.exp(calibration.log_probabilities(logits)))
+        inside: Flags = scores <= (math.inf if self.threshold is None else self.threshold)
         inside[np.arange(len(logits)), logits.argmax(axis=1)] = True
         return inside
 
@@ -84,12 +85,24 @@ def calibrate(method: Method, logits: calibration.Logits, label: Ints, coverage:
     probability = np.exp(calibration.log_probabilities(logits))
     scores = np.sort(SCORES[method](probability)[np.arange(len(label)), label])
     place = math.ceil((len(label) + 1) * coverage)
-    threshold = float(scores[place - 1]) if place <= len(label) else math.inf
+    threshold = float(scores[place - 1]) if place <= len(label) else None
     return SetRule(method, coverage, len(label), threshold)
 
 
-def summary(sets: Flags, label: Ints) -> dict[str, Any]:
-    """covered: the share of images whose set has their class, with Wilson's 95 % interval; mean and median set size."""
+def summary(logits: calibration.Logits, label: Ints, validation: Validation) -> dict[str, Any]:
+    """What metrics.json has of both methods, in plain types: the rule, and what its sets are on the evaluated images.
+
+    covered: the share of images whose set has their class, with Wilson's 95 % interval. size: the mean number of
+    classes, with the bootstrap's interval; size_median.
+    """
+    found: dict[str, Any] = {}
+    for method in SCORES:
+        rule = calibrate(method, validation.logits, validation.label)
+        found[method] = asdict(rule) | _measured(rule.sets(logits), label)
+    return found
+
+
+def _measured(sets: Flags, label: Ints) -> dict[str, float]:
     inside, size = sets[np.arange(len(label)), label], sets.sum(axis=1)
     low, high = statistics.wilson(int(inside.sum()), len(label))
     ((size_low, size_high),) = statistics.mean_intervals(size[:, None].astype(np.float64))
@@ -102,22 +115,3 @@ def summary(sets: Flags, label: Ints) -> dict[str, Any]:
         "size_high": size_high,
         "size_median": float(np.median(size)),
     }
-
-
-def by_size(sets: Flags, label: Ints) -> pd.DataFrame:
-    """A row for each size that occurs: size, images, covered (of these), covered_low, covered_high."""
-    inside, size = sets[np.arange(len(label)), label], sets.sum(axis=1)
-    rows = []
-    for classes in np.unique(size):
-        of_size = inside[size == classes]
-        low, high = statistics.wilson(int(of_size.sum()), len(of_size))
-        rows.append(
-            {
-                "size": int(classes),
-                "images": len(of_size),
-                "covered": float(of_size.mean()),
-                "covered_low": low,
-                "covered_high": high,
-            }
-        )
-    return pd.DataFrame(rows)

@@ -15,7 +15,15 @@ from pipeline.config.schema import Config
 from pipeline.data import sample_table
 from pipeline.data.prepare import Prepared
 from pipeline.data.taxonomy import Taxonomy
-from pipeline.evaluation import calibration, confusion, metrics, statistics, thresholds
+from pipeline.evaluation import (
+    calibration,
+    confusion,
+    metrics,
+    mistake_severity,
+    prediction_sets,
+    statistics,
+    thresholds,
+)
 from pipeline.runs import predictions
 from pipeline.runs.directory import EvaluationDirectory, RunDirectory, Table
 
@@ -39,7 +47,7 @@ def compute_metrics(
         samples: the whole sample table.
         training_rows: int64, the rows of it that the run learned from.
         origin: values of `ORIGIN`; None takes those of the metrics.json that is there.
-        taxonomy: of the classes, for the thresholds of its ranks.
+        taxonomy: of the classes, for the thresholds of its ranks and the severity of mistakes.
 
     Raises:
         DataError: stored files are missing, damaged, or do not fit each other or the sample table.
@@ -61,6 +69,11 @@ def compute_metrics(
         **confidence_metrics,
         **metrics.accuracy_by_training_count(per_class),
     }
+    if stored.validation is not None:
+        labels = stored.table["label"].to_numpy()
+        metrics_json["prediction_sets"] = prediction_sets.summary(stored.logits, labels, stored.validation)
+    if taxonomy is not None:
+        metrics_json["mistakes"] = mistake_severity.summary(stored.table, taxonomy)
     tables: dict[Table, pd.DataFrame] = {
         "per_class": per_class,
         "confusion": confusion.table(stored.table, names),

@@ -75,8 +75,33 @@ def headline(metrics: Mapping[str, Any]) -> Iterator[str]:
             f"NLL {metrics['nll_scaled']:.4f}  Brier {metrics['brier_scaled']:.4f}  ECE {metrics['ece_scaled']:.4f}"
         )
     yield f"  answering only the most confident 80 %: top-1 {metrics['top1_at_80_coverage']:.4f}"
+    yield from _sets(metrics.get("prediction_sets", {}))
+    yield from _mistakes(metrics.get("mistakes"))
     if "test_reads" in metrics:
         yield f"  the test split has been read {metrics['test_reads']} time(s) by this run"
     if "peek_gap" in metrics:
         gap = metrics["peek_gap"]
         yield f"  peek gap {gap['gap']:.4f} over {len(gap['top1'])} checkpoint(s): {gap['note']}"
+
+
+def _sets(rules: Mapping[str, Any]) -> Iterator[str]:
+    for method, rule in rules.items():
+        if rule["threshold"] is None:
+            yield f"  prediction sets: {rule['n']} validation images are too few for {rule['coverage']:.0%}"
+            return
+        yield (
+            f"  prediction sets for {rule['coverage']:.0%} ({method}): {rule['size']:.2f} classes, "
+            f"{rule['covered']:.4f} covered  ({rule['covered_low']:.4f} .. {rule['covered_high']:.4f})"
+        )
+
+
+def _mistakes(mistakes: Mapping[str, Any] | None) -> Iterator[str]:
+    if mistakes is None:
+        return
+    ranks = mistakes["ranks"][1:]
+    yield "  right " + ", ".join(f"{row['rank']} {row['accuracy']:.4f}" for row in ranks)
+    if mistakes["height"] is not None:
+        yield (
+            f"  mean height of a mistake in the hierarchy {mistakes['height']:.2f} of {len(ranks) + 1}  "
+            f"({mistakes['height_low']:.2f} .. {mistakes['height_high']:.2f})"
+        )

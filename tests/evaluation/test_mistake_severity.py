@@ -31,26 +31,27 @@ def test_height_is_that_of_the_lowest_node_above_both_classes() -> None:
 
 def test_means_over_mistakes_and_over_images() -> None:
     numbers = mistake_severity.summary(FIVE, BIRDS)
-    assert numbers["mistake_height"] == pytest.approx(8 / 4)
-    assert numbers["tree_distance"] == pytest.approx(8 / 5)
-    assert 1 <= numbers["mistake_height_low"] <= 2 <= numbers["mistake_height_high"] <= 3
-    assert 0 <= numbers["tree_distance_low"] < 1.6 < numbers["tree_distance_high"] <= 3
+    assert numbers["height"] == pytest.approx(8 / 4)
+    assert numbers["distance"] == pytest.approx(8 / 5)
+    assert 1 <= numbers["height_low"] <= 2 <= numbers["height_high"] <= 3
+    assert 0 <= numbers["distance_low"] < 1.6 < numbers["distance_high"] <= 3
 
 
 def test_without_a_mistake_there_is_no_height() -> None:
     numbers = mistake_severity.summary(predictions((0, 0), (2, 2)), BIRDS)
-    assert numbers["mistake_height"] is None
-    assert numbers["tree_distance"] == numbers["tree_distance_high"] == 0
+    assert numbers["height"] is None
+    assert "height_low" not in numbers
+    assert numbers["distance"] == numbers["distance_high"] == 0
 
 
 def test_interval_of_many_images_is_that_of_the_normal_distribution() -> None:
     """Heights 1 and 3 alternate: their mean is 2, with a standard error of 1 / sqrt(n)."""
     n = 1_000
     numbers = mistake_severity.summary(predictions(*[(0, 1), (3, 2)] * (n // 2)), BIRDS)
-    assert numbers["mistake_height"] == 2
+    assert numbers["height"] == 2
     half = 1.96 / np.sqrt(n)
-    assert numbers["mistake_height_low"] == pytest.approx(2 - half, abs=0.1 * half)
-    assert numbers["mistake_height_high"] == pytest.approx(2 + half, abs=0.1 * half)
+    assert numbers["height_low"] == pytest.approx(2 - half, abs=0.1 * half)
+    assert numbers["height_high"] == pytest.approx(2 + half, abs=0.1 * half)
 
 
 def test_accuracy_of_each_rank() -> None:
@@ -71,3 +72,10 @@ def test_mistakes_across_families_are_counted_by_pair() -> None:
         "predicted_node": ["Laridae", "Corvidae"],
         "images": [2, 1],
     }
+
+
+def test_summary_has_the_ranks_with_the_pairs_that_are_taken_for_each_other() -> None:
+    ranks = mistake_severity.summary(FIVE, BIRDS)["ranks"]
+    assert [row["rank"] for row in ranks] == ["class", "genus", "family"]
+    assert ranks[2]["across"] == [{"true_node": "Corvidae", "predicted_node": "Laridae", "images": 1}]
+    assert sum(pair["images"] for pair in ranks[1]["across"]) == 3

@@ -1,12 +1,12 @@
 """Prediction sets: thresholds and scores worked out by hand, and the promise over many draws."""
 
-import math
 from typing import Any
 
 import numpy as np
 import pytest
 
 from pipeline.evaluation import prediction_sets
+from pipeline.runs.predictions import Validation
 
 FOUR = np.log(np.array([[0.5, 0.3, 0.15, 0.05], [0.1, 0.6, 0.2, 0.1]], np.float32))
 
@@ -38,7 +38,7 @@ def test_threshold_is_the_score_at_the_place_that_the_theorem_asks_for() -> None
 
 def test_too_few_images_promise_nothing_and_every_class_is_in_the_set() -> None:
     rule = prediction_sets.calibrate("lac", FOUR, np.array([0, 1]), 0.9)
-    assert rule.threshold == math.inf
+    assert rule.threshold is None
     assert rule.sets(FOUR).all()
 
 
@@ -63,12 +63,14 @@ def test_promise_is_kept_on_average_by_a_network_that_is_far_too_sure(method: An
     assert np.mean(covered) <= (0.91 if method == "lac" else 0.95)
 
 
-def test_summary_and_table_by_size() -> None:
-    sets = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 1]], bool)
-    label = np.array([0, 1, 0, 0])
-    numbers = prediction_sets.summary(sets, label)
-    assert (numbers["covered"], numbers["size"], numbers["size_median"]) == (0.5, 1.5, 1.5)
-    assert numbers["covered_low"] == pytest.approx(0.150, abs=1e-3)  # Wilson's of 2 of 4: 0.5 +- 0.350
-    table = prediction_sets.by_size(sets, label).set_index("size")
-    assert table["images"].to_dict() == {1: 2, 2: 2}
-    assert table["covered"].to_dict() == {1: 0.5, 2: 0.5}
+def test_summary_says_what_the_sets_came_to() -> None:
+    """Ten validation images whose classes all have 0.5 ask for sets of all classes with 0.5 or more."""
+    half = np.log(np.full((10, 2), 0.5, np.float32))
+    validation = Validation(half, np.zeros(10, np.int64))
+    logits = np.log(np.array([[0.9, 0.1], [0.5, 0.5], [0.2, 0.8], [0.3, 0.7]], np.float32))
+    numbers = prediction_sets.summary(logits, np.array([0, 1, 0, 1]), validation)["lac"]
+    assert (numbers["threshold"], numbers["n"], numbers["coverage"]) == (0.5, 10, 0.9)
+    assert (numbers["covered"], numbers["size"], numbers["size_median"]) == (0.75, 1.25, 1.0)
+    # Wilson's of 3 of 4, by hand: (0.75 + 0.480 -+ 0.634) / (1 + 0.960)
+    assert numbers["covered_low"] == pytest.approx(0.301, abs=1e-3)
+    assert numbers["covered_high"] == pytest.approx(0.954, abs=1e-3)
