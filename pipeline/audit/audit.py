@@ -92,7 +92,7 @@ def _features(
 ) -> features.Features:
     """The features of all images in the order of the sample table, float32 [n, D]; cached in the run directory."""
     features_by_split = {
-        split: features.cached(config, data, model.model, split, model.precision, ranks, model.sha256)
+        split: features.cached(config, data, model.network, split, model.precision, ranks, model.sha256)
         for split in sample_table.SPLITS
         if data.rows(split)
     }

@@ -129,7 +129,7 @@ class Evaluator:
         config = self.config
         loader = build_loader(self.data, view, config.data.workers, self.ranks)
         return predict.predict_rows(
-            model.model,
+            model.network,
             loader,
             rows,
             model.precision,

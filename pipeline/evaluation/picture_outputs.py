@@ -122,7 +122,7 @@ def _averaged(model: LoadedModel, images: torch.Tensor, views: int, device: torc
     rows = torch.arange(len(images))
     batch, numbers = Batch(images, rows, rows), rows.numpy()
     predicted = predict_batches(
-        model.model, [batch], numbers, model.precision, Ranks.single(device), features=True
+        model.network, [batch], numbers, model.precision, Ranks.single(device), features=True
     )
     if views == 1:
         return predicted

@@ -13,8 +13,7 @@ from pipeline.data.loader import build_loader
 from pipeline.data.prepare import Prepared
 from pipeline.data.transforms import CentreCrop
 from pipeline.distributed.process_group import Ranks
-from pipeline.inference.predict import predict_rows
-from pipeline.models.classifier import Classifier
+from pipeline.inference.predict import Network, predict_rows
 from pipeline.models.precision import Precision
 from pipeline.runs.directory import RunDirectory
 
@@ -24,7 +23,7 @@ Features = npt.NDArray[np.float32]
 def extract_features(
     config: Config,
     data: Prepared,
-    model: Classifier,
+    model: Network,
     rows: npt.NDArray[np.int64],
     precision: Precision,
     ranks: Ranks,
@@ -44,7 +43,7 @@ def extract_features(
 def cached(
     config: Config,
     data: Prepared,
-    model: Classifier,
+    model: Network,
     split: str,
     precision: Precision,
     ranks: Ranks,
@@ -69,7 +68,7 @@ def kept(
     path: Path,
     config: Config,
     data: Prepared,
-    model: Classifier,
+    model: Network,
     rows: npt.NDArray[np.int64],
     precision: Precision,
     ranks: Ranks,

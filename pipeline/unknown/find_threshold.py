@@ -106,7 +106,7 @@ def check(train: measures.Ints, val: measures.Ints, kept: float) -> None:
 def _outputs(config: Config, data: prepare.Prepared, model: LoadedModel, ranks: Ranks) -> tuple[Images, Seen]:
     """The features of the images that the run learned from, and the outputs for the validation images."""
     val = Evaluator(config, data, ranks).predict_split("val", model)
-    of_train = features.cached(config, data, model.model, "train", model.precision, ranks, model.sha256)
+    of_train = features.cached(config, data, model.network, "train", model.precision, ranks, model.sha256)
     learned = data.training_rows(config)
     train = Images(of_train[np.isin(data.rows("train"), learned)], data.labels[learned])
     return train, Seen(val.logits, val.features, data.labels[val.rows])

@@ -17,6 +17,9 @@ from pipeline.distributed.process_group import Ranks
 from pipeline.inference.predict import Predictions, predict_batches
 from pipeline.models.build import build_model
 from pipeline.models.classifier import Classifier
+from pipeline.models.folding import fold_batchnorms
+from pipeline.models.fusing import fuse_convolutions
+from pipeline.models.precision import Precision
 from tests.helpers import tiny
 
 ALONE = Ranks.single(torch.device("cpu"))
@@ -173,3 +176,50 @@ def test_a_model_that_does_not_fit_on_the_device_is_one_sentence(
     monkeypatch.setattr(Classifier, "to", full)
     assert tiny.do("eval", trained) == 2
     assert "the memory of cpu does not suffice for the model" in capsys.readouterr().err
+
+
+def drawn_batches(sizes: tuple[int, ...]) -> list[Batch]:
+    generator = torch.Generator().manual_seed(2)
+    shape = (sum(sizes), 32, 32, 3)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
+    numbers = torch.arange(sum(sizes))
+    return [
+        Batch(*parts)
+        for parts in zip(*(part.split(sizes) for part in (images, 0 * numbers, numbers)), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_fused_network_answers_the_same_in_any_number_of_threads(
+    model: Classifier, precision: Precision
+) -> None:
+    batches, rows = drawn_batches((12, 8, 0, 1)), np.arange(21)
+    fused = fuse_convolutions(fold_batchnorms(model, 32), 32, precision)
+    assert fused is not None
+    before = torch.get_num_threads()
+    answers = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            answers.append(predict_batches(fused, iter(batches), rows, precision, ALONE, features=True))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    one, three = answers
+    assert one.rows.tolist() == rows.tolist()
+    assert np.array_equal(one.logits, three.logits)
+    assert np.array_equal(one.features, three.features)
+    unfused = predict_batches(model, iter(batches), rows, "fp32", ALONE, features=True)
+    tolerance = (1e-5 if precision == "fp32" else 0.1) * np.abs(unfused.logits).max()
+    assert np.allclose(one.logits, unfused.logits, rtol=0, atol=tolerance)
+    assert one.features.shape == unfused.features.shape
+
+
+def test_what_goes_wrong_in_a_thread_is_raised(model: Classifier) -> None:
+    fused = fuse_convolutions(fold_batchnorms(model, 32), 32, "fp32")
+    assert fused is not None
+    two_channels = [batch._replace(image=batch.image[:, :2]) for batch in drawn_batches((8,))]
+    before = torch.get_num_threads()
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        predict_batches(fused, iter(two_channels), np.arange(8), "fp32", ALONE)
+    assert torch.get_num_threads() == before
