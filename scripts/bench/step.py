@@ -16,10 +16,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from measuring import Measurement, Options, in_pairs
+
+if TYPE_CHECKING:
+    from pipeline.config.schema import Config
+    from pipeline.training.state import TrainState
 
 NETWORKS = (
     *(("mobilenetv2_100", 224, 16), ("tf_efficientnet_lite0", 224, 16), ("resnet18", 224, 16)),
@@ -181,36 +185,51 @@ def drawn(px: int, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def ours(name: str, px: int, batch: int, precision: str, norms: str) -> Callable[[], object]:
     """What takes a step of a run of ours, whose loss is read as it is where each step is logged."""
-    from pipeline.config.load import load_config
     from pipeline.data.loader import Batch
     from pipeline.distributed import process_group
     from pipeline.distributed.process_group import Ranks
-    from pipeline.models.build import build_model
     from pipeline.training import phases, step
-    from pipeline.training.freezing import FreezeSchedule, learn_fast
-    from pipeline.training.optimizer import build_optimizer, parameter_groups
-    from pipeline.training.state import TrainState
 
-    words = [f"model.name={name}", "model.pretrained=false", f"data.image_px={px}", f"data.resize_px={px}"]
-    words += [f"model.freeze_batchnorm={str(norms == FROZEN).lower()}", f"train.precision={precision}"]
-    config = load_config(None, [*words, "train.device=cpu", f"optim.batch_size={batch}"])
+    config = configuration(
+        name, px, batch, precision, f"model.freeze_batchnorm={str(norms == FROZEN).lower()}"
+    )
     ranks = Ranks.single(process_group.select_device(config.train))
-    model, _ = build_model(config.model, CLASSES)
-    model.to(memory_format=torch.channels_last)
-    learn_fast(config, model, precision)  # type: ignore[arg-type]
-    FreezeSchedule(config, model).apply(0)
-    groups = parameter_groups(model, config.optim, weight_decay=config.optim.weight_decay)
-    phase, begin = config.optim.resolved_phases[0], phases.first(config.optim)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    state = TrainState(model, build_optimizer(groups, phase, lr=begin.lr), scaler, None, begin)
+    state = fresh_state(config)
     settings = step.StepSettings(0, 0.1, (), None, batch, precision, ranks)  # type: ignore[arg-type]
     images, labels = drawn(px, batch)
 
     def take() -> object:
         made = Batch(images, labels, labels)
-        return step.train_step(state, model, made, batch, phases.Rates(1e-3, 0.9), settings).tolist()
+        return step.train_step(state, state.model, made, batch, phases.Rates(1e-3, 0.9), settings).tolist()
 
     return take
+
+
+def configuration(name: str, px: int, batch: int, precision: str, *more: str) -> "Config":
+    """Of a network with random weights on the CPU."""
+    from pipeline.config.load import load_config
+
+    words = [f"model.name={name}", "model.pretrained=false", f"data.image_px={px}", f"data.resize_px={px}"]
+    words += [f"train.precision={precision}", "train.device=cpu", f"optim.batch_size={batch}", *more]
+    return load_config(None, words)
+
+
+def fresh_state(config: "Config") -> "TrainState":
+    """A state at the beginning of a run, made as a run makes it; the format is not to be auto."""
+    from pipeline.models.build import build_model
+    from pipeline.training import phases
+    from pipeline.training.freezing import FreezeSchedule, learn_fast
+    from pipeline.training.optimizer import build_optimizer, parameter_groups
+    from pipeline.training.state import TrainState
+
+    model, _ = build_model(config.model, CLASSES)
+    model.to(memory_format=torch.channels_last)
+    learn_fast(config, model, config.train.precision)  # type: ignore[arg-type]
+    FreezeSchedule(config, model).apply(0)
+    groups = parameter_groups(model, config.optim, weight_decay=config.optim.weight_decay)
+    phase, begin = config.optim.resolved_phases[0], phases.first(config.optim)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    return TrainState(model, build_optimizer(groups, phase, lr=begin.lr), scaler, None, begin)
 
 
 def timms(name: str, px: int, batch: int, precision: str, norms: str) -> Callable[[], object]:
