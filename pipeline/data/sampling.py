@@ -5,12 +5,15 @@ added for each further showing, so that every showing is augmented in its own wa
 """
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.common import seeding
-from pipeline.distributed.process_group import Ranks
+
+if TYPE_CHECKING:  # data are prepared without torch
+    from pipeline.distributed.process_group import Ranks
 
 Item = tuple[int, int]  # (epoch, draw)
 Rows = Sequence[int] | npt.NDArray[np.int64]
@@ -71,13 +74,13 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
     return -(-images // batch_size)
 
 
-def shard_batches(batches: Sequence[npt.NDArray[np.int64]], ranks: Ranks) -> list[npt.NDArray[np.int64]]:
+def shard_batches(batches: Sequence[npt.NDArray[np.int64]], ranks: "Ranks") -> list[npt.NDArray[np.int64]]:
     """Each batch's part for this rank: every `world`-th row, beginning at `rank`."""
     return [batch[ranks.rank :: ranks.world_size] for batch in batches]
 
 
 def distribute_batches(
-    batches: Sequence[npt.NDArray[np.int64]], ranks: Ranks
+    batches: Sequence[npt.NDArray[np.int64]], ranks: "Ranks"
 ) -> tuple[list[npt.NDArray[np.int64]], list[int]]:
     """This rank's batches, dealt in turn, and the number of images that all ranks see in each round.
 
