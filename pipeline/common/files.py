@@ -15,6 +15,7 @@ import re
 import secrets
 import shutil
 import sys
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -249,6 +250,15 @@ def digest_of_file(path: Path, algorithm: str = "sha256") -> str:
         while chunk := stream.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def crc32_of_file(path: Path) -> str:
+    """The CRC-32 of a file's content, 8 hexadecimal digits: finds damage, some times as fast as a digest."""
+    checksum = 0
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            checksum = zlib.crc32(chunk, checksum)
+    return f"{checksum:08x}"
 
 
 def digest_of(value: Any) -> str:

@@ -5,8 +5,8 @@ the order of the sample table). Packed pixels are uint8 RGB, height x width x 3;
 files of quality 95 instead, for when the disk is short.
 """
 
-import hashlib
 import os
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -130,10 +130,10 @@ def _damage(index: pd.DataFrame, size_bytes: int, packed: bool) -> str | None:
 
 @dataclass(frozen=True)
 class Built:
-    """What `build` made: the index as it stands in the store, and the SHA-256 of files by name, where it is known."""
+    """What `build` made: the index as it stands in the store, and the CRC-32 of the file of pixels, by its name."""
 
     index: pd.DataFrame
-    digests: dict[str, str]
+    checksums: dict[str, str]
 
 
 def build(table: pd.DataFrame, images: Path, folder: Path, layout: Layout, skip_bad: bool = False) -> Built:
@@ -148,7 +148,7 @@ def build(table: pd.DataFrame, images: Path, folder: Path, layout: Layout, skip_
 
     Returns:
         The index, one row a picture (id, offset, length, store_width, store_height, and
-        sample_table.PICTURE_COLUMNS), and the digest of the pixels.
+        sample_table.PICTURE_COLUMNS), and the checksum of the pixels.
 
     Raises:
         DataError: pictures do not decode (all are named), or with `skip_bad` none does, or the disk is too small.
@@ -160,7 +160,7 @@ def build(table: pd.DataFrame, images: Path, folder: Path, layout: Layout, skip_
         f"store  {len(paths)} pictures will take {files.size_in_words(needed_bytes)} in {folder.parent}"
     )
     files.require_free(folder.parent, needed_bytes, "the store")
-    index, bad, digest = _fill(folder / PIXELS, paths, layout)
+    index, bad, checksum = _fill(folder / PIXELS, paths, layout)
     if bad and (not skip_bad or len(bad) == len(paths)):
         raise DataError(
             f"{len(bad)} of {len(paths)} pictures do not decode in full: "
@@ -172,16 +172,16 @@ def build(table: pd.DataFrame, images: Path, folder: Path, layout: Layout, skip_
         pd.DataFrame(skipped).to_csv(folder / SKIPPED, index=False)
     index.insert(0, "id", np.delete(table["id"].to_numpy(), list(bad)))
     index.to_csv(folder / "index.csv", index=False)
-    return Built(index, {PIXELS: digest})
+    return Built(index, {PIXELS: checksum})
 
 
 class _Appending:
-    """A file that grows: it is hashed as it is written, and the disk takes it while the next pictures are decoded."""
+    """A file that grows: its checksum is taken as it is written, and the disk takes it while pictures are decoded."""
 
     def __init__(self, stream: BinaryIO, pool: ThreadPoolExecutor) -> None:
         """pool: waits for the disk."""
         self._stream, self._pool = stream, pool
-        self._hash, self._size_bytes = hashlib.sha256(), 0
+        self._crc32, self._size_bytes = 0, 0
         self._sync: Future[None] | None = None
         self._synced_bytes = 0
 
@@ -193,7 +193,7 @@ class _Appending:
         """
         begins = self._size_bytes
         self._stream.write(content.data)
-        self._hash.update(content.data)
+        self._crc32 = zlib.crc32(content.data, self._crc32)
         self._size_bytes += content.nbytes
         if self._size_bytes - self._synced_bytes >= BYTES_BETWEEN_SYNCS and (
             self._sync is None or self._sync.done()
@@ -203,10 +203,10 @@ class _Appending:
             self._synced_bytes = self._size_bytes
         return begins
 
-    def digest(self) -> str:
-        """The SHA-256 of all that was written, when the disk has taken what it was told to."""
+    def checksum(self) -> str:
+        """The CRC-32 of all that was written, when the disk has taken what it was told to."""
         self._await_disk()
-        return self._hash.hexdigest()
+        return f"{self._crc32:08x}"
 
     def _await_disk(self) -> None:
         if self._sync is not None:
@@ -217,7 +217,7 @@ def _fill(path: Path, paths: Sequence[Path], layout: Layout) -> tuple[pd.DataFra
     """Write the pictures end to end, in their order.
 
     Returns:
-        The index of the good ones; why others are bad, by position; the SHA-256 of the file.
+        The index of the good ones; why others are bad, by position; the CRC-32 of the file.
     """
     rows: list[dict[str, int | bool]] = []
     bad: dict[int, str] = {}
@@ -242,8 +242,8 @@ def _fill(path: Path, paths: Sequence[Path], layout: Layout) -> tuple[pd.DataFra
                 content, facts = entry
                 rows.append({"offset": pixels.append(content), "length": content.nbytes, **facts})
             bar.advance()
-        digest = pixels.digest()
-    return pd.DataFrame(rows), bad, digest
+        checksum = pixels.checksum()
+    return pd.DataFrame(rows), bad, checksum
 
 
 def map_in_order(

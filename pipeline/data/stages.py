@@ -36,6 +36,14 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
+class LargeFileRecord:
+    """A file as a stage left it that takes a checksum while it is written."""
+
+    bytes: int
+    crc32: str
+
+
+@dataclass(frozen=True)
 class FolderRecord:
     """A folder of many files as a stage left it."""
 
@@ -51,7 +59,7 @@ class Stamp:
     """the digest of what it was made from"""
     source: str = ""
     """the digest of the source's files; the sample table and the stores of one state of a source have the same"""
-    made: dict[str, FileRecord] | FolderRecord | None = None
+    made: dict[str, FileRecord | LargeFileRecord] | FolderRecord | None = None
     """the files, by name"""
 
 
@@ -67,8 +75,8 @@ class Stage:
     inputs: Mapping[str, Any]
     """what it is made from, in plain types"""
     make: Callable[[Path], Mapping[str, str] | None]
-    """writes the output to a path; of a folder, into that folder, which is empty; may return the SHA-256 of files, by
-    name, which it hashed as it wrote them"""
+    """writes the output to a path; of a folder, into that folder, which is empty; may return the CRC-32 of files, by
+    name, which it took as it wrote them"""
     kind: type[FileRecord] | type[FolderRecord] = FileRecord
     """how its stamp describes it: file by file, or as a whole"""
     is_folder: bool = True
@@ -115,8 +123,8 @@ class Stage:
         stamp = stamp_of(self.output)
         replacing = files.replacing_folder if self.is_folder else files.replacing
         with replacing(self.output) as part:
-            digests = self.make(part)
-            made = _describe(part, self.output.name, self.kind, digests)
+            checksums = self.make(part)
+            made = _describe(part, self.output.name, self.kind, checksums or {})
             stamp.unlink(missing_ok=True)
         write_stamp(self.output, Stamp(self.inputs_digest, self.source, made))
 
@@ -180,7 +188,7 @@ def write_stamp(output: Path, stamp: Stamp) -> None:
 
 def stamp_as_it_is(output: Path) -> None:
     """Write a stamp for an output that no stage made."""
-    write_stamp(output, Stamp("", made=_describe(output, output.name, FileRecord)))
+    write_stamp(output, Stamp("", made=_describe(output, output.name, FileRecord, {})))
 
 
 def changes(output: Path, verify: bool = False) -> str | None:
@@ -208,12 +216,17 @@ def changes(output: Path, verify: bool = False) -> str | None:
             size = path.stat().st_size
             if size != made.bytes:
                 return f"{name} has {size:,} bytes, and was made with {made.bytes:,}"
-            by_digest = verify or path.suffix == ".csv"
-            if by_digest and files.digest_of_file(path) != made.sha256:
+            if (verify or path.suffix == ".csv") and not _has_content(path, made):
                 return f"{name} has other content than it was made with"
         except FileNotFoundError:
             return f"{name} is missing"
     return None
+
+
+def _has_content(path: Path, made: FileRecord | LargeFileRecord) -> bool:
+    if isinstance(made, LargeFileRecord):
+        return files.crc32_of_file(path) == made.crc32
+    return files.digest_of_file(path) == made.sha256
 
 
 def has_digests(output: Path) -> bool:
@@ -223,18 +236,16 @@ def has_digests(output: Path) -> bool:
 
 
 def _describe(
-    path: Path,
-    name: str,
-    kind: type[FileRecord] | type[FolderRecord],
-    digests: Mapping[str, str] | None = None,
-) -> dict[str, FileRecord] | FolderRecord:
-    """Args: name: of the output, in case that it is a file; digests: those that are known, by name."""
+    path: Path, name: str, kind: type[FileRecord] | type[FolderRecord], checksums: Mapping[str, str]
+) -> dict[str, FileRecord | LargeFileRecord] | FolderRecord:
+    """Args: name: of the output, in case that it is a file; checksums: CRC-32 of files, by name."""
     if kind is FolderRecord:
         return _describe_folder(path)
-    known = digests or {}
     made = {each.name: each for each in sorted(path.iterdir())} if path.is_dir() else {name: path}
     return {
-        name: FileRecord(each.stat().st_size, known.get(name) or files.digest_of_file(each))
+        name: LargeFileRecord(each.stat().st_size, checksums[name])
+        if name in checksums
+        else FileRecord(each.stat().st_size, files.digest_of_file(each))
         for name, each in made.items()
     }
 

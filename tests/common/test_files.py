@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,12 @@ def test_the_digest_of_a_file_longer_than_a_chunk_is_that_of_hashlib(tmp_path: P
     content = os.urandom(files.CHUNK_BYTES + 17)
     (tmp_path / "file").write_bytes(content)
     assert files.digest_of_file(tmp_path / "file", algorithm) == hashlib.new(algorithm, content).hexdigest()
+
+
+def test_the_checksum_of_a_file_longer_than_a_chunk_is_that_of_zlib(tmp_path: Path) -> None:
+    content = os.urandom(files.CHUNK_BYTES + 17)
+    (tmp_path / "file").write_bytes(content)
+    assert files.crc32_of_file(tmp_path / "file") == f"{zlib.crc32(content):08x}"
 
 
 def test_the_digest_of_a_value_depends_on_content_and_not_on_the_order_of_keys() -> None:

@@ -256,9 +256,9 @@ def test_another_process_reads_the_same_pictures(images: Path) -> None:
 
 
 @each_layout
-def test_the_digest_taken_while_writing_is_that_of_the_file(images: Path, layout: Layout) -> None:
+def test_the_checksum_taken_while_writing_is_that_of_the_file(images: Path, layout: Layout) -> None:
     made = build(listed(*SIZES), images, images.parent, layout)
-    assert made.digests == {"pixels.bin": files.digest_of_file(images.parent / "pixels.bin")}
+    assert made.checksums == {"pixels.bin": files.crc32_of_file(images.parent / "pixels.bin")}
 
 
 def test_a_disk_that_fails_to_take_an_earlier_picture_is_an_error(

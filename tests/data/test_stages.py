@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -44,18 +45,23 @@ def test_a_stamp_names_the_size_and_digest_of_each_file(tmp_path: Path) -> None:
     assert entries(tmp_path) == {"store", "store.stamp.json", "prepare.lock"}
 
 
-def test_a_digest_that_was_taken_while_writing_is_not_taken_again(tmp_path: Path) -> None:
-    def make(output: Path) -> dict[str, str]:
-        write(output)
-        return {"pixels.bin": "of what was written"}
+def write_with_checksum(output: Path) -> dict[str, str]:
+    write(output)
+    return {"pixels.bin": f"{zlib.crc32(FILES['pixels.bin'].encode()):08x}"}
 
-    stage(tmp_path, make).run()
-    made = json.loads((tmp_path / "data" / "store.stamp.json").read_text())["made"]
-    index = hashlib.sha256(FILES["index.csv"].encode()).hexdigest()
-    assert {name: record["sha256"] for name, record in made.items()} == {
-        "pixels.bin": "of what was written",
-        "index.csv": index,
+
+def test_a_checksum_that_was_taken_while_writing_stands_in_the_stamp(tmp_path: Path) -> None:
+    made = stage(tmp_path, write_with_checksum)
+    made.run()
+    stamp = json.loads((tmp_path / "data" / "store.stamp.json").read_text())
+    assert stamp["made"] == {
+        "pixels.bin": {"bytes": 4, "crc32": "a6669d7d"},
+        "index.csv": {"bytes": 5, "sha256": hashlib.sha256(FILES["index.csv"].encode()).hexdigest()},
     }
+    assert made.due(verify=True) is None
+    (made.output / "pixels.bin").write_text("0124")
+    assert made.due() is None
+    assert made.due(verify=True) == "pixels.bin has other content than it was made with"
 
 
 def test_what_is_as_it_was_made_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
