@@ -19,7 +19,7 @@ FAR_APART = 5.0  # ratio of peak rates beyond which the axis is logarithmic
 
 def draw(run: RunDirectory) -> None:
     """Draw the curves of a run from its log; nothing before its first epoch is over."""
-    log = run.read_log()
+    log = run.read_log(steps=False)
     epochs, validations = log.epochs(), log.validations()
     if not epochs:
         return

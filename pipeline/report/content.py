@@ -54,7 +54,7 @@ def interval(low: float, high: float, digits: int = 1) -> str:
 
 def training(evaluation: StoredEvaluation) -> str:
     """The training curves as SVG; empty before the first epoch is over."""
-    log = RunDirectory(evaluation.config.run_dir).read_log()
+    log = RunDirectory(evaluation.config.run_dir).read_log(steps=False)
     return figures.curves(log, int(evaluation.metrics["epoch"]))
 
 

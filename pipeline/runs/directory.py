@@ -67,9 +67,13 @@ class RunDirectory:
         """The stored features of a split."""
         return self.features / f"{split}.npz"
 
-    def read_log(self) -> log.Log:
-        """The records so far; a `DataError` when the log is of a later version, or damaged."""
-        return log.read_log(self.log_file)
+    def read_log(self, *, steps: bool = True) -> log.Log:
+        """The records so far, with or without those of steps (`log.read_log`).
+
+        Raises:
+            DataError: the log is of a later version, or damaged.
+        """
+        return log.read_log(self.log_file, steps=steps)
 
     def read_status(self) -> status.Status | None:
         """One snapshot of the run's status; None where no training has begun."""

@@ -67,8 +67,8 @@ class ListedRun:
 
     @cached_property
     def log(self) -> Log:
-        """The records so far."""
-        return self.directory.read_log()
+        """The records so far, of steps the last one alone."""
+        return self.directory.read_log(steps=False)
 
     @property
     def epochs(self) -> int:

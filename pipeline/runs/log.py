@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from pipeline.common.errors import DataError, named
 LogRecord = Mapping[str, Any]
 
 SCHEMA, VERSION = "plumage/log", 1
+STEP_BEGINS = (b'{"kind": "step"', b'{"kind": "gradients"')
 HEADER = {"kind": "log", "step": 0, "schema": SCHEMA, "version": VERSION}
 CLOCKS = {
     "time": "when it was written, seconds since 1970",
@@ -99,15 +100,19 @@ class LogWriter:
         Raises:
             DataError: the log is of a later version, or damaged.
         """
-        kept = [(line, record) for line, record in _lines(path) if record["step"] <= step]
-        if not kept or kept[0][1]["kind"] != "log":  # a new log, or one from before there were headers
-            kept.insert(0, (json.dumps(HEADER) + "\n", HEADER))
-            files.write_text(path, "".join(line for line, _ in kept))
-        else:
-            os.truncate(path, sum(len(line.encode()) for line, _ in kept))
-        self.before = [record for _, record in kept[1:]]
+        size_bytes, has_header = 0, False
+        last: Mapping[str, Any] = HEADER
+        for line, record in _lines(path):
+            has_header |= not size_bytes and record["kind"] == "log"
+            if record["step"] <= step:
+                size_bytes, last = size_bytes + len(line), record
+        if has_header:
+            os.truncate(path, size_bytes)
+        else:  # a new log, or one from before there were headers
+            kept = [line for line, record in _lines(path) if record["step"] <= step]
+            with files.replacing(path) as part:
+                part.write_bytes(json.dumps(HEADER).encode() + b"\n" + b"".join(kept))
         self._path, self._stream = path, path.open("a", encoding="utf-8")
-        last = kept[-1][1]
         self._clocks = [
             (name, clock, last.get(name, 0.0) - clock())
             for name, clock in (("seconds", time.monotonic), ("cpu_seconds", time.process_time))
@@ -130,13 +135,22 @@ class LogWriter:
             os.fsync(self._stream.fileno())
 
 
-def read_log(path: Path) -> Log:
+def read_log(path: Path, *, steps: bool = True) -> Log:
     """The records of a log; none where there is no log. A half line at the end is left out.
+
+    Args:
+        steps: whether to read the records of steps, too, which are most of a log; false: the last one alone, which
+            tells how long the run took.
 
     Raises:
         DataError: the log is of a later version, or damaged.
     """
-    return Log(record for _, record in _lines(path) if record["kind"] != "log")
+    return Log(records(path, steps=steps))
+
+
+def records(path: Path, *, steps: bool = True) -> Iterator[dict[str, Any]]:
+    """What `read_log` reads, one after the other."""
+    return (record for _, record in _lines(path, steps=steps) if record["kind"] != "log")
 
 
 def best_record(records: Iterable[LogRecord]) -> LogRecord | None:
@@ -150,16 +164,15 @@ def best_record(records: Iterable[LogRecord]) -> LogRecord | None:
     return max(validated, key=rank, default=None)
 
 
-def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The complete lines of a log, each with its record; the header is the first."""
-    if not path.is_file():
-        return []
-    lines = path.read_bytes().split(b"\n")[:-1]  # the last one is empty, or half a line
-    checked = []
-    for number, line in enumerate(lines, start=1):
+def _lines(path: Path, *, steps: bool = True) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The complete lines of a log, each with its record; the header is the first.
+
+    Args:
+        steps: see `read_log`.
+    """
+    for number, line in _complete_lines(path, steps):
         try:
-            text = line.decode("utf-8") + "\n"
-            record = _complete(json.loads(text))
+            record = _complete(json.loads(line.decode("utf-8")))
             if number == 1 and record.get("version", VERSION) > VERSION:
                 raise DataError(
                     f"{path}: has version {record['version']} of {SCHEMA} and this program "
@@ -170,8 +183,25 @@ def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
             raise DataError(
                 f"{path}, line {number}: no record of a log; take that line out, or restore the file"
             ) from error
-        checked.append((text, record))
-    return checked
+        yield line, record
+
+
+def _complete_lines(path: Path, steps: bool) -> Iterator[tuple[int, bytes]]:
+    """The lines that end, with their numbers."""
+    if not path.is_file():
+        return
+    skipped: tuple[int, bytes] | None = None
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.endswith(b"\n"):
+                break
+            if not steps and line.startswith(STEP_BEGINS):
+                skipped = number, line
+            else:
+                skipped = None
+                yield number, line
+    if skipped is not None:
+        yield skipped
 
 
 def _complete(record: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pipeline.common import console
 from pipeline.common.errors import closing, named
 from pipeline.config.schema import Config
 from pipeline.runs.directory import RunDirectory
-from pipeline.runs.log import ALL, CLOCKS, FIELDS, LogRecord, LogWriter
+from pipeline.runs.log import ALL, CLOCKS, FIELDS, LogRecord, LogWriter, records
 from pipeline.runs.wandb_process import OfflineWriter, OnlineSender
 
 
@@ -171,7 +171,7 @@ def build_tracker(config: Config, step: int) -> Tracker:
         if asked_for:
             shutil.rmtree(folder, ignore_errors=True)
             trackers.append(kind(folder))
-    for record in log.before:
+    for record in records(run.log_file) if trackers else ():
         for tracker in trackers:
             tracker.log(record)
     if config.tracking.wandb == "online":

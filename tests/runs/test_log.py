@@ -47,7 +47,7 @@ def test_the_clocks_go_on_from_the_last_record_that_is_kept(
         first.append(step(number))
     first.close()
     later = LogWriter(path, 1)
-    assert [record["step"] for record in later.before] == [1]
+    assert [record["step"] for record in read_log(path)] == [1]
     later.append(step(2))
     later.close()
     assert [(line["step"], line["seconds"], line["cpu_seconds"]) for line in read_log(path)] == [
@@ -68,6 +68,17 @@ def test_a_half_line_is_not_read_and_is_cut_off(tmp_path: Path, half: str) -> No
     assert [record["step"] for record in read_log(path)] == [1, 2]
     LogWriter(path, 2).close()
     assert path.read_text() == whole
+
+
+def test_without_steps_the_last_record_is_read_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    log = LogWriter(path, 0)
+    for record in (step(1), {**dict.fromkeys(FIELDS["epoch"]), **EPOCH, "step": 1}, step(2), step(3)):
+        log.append(record)
+    log.close()
+    assert [(one["kind"], one["step"]) for one in read_log(path, steps=False)] == [("epoch", 1), ("step", 3)]
+    path.write_text(path.read_text() + '{"kind": "st')
+    assert [one["step"] for one in read_log(path, steps=False)] == [1, 3]
 
 
 def test_a_log_of_before_there_were_headers_gets_one(tmp_path: Path) -> None:
