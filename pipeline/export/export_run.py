@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pipeline.data.transforms import CentreCrop
 from pipeline.distributed.process_group import Ranks, select_device
 from pipeline.evaluation import training_state, unknown_threshold
 from pipeline.evaluation.fitted_temperature import fitted_temperature
-from pipeline.export import description, golden, onnx_file
+from pipeline.export import description, golden, hub_folder, onnx_file
 from pipeline.export.network import ExportedNetwork
 from pipeline.export.onnx_file import Graph, GraphFault, Images
 from pipeline.export.proof import TOLERANCE, Agreement, Trained, channels_first, compare, drawn_batches
@@ -64,6 +65,8 @@ def export_run(config: Config) -> dict[str, Any]:
         (folder / "predict.py").write_bytes(Path(__file__).with_name("standalone.py").read_bytes())
         (folder / "requirements.txt").write_text(description.requirements(), encoding="utf-8")
         golden.write(folder / "golden", config, loaded)
+        some = list(islice(drawn_batches(config.data.image_px), 3))
+        proof["hub"] = hub_folder.write(folder / "hub", config, loaded, content, facts, some)
         files.write_json(folder / "export.json", {**proof, "metadata": facts})
         _check_script(folder, run)
         size_bytes = (folder / "model.onnx").stat().st_size

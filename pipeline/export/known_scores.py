@@ -13,8 +13,8 @@ class KnownScore(nn.Module):
     def __init__(self, score: Score) -> None:
         super().__init__()
         self.name = score.name
-        for name, array in score.arrays.items():
-            self.register_buffer(name, torch.as_tensor(array, dtype=torch.float64))
+        for name, array in score.arrays.items():  # as they are stored: float64 would double the file
+            self.register_buffer(name, torch.as_tensor(array, dtype=torch.float32))
 
     def forward(self, logits: Tensor, features: Tensor) -> Tensor:
         logits, features = logits.double(), unit(features)
@@ -28,15 +28,16 @@ class KnownScore(nn.Module):
             likeliest = logits.softmax(1).topk(min(MOST_CLASSES, logits.shape[1]), dim=1).values
             return -((likeliest * (1 - likeliest)) ** GAMMA).sum(1)
         if self.name == "knn":
-            k = min(NEIGHBOURS, len(self.get_buffer("neighbours")))
-            cosine = (features @ self.get_buffer("neighbours").T).topk(k, dim=1).values[:, -1]
+            neighbours = self.get_buffer("neighbours").double()
+            k = min(NEIGHBOURS, len(neighbours))
+            cosine = (features @ neighbours.T).topk(k, dim=1).values[:, -1]
             return -(2 - 2 * cosine).clamp(min=0).sqrt()
         of_classes = self._squared_distances(features, "whitening", "means").amin(1)
         return self._squared_distances(features, "background_whitening", "background_mean")[:, 0] - of_classes
 
     def _squared_distances(self, features: Tensor, whitening: str, means: str) -> Tensor:
         """Of whitened unit features [B, D] from whitened means [C, D]: [B, C]."""
-        white, centres = features @ self.get_buffer(whitening).T, self.get_buffer(means)
+        white, centres = features @ self.get_buffer(whitening).double().T, self.get_buffer(means).double()
         return white.square().sum(1, keepdim=True) + centres.square().sum(1) - 2 * white @ centres.T
 
 

@@ -121,13 +121,9 @@ def test_the_folder_is_whole_and_nothing_else_is_left(own_run: RunDirectory, res
         "5-grey-16-bits.png",
         "golden.json",
     ]
-    names = [
-        "export.json",
-        *(f"golden/{name}" for name in golden),
-        "model.onnx",
-        "predict.py",
-        "requirements.txt",
-    ]
+    hub = ["README.md", "config.json", "model.safetensors"]
+    inner = [*(f"golden/{name}" for name in golden), *(f"hub/{name}" for name in hub)]
+    names = ["export.json", *inner, "model.onnx", "predict.py", "requirements.txt"]
     assert list(folders.digests(own_run.export)) == names
     assert [path.name for path in own_run.path.glob("export*")] == ["export"]
     said = json.loads((own_run.export / "export.json").read_text())

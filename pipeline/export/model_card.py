@@ -1,0 +1,110 @@
+"""README.md of a hub folder: the model card (Mitchell et al. 2019, arXiv:1810.03993), made of what the run knows."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.config.schema import Config
+from pipeline.runs import predictions
+from pipeline.runs.directory import RunDirectory
+
+SPLITS = "test", "val"
+NUMBERS = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "per_class_mean": "mean accuracy of the classes",
+    "nll": "negative log-likelihood, nats",
+}
+CARD = """\
+---
+library_name: timm
+pipeline_tag: image-classification
+license: {licence_tag}
+tags: [image-classification, timm, fine-grained]
+---
+
+# {name}
+
+`{model}`, fine-tuned to tell {classes} classes apart; {program}, epoch {epoch}.
+
+- **Use**: pictures that show one object of one of the classes, as those of the training. For anything else an answer
+  means nothing{unknown}.
+- **Weights before the fine-tuning**: {weights}. Licence: {licence}.
+- **Data**: source `{source}`, sample table with SHA-256 {samples}. Their licence is not known to the
+  program: add it before you publish this.
+
+```python
+import timm
+model = timm.create_model("local-dir:hub", pretrained=True).eval()
+```
+
+The program resizes with OpenCV ({resize} to {resize_px} px, then a centre crop of {image_px} px); timm's own transforms
+give somewhat other pixels. `predict.py`, in the folder above, gives the program's to the bit.
+
+## Numbers
+
+{numbers}
+
+## Limits
+
+- Probabilities are {calibrated}.
+- The numbers hold for pictures like those of the split; other cameras, places and seasons were not measured.
+- Classes: config.json, `label_names`. Checkpoint: SHA-256 {checkpoint}.
+
+## Reproduce
+
+The configuration of the run has SHA-256 {config}; `plumage train --config config.yaml`, then `plumage eval`.
+"""
+
+
+def text(config: Config, facts: Mapping[str, Any]) -> str:
+    """The model card of a run; facts: the metadata of its export."""
+    origin, weights, given = facts["origin"], facts["weights"], facts["preprocessing"]
+    licence = weights["licence"]
+    known = (
+        f'; `predict.py` answers "none of these" below a {facts["unknown"]["score"]} score'
+        if facts["unknown"]
+        else ""
+    )
+    temperature = facts["temperature"]
+    return CARD.format(
+        name=config.run.name,
+        model=config.model.name,
+        classes=len(facts["classes"]),
+        program=facts["program"],
+        epoch=origin["epoch"],
+        unknown=known,
+        weights=weights["source"] + (f", SHA-256 {weights['sha256']}" if weights["sha256"] else ""),
+        licence=licence or "not known",
+        licence_tag=licence if licence and re.fullmatch(r"[a-z0-9.-]+", licence) else "other",
+        source=config.data.source,
+        samples=origin["sample_table_sha256"],
+        resize=given["resize"],
+        resize_px=given["resize_px"],
+        image_px=given["image_px"],
+        numbers=_numbers(config, origin["checkpoint_sha256"]),
+        calibrated="not calibrated"
+        if temperature is None
+        else f"of logits over {temperature:.3f}, fitted on validation",
+        checkpoint=origin["checkpoint_sha256"],
+        config=origin["config_sha256"],
+    )
+
+
+def _numbers(config: Config, checkpoint_sha256: str) -> str:
+    """A table of what the evaluations of this checkpoint measured, with 95 % intervals."""
+    lines = ["| split | images | number | value | 95 % interval |", "|---|---|---|---|---|"]
+    for split in SPLITS:
+        folder = RunDirectory(config.run_dir).evaluation(split)
+        if not folder.metrics_file.is_file():
+            continue
+        metrics = predictions.read_metrics(folder)
+        if (metrics.get("checkpoint_sha256"), metrics.get("tta")) != (checkpoint_sha256, config.eval.tta):
+            continue
+        lines += [
+            f"| {split} | {metrics['n']:,} | {words} | {metrics[name]:.4f} | {metrics[f'{name}_low']:.4f} to "
+            f"{metrics[f'{name}_high']:.4f} |"
+            for name, words in NUMBERS.items()
+            if f"{name}_low" in metrics
+        ]
+    return "\n".join(lines) if len(lines) > 2 else "Not measured: no `plumage eval` of this checkpoint."
