@@ -30,6 +30,7 @@ from pipeline.inference.linear_head import Images
 from pipeline.inference.load_model import LoadedModel
 from pipeline.models.build import build_model, without_weights
 from pipeline.models.classifier import Classifier
+from pipeline.models.folding import fold_batchnorms
 from pipeline.models.option_errors import memory_errors
 from pipeline.models.precision import resolve_precision
 from pipeline.probe.classifiers import Fitted, fit_all
@@ -172,7 +173,8 @@ def _backbone(config: Config, classes: int, ranks: Ranks) -> tuple[LoadedModel, 
         f"train.device: the memory of {ranks.device} does not suffice for the model",
         "end what else uses it, or set train.device=cpu",
     ):
-        placed: Classifier = model.to(memory_format=layout).to(ranks.device).eval()
+        folded = fold_batchnorms(model.eval(), config.data.image_px)
+        placed: Classifier = folded.to(memory_format=layout).to(ranks.device)
     source = str(origin["source"])
     return LoadedModel(placed, Path(source), digest, 0, 0, precision), source
 

@@ -21,6 +21,7 @@ from pipeline.inference.linear_head import Images
 from pipeline.inference.predict import predict_rows
 from pipeline.models.build import build_model, without_weights
 from pipeline.models.classifier import Classifier
+from pipeline.models.folding import fold_batchnorms
 from pipeline.models.heads import pool_by_amax
 from pipeline.models.precision import Precision, has_units, resolve_precision
 from pipeline.runs import checkpoints
@@ -147,7 +148,7 @@ class TrainingSetup:
             )
         rows = np.sort(np.concatenate([self.train_rows, self.val_rows]))
         features = predict_rows(
-            *(state.model, self.val_loader, rows, precision, self.ranks),
+            *(self._without_batchnorms(state), self.val_loader, rows, precision, self.ranks),
             batch_size=self.config.eval.batch_size,
             features=True,
             progress="probe",
@@ -158,6 +159,16 @@ class TrainingSetup:
             for split in (self.train_rows, self.val_rows)
         )
         return probe_start.start_head(models, train, val, len(self.classes), self.ranks)
+
+    def _without_batchnorms(self, state: TrainState) -> Classifier:
+        """The model of a state, faster, for predicting alone; in shards, which are not whole here, the model itself."""
+        if self.config.distributed.shard == "full":
+            return state.model
+        model, _ = build_model(without_weights(self.config.model), len(self.classes))
+        model.load_state_dict(state.model.state_dict())
+        folded = fold_batchnorms(model.eval(), self.config.data.image_px)
+        self._move_to_device(folded)
+        return folded
 
     def check_passes(
         self, state: TrainState, precision: Precision, batch_size: int | Literal["auto"]

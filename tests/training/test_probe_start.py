@@ -110,6 +110,22 @@ def test_only_training_and_validation_images_are_looked_at(
     assert sorted(served) == sorted([*setup.train_rows, *setup.val_rows])
 
 
+def test_features_are_taken_without_batch_norms_and_training_keeps_them(
+    from_probe: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks: list[nn.Module] = []
+
+    def watched(model: nn.Module, *arguments: Any, **named: Any) -> Any:
+        networks.append(model)
+        return predict_rows(model, *arguments, **named)
+
+    monkeypatch.setattr("pipeline.training.setup.predict_rows", watched)
+    _, start = started(tmp_path, *from_probe)
+    (of_features,) = networks
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in of_features.modules())
+    assert start.state.batchnorms
+
+
 def test_a_run_that_goes_on_ends_with_the_same_weights_and_does_not_probe_again(
     from_probe: tuple[str, ...], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
