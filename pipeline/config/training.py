@@ -51,8 +51,8 @@ class TrainConfig(Section):
     """resume with changed settings, where the checkpoint's state still fits"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """device of every verb; auto: a GPU if there is one"""
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """number format of the forward pass; auto: bf16 where the processor has it, fp16 on V100 and T4, else fp32"""
+    precision: Literal["auto", "fastest", "fp32", "bf16", "fp16"] = "auto"
+    """number format; auto: bf16 where the processor has it, fp16 on V100 and T4, else fp32; fastest: a CPU tries both"""
     tf32: bool = False
     """products of float32 in TF32 on GPUs since Ampere, faster and with 10 bits of mantissa: for precision=fp32"""
     channels_last: bool = True

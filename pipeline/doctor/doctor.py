@@ -1,5 +1,6 @@
 """The verb `doctor`: check machine, data and configuration before an expensive run, and keep nothing."""
 
+import contextlib
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,16 @@ from typing import Any
 import torch
 
 from pipeline.common import console
+from pipeline.common.errors import UserError
 from pipeline.config.schema import Config
 from pipeline.distributed import process_group
+from pipeline.distributed.process_group import Ranks
 from pipeline.doctor import communication, data, disk, machine, model, training
 from pipeline.doctor.check import Check, run_checks
 from pipeline.doctor.context import CheckContext
 from pipeline.doctor.finding import Finding, State
-from pipeline.models import precision
+from pipeline.models.precision import Precision, resolve_precision
+from pipeline.training.precision_trial import fastest_precision
 
 STYLES: dict[State, str | None] = {
     "ok": None,
@@ -65,7 +69,7 @@ def doctor(config: Config, quick: bool = False) -> dict[str, Any]:
         process_group.join(train, config.distributed.timeout_s) as ranks,
         tempfile.TemporaryDirectory() as scratch,
     ):
-        resolved = precision.resolve_precision(config.train.precision, ranks.device)
+        resolved = ranks.broadcast(_precision(config, ranks))
         context = CheckContext(config, ranks, resolved, Path(scratch))
         for name, finding in run_checks(CHECKS, context, quick=quick):
             findings[name] = finding
@@ -76,6 +80,14 @@ def doctor(config: Config, quick: bool = False) -> dict[str, Any]:
     console.say(_verdict(findings), "bold")
     checks = [{"name": name, **vars(finding)} for name, finding in findings.items()]
     return {"go": go, "ranks": ranks.world_size, "config": config.run.name, "checks": checks}
+
+
+def _precision(config: Config, ranks: Ranks) -> Precision:
+    """What a training would compute in; of a network that cannot be tried, auto's: its own check says what is wrong."""
+    if config.train.precision == "fastest" and ranks.is_main:
+        with contextlib.suppress(UserError):
+            return fastest_precision(config, ranks.device)
+    return resolve_precision(config.train.precision, ranks.device)
 
 
 def _say(name: str, finding: Finding) -> None:

@@ -86,9 +86,9 @@ def _cpu(context: CheckContext) -> Finding:
 
 
 def precision(context: CheckContext) -> Finding:
-    """Show the precision that `auto` becomes, and the memory layout."""
+    """Show the precision that `auto` or `fastest` becomes, and the memory layout."""
     train, device = context.config.train, context.ranks.device
-    asked = "" if train.precision != "auto" else " (auto)"
+    asked = f" ({train.precision})" if train.precision in ("auto", "fastest") else ""
     layout = "channels last" if train.channels_last else "default layout"
     tf32 = ", TF32" if train.tf32 and device.type == "cuda" else ""
     figures = f"{context.precision}{asked}{tf32}, {layout}" + (", compiled" if train.compile else "")

@@ -10,13 +10,16 @@ Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def resolve_precision(setting: Literal["auto"] | Precision, device: torch.device) -> Precision:
+def resolve_precision(setting: Literal["auto", "fastest"] | Precision, device: torch.device) -> Precision:
     """The precision that `train.precision` sets; for auto, the one that the processor has units for.
+
+    For fastest as for auto: only a training tries (`pipeline.training.precision_trial`).
 
     bf16 on CPUs that compute in it and on GPUs of compute capability 8.0 or more (A100, A10, H100); fp16, with a scaled
     loss, on those of 7.x, whose tensor cores know no bf16 (V100, T4); fp32 elsewhere. Either halves the memory of a
     step. Its speed over fp32 depends on the processor: `make bench`.
     """
+    setting = "auto" if setting == "fastest" else setting
     if setting != "auto":
         return setting
     half: tuple[Precision, ...] = ("bf16", "fp16")

@@ -23,12 +23,13 @@ from pipeline.models.build import build_model, without_weights
 from pipeline.models.classifier import Classifier
 from pipeline.models.folding import fold_batchnorms
 from pipeline.models.heads import pool_by_amax
-from pipeline.models.precision import Precision, has_units, resolve_precision
+from pipeline.models.precision import Precision, has_units
 from pipeline.runs import checkpoints
 from pipeline.training import auto_batch_size, phases, preflight, probe_start, resume
 from pipeline.training.freezing import learn_fast
 from pipeline.training.optimizer import Optimizer, build_optimizer, parameter_groups
 from pipeline.training.phases import PhaseState
+from pipeline.training.precision_trial import choose_precision
 from pipeline.training.schedule import images_per_step, step_clock
 from pipeline.training.state import Best, TrainState, restore
 from pipeline.training.step import StepSettings
@@ -234,7 +235,7 @@ def resume_or_start(setup: TrainingSetup) -> RunStart:
     checkpoint = resume.start_from(config, setup.classes, setup.samples) if ranks.is_main else None
     checkpoint = ranks.broadcast(checkpoint)
     if checkpoint is None:
-        precision = ranks.broadcast(resolve_precision(config.train.precision, ranks.device))
+        precision = choose_precision(config, ranks)
         state, weights = setup.build_state(phases.first(config.optim), precision, pretrained=True)
         setup.check_passes(state, precision, config.optim.batch_size)
         if config.train.start_from == "probe":
@@ -252,10 +253,10 @@ def resume_or_start(setup: TrainingSetup) -> RunStart:
     if lr is not None:  # with train.resume_force it may be another one
         state.phase.lr = lr
     precision, batch_size = content["precision"], content["batch_size"]
-    if config.train.precision == "auto" and not has_units(precision, ranks.device):
+    if config.train.precision in ("auto", "fastest") and not has_units(precision, ranks.device):
         console.warn(
-            f"train.precision: auto goes on in {precision}, in which the run began; this processor has no units for it, "
-            "and is slow in it"
+            f"train.precision: {config.train.precision} goes on in {precision}, in which the run began; this processor "
+            "has no units for it, and is slow in it"
         )
     if state.step < setup.last_step:
         setup.check_passes(state, precision, batch_size)
