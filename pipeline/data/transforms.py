@@ -1,29 +1,28 @@
-"""The crop of a picture that training sees, and the one that evaluation sees: albumentations, seeded image by image.
+"""The crop of a picture that training sees, and the one that evaluation sees, seeded image by image.
 
-Albumentations 2.0.8 gives every loader process the same random stream in every epoch. Here each
-image has a stream of its own, named by (seed, epoch, index), so what happens to it depends neither on
+Each image has a random stream of its own, named by (seed, epoch, index), so what happens to it depends neither on
 the number of processes or ranks, nor on whether a run was interrupted. All transforms of an image draw
-from that one stream in turn: `Compose.set_random_seed` would give each of them the same first number,
-and the mirror image would be a function of the crop.
+from that one stream in turn.
 """
 
-import functools
-import os
 import random
 from collections.abc import Callable
-from importlib import metadata
+from functools import partial
+from typing import TYPE_CHECKING
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for news
-
-import albumentations as A
 import cv2
 import numpy as np
 import torch
 
 from pipeline.common import seeding
-from pipeline.common.errors import ConfigError
 from pipeline.config.data import DataConfig
 from pipeline.data.pictures import Pixels
+
+if TYPE_CHECKING:
+    from pipeline.data.albumented import Stream
+
+
+Transform = Callable[[Pixels, "Stream"], Pixels]
 
 
 class Augmentation:
@@ -33,41 +32,26 @@ class Augmentation:
     """
 
     def __init__(self, config: DataConfig, seed: int) -> None:
-        _refuse_other_packages()
         self.config, self.seed = config, seed
-        size = config.image_px, config.image_px
-        steps = _padding(config)
-        if config.crop == "random":
-            steps.append(A.RandomCrop(*size))
-        else:
-            area = config.crop_area_min, 1.0
-            steps.append(
-                A.RandomResizedCrop(size, scale=area, ratio=(3 / 4, 4 / 3), interpolation=cv2.INTER_LINEAR)
-            )
-        if config.flip:
-            steps.append(A.HorizontalFlip(p=0.5))
-        if config.color_jitter:
-            change = config.color_jitter
-            steps.append(
-                A.ColorJitter(
-                    (1 - change, 1 + change), (1 - change, 1 + change), (1 - change, 1 + change), 0, p=1
-                )
-            )
-        self._compose = A.Compose(steps)
-        # a random value for each pixel: RE-R of Zhong et al. 2020, arXiv:1708.04896
-        erase = A.Erasing(fill="random", p=config.random_erasing)
-        self._erase = A.Compose([erase] if config.random_erasing else [])
+        self._crop: Transform = partial(_crop_and_mirror, config)
+        self._erase: Transform | None = None
+        if config.crop != "random" or config.color_jitter or config.random_erasing:
+            from pipeline.data import albumented  # which takes half a second
+
+            if config.crop != "random" or config.color_jitter:
+                self._crop = albumented.crop_and_colour(config)
+            if config.random_erasing:
+                self._erase = albumented.erasing(config)
         self._automatic = _automatic(config.auto_augment)
 
     def __call__(self, picture: Pixels, epoch: int, index: int) -> Pixels:
         """The picture of draw `index` as training sees it in `epoch`."""
         stream = _stream(self.seed, epoch, index)
-        self._compose.set_random_state(*stream)
-        crop = np.asarray(self._compose(image=picture)["image"], np.uint8)
+        crop = self._crop(picture, stream)
         if self._automatic is not None:
             crop = _apply_seeded(self._automatic, crop, seed=int(stream[0].integers(2**63)))
-        self._erase.set_random_state(*stream)
-        crop = np.asarray(self._erase(image=crop)["image"], np.uint8)
+        if self._erase is not None:
+            crop = self._erase(crop, stream)
         side_px = self.image_px(epoch)
         if side_px < self.config.image_px:
             crop = np.asarray(cv2.resize(crop, (side_px, side_px), interpolation=cv2.INTER_AREA), np.uint8)
@@ -79,30 +63,26 @@ class Augmentation:
         return stage.image_px if stage else self.config.image_px
 
 
-def _stream(seed: int, epoch: int, index: int) -> tuple[np.random.Generator, random.Random]:
-    """The random numbers of one draw; a transform of albumentations takes them from either generator."""
+def _stream(seed: int, epoch: int, index: int) -> "Stream":
+    """The random numbers of one draw."""
     seed = seeding.seed_of("augment", seed, epoch, index)
     return np.random.default_rng(seed), random.Random(seed)
 
 
-@functools.cache
-def _refuse_other_packages() -> None:
-    """Raise a `ConfigError` where another package overwrites the modules of albumentations."""
-    for package in metadata.distributions():
-        name = package.name.lower()
-        if name == "albumentations" or "albumentations" not in name:
-            continue
-        if any(str(file) == "albumentations/__init__.py" for file in package.files or ()):
-            raise ConfigError(
-                f"the package {package.name} is installed, and overwrites albumentations {A.__version__} with other "
-                f"random draws; run `pip uninstall {package.name}`, then "
-                "`pip install --force-reinstall albumentations==2.0.8`"
-            )
+def _crop_and_mirror(config: DataConfig, picture: Pixels, stream: "Stream") -> Pixels:
+    """A crop of any place, mirrored in half of the cases: the one that albumentations 2.0.8 draws."""
+    draw, side_px = stream[1].random, config.image_px
+    draw()  # by which `Compose` decides whether it applies
+    padded = _padded(picture, config.pad_px)
+    top, left = (int((side - side_px + 1) * draw()) for side in padded.shape[:2])
+    crop = padded[top : top + side_px, left : left + side_px]
+    mirrored = config.flip and draw() < 0.5
+    return np.ascontiguousarray(crop[:, ::-1] if mirrored else crop)
 
 
-def _padding(config: DataConfig) -> list[A.BasicTransform]:
-    """`data.pad_px` of black on each side."""
-    return [A.Pad(config.pad_px, fill=0)] if config.pad_px else []
+def _padded(picture: Pixels, pad_px: int) -> Pixels:
+    """The picture with black on each side: [H, W, 3] -> [H + 2 pad_px, W + 2 pad_px, 3]."""
+    return np.pad(picture, ((pad_px, pad_px), (pad_px, pad_px), (0, 0))) if pad_px else picture
 
 
 def _automatic(name: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
@@ -133,13 +113,13 @@ class CentreCrop:
     """The middle of the picture, for evaluation: [H, W, 3] -> [image_px, image_px, 3], uint8 RGB."""
 
     def __init__(self, config: DataConfig) -> None:
-        _refuse_other_packages()
-        self._side_px = config.image_px
-        self._compose = A.Compose([*_padding(config), A.CenterCrop(config.image_px, config.image_px)])
+        self._side_px, self._pad_px = config.image_px, config.pad_px
 
     def __call__(self, picture: Pixels, epoch: int, index: int) -> Pixels:  # noqa: ARG002
         """The same crop for every epoch and index."""
-        return np.asarray(self._compose(image=picture)["image"], np.uint8)
+        padded = _padded(picture, self._pad_px)
+        top, left = ((side - self._side_px) // 2 for side in padded.shape[:2])
+        return np.ascontiguousarray(padded[top : top + self._side_px, left : left + self._side_px])
 
     def image_px(self, epoch: int) -> int:  # noqa: ARG002
         """Side of an image, whatever the epoch."""

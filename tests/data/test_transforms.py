@@ -4,9 +4,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +13,8 @@ import pytest
 import torch
 from scipy.stats import chi2_contingency
 
-from pipeline.common.errors import ConfigError
 from pipeline.config.data import DataConfig
-from pipeline.data import prepare, transforms
+from pipeline.data import prepare
 from pipeline.data.transforms import Augmentation, CentreCrop
 from tests.helpers import tiny
 
@@ -168,36 +165,6 @@ def test_crops_are_those_of_every_other_machine(name: str) -> None:
     view = Augmentation(DataConfig.model_validate_json(json.dumps(settings)), seed=3)
     crops = b"".join(view(picture, epoch, index).tobytes() for epoch in range(2) for index in range(4))
     assert hashlib.sha256(crops).hexdigest()[:16] == DIGESTS[name]
-
-
-@pytest.mark.parametrize("name", ["albumentationsx", "nrtk-albumentations", "Albumentations_Fork"])
-def test_another_package_of_albumentations_import_name_is_refused(
-    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, name: str
-) -> None:
-    files = [Path("albumentations/__init__.py"), Path("albumentations/core/composition.py")]
-    packages = [*metadata.distributions(), SimpleNamespace(name=name, files=files)]
-    monkeypatch.setattr(metadata, "distributions", lambda: packages)
-    check = transforms._refuse_other_packages  # private: it remembers what it saw, and has to forget it here
-    check.cache_clear()
-    request.addfinalizer(check.cache_clear)
-    sentence = f"the package {name} is installed.*pip uninstall {name}"
-    with pytest.raises(ConfigError, match=sentence):
-        Augmentation(DataConfig(), seed=0)
-    with pytest.raises(ConfigError, match=sentence):
-        CentreCrop(DataConfig())
-
-
-def test_a_package_beside_albumentations_is_not_refused(
-    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    beside = SimpleNamespace(name="albumentations-viewer", files=[Path("albumentations_viewer/__init__.py")])
-    unread = SimpleNamespace(name="albumentations-egg", files=None)
-    packages = [*metadata.distributions(), beside, unread]
-    monkeypatch.setattr(metadata, "distributions", lambda: packages)
-    check = transforms._refuse_other_packages  # private: it remembers what it saw, and has to forget it here
-    check.cache_clear()
-    request.addfinalizer(check.cache_clear)
-    Augmentation(DataConfig(), seed=0)
 
 
 def test_random_resized_crop_and_colour_keep_size_and_type(birds: Path) -> None:
