@@ -23,11 +23,17 @@ from pipeline.export.onnx_file import Graph, GraphFault, Images
 from pipeline.export.proof import TOLERANCE, Agreement, Trained, channels_first, compare, drawn_batches
 from pipeline.inference import load_model
 from pipeline.inference.load_model import LoadedModel
+from pipeline.models.classifier import Classifier
+from pipeline.models.option_errors import memory_errors
 from pipeline.runs import checkpoints
 from pipeline.runs.directory import RunDirectory
 
 VAL_BATCH = 64
 CHECK_S = 600.0  # for predict.py to verify five pictures, on a busy machine too
+MEMORY = (
+    "export: memory does not suffice to compare 64 images at a time",
+    "export on a machine with more memory",
+)
 REPORT_IT = "nothing was written; `predict` and `eval` of the run are not concerned; please report this"
 
 
@@ -53,14 +59,14 @@ def export_run(config: Config) -> dict[str, Any]:
         console.say(
             f"export  the graph computes in fp32, and is compared with the model in fp32, not {loaded.precision}"
         )
-        loaded = dataclasses.replace(loaded, precision="fp32")
+        loaded = dataclasses.replace(loaded, precision="fp32", fused=None)
     unknown = unknown_threshold.of_run(run, loaded.sha256, config.eval.tta)
     facts = description.describe(config, loaded, classes, content, temperature, unknown)
     score = None if unknown is None else unknown.score
-    trained = Trained(loaded.model, temperature or 1.0, config.eval.tta, score)
+    trained = Trained(loaded.network, temperature or 1.0, config.eval.tta, score)
     data = _validation(config, content, loaded.path)
-    with files.replacing_folder(run.export) as folder:
-        proof = _write_proved_graph(config, trained, data, folder / "model.onnx")
+    with files.replacing_folder(run.export) as folder, memory_errors(*MEMORY):
+        proof = _write_proved_graph(config, loaded.model, trained, data, folder / "model.onnx")
         onnx_file.describe(folder / "model.onnx", facts)
         (folder / "predict.py").write_bytes(Path(__file__).with_name("standalone.py").read_bytes())
         (folder / "requirements.txt").write_text(description.requirements(), encoding="utf-8")
@@ -104,11 +110,14 @@ def _validation(config: Config, content: dict[str, Any], path: Path) -> Prepared
 
 
 def _write_proved_graph(
-    config: Config, trained: Trained, data: Prepared | None, path: Path
+    config: Config, model: Classifier, trained: Trained, data: Prepared | None, path: Path
 ) -> dict[str, Any]:
-    """Write the graph of the first exporter that passes; which one it is, and what was compared."""
-    score = trained.score
-    network = ExportedNetwork(trained.model, trained.temperature, trained.tta, score)
+    """Write the graph of the first exporter that passes; which one it is, and what was compared.
+
+    Args:
+        model: that becomes the graph; trained: what it is compared with.
+    """
+    network = ExportedNetwork(model, trained.temperature, trained.tta, trained.score)
     failures = []
     for name, exporter in onnx_file.EXPORTERS.items():
         try:

@@ -17,8 +17,7 @@ from pipeline.evaluation import calibration
 from pipeline.evaluation.unknown_scores import Score
 from pipeline.export.network import KNOWN_SCORE, LOGITS, PROBABILITIES
 from pipeline.export.onnx_file import Graph, Images, Outputs
-from pipeline.inference.predict import average_views, predict_batches
-from pipeline.models.classifier import Classifier
+from pipeline.inference.predict import Network, average_views, predict_batches
 
 TOLERANCE = 1e-5
 """largest difference that passes, relative to the units of `Agreement`"""
@@ -28,9 +27,9 @@ SPECIES = 24
 
 @dataclass(frozen=True)
 class Trained:
-    """The model of a run as `eval` and `predict` compute it, in fp32."""
+    """A run's model in the form in which `eval` and `predict` compute it on a CPU, in fp32."""
 
-    model: Classifier
+    network: Network
     temperature: float
     tta: Kind
     score: Score | None
@@ -42,7 +41,7 @@ class Trained:
         batches = [Batch(torch.from_numpy(np.ascontiguousarray(view)), rows, rows) for view in views]
         predicted = [
             predict_batches(
-                self.model, [batch], rows.numpy(), "fp32", Ranks.single(torch.device("cpu")), features=True
+                self.network, [batch], rows.numpy(), "fp32", Ranks.single(torch.device("cpu")), features=True
             )
             for batch in batches
         ]

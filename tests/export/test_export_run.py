@@ -314,6 +314,17 @@ def test_an_evaluation_of_mirror_images_is_exported_as_such(
     assert [one["probability"] for one in answer["classes"]] == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_run_in_bfloat16_is_compared_in_float32(
+    birds: Path, tmp_path: Path, quickly: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tiny.do("train", tmp_path, "train.epochs=1", "train.precision=bf16") == 0
+    capsys.readouterr()
+    assert run(["export", str(tmp_path / "runs/tiny")]) == 0
+    said = capsys.readouterr()
+    assert "compared with the model in fp32, not bf16" in said.err
+    assert json.loads(said.out)["compared"]["val"]["labels_equal"] == 6
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

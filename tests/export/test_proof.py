@@ -43,7 +43,7 @@ def some_batches() -> list[np.ndarray]:
 
 
 def exported(one: proof.Trained, path: Path, exporter: str = "dynamo") -> Graph:
-    network = ExportedNetwork(one.model, one.temperature, one.tta, one.score)
+    network = ExportedNetwork(one.network, one.temperature, one.tta, one.score)
     onnx_file.write(onnx_file.EXPORTERS[exporter], network, IMAGE_PX, path)
     return Graph(path)
 
