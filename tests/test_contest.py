@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-BENCH = Path(__file__).parent.parent / "scripts" / "bench"
-sys.path[:0] = [str(BENCH), str(BENCH / "contestants")]
+sys.path.append(str(Path(__file__).parent.parent / "scripts" / "bench"))
+sys.path.append(str(Path(__file__).parent.parent / "scripts" / "bench" / "contestants"))
 
-import contest  # noqa: E402
-import contest_runs  # noqa: E402
-import contest_scores as scores  # noqa: E402
-import recorder  # noqa: E402
-from contest_runs import OURS, Contestant, Run  # noqa: E402
-from contest_scores import Point, Result  # noqa: E402
+import contest
+import contest_runs
+import contest_scores as scores
+import recorder
+from contest_runs import OURS, Contestant, Run
+from contest_scores import Point, Result
 
 
 def result(
@@ -116,14 +116,14 @@ def test_verdicts_compare_seconds_to_the_others_own_best_and_accuracies_at_equal
 
 
 def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
-    content = {"contestant": "timm", "lr": 0.05, "epochs": 1, "seed": 0, "ready": [4.0, 5.0], "is_idle": True}
+    content = {"contestant": "timm", "lr": 0.05, "epochs": 1, "seed": 0, "ready": [4.0, 5.0]}
     points = [{"wall_s": 9.0, "cpu_s": 16.0, "val_top1": 0.5, "test_top1": 0.4}]
     (tmp_path / "timm.json").write_text(json.dumps(content | {"points": points, "machine": {}}))
-    ours = content | {"contestant": OURS, "ready": None, "points": points, "recipe": "12ab", "is_idle": False}
+    ours = content | {"contestant": OURS, "ready": None, "points": points, "recipe": "12ab"}
     (tmp_path / "ours.json").write_text(json.dumps(ours))
     assert contest_runs.read_results(tmp_path) == [
-        Result(OURS, 0.05, 1, 0, None, (Point(9, 16, 0.5, 0.4),), False, "12ab"),
-        Result("timm", 0.05, 1, 0, (4.0, 5.0), (Point(9, 16, 0.5, 0.4),), True),
+        Result(OURS, 0.05, 1, 0, None, (Point(9, 16, 0.5, 0.4),), "12ab"),
+        Result("timm", 0.05, 1, 0, (4.0, 5.0), (Point(9, 16, 0.5, 0.4),)),
     ]
 
 

@@ -1,26 +1,31 @@
 """Accuracy against seconds: other ways to fine-tune and ours, with the same photographs, network and weights.
 
-Each run is fine-tuning from a folder of unpacked photographs to the end of its epochs, in a process of its own with as
-many threads as cores, one at a time. It validates after each epoch; then its clock stops, and it predicts the test
-photographs. What a contestant has at a moment is the test accuracy of what validation had chosen by then, of all its
-epochs, learning rates and lengths. The test never chooses.
+Each run is fine-tuning from a folder of unpacked photographs to the end of its epochs, in a process of its own on one
+core with one thread, as many side by side as there are cores. It validates after each epoch; then its clock stops, and
+it predicts the test photographs. What a contestant has at a moment is the test accuracy of what validation had chosen
+by then, of all its epochs, learning rates and lengths. The test never chooses.
 
-A contest takes hours: each run leaves a file, and a call runs what is missing, as far as `--minutes` go. `taskset -c 0`
-before the command gives every run one core. The clock is wall seconds where all runs had an idle machine with all its
-cores, and processor seconds elsewhere.
+The clock is processor seconds, which other programs on the machine change little; a run's file holds wall seconds, too.
+A contest takes hours: each run leaves a file, and a call runs what is missing, as far as `--minutes` go.
 """
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from contest_plot import UNITS, plot
-from contest_runs import ABSENT, CONTESTANTS, OURS, Contest, by_contestant, is_idle, run_missing
+from contest_runs import ABSENT, CONTESTANTS, OURS, by_contestant
 from contest_scores import Clock, Result, Score, moments, score, seconds_to
+from contest_worker import CLOCK, DIE_WITH_US, Contest, Task
 from measuring import Measurement, Options
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPE = ROOT / "configs" / "lp_ft_cpu.yaml"
+RECIPE = ROOT / "configs" / "fast.yaml"
 PICTURE = ROOT / "docs" / "benchmarks_contest.png"
+WORKER = Path(__file__).with_name("contest_worker.py")
 HORIZON_S = 300
 EQUAL_S = (60, 120, 300, 600)
 SPARE = 1.2
@@ -30,14 +35,38 @@ FASTER_THAN_DEFAULTS, FASTER_THAN_TUNED, POINTS_AT_120_S = 5, 2, 3
 
 def measure(options: Options) -> Iterator[Measurement]:
     """Run what is missing, then say what all runs so far come to."""
-    contest = Contest(options, RECIPE, "wall_s" if is_idle() else "cpu_s", HORIZON_S)
-    missing = run_missing(contest, options.minutes)
+    contest = Contest(options, RECIPE)
+    problems = run_missing(options)
     results = by_contestant(contest.results())
-    yield _done(results, contest, missing)
-    clock: Clock = "wall_s" if all(one.is_idle for found in results.values() for one in found) else "cpu_s"
-    yield from verdicts(results, clock)
+    missing = len({run.contestant for run in contest.missing(HORIZON_S)})
+    yield _done(results, problems, 0 if options.tiny else missing)
+    yield from verdicts(results, CLOCK)
     if not options.tiny and len(results) > 1:
-        plot(results, OURS, clock, PICTURE)
+        plot(results, OURS, CLOCK, PICTURE)
+
+
+def run_missing(options: Options) -> dict[str, str]:
+    """Run what is missing, on each core one at a time; contestant -> why it could not be run."""
+    workers = []
+    for core in sorted(os.sched_getaffinity(0)):
+        task = Task(
+            options.overrides,
+            str(options.folder),
+            options.tiny,
+            options.minutes,
+            str(RECIPE),
+            HORIZON_S,
+            core,
+        )
+        command = [*DIE_WITH_US, sys.executable, WORKER, json.dumps(task._asdict())]
+        workers.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+    problems: dict[str, str] = {}
+    for worker in workers:
+        said, _ = worker.communicate()
+        if worker.returncode:
+            raise subprocess.CalledProcessError(worker.returncode, worker.args)
+        problems |= json.loads(said.splitlines()[-1])
+    return problems
 
 
 def verdicts(results: dict[str, list[Result]], clock: Clock) -> Iterator[Measurement]:
@@ -58,17 +87,16 @@ def verdicts(results: dict[str, list[Result]], clock: Clock) -> Iterator[Measure
             yield one
 
 
-def _done(results: dict[str, list[Result]], contest: Contest, missing: int) -> Measurement:
-    runs = [f"{name}: {len(found)}" for name, found in results.items()]
-    failed = [f"{name} could not be run: {why}" for name, why in contest.problems.items()]
+def _done(results: dict[str, list[Result]], problems: dict[str, str], missing: int) -> Measurement:
+    runs = ", ".join(f"{name}: {len(found)}" for name, found in results.items())
+    failed = [f"{name} could not be run: {why}" for name, why in problems.items()]
+    later = [f"of {missing} not all runs fitted into the time"] * (missing > 0)
     return Measurement(
         "contest",
         "finished runs",
         sum(map(len, results.values())),
         "runs",
-        note="; ".join(
-            [", ".join(runs), *failed, ABSENT, *[f"{missing} did not fit into the time"] * (missing > 0)]
-        ),
+        note="; ".join([runs, *failed, *later, ABSENT]),
         is_complete=not missing and not failed,
     )
 

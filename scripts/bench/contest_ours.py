@@ -6,7 +6,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from pipeline.runs.directory import RunDirectory
 POLL_S = 0.05
 
 
-def run(recipe: Path, overrides: list[str], folder: Path) -> list[dict[str, float]]:
+def run(
+    recipe: Path, overrides: list[str], folder: Path, before: Sequence[str] = ()
+) -> list[dict[str, float]]:
     """Points of a training from nothing: whenever `best.pt` changes, the moment and what it is worth.
 
     So a point is what validation had chosen by then. The commands run in `folder`, which is made anew.
@@ -29,6 +32,7 @@ def run(recipe: Path, overrides: list[str], folder: Path) -> list[dict[str, floa
     Args:
         recipe: the YAML file.
         overrides: `section.key=value` of the photographs, the weights, the seed.
+        before: words before the command's own.
 
     Raises:
         subprocess.CalledProcessError: a command failed; what it said is in `stderr`.
@@ -39,10 +43,11 @@ def run(recipe: Path, overrides: list[str], folder: Path) -> list[dict[str, floa
     config = load_config(recipe, words)
     best = RunDirectory(config.run_dir).checkpoint("best")
     start_wall_s, start_cpu_s = time.time(), _ended_s()
+    command = [*before, sys.executable, "-m", "pipeline"]
     taken = [
         copy
         for verb in ("data", "train")
-        for copy in _copies([verb, "--config", str(recipe), *words], best, folder)
+        for copy in _copies([*command, verb, "--config", str(recipe), *words], best, folder / f"{verb}.log")
     ]
     return [
         {
@@ -54,32 +59,26 @@ def run(recipe: Path, overrides: list[str], folder: Path) -> list[dict[str, floa
     ]
 
 
-def _copies(words: list[str], best: Path, folder: Path) -> Iterator[tuple[float, float, Path]]:
-    """Run a verb; whenever `best` changes, the wall and processor seconds so far and a copy of it.
+def _copies(command: list[str], best: Path, log: Path) -> Iterator[tuple[float, float, Path]]:
+    """Run a command; whenever `best` changes, the wall and processor seconds so far and a copy of it.
 
     A checkpoint is replaced as a whole, so a second name for its file is a copy that costs no time.
     """
-    before_s = _ended_s()
-    with (folder / f"{words[0]}.log").open("w+", encoding="utf-8") as log:
-        command = [sys.executable, "-m", "pipeline", *words]
-        environment = os.environ | {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-        seen = None
-        while True:
+    before_s, seen, ended = _ended_s(), None, False
+    with (
+        log.open("w", encoding="utf-8") as said,
+        subprocess.Popen(command, stdout=said, stderr=said) as process,
+    ):
+        while not ended:
             ended = process.poll() is not None
             state = (best.stat().st_ino, best.stat().st_mtime_ns) if best.is_file() else None
             if state != seen:
-                cpu_s = _ended_s() if ended else before_s + processor_s(process.pid)
-                copy = folder / f"best-{time.time_ns()}.pt"
+                copy, seen = log.with_name(f"best-{time.time_ns()}.pt"), state
                 os.link(best, copy)
-                seen = state
-                yield time.time(), cpu_s, copy
-            if ended:
-                break
-            time.sleep(POLL_S)
-        log.seek(0)
-        if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, command, stderr=log.read())
+                yield time.time(), _ended_s() if ended else before_s + processor_s(process.pid), copy
+            time.sleep(0 if ended else POLL_S)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command, stderr=log.read_text())
 
 
 def _ended_s() -> float:
@@ -90,4 +89,5 @@ def _ended_s() -> float:
 
 def _top1(run_dir: Path, split: Any, checkpoint: Path) -> float:
     keys = {"eval.checkpoint": str(checkpoint), "report.write": False}
-    return jobs.evaluate(run_dir, split, keys).top1
+    with redirect_stdout(sys.stderr):
+        return jobs.evaluate(run_dir, split, keys).top1

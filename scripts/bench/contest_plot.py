@@ -28,10 +28,10 @@ def plot(results: Mapping[str, Sequence[Result]], ours: str, clock: Clock, path:
         ours: the contestant whose line is drawn above the others.
     """
     lines = {name: curve(found, clock) for name, found in results.items()}
-    lines = {name: line for name, line in lines.items() if line}
+    lines = dict(sorted(lines.items(), key=lambda item: -item[1][-1][1]))
     end_s = max(moment for found in results.values() for moment in moments(found, clock))
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        figure = Figure(figsize=(8.6, 4.2), layout="constrained")
         axes = figure.subplots()
         for name, line in lines.items():
             seconds, accuracy = zip(*[*line, (end_s, line[-1][1])], strict=True)
@@ -52,7 +52,8 @@ def plot(results: Mapping[str, Sequence[Result]], ours: str, clock: Clock, path:
         ticks = [tick for tick in (10, 20, 30, 60, 120, 300, 600, 1200, 2400) if tick <= 1.2 * end_s]
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.minorticks_off()
+        axes.set_xlim(0.9 * min(line[0][0] for line in lines.values()), end_s)
         axes.set_xlabel(f"{UNITS[clock]} from an unpacked folder")
         axes.set_ylabel("test top-1, %")
-        axes.legend(fontsize=8, loc="lower right")
+        figure.legend(fontsize=8, loc="outside right upper")
         save(figure, path)

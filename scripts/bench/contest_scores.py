@@ -28,8 +28,6 @@ class Result(NamedTuple):
     ready: tuple[float, float] | None
     """wall and processor seconds when the first epoch began; None: not known"""
     points: tuple[Point, ...]
-    is_idle: bool = False
-    """whether the machine was idle otherwise, and all its cores were the run's: then wall seconds are fair"""
     recipe: str = ""
     """digest of the recipe of a run of ours"""
 
