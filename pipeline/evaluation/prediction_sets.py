@@ -6,9 +6,8 @@ arXiv:2107.07511, section 1.1), and an image's set has all classes whose score i
 image contains its true class with at least that probability, if new images come as the validation images do.
 
 lac: 1 - probability of the class (Sadinle, Lei & Wasserman 2019): the smallest sets on average, and empty ones, which
-are given their most probable class here. aps: the probability of all classes up to this one, the most probable first
-(Romano, Sesia & Candès 2020), without their random tie-break: larger sets for images that are hard, and more coverage
-than asked for.
+are given their most probable class here. aps: the probability of all classes that are more probable (Romano, Sesia &
+Candès 2020, with 0 for their random share of the class's own probability): larger sets for images that are harder.
 
 The promise holds on average over images, not for each class or each kind of image. Probabilities are taken without a
 temperature: it is fitted to the validation images, and the promise needs scores that saw none of them. The epoch was
@@ -64,11 +63,11 @@ def lac_scores(probability: Floats) -> Floats:
 
 
 def aps_scores(probability: Floats) -> Floats:
-    """The probability of all classes that are as probable or more: float64 [n, C] -> [n, C]."""
+    """The probability of all classes that are more probable: float64 [n, C] -> [n, C]."""
     order = np.argsort(-probability, axis=1, kind="stable")
-    sums = np.take_along_axis(probability, order, axis=1).cumsum(axis=1)
+    ordered = np.take_along_axis(probability, order, axis=1)
     scores = np.empty_like(probability)
-    np.put_along_axis(scores, order, sums, axis=1)
+    np.put_along_axis(scores, order, ordered.cumsum(axis=1) - ordered, axis=1)
     return scores
 
 

@@ -23,8 +23,8 @@ def drawn(n: int, seed: int, classes: int = 6) -> tuple[Any, Any]:
 def test_scores_of_both_methods() -> None:
     probability = np.exp(FOUR.astype(np.float64))
     assert prediction_sets.lac_scores(probability)[0] == pytest.approx([0.5, 0.7, 0.85, 0.95])
-    assert prediction_sets.aps_scores(probability)[0] == pytest.approx([0.5, 0.8, 0.95, 1.0])
-    assert prediction_sets.aps_scores(probability)[1] == pytest.approx([0.9, 0.6, 0.8, 1.0])
+    assert prediction_sets.aps_scores(probability)[0] == pytest.approx([0, 0.5, 0.8, 0.95])
+    assert prediction_sets.aps_scores(probability)[1] == pytest.approx([0.8, 0, 0.6, 0.9], abs=1e-6)
 
 
 def test_threshold_is_the_score_at_the_place_that_the_theorem_asks_for() -> None:
@@ -45,7 +45,7 @@ def test_too_few_images_promise_nothing_and_every_class_is_in_the_set() -> None:
 def test_sets_have_the_classes_up_to_the_threshold_and_one_at_least() -> None:
     lac = prediction_sets.SetRule("lac", 0.9, 99, 0.75)
     assert lac.sets(FOUR).tolist() == [[True, True, False, False], [False, True, False, False]]
-    aps = prediction_sets.SetRule("aps", 0.9, 99, 0.85)
+    aps = prediction_sets.SetRule("aps", 0.9, 99, 0.65)
     assert aps.sets(FOUR).tolist() == [[True, True, False, False], [False, True, True, False]]
     strict = prediction_sets.SetRule("lac", 0.9, 99, 0.1)
     assert strict.sets(FOUR).tolist() == [[True, False, False, False], [False, True, False, False]]
@@ -53,14 +53,13 @@ def test_sets_have_the_classes_up_to_the_threshold_and_one_at_least() -> None:
 
 @pytest.mark.parametrize("method", ["lac", "aps"])
 def test_promise_is_kept_on_average_by_a_network_that_is_far_too_sure(method: Any) -> None:
-    """Over 200 draws of 99 validation images the mean coverage is 0.9, or more for aps (standard error 0.002)."""
+    """Over 200 draws of 99 validation images the mean coverage is 0.9 (standard error 0.003)."""
     covered = []
     for seed in range(200):
         rule = prediction_sets.calibrate(method, *drawn(99, seed), 0.9)
         logits, label = drawn(300, 1_000 + seed)
         covered.append(rule.sets(logits)[np.arange(300), label].mean())
-    assert np.mean(covered) >= 0.89
-    assert np.mean(covered) <= (0.91 if method == "lac" else 0.95)
+    assert np.mean(covered) == pytest.approx(0.9, abs=0.01)
 
 
 def test_summary_says_what_the_sets_came_to() -> None:
