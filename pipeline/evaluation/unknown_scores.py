@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import cholesky, solve_triangular
 from scipy.special import logsumexp, softmax
-from sklearn.covariance import ledoit_wolf_shrinkage
 
 from pipeline.inference.features import Features
 from pipeline.inference.linear_head import Images
@@ -94,6 +93,8 @@ def fit_gaussians(train: Images) -> Arrays:
     images is then equally far from the classes and from the background. With a shrinkage of its own for each, RMDS++
     took the unknown for the known where images were few.
     """
+    from sklearn.covariance import ledoit_wolf_shrinkage  # half a second, and predict only uses what was learned
+
     features = unit(train.features)
     _, of = np.unique(train.labels, return_inverse=True)
     means = np.stack([features[of == label].mean(axis=0) for label in range(of.max() + 1)])
