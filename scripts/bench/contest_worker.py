@@ -126,7 +126,7 @@ class Contest:
 
     def _run_driver(self, run: Run, left_s: float) -> dict[str, Any]:
         contestant = next(one for one in CONTESTANTS if one.name == run.contestant)
-        with Lock.hold(self.options.folder / "contest" / "installing.lock"):
+        with contextlib.closing(Lock.hold(self.options.folder / "contest" / "installing.lock")):
             python = python_of(contestant.environment, self.options)
         work = self.options.folder / "contest" / "work" / self.path(run).stem
         work.mkdir(exist_ok=True, parents=True)
