@@ -1,5 +1,6 @@
 """Tables and arrays on the disk: what was written is read, and damage of any kind is one sentence."""
 
+import mmap
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,7 @@ def damaged(content: bytes, random_: random.Random) -> bytes:
     )
 
 
+@pytest.mark.parametrize("mapped_from_bytes", [0, arrays.MAPPED_FROM_BYTES])
 @pytest.mark.parametrize(
     ("name", "write", "read"),
     [
@@ -50,8 +52,14 @@ def damaged(content: bytes, random_: random.Random) -> bytes:
     ],
 )
 def test_damage_of_any_kind_is_one_sentence_that_names_the_file(
-    tmp_path: Path, name: str, write: Callable[[Path], None], read: Callable[[Path], object]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    write: Callable[[Path], None],
+    read: Callable[[Path], object],
+    mapped_from_bytes: int,
 ) -> None:
+    monkeypatch.setattr(arrays, "MAPPED_FROM_BYTES", mapped_from_bytes)
     path, random_ = tmp_path / name, random.Random(0)
     write(path)
     read(path)
@@ -89,3 +97,28 @@ def test_an_array_that_is_missing_is_named(tmp_path: Path) -> None:
 def test_names_of_classes_are_text_whatever_they_look_like(tmp_path: Path, name: str) -> None:
     tables.write_csv(pd.DataFrame({"class_name": [name, name], "n": [1, 2]}), tmp_path / "t.csv")
     assert tables.read_csv(tmp_path / "t.csv")["class_name"].tolist() == [name, name]
+
+
+@pytest.mark.parametrize(
+    "array", [np.arange(600).reshape(100, 6), np.eye(50, dtype=np.float32).T, np.arange(9)]
+)
+def test_a_large_array_is_mapped_and_is_the_one_that_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, array: np.ndarray
+) -> None:
+    monkeypatch.setattr(arrays, "MAPPED_FROM_BYTES", 0)
+    monkeypatch.setattr(arrays, "BLOCK_ELEMENTS", 14)
+    path = tmp_path / "a.npz"
+    arrays.write_npz(path, {"first": np.arange(5), "a": array, "last": np.arange(3)})
+    first, read = arrays.read_npz(path, ["first", "a"])
+    base = read
+    while isinstance(base, np.ndarray):
+        base = base.base
+    assert isinstance(base, mmap.mmap)
+    assert first.tolist() == [0, 1, 2, 3, 4]
+    assert read.dtype == array.dtype
+    assert np.array_equal(read, array)
+    arrays.write_npz(path, {"a": array * 0})  # a new file; the mapped one stays as it is
+    blocks = [(rows, block.copy()) for rows, block in arrays.blocks(read)]
+    assert max(block.size for _, block in blocks) <= max(14, array[:1].size)
+    assert [rows.start for rows, _ in blocks] == [0, *(rows.stop for rows, _ in blocks[:-1])]
+    assert np.array_equal(np.concatenate([block for _, block in blocks]), array)

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.common import tables
+from pipeline.common import files, tables
 from pipeline.common.errors import DataError
 from pipeline.data import sample_table
 
@@ -177,3 +177,11 @@ def test_there_are_two_classes_and_something_to_learn_from() -> None:
     others = samples().assign(official=["val", *["test"] * (len(samples()) - 1)])
     with pytest.raises(DataError, match="here: all images are for validation or the test; list some"):
         sample_table.check_learnable(others, "here")
+
+
+def test_the_digest_is_that_of_the_whole_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = samples().assign(class_name='a "wren",\nof ' + "\N{GREEK SMALL LETTER ALPHA}")
+    text = table[["id", "path", "label", "class_name", "split"]].to_csv(index=False)
+    monkeypatch.setattr(sample_table, "ROWS_AT_ONCE", 3)
+    assert len(table) > 3
+    assert sample_table.digest(table) == files.digest_of(text)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.data.sampling import balanced_order, epoch_order, in_batches, shard_batches
+from pipeline.data.sampling import balanced_order, by_class, epoch_order, in_batches, shard_batches
 from pipeline.distributed.process_group import Ranks
 
 CPU = torch.device("cpu")
@@ -54,3 +54,10 @@ def test_a_balanced_epoch_shows_every_class_equally_often_and_each_showing_in_it
     of_rare = np.bincount(order % len(labels), minlength=52)[50:52]
     assert abs(int(of_rare[0]) - int(of_rare[1])) <= 1
     assert not np.array_equal(order, balanced_order(rows, labels, 0, 1))
+
+
+def test_the_rows_of_a_class_stay_in_their_order() -> None:
+    labels = np.array([4, 1, 4, 0, 1, 4])
+    found = [rows.tolist() for rows in by_class(np.array([2, 3, 5, 7, 11, 13]), labels)]
+    assert found == [[7], [3, 11], [2, 5, 13]]
+    assert list(by_class(labels[:0], labels[:0])) == []

@@ -7,6 +7,7 @@ import pytest
 from scipy.special import softmax
 from sklearn.metrics import brier_score_loss, log_loss
 
+from pipeline.common import arrays
 from pipeline.evaluation import calibration
 
 
@@ -102,3 +103,22 @@ def test_a_long_coverage_table_is_thinned_and_keeps_its_ends() -> None:
     assert table["accuracy"].iloc[-1] == pytest.approx(correct.mean())
     for row in table.itertuples():
         assert row.accuracy == pytest.approx(correct[confidence >= row.threshold].mean())
+
+
+def test_what_is_computed_of_each_image_does_not_depend_on_the_rows_read_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    random = np.random.default_rng(2)
+    logits, labels = random.normal(size=(50, 6)).astype(np.float32), random.integers(0, 6, 50)
+    whole, temperature = (
+        calibration.per_image(logits, labels, 1.3),
+        calibration.fit_temperature(logits, labels),
+    )
+    monkeypatch.setattr(arrays, "BLOCK_ELEMENTS", 40)
+    for one, other in zip(calibration.per_image(logits, labels, 1.3), whole, strict=True):
+        assert (one == other).all()
+    assert calibration.fit_temperature(logits, labels) == temperature
+    log_probability = calibration.log_probabilities(logits, 1.3)
+    assert (whole.nll == calibration.nll(log_probability, labels)).all()
+    assert (whole.brier == calibration.brier(log_probability, labels)).all()
+    assert (whole.correct == (logits.argmax(axis=1) == labels)).all()

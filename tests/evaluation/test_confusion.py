@@ -3,7 +3,10 @@
 import itertools
 
 import numpy as np
+import pandas as pd
+import pytest
 
+from pipeline.common import arrays
 from pipeline.evaluation import confusion
 
 GENERA = [[0, 3, 6], [1, 4], [2, 5]]  # labels that resemble each other
@@ -51,3 +54,43 @@ def test_a_class_without_images_stands_at_the_end() -> None:
     assert confusion.order(logits, labels, NAMES)["label"].iloc[-1] == 7
     two = confusion.order(logits[labels < 2], labels[labels < 2], NAMES)
     assert two["label"].tolist() == list(range(8))
+
+
+def test_of_many_classes_neighbours_resemble_each_other_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(confusion, "MANY_CLASSES", 3)
+    monkeypatch.setattr(confusion, "ROWS_AT_ONCE", 2)
+    logits, labels = alike()
+    place = {label: at for at, label in enumerate(confusion.order(logits, labels, NAMES)["label"])}
+    for genus in GENERA:
+        places = sorted(place[label] for label in genus)
+        assert places == list(range(places[0], places[0] + len(genus)))
+
+
+def test_the_order_is_the_same_however_many_rows_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels = alike()
+    whole = confusion.order(logits, labels, NAMES)
+    monkeypatch.setattr(arrays, "BLOCK_ELEMENTS", 24)
+    assert confusion.order(logits, labels, NAMES).equals(whole)
+
+
+def test_the_matrix_of_many_classes_is_a_list_of_its_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    label, guess = [2, 0, 2, 0, 2], [0, 0, 2, 1, 0]
+    names = ["owl", "owl", "wren"]  # two classes may have one name
+    predicted = pd.DataFrame(
+        {
+            "label": label,
+            "predicted": guess,
+            "class_name": [names[at] for at in label],
+            "predicted_name": [names[at] for at in guess],
+        }
+    )
+    dense = confusion.table(predicted, names)
+    assert dense["class_name"].tolist() == names
+    assert dense.drop(columns="class_name").to_numpy().tolist() == [[1, 1, 0], [0, 0, 0], [2, 0, 1]]
+    monkeypatch.setattr(confusion, "MANY_CLASSES", 2)
+    assert confusion.table(predicted, names).to_dict("split")["data"] == [
+        [0, "owl", 0, "owl", 1],
+        [0, "owl", 1, "owl", 1],
+        [2, "wren", 0, "owl", 2],
+        [2, "wren", 2, "wren", 1],
+    ]

@@ -92,3 +92,12 @@ def test_p_over_seeds_is_welchs_test_of_statsmodels() -> None:
     assert statistics.p_over_seeds(a, b) == pytest.approx(ttest_ind(a, b, usevar="unequal")[1])
     assert statistics.p_over_seeds([0.8, 0.8], [0.8, 0.8]) == 1
     assert statistics.p_over_seeds([0.8, 0.8], [0.9, 0.9]) == 0
+
+
+def test_the_resamples_of_many_images_are_the_same_in_smaller_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = list(statistics.resamples(40, 250))
+    assert [len(chunk) for chunk in whole] == [100, 100, 50]
+    monkeypatch.setattr(statistics, "CHUNK_ELEMENTS", 40 * 30)
+    chunks = list(statistics.resamples(40, 250))
+    assert max(map(len, chunks)) == 30
+    assert (np.vstack(chunks) == np.vstack(whole)).all()

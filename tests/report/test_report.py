@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.data import prepare, sample_table
 from pipeline.evaluation import results, screen
-from pipeline.explain import grad_cam
+from pipeline.explain import explain, grad_cam, neighbours
 from pipeline.report import content, figures
 from pipeline.report.pictures import data_uri
 from pipeline.runs.directory import RunDirectory
@@ -321,3 +321,45 @@ def test_names_and_shares_as_a_reader_sees_them() -> None:
     assert content.percent(0.8187) == "81.9\N{NO-BREAK SPACE}%"
     assert content.percent(float("nan")) == content.percent(None) == "–"
     assert content.interval(0.788, 0.8467) == "78.8 to 84.7\N{NO-BREAK SPACE}%"
+
+
+def test_of_many_classes_the_page_has_the_worst_and_the_best_and_the_numbers_of_all(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(content, "MANY_CLASSES", 5)
+    monkeypatch.setattr(content, "ENDS_SHOWN", 2)
+    assert tiny.do("report", run, *MORE) == 0
+    page, text = page_of(run), (folder_of(run) / "report.html").read_text()
+    classes = pd.read_csv(folder_of(run) / "per_class.csv")
+    shown = [int(row["data-label"]) for row in page.all("tr") if "data-label" in row]
+    accuracy = classes["accuracy"].iloc[shown].tolist()
+    assert len(shown) == 4
+    assert accuracy == sorted(accuracy)
+    assert accuracy[:2] == sorted(classes["accuracy"])[:2]
+    assert accuracy[2:] == sorted(classes["accuracy"])[2:][-2:]
+    assert "4 of 6 classes" in words_of(run)
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])
+    numbers = pd.DataFrame(data["classes"], columns=content.NUMBERS)
+    for name in ("n", "accuracy", "precision", "f1", "train_images", "accuracy_low"):
+        assert numbers[name].tolist() == pytest.approx(classes[name].tolist(), abs=5e-5), name
+    predicted = pd.read_csv(folder_of(run) / "predictions.csv")
+    for label, other in enumerate(numbers["taken_for"]):
+        wrong = predicted[(predicted["label"] == label) & (predicted["predicted"] != label)]["predicted"]
+        assert (other == -1) == wrong.empty
+        assert wrong.empty or (wrong == other).sum() == wrong.value_counts().max()
+
+
+def test_many_images_are_a_sample_on_the_map_and_in_retrieval_and_the_page_says_so(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(explain, "MAP_IMAGES", 10)
+    monkeypatch.setattr(neighbours, "MANY_IMAGES", 17)
+    monkeypatch.setattr(neighbours, "QUERIES", 7)
+    shutil.rmtree(folder_of(run) / "explain")
+    assert tiny.do("report", run, *MORE) == 0
+    text = (folder_of(run) / "report.html").read_text()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])
+    assert len(data["points"]) == 10
+    words = words_of(run)
+    assert "a dot an image of 10 that were drawn at random" in words
+    assert "Retrieval among the test images for 7 of them that were drawn at random" in words

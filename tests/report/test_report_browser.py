@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from pipeline.report import content
 from pipeline.report.content import readable
 from tests.helpers import tiny
 
@@ -216,3 +217,32 @@ CONTRAST = """() => {
   }
   return worst;
 }"""
+
+
+def test_of_many_classes_search_and_heads_go_through_those_that_the_page_does_not_have(
+    folder: Path, chromium: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(content, "MANY_CLASSES", 5)
+    monkeypatch.setattr(content, "ENDS_SHOWN", 1)
+    shutil.copytree(folder.parents[3] / "runs", tmp_path / "runs")
+    assert tiny.do("report", tmp_path) == 0
+    own = tmp_path / "runs/tiny/eval/test"
+    classes = pd.read_csv(own / "per_class.csv")
+    classes["name"] = classes["class_name"].map(readable)
+    page = chromium.new_page()
+    said: list[str] = []
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto((own / "report.html").as_uri())
+    assert len(names(page)) == 2
+    page.locator("#class-table th", has_text="Accuracy").get_by_role("button").click()
+    assert names(page)[0] == classes.loc[classes["accuracy"].argmax(), "name"]
+    assert page.locator("#class-count").inner_text() == "6 classes"
+    hidden = next(name for name in classes["name"] if name not in names(page)[:1])
+    page.get_by_label("Find a class").fill(hidden)
+    assert names(page) == [hidden]
+    one = classes[classes["name"] == hidden].iloc[0]
+    cells = page.locator("#class-table tbody tr td.n").all_inner_texts()
+    percents = [f"{100 * one[name]:.0f}\N{NO-BREAK SPACE}%" for name in ("accuracy", "precision", "f1")]
+    assert cells == [str(one["n"]), *percents, str(one["train_images"])]
+    assert said == []
+    page.close()
