@@ -14,10 +14,10 @@ from pipeline.config.load import differences
 from pipeline.config.schema import Config
 from pipeline.data import sample_table
 from pipeline.distributed.process_group import Ranks
+from pipeline.inference.predicting_form import predicting_form
 from pipeline.models.build import build_model, without_weights
 from pipeline.models.classifier import Classifier
-from pipeline.models.folding import fold_batchnorms
-from pipeline.models.fusing import FusedClassifier, fuse_convolutions
+from pipeline.models.fusing import FusedClassifier
 from pipeline.models.option_errors import memory_errors
 from pipeline.models.precision import Precision
 from pipeline.models.pretrained import load_weights
@@ -109,13 +109,12 @@ def _loaded_model(
         "end what else uses it, or set train.device=cpu",
     ):
         model = _model(config, content, path).eval()
-        if not as_trained:
-            model = fold_batchnorms(model, config.data.image_px)
-        layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
-        model = model.to(memory_format=layout).to(ranks.device)
-        predicts_on_cpu = ranks.device.type == "cpu" and not as_trained
-        precision = content["precision"]
-        fused = fuse_convolutions(model, config.data.image_px, precision) if predicts_on_cpu else None
+        precision, fused = content["precision"], None
+        if as_trained:
+            layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
+            model = model.to(memory_format=layout).to(ranks.device)
+        else:
+            model, fused = predicting_form(model, config, precision, ranks.device)
     return LoadedModel(model, path, digest, content["epoch"], content["step"], precision, fused)
 
 

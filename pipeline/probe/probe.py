@@ -28,9 +28,9 @@ from pipeline.evaluation.results import compute_metrics
 from pipeline.inference import features
 from pipeline.inference.linear_head import Images
 from pipeline.inference.load_model import LoadedModel
+from pipeline.inference.predicting_form import predicting_form
 from pipeline.models.build import build_model, without_weights
 from pipeline.models.classifier import Classifier
-from pipeline.models.folding import fold_batchnorms
 from pipeline.models.option_errors import memory_errors
 from pipeline.models.precision import resolve_precision
 from pipeline.probe.classifiers import Fitted, fit_all
@@ -57,7 +57,7 @@ def probe(config: Config) -> dict[str, Any]:
             all_rows = np.arange(len(data.samples))
             of_all = features.kept(
                 folder.features_file,
-                *(config, data, backbone.model, all_rows),
+                *(config, data, backbone.network, all_rows),
                 *(backbone.precision, ranks, backbone.sha256, ADVICE),
             )
             if not ranks.is_main:
@@ -168,15 +168,13 @@ def _backbone(config: Config, classes: int, ranks: Ranks) -> tuple[LoadedModel, 
     precision = ranks.broadcast(resolve_precision(config.train.precision, ranks.device))
     settings = config.model.model_dump(mode="json", exclude={"weights", "pretrained"})
     digest = files.digest_of([settings, precision, _digest_of_weights(model)])
-    layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
     with memory_errors(
         f"train.device: the memory of {ranks.device} does not suffice for the model",
         "end what else uses it, or set train.device=cpu",
     ):
-        folded = fold_batchnorms(model.eval(), config.data.image_px)
-        placed: Classifier = folded.to(memory_format=layout).to(ranks.device)
+        placed, fused = predicting_form(model.eval(), config, precision, ranks.device)
     source = str(origin["source"])
-    return LoadedModel(placed, Path(source), digest, 0, 0, precision), source
+    return LoadedModel(placed, Path(source), digest, 0, 0, precision, fused), source
 
 
 def _digest_of_weights(model: Classifier) -> str:

@@ -18,10 +18,10 @@ from pipeline.data.transforms import Augmentation, CentreCrop
 from pipeline.distributed import consistency, data_parallel, sync_batchnorm
 from pipeline.distributed.process_group import Ranks
 from pipeline.inference.linear_head import Images
-from pipeline.inference.predict import predict_rows
+from pipeline.inference.predict import Network, predict_rows
+from pipeline.inference.predicting_form import predicting_form
 from pipeline.models.build import build_model, without_weights
 from pipeline.models.classifier import Classifier
-from pipeline.models.folding import fold_batchnorms
 from pipeline.models.heads import pool_by_amax
 from pipeline.models.precision import Precision, has_units
 from pipeline.runs import checkpoints
@@ -149,7 +149,7 @@ class TrainingSetup:
             )
         rows = np.sort(np.concatenate([self.train_rows, self.val_rows]))
         features = predict_rows(
-            *(self._without_batchnorms(state), self.val_loader, rows, precision, self.ranks),
+            *(self._predicting_form(state, precision), self.val_loader, rows, precision, self.ranks),
             batch_size=self.config.eval.batch_size,
             features=True,
             progress="probe",
@@ -161,15 +161,14 @@ class TrainingSetup:
         )
         return probe_start.start_head(models, train, val, len(self.classes), self.ranks)
 
-    def _without_batchnorms(self, state: TrainState) -> Classifier:
-        """The model of a state, faster, for predicting alone; in shards, which are not whole here, the model itself."""
+    def _predicting_form(self, state: TrainState, precision: Precision) -> Network:
+        """The model of a state for predicting alone; in shards, which are not whole here, the model itself."""
         if self.config.distributed.shard == "full":
             return state.model
         model, _ = build_model(without_weights(self.config.model), len(self.classes))
         model.load_state_dict(state.model.state_dict())
-        folded = fold_batchnorms(model.eval(), self.config.data.image_px)
-        self._move_to_device(folded)
-        return folded
+        placed, fused = predicting_form(model.eval(), self.config, precision, self.ranks.device)
+        return fused or placed
 
     def check_passes(
         self, state: TrainState, precision: Precision, batch_size: int | Literal["auto"]

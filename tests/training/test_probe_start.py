@@ -19,6 +19,7 @@ from pipeline.distributed import process_group
 from pipeline.inference.linear_head import Images
 from pipeline.inference.predict import predict_rows
 from pipeline.models.classifier import Classifier
+from pipeline.models.fusing import FusedClassifier
 from pipeline.runs.log import read_log
 from pipeline.training import probe_start
 from pipeline.training.checkpointing import Checkpointer
@@ -110,7 +111,7 @@ def test_only_training_and_validation_images_are_looked_at(
     assert sorted(served) == sorted([*setup.train_rows, *setup.val_rows])
 
 
-def test_features_are_taken_without_batch_norms_and_training_keeps_them(
+def test_features_are_taken_from_the_fused_model_and_training_keeps_its_batch_norms(
     from_probe: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     networks: list[nn.Module] = []
@@ -122,6 +123,7 @@ def test_features_are_taken_without_batch_norms_and_training_keeps_them(
     monkeypatch.setattr("pipeline.training.setup.predict_rows", watched)
     _, start = started(tmp_path, *from_probe)
     (of_features,) = networks
+    assert isinstance(of_features, FusedClassifier)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in of_features.modules())
     assert start.state.batchnorms
 
