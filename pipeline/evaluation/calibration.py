@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from pipeline.common import arrays
@@ -90,6 +89,7 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
 
     Without a mistake among the images every lower temperature is better, and the lower bound is returned.
     """
+    from scipy.optimize import minimize_scalar  # which predict need not import
 
     def loss(log_temperature: float) -> float:
         temperature = float(np.exp(log_temperature))

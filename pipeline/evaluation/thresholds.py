@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binom
 
 from pipeline.common import arrays, files
 from pipeline.data.taxonomy import CLASS, Taxonomy
@@ -140,6 +139,8 @@ def smallest(probability: Floats, right: Flags, otherwise: float = PROMISE) -> T
         right: bool [n, R], whether these are right.
         otherwise: the threshold where the images show the promise for none.
     """
+    from scipy.stats import binom  # which predict need not import
+
     # Answer r is the first to reach t where (the greatest before it) < t <= (its own probability).
     before = np.maximum.accumulate(np.pad(probability, ((0, 0), (1, 0)), constant_values=-1.0), axis=1)[
         :, :-1

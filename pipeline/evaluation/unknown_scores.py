@@ -93,7 +93,7 @@ def fit_gaussians(train: Images) -> Arrays:
     images is then equally far from the classes and from the background. With a shrinkage of its own for each, RMDS++
     took the unknown for the known where images were few.
     """
-    from sklearn.covariance import ledoit_wolf_shrinkage  # half a second, and predict only uses what was learned
+    from sklearn.covariance import ledoit_wolf_shrinkage  # which predict need not import
 
     features = unit(train.features)
     _, of = np.unique(train.labels, return_inverse=True)
