@@ -174,12 +174,15 @@ def _gather(parts: list[Part], rows: Rows, ranks: Ranks) -> Predictions:
     """All ranks' outputs, in the order of the rows."""
     share = tuple(torch.cat(part).numpy() for part in zip(*parts, strict=True)) if parts else None
     shares = [share for share in ranks.all_gather(share) if share is not None]
-    predicted, logits, features = (np.concatenate([share[part] for share in shares]) for part in range(3))
+    joined = shares[0] if len(shares) == 1 else map(np.concatenate, zip(*shares, strict=True))
+    predicted, logits, features = joined
     order = np.argsort(predicted, kind="stable")
     if not np.array_equal(predicted[order], np.sort(rows)):
         raise DataError(
             f"{len(rows)} images were to be predicted and {len(np.unique(predicted))} different ones were; report this"
         )
+    if np.array_equal(order, np.arange(len(order))):  # as of one rank: a copy of all logits is saved
+        return Predictions(predicted, logits, features)
     return Predictions(predicted[order], logits[order], features[order])
 
 

@@ -57,7 +57,7 @@ class Place:
 
     def config(self, *overrides: str) -> Config:
         """The configuration of the drawn data set."""
-        return world.config(self.folder, *self.settings, "optim.batch_size=256", *overrides)
+        return world.config(self.folder, *self.settings, "optim.batch_size=16", *overrides)
 
 
 def measure(options: Options) -> Iterator[Measurement]:
