@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.types import Count, Section, WordOrPath
+from pipeline.config.types import Count, Section, UserPath, WordOrPath
 
 
 class EvalConfig(Section):
@@ -16,6 +16,8 @@ class EvalConfig(Section):
     """images predicted at once on each rank; no result depends on it"""
     tta: Literal["none", "flip", "ten_crop"] = "none"
     """crops to average; none: centre; flip: centre and its mirror image; ten_crop: centre and corners, mirrored too"""
+    labels: tuple[UserPath, ...] = ()
+    """files of decisions as `data.corrections` takes them; each gives a score by its labels beside the official one"""
     peek_gap: bool = False
     """evaluation of the run's other checkpoints on test too: what choosing on test would gain; not a result"""
     while_training: Literal["refuse", "wait", "evaluate"] = "refuse"

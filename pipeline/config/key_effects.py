@@ -141,6 +141,7 @@ KEY_EFFECTS = {
     "eval.checkpoint": NOTHING,
     "eval.batch_size": SPEED,
     "eval.tta": NOTHING,
+    "eval.labels": NOTHING,
     "eval.peek_gap": NOTHING,
     "eval.while_training": NOTHING,
     "report.write": NOTHING,

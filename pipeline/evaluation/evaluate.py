@@ -14,7 +14,14 @@ from pipeline.data.transforms import CentreCrop
 from pipeline.data.tta import tta_crops
 from pipeline.distributed import consistency, process_group
 from pipeline.distributed.process_group import Ranks
-from pipeline.evaluation import evaluation_lock, metrics, readings, run_taxonomy, training_state
+from pipeline.evaluation import (
+    evaluation_lock,
+    label_sets,
+    metrics,
+    readings,
+    run_taxonomy,
+    training_state,
+)
 from pipeline.evaluation.results import compute_metrics, learned_rows
 from pipeline.inference import load_model, predict
 from pipeline.inference.load_model import LoadedModel
@@ -52,6 +59,7 @@ def _evaluate(
 ) -> dict[str, Any]:
     """Args: training: what metrics.json says of a training that has not finished."""
     config, data = evaluator.config, evaluator.data
+    by_labels = label_sets.of(config, data)  # before anything is predicted: a file may not fit
     outputs = evaluator.predict_split(config.eval.split, model)
     fits_temperature = config.eval.split != "val" and data.rows("val")
     validation = evaluator.predict_split("val", model) if fits_temperature else None
@@ -72,6 +80,7 @@ def _evaluate(
         **gap,
     }
     _store(data, outputs, validation, folder)
+    label_sets.write(folder, by_labels)
     taxonomy = run_taxonomy.with_data(config, data)
     metrics_json, _ = compute_metrics(folder, data.samples, learned_rows(config, data), origin, taxonomy)
     return metrics_json

@@ -18,6 +18,7 @@ from pipeline.data.taxonomy import Taxonomy
 from pipeline.evaluation import (
     calibration,
     confusion,
+    label_sets,
     metrics,
     mistake_severity,
     prediction_sets,
@@ -74,6 +75,8 @@ def compute_metrics(
         metrics_json["prediction_sets"] = prediction_sets.summary(stored.logits, labels, stored.validation)
     if taxonomy is not None:
         metrics_json["mistakes"] = mistake_severity.summary(stored.table, taxonomy)
+    if by_label_set := label_sets.summaries(folder, stored.table):
+        metrics_json["label_sets"] = by_label_set
     tables: dict[Table, pd.DataFrame] = {
         "per_class": per_class,
         "confusion": confusion.table(stored.table, names),

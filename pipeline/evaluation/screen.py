@@ -60,6 +60,11 @@ def headline(metrics: Mapping[str, Any]) -> Iterator[str]:
     if "ties" in metrics:
         yield f"  {metrics['ties']:,} images have several classes in first place; the lowest label counts"
     yield f"  top-1 {metrics['top1']:.4f}  (95 % interval {metrics['top1_low']:.4f} .. {metrics['top1_high']:.4f})"
+    for name, by in metrics.get("label_sets", {}).items():
+        yield (
+            f"  top-1 {by['top1']:.4f}  ({by['top1_low']:.4f} .. {by['top1_high']:.4f}) by the labels of {name}: "
+            f"{by['relabelled']:,} other labels, {by['left_out']:,} images left out, {by['n']:,} scored"
+        )
     yield (
         f"  top-3 {metrics['top3']:.4f}  top-5 {metrics['top5']:.4f}  "
         f"mean per-class accuracy {metrics['per_class_mean']:.4f}  macro F1 {metrics['macro_f1']:.4f}"

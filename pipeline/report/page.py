@@ -9,7 +9,7 @@ import jinja2
 from pipeline.common import console, files, tables
 from pipeline.config.schema import Config
 from pipeline.data import prepare
-from pipeline.evaluation import evaluation_lock, results, run_taxonomy, training_state
+from pipeline.evaluation import evaluation_lock, label_sets, results, run_taxonomy, training_state
 from pipeline.explain import explain, neighbours
 from pipeline.report import content
 from pipeline.report.pictures import Pictures
@@ -49,6 +49,8 @@ def build(config: Config, folder: EvaluationDirectory, *, recompute: bool = True
     )  # before the lock, which is a file: a run without an evaluation stays as it is
     with evaluation_lock.held(folder):
         if recompute:
+            if config.eval.labels:
+                label_sets.write(folder, label_sets.of(config, data))
             taxonomy = run_taxonomy.with_data(config, data)
             results.compute_metrics(
                 folder, data.samples, results.learned_rows(config, data), taxonomy=taxonomy

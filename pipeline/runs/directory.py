@@ -129,6 +129,14 @@ class EvaluationDirectory:
         self.retrieval_file = self.explanations / "retrieval.json"  # recall@k
         self.audit = AuditDirectory(path / "audit")
 
+    def label_set(self, name: str) -> Path:
+        """Images with another label than the data set's, and those left out: id, label."""
+        return self.path / "label_sets" / f"{name}.csv"
+
+    def label_sets(self) -> list[Path]:
+        """Those that are there."""
+        return sorted(self.label_set("*").parent.glob("*.csv"))
+
     def table(self, name: Table) -> Path:
         """A table that is computed from the predictions."""
         return self.path / f"{name}.csv"
