@@ -119,7 +119,7 @@ class Contest:
         weights = [word for word in self.options.overrides if word.startswith("model.weights=")]
         words = ["data.source=folder", f"data.path={self.photographs}", *weights, f"seed={run.seed}"]
         if self.options.tiny:
-            words += ["train.epochs=1", "schedule.warmup_epochs=0"]
+            words += ["train.epochs=1", "schedule.warmup_epochs=0", "data.progressive=[]"]
         folder = self.options.folder / "contest" / f"ours-seed{run.seed}"
         points = contest_ours.run(self.recipe, words, folder, DIE_WITH_US)
         return {"ready": None, "points": points, "recipe": self.digest}
