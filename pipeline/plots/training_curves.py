@@ -1,5 +1,6 @@
 """Figures of a training: loss and accuracy, made from its log; learning rates, before it begins; the range test."""
 
+import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,13 @@ FAR_APART = 5.0  # ratio of peak rates beyond which the axis is logarithmic
 def draw(run: RunDirectory) -> None:
     """Draw the curves of a run from its log; nothing before its first epoch is over."""
     log = run.read_log(steps=False)
+    if log.epochs():
+        _draw(run, log)
+        gc.collect()  # a figure is 4 MB in circles of references, and some twenty would wait to be collected
+
+
+def _draw(run: RunDirectory, log: Log) -> None:
     epochs, validations = log.epochs(), log.validations()
-    if not epochs:
-        return
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 4), layout="constrained")
         losses, accuracies = figure.subplots(1, 2)

@@ -1,10 +1,10 @@
 """Whether a long run keeps what it does not need: the memory of the training process and its loader processes.
 
-A small set is trained for 200 epochs, with validation, checkpoints, the log, curves and all local tracking. At the end
-of each epoch the proportional set sizes (PSS: shared pages are shared out) of the process and all below it are read.
-The slope is that of a line through the second half of the epochs. What a run takes beside its model is the peak (RSS)
-of the trainer's process, less what it has when the trainer is imported, less weights, their average, momentum and
-gradients; activations and batches are counted in.
+A small set is trained for 200 epochs, with validation, checkpoints, the log, all local tracking, and curves, which are
+drawn every two seconds, thirty times as often as usual. At the end of each epoch the proportional set sizes (PSS:
+shared pages are shared out) of the process and all below it are read. The slope is that of a line through the second
+half of the epochs. What a run takes beside its model is the peak (RSS) of the trainer's process, less what it has when
+the trainer is imported, less weights, their average, momentum and gradients; activations and batches are counted in.
 """
 
 import os
@@ -21,10 +21,11 @@ from pipeline.config.load import load_config
 from pipeline.data import prepare
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.log import LogRecord
-from pipeline.training.trainer import train
+from pipeline.training import trainer
 
 EPOCHS = 200
 LOADER_PROCESSES = 1
+REDRAW_S = 2.0
 GOAL_KIB, GOAL_MIB = 20, 400
 SMALL = (
     "data.resize_px=72",
@@ -104,7 +105,8 @@ def side(folder: str, epochs: int) -> dict[str, Any]:
     )
     config = load_config(None, [*rooms, *SMALL, f"train.epochs={epochs}"])
     prepare.prepare(config)
-    train(config, watch)
+    trainer.REDRAW_S = REDRAW_S
+    trainer.train(config, watch)
     state_bytes = RunDirectory(config.run_dir).checkpoint("last").stat().st_size
     return {
         "sizes_kib": watch.sizes_kib,

@@ -1,5 +1,6 @@
 """The pictures of a training: what is marked in them."""
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -68,3 +69,16 @@ def test_each_switch_has_a_line_with_the_name_of_what_begins() -> None:
     training_curves.mark_phases(axes, [{"kind": "epoch", "epoch": 4}, switch], "red")
     assert [line.get_xdata()[0] for line in axes.lines] == [4.0]  # type: ignore[index]
     assert [text.get_text() for text in axes.texts] == ["sgd from here"]
+
+
+def test_a_figure_is_gone_when_it_is_drawn(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(json.dumps(epoch(1)) + "\n")
+    gc.collect()
+    gc.disable()  # as in a training, whose many lasting objects put the next collection off
+    try:
+        training_curves.draw(RunDirectory(tmp_path))
+        left = [one for one in gc.get_objects() if type(one) is Figure]
+    finally:
+        gc.enable()
+    assert (tmp_path / "curves.png").is_file()
+    assert left == []
