@@ -7,7 +7,6 @@ OPTIONS: JSON of `Task`. The last line of stdout is a JSON of what could not be 
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import os
 import subprocess
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import contest_ours
-from contest_runs import CONTESTANTS, OURS, Run, by_contestant, plan, read_results
+from contest_runs import CONTESTANTS, OURS, SEEDS, Run, by_contestant, plan, read_results
 from contest_scores import Clock, Result, epoch_seconds
 from contest_world import DRIVERS, MODEL, hub, photographs, python_of
 from measuring import Options, machine
@@ -77,14 +76,14 @@ class Contest:
         return [one for one in read_results(self.folder) if one.recipe in ("", self.digest)]
 
     def missing(self, horizon_s: float) -> Iterator[Run]:
-        """What has not been run, the most telling first; in a trial of the bench two runs that need no installing."""
+        """What has not been run, the most telling first; for `tiny` an epoch of what needs no installing."""
         contestants = [
             one
             for one in CONTESTANTS
             if one.name not in self.problems and (one.driver == "article" or not self.options.tiny)
         ]
         runs = plan(contestants, by_contestant(self.results()), CLOCK, horizon_s)
-        return itertools.islice(runs, 2) if self.options.tiny else runs
+        return (run for run in runs if not self.options.tiny or (run.seed == SEEDS[0] and run.epochs <= 1))
 
     def path(self, run: Run) -> Path:
         """The JSON of a run."""
