@@ -70,14 +70,22 @@ def _stream(seed: int, epoch: int, index: int) -> "Stream":
 
 
 def _crop_and_mirror(config: DataConfig, picture: Pixels, stream: "Stream") -> Pixels:
-    """A crop of any place, mirrored in half of the cases: the one that albumentations 2.0.8 draws."""
+    """A crop of any place, mirrored in half of the cases: the one that albumentations 2.0.8 draws.
+
+    It is a view of the picture where it is not mirrored: the batch takes the only copy.
+    """
     draw, side_px = stream[1].random, config.image_px
     draw()  # by which `Compose` decides whether it applies
     padded = _padded(picture, config.pad_px)
     top, left = (int((side - side_px + 1) * draw()) for side in padded.shape[:2])
     crop = padded[top : top + side_px, left : left + side_px]
     mirrored = config.flip and draw() < 0.5
-    return np.ascontiguousarray(crop[:, ::-1] if mirrored else crop)
+    return mirror(crop) if mirrored else crop
+
+
+def mirror(picture: Pixels) -> Pixels:
+    """The picture mirrored left to right; OpenCV does it many times as fast as a negative stride."""
+    return np.asarray(cv2.flip(picture, 1), np.uint8)
 
 
 def _padded(picture: Pixels, pad_px: int) -> Pixels:
@@ -103,14 +111,14 @@ def _apply_seeded(operation: Callable[[torch.Tensor], torch.Tensor], picture: Pi
     before = torch.get_rng_state()
     try:
         torch.default_generator.manual_seed(seed)
-        changed = operation(torch.from_numpy(picture).permute(2, 0, 1))
+        changed = operation(torch.from_numpy(picture.copy()).permute(2, 0, 1))
     finally:
         torch.set_rng_state(before)
     return np.ascontiguousarray(changed.permute(1, 2, 0).numpy())
 
 
 class CentreCrop:
-    """The middle of the picture, for evaluation: [H, W, 3] -> [image_px, image_px, 3], uint8 RGB."""
+    """The middle of the picture, for evaluation: [H, W, 3] -> [image_px, image_px, 3], uint8 RGB, a view."""
 
     def __init__(self, config: DataConfig) -> None:
         self._side_px, self._pad_px = config.image_px, config.pad_px
@@ -119,7 +127,7 @@ class CentreCrop:
         """The same crop for every epoch and index."""
         padded = _padded(picture, self._pad_px)
         top, left = ((side - self._side_px) // 2 for side in padded.shape[:2])
-        return np.ascontiguousarray(padded[top : top + self._side_px, left : left + self._side_px])
+        return padded[top : top + self._side_px, left : left + self._side_px]
 
     def image_px(self, epoch: int) -> int:  # noqa: ARG002
         """Side of an image, whatever the epoch."""

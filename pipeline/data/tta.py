@@ -2,11 +2,9 @@
 
 from typing import Literal
 
-import numpy as np
-
 from pipeline.config.data import DataConfig
 from pipeline.data.pictures import Pixels
-from pipeline.data.transforms import CentreCrop
+from pipeline.data.transforms import CentreCrop, mirror
 
 Kind = Literal["none", "flip", "ten_crop"]
 
@@ -16,7 +14,7 @@ class Mirrored(CentreCrop):
 
     def __call__(self, picture: Pixels, epoch: int, index: int) -> Pixels:
         """The same for every epoch and index: [image_px, image_px, 3], uint8 RGB."""
-        return super().__call__(picture, epoch, index)[:, ::-1]
+        return mirror(super().__call__(picture, epoch, index))
 
 
 class Corner(CentreCrop):
@@ -24,8 +22,7 @@ class Corner(CentreCrop):
 
     def __init__(self, config: DataConfig, bottom: bool, right: bool, mirrored: bool) -> None:
         super().__init__(config)
-        self._bottom, self._right = bottom, right
-        self._step = -1 if mirrored else 1
+        self._bottom, self._right, self._mirrored = bottom, right, mirrored
 
     def __call__(self, picture: Pixels, epoch: int, index: int) -> Pixels:  # noqa: ARG002
         """The same for every epoch and index: [image_px, image_px, 3], uint8 RGB."""
@@ -33,7 +30,8 @@ class Corner(CentreCrop):
         side, px = min(height, width), self._side_px
         top = (height - side) // 2 + (side - px) * self._bottom
         left = (width - side) // 2 + (side - px) * self._right
-        return np.asarray(picture[top : top + px, left : left + px][:, :: self._step], np.uint8)
+        corner = picture[top : top + px, left : left + px]
+        return mirror(corner) if self._mirrored else corner
 
 
 def tta_crops(config: DataConfig, kind: Kind) -> list[CentreCrop]:

@@ -195,6 +195,21 @@ def test_automatic_augmentation_is_seeded_by_image_and_leaves_torchs_stream_alon
     assert sum(not np.array_equal(plain(picture, epoch, 0), crops[epoch]) for epoch in range(8)) >= 5
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"auto_augment": "trivial"}, {"random_erasing": 1.0}, {"color_jitter": 0.4}]
+)
+@pytest.mark.filterwarnings("error")
+def test_a_picture_of_the_store_is_never_written_to(settings: dict[str, Any]) -> None:
+    """A crop of the whole picture is a view of it."""
+    picture = np.random.default_rng(0).integers(0, 256, (STORED_PX, STORED_PX, 3), np.uint8)
+    picture.setflags(write=False)
+    view = Augmentation(DataConfig(resize_px=STORED_PX, image_px=STORED_PX, **settings), seed=0)
+    before = picture.copy()
+    for index in range(8):
+        assert view(picture, 0, index).shape == picture.shape
+    assert np.array_equal(picture, before)
+
+
 def test_padding_shifts_the_picture_by_at_most_its_width_and_evaluation_sees_the_middle() -> None:
     picture = np.full((8, 8, 3), 255, np.uint8)
     config = DataConfig(image_px=16, resize_px=16, pad_px=3, flip=False).model_copy(update={"image_px": 8})
