@@ -39,7 +39,7 @@ def measure(options: Options) -> Iterator[Measurement]:
     problems = run_missing(options)
     results = by_contestant(contest.results())
     missing = len({run.contestant for run in contest.missing(HORIZON_S)})
-    yield _done(results, problems, 0 if options.tiny else missing)
+    yield _done(results, problems, missing)
     yield from verdicts(results, CLOCK)
     if not options.tiny and len(results) > 1:
         plot(results, OURS, CLOCK, PICTURE)
