@@ -6,7 +6,8 @@ it predicts the test photographs. What a contestant has at a moment is the test 
 by then, of all its epochs, learning rates and lengths. The test never chooses.
 
 The clock is processor seconds, which other programs on the machine change little; a run's file holds wall seconds, too.
-A contest takes hours: each run leaves a file, and a call runs what is missing, as far as `--minutes` go.
+A contest takes hours: each run leaves a file, and a call runs what is missing, as far as `--minutes` go. A run whose
+file is removed runs again; ours does, too, when its recipe has changed.
 """
 
 import json
