@@ -2,9 +2,9 @@
 
 Defaults: batch 128, SGD with momentum 0.9, weight decay 2e-5, cosine an epoch, label smoothing 0.1, crops of 8 % of the
 area or more, colour jitter 0.4; the learning rate is 0.1 for 256 images. Of the 5 warm-up epochs, whose first has a
-rate of 1e-5, a short run has a tenth of its epochs, for with all 5 it would learn nothing. Tuned: batch 32, crops of 35 %
-or more, no warm-up, the rate by the step (`--sched-on-updates`), channels_last, and bfloat16 where a step of it is faster
-here (tried with the clock stopped).
+rate of 1e-5, a short run has a tenth of its epochs, for with all 5 it would learn nothing. Tuned: batch 32, crops of
+35 % or more, no warm-up, the rate by the step (`--sched-on-updates`), channels_last, and bfloat16 where a step of it is
+faster here (tried with the clock stopped).
 """
 
 import time
