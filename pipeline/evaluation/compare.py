@@ -18,7 +18,7 @@ from pipeline.common import files, tables
 from pipeline.common.errors import DataError
 from pipeline.config.key_effects import effect_of
 from pipeline.config.load import completed, flatten, read_tree
-from pipeline.evaluation import statistics, training_state, verdict
+from pipeline.evaluation import compare_otherwise, statistics, training_state, verdict
 from pipeline.runs import predictions
 from pipeline.runs.directory import RunDirectory
 
@@ -53,6 +53,11 @@ class Group:
     def right(self) -> npt.NDArray[np.float64]:
         """The share of the runs that predict an image right, float64 [n]."""
         return np.asarray(np.mean([run.right for run in self.runs], axis=0), np.float64)
+
+    @property
+    def predictions(self) -> tuple[str, list[pd.DataFrame]]:
+        """The name, and the predictions of each run."""
+        return self.name, [run.table for run in self.runs]
 
     def summary(self) -> dict[str, Any]:
         """name; runs, seeds and top1, one a run; top1_mean; top1_sd, the standard deviation (None for one run)."""
@@ -90,11 +95,17 @@ def compare_runs(paths: Sequence[Path], split: str, out: Path | None) -> dict[st
     for comparison, p in zip(comparisons, statistics.holm(p_values), strict=True):
         comparison["p_adjusted"] = p
         comparison["verdict"] = verdict.sentence(comparison, len(runs[0].right), seeds_only=len(groups) == 1)
+    measures = compare_otherwise.measures([RunDirectory(path) for path in paths], split, runs[0].class_names)
     result = {
         "split": split,
         "n": len(runs[0].right),
         "groups": [group.summary() for group in groups],
         "comparisons": comparisons,
+        "otherwise": [
+            compare_otherwise.compare(measure, base.predictions, group.predictions)
+            for group in rest
+            for measure in measures
+        ],
     }
     classes = pd.concat([_classes(base, group) for group in rest], ignore_index=True)
     verdict.show(result, classes)

@@ -69,14 +69,8 @@ def compute_metrics(
         **_ties(stored.logits),
         **confidence_metrics,
         **metrics.accuracy_by_training_count(per_class),
+        **_otherwise(stored, folder, taxonomy),
     }
-    if stored.validation is not None:
-        labels = stored.table["label"].to_numpy()
-        metrics_json["prediction_sets"] = prediction_sets.summary(stored.logits, labels, stored.validation)
-    if taxonomy is not None:
-        metrics_json["mistakes"] = mistake_severity.summary(stored.table, taxonomy)
-    if by_label_set := label_sets.summaries(folder, stored.table):
-        metrics_json["label_sets"] = by_label_set
     tables: dict[Table, pd.DataFrame] = {
         "per_class": per_class,
         "confusion": confusion.table(stored.table, names),
@@ -90,6 +84,21 @@ def compute_metrics(
     thresholds.write(folder, stored.validation, metrics_json, names, taxonomy)
     files.write_json(folder.metrics_file, metrics_json)
     return metrics_json, tables
+
+
+def _otherwise(
+    stored: predictions.StoredPredictions, folder: EvaluationDirectory, taxonomy: Taxonomy | None
+) -> dict[str, Any]:
+    """The same predictions as sets of classes, in a hierarchy, by other labels: what there is of these."""
+    found: dict[str, Any] = {}
+    if stored.validation is not None:
+        labels = stored.table["label"].to_numpy()
+        found["prediction_sets"] = prediction_sets.summary(stored.logits, labels, stored.validation)
+    if taxonomy is not None:
+        found["mistakes"] = mistake_severity.summary(stored.table, taxonomy)
+    if by_label_set := label_sets.summaries(folder, stored.table):
+        found["label_sets"] = by_label_set
+    return found
 
 
 def _ties(logits: npt.NDArray[np.float32]) -> dict[str, int]:

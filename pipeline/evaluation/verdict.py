@@ -74,6 +74,18 @@ def show(result: Mapping[str, Any], classes: pd.DataFrame) -> None:
                 else ""
             )
         )
+    if result["otherwise"]:
+        console.show_table(
+            "the same predictions, judged otherwise; b - a with its 95 % interval over images",
+            ["measure", "a", "b", "mean a", "mean b", "b - a", "interval"],
+            [
+                [
+                    *(row[name] for name in ("measure", "a", "b", "mean_a", "mean_b", "difference")),
+                    f"{row['low']:+.4f} .. {row['high']:+.4f}",
+                ]
+                for row in result["otherwise"]
+            ],
+        )
     for comparison in result["comparisons"]:
         console.say(comparison["verdict"])
 

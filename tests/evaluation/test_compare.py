@@ -303,3 +303,32 @@ def test_a_p_value_is_never_shown_as_zero() -> None:
         "p_adjusted": 1e-9,
     }
     assert "p < 0.001" in verdict.sentence(comparison, 100)
+
+
+TREE = "class,family\nwren,songbirds\ngull,seabirds\ncrow,songbirds\nowl,owls\n"
+
+
+def test_label_sets_and_ranks_that_all_runs_have_are_compared_too(tmp_path: Path) -> None:
+    """Right or wrong go round in fours: a wrong wren is taken for a gull, a gull for a crow, a crow for an owl."""
+    a = np.ones(N, bool)
+    b = np.arange(N) % 4 != 1  # b takes each gull for a crow
+    paths = [write_run(tmp_path, "a", a), write_run(tmp_path, "b", b, lr=0.2)]
+    cleaned = pd.DataFrame(
+        {"id": [2, 3], "label": [2, -1]}
+    )  # the first gull is a crow; the first crow is left out
+    for path in paths:
+        tables.write_csv(cleaned, path / "eval/test/label_sets/cleaned.csv")
+        files.write_text(path / "taxonomy.csv", TREE)
+    rows = {row["measure"]: row for row in compare_runs(paths, "test", None)["otherwise"]}
+    by = rows["top-1 by the labels of cleaned"]
+    assert (by["n"], by["mean_a"]) == (N - 1, (N - 2) / (N - 1))
+    assert by["mean_b"] == pytest.approx((3 * N / 4 - 1 + 1) / (N - 1))
+    assert rows["right family"]["difference"] == pytest.approx(-0.25)  # a crow is no seabird
+    height = rows["distance in the hierarchy (0 is best)"]
+    assert (height["mean_a"], height["mean_b"]) == (
+        0,
+        0.5,
+    )  # two of two ranks up, for a quarter of the images
+    files.write_text(paths[1] / "taxonomy.csv", TREE.replace("owls", "raptors"))
+    tables.write_csv(cleaned.assign(label=3), paths[1] / "eval/test/label_sets/cleaned.csv")
+    assert compare_runs(paths, "test", None)["otherwise"] == []

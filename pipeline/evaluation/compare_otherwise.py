@@ -1,0 +1,89 @@
+"""Compared runs, judged otherwise than by the official labels: by label sets, at a rank, by the height of mistakes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from pipeline.data import taxonomy
+from pipeline.data.taxonomy import Taxonomy
+from pipeline.evaluation import label_sets, mistake_severity, statistics
+from pipeline.runs.directory import RunDirectory
+
+Floats = npt.NDArray[np.float64]
+
+
+class Measure(NamedTuple):
+    """A number of each image that counts, of which a mean is taken: float64 [m], m <= n."""
+
+    name: str
+    of: Callable[[pd.DataFrame], Floats]
+    """of a predictions table, sorted by image id"""
+
+
+def measures(runs: Sequence[RunDirectory], split: str, class_names: Sequence[str]) -> list[Measure]:
+    """What all of the runs have: label sets of the same name and content, and the hierarchy, where it is the same.
+
+    Raises:
+        DataError: a stored label set or hierarchy is damaged.
+    """
+    return [*_by_labels(runs, split), *_in_hierarchy(runs, class_names)]
+
+
+def _by_labels(runs: Sequence[RunDirectory], split: str) -> Iterator[Measure]:
+    first, *rest = [label_sets.read(run.evaluation(split)) for run in runs]
+    for name, changed in first.items():
+        if all(name in sets and changed.equals(sets[name]) for sets in rest):
+            yield Measure(f"top-1 by the labels of {name}", partial(_right, changed))
+
+
+def _right(changed: pd.DataFrame, table: pd.DataFrame) -> Floats:
+    scored = label_sets.labels(table, changed)
+    return np.asarray(scored["label"] == scored["predicted"], np.float64)
+
+
+def _in_hierarchy(runs: Sequence[RunDirectory], class_names: Sequence[str]) -> Iterator[Measure]:
+    kept = [
+        taxonomy.read(run.taxonomy_file, class_names) if run.taxonomy_file.is_file() else None for run in runs
+    ]
+    tree = kept[0]
+    if tree is None or any(other != tree for other in kept):
+        return
+    for above, rank in enumerate(tree.ranks, start=1):
+        yield Measure(f"right {rank}", partial(_within, tree, above))
+    yield Measure("distance in the hierarchy (0 is best)", partial(_heights, tree))
+
+
+def _heights(tree: Taxonomy, table: pd.DataFrame) -> Floats:
+    return mistake_severity.heights(table, tree).astype(np.float64)
+
+
+def _within(tree: Taxonomy, height: int, table: pd.DataFrame) -> Floats:
+    return np.asarray(_heights(tree, table) <= height, np.float64)
+
+
+def compare(
+    measure: Measure, a: tuple[str, Sequence[pd.DataFrame]], b: tuple[str, Sequence[pd.DataFrame]]
+) -> dict[str, Any]:
+    """Means of two groups and their paired difference with its 95 % interval, in plain types.
+
+    Args:
+        a, b: the name of a group and the predictions tables of its runs, sorted by image id.
+    """
+    (name_a, runs_a), (name_b, runs_b) = a, b
+    mean_a, mean_b = (np.mean([measure.of(table) for table in runs], axis=0) for runs in (runs_a, runs_b))
+    difference, low, high = statistics.difference(mean_a, mean_b)
+    return {
+        "measure": measure.name,
+        "a": name_a,
+        "b": name_b,
+        "n": len(mean_a),
+        "mean_a": float(mean_a.mean()),
+        "mean_b": float(mean_b.mean()),
+        "difference": difference,
+        "low": low,
+        "high": high,
+    }
