@@ -30,6 +30,8 @@ CONFIGS = {
     "two heads, gem": ModelConfig(name="test_resnet", pretrained=False, mid_level_head=True, pool="gem"),
 }
 
+QUICK = "mobilenetv2", "vit", "plumage"
+
 
 def trained(config: ModelConfig, **other: object) -> proof.Trained:
     model = fold_batchnorms(drawn_network(config, CLASSES, IMAGE_PX), IMAGE_PX)
@@ -48,7 +50,9 @@ def exported(one: proof.Trained, path: Path, exporter: str = "dynamo") -> Graph:
     return Graph(path)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
+)
 def test_the_graph_of_a_network_agrees_in_batches_of_1_2_3_and_64(name: str, tmp_path: Path) -> None:
     one = trained(CONFIGS[name])
     agreement = proof.compare(one, exported(one, tmp_path / "a.onnx"), proof.drawn_batches(IMAGE_PX))
@@ -118,7 +122,7 @@ def test_a_corrupted_graph_is_told_from_the_network(
     corrupt: Callable[[onnx.ModelProto], None], said: str, tmp_path: Path
 ) -> None:
     one, path = trained(CONFIGS["plumage"]), tmp_path / "a.onnx"
-    exported(one, path)
+    exported(one, path, "torchscript")
     model = onnx.load(path)
     corrupt(model)
     onnx.save(model, path)
