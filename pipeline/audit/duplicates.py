@@ -18,7 +18,6 @@ from pipeline.common import console
 from pipeline.common.errors import named
 from pipeline.data.image_store import Store
 from pipeline.data.pictures import JPEG_QUALITY, Pixels
-from pipeline.explain import neighbours
 
 HASH_SIDE = 16
 HASH_BITS = HASH_SIDE**2
@@ -71,6 +70,8 @@ def pairs(samples: pd.DataFrame, bits: Bits, features: npt.NDArray[np.float32]) 
         A row a pair: id_a, path_a, split_a, class_a, and the same of b; hash_distance (differing bits, 0..48 of
         256); feature_similarity (cosine, 0.9..1).
     """
+    from pipeline.explain import neighbours  # and with it torch, which hashes do not need
+
     a, b = close_pairs(bits)
     unit = neighbours.unit_length(features)
     similarity = np.einsum("ij,ij->i", unit[a], unit[b])

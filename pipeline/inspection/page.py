@@ -12,8 +12,7 @@ import numpy.typing as npt
 from pipeline.data import prepare, sample_table
 from pipeline.data.pictures import Pixels, resized
 from pipeline.inspection import findings, twins
-from pipeline.report.content import percent, readable
-from pipeline.report.pictures import data_uri
+from pipeline.report.page_values import data_uri, percent, readable
 
 PICTURE_PX, CLASS_PX = 220, 64
 MANY_CLASSES, SMALLER_CLASS_PX = 1000, 40  # a page of 5,000 classes stays below 25 MB

@@ -1,7 +1,5 @@
 """The values of the report page: stored tables become plain values, in the words and units that a reader sees."""
 
-import math
-import re
 import shlex
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
@@ -17,6 +15,7 @@ from pipeline.evaluation import confusion as confused
 from pipeline.explain import annotations, selection
 from pipeline.explain.explain import Explained, StoredEvaluation
 from pipeline.report import figures
+from pipeline.report.page_values import readable
 from pipeline.report.pictures import Pictures
 from pipeline.runs.directory import AuditDirectory, RunDirectory, Table
 
@@ -35,21 +34,6 @@ DUPLICATES: Types = {
     "feature_similarity": "float64",
 }
 Values = dict[str, Any]
-
-
-def readable(name: str) -> str:
-    """`001.Black_footed_Albatross` -> `Black footed Albatross`."""
-    return re.sub(r"^\d+\.", "", name).replace("_", " ")
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """0.8187 -> `81.9 %`, with a space that does not break; `–` for what is not there."""
-    return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
-
-
-def interval(low: float, high: float, digits: int = 1) -> str:
-    """0.788, 0.847 -> `78.8 to 84.7 %`."""
-    return f"{100 * low:.{digits}f} to {percent(high, digits)}"
 
 
 def training(evaluation: StoredEvaluation) -> str:

@@ -11,7 +11,7 @@ from pipeline.config.schema import Config
 from pipeline.data import prepare
 from pipeline.evaluation import evaluation_lock, label_sets, results, run_taxonomy, training_state
 from pipeline.explain import explain, neighbours
-from pipeline.report import content
+from pipeline.report import content, page_values
 from pipeline.report.pictures import Pictures
 from pipeline.runs import predictions
 from pipeline.runs.directory import EvaluationDirectory, RunDirectory
@@ -80,8 +80,8 @@ def render(evaluation: explain.StoredEvaluation, explained: explain.Explained) -
         "pairs": [pair["labels"] for pair in pairs],
     }
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["percent"] = content.percent
-    environment.globals["interval"] = content.interval
+    environment.filters["percent"] = page_values.percent
+    environment.globals["interval"] = page_values.interval
     return environment.from_string(_read("page.html")).render(
         css=_read("page.css"),
         js=_read("page.js"),

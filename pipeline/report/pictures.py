@@ -1,10 +1,7 @@
 """Pictures inside the page: small crops as the model gets them, with or without their heat map."""
 
-import base64
 from typing import Any
 
-import cv2
-import numpy as np
 import numpy.typing as npt
 
 from pipeline.config.data import DataConfig
@@ -12,8 +9,7 @@ from pipeline.data.pictures import Pixels, resized
 from pipeline.data.prepare import Prepared
 from pipeline.data.transforms import CentreCrop
 from pipeline.explain.heat_map_files import heated
-
-WEBP_QUALITY = 68
+from pipeline.report.page_values import data_uri
 
 
 class Pictures:
@@ -43,12 +39,3 @@ class Pictures:
             scale = px / max(sample["width"], sample["height"])
             width, height = (max(1, round(float(sample[side]) * scale)) for side in ("width", "height"))
         return resized(crop, width, height)
-
-
-def data_uri(pixels: Pixels) -> str:
-    """Pixels uint8 [H, W, 3] RGB -> `data:image/webp;base64,...`."""
-    bgr = cv2.cvtColor(np.ascontiguousarray(pixels), cv2.COLOR_RGB2BGR)
-    encoded, content = cv2.imencode(".webp", bgr, [cv2.IMWRITE_WEBP_QUALITY, WEBP_QUALITY])
-    if not encoded:
-        raise RuntimeError(f"OpenCV cannot write a WebP of {pixels.shape}")
-    return "data:image/webp;base64," + base64.b64encode(content.tobytes()).decode("ascii")

@@ -26,7 +26,7 @@ def imported(code: str, *words: str) -> set[str]:
         (["config"], 0, {"numpy"}),
         (["runs", "."], 2, {"cv2", "scipy", "wandb"}),
         (["runs", "diff", "none", "none"], 2, {"cv2", "scipy", "wandb"}),
-        (["compare", "none", "none"], 2, {"cv2", "wandb"}),
+        (["compare", "none", "none"], 2, {"wandb"}),
         (["sync", "none"], 2, {"wandb", "scipy"}),
         (["predict", "none"], 2, {"pandas", "cv2", "scipy"}),
         (["unknown", "none"], 2, {"pandas", "cv2", "scipy"}),
@@ -54,6 +54,7 @@ def test_verbs_that_need_no_network_import_none(
         ("pipeline.data.loader", {*EXTRAS, "torchvision", "timm", "scipy"}),  # a loader process
         ("pipeline.training.trainer", {*EXTRAS, "scipy.stats"}),
         ("pipeline.evaluation.predict_images", {*EXTRAS, "scipy.stats", "scipy.optimize"}),
+        ("pipeline.inspection.inspect_data", {*EXTRAS, "torchvision", "timm"} - {"jinja2"}),
         ("pipeline.models.summary", {*EXTRAS, "scipy"}),
         ("pipeline.training.schedule_preview", EXTRAS - {"matplotlib"}),
     ],

@@ -13,8 +13,8 @@ from PIL import Image
 from pipeline.data import prepare, sample_table
 from pipeline.evaluation import results, screen
 from pipeline.explain import explain, grad_cam, neighbours
-from pipeline.report import content, figures
-from pipeline.report.pictures import data_uri
+from pipeline.report import content, figures, page_values
+from pipeline.report.page_values import data_uri
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.log import Log
 from tests.helpers import tiny
@@ -94,7 +94,7 @@ def test_the_page_says_what_the_tables_say(reported: Path) -> None:
     pairs = pd.read_csv(folder / "confused_pairs.csv").head(3)
     for position, pair in enumerate(pairs.itertuples()):
         assert {"id": f"pair-{position}"} in page.all("details")
-        assert content.readable(pair.class_a) in words
+        assert page_values.readable(pair.class_a) in words
     game = pd.read_csv(folder / "explain/pointing_game.csv")
     assert f"all 18 {100 * game['rate'][0]:.1f} %" in words
     assert "What tells them apart" in words
@@ -218,7 +218,7 @@ def test_classes_without_a_training_image_and_ties_and_an_unfinished_training_ar
     numbers = json.loads((folder / "metrics.json").read_text())
     (folder / "metrics.json").write_text(json.dumps({**numbers, "training": "stopped"}))
     assert tiny.do("report", run, *MORE) == 0
-    words, name = words_of(run), content.readable(sample_table.class_names(samples)[2])
+    words, name = words_of(run), page_values.readable(sample_table.class_names(samples)[2])
     assert (
         f"Without a training image, and therefore never taught: {name}. What the network says of this class"
         in words
@@ -316,11 +316,11 @@ def test_a_picture_survives_its_way_into_the_page(tmp_path: Path) -> None:
 
 
 def test_names_and_shares_as_a_reader_sees_them() -> None:
-    assert content.readable("001.Black_footed_Albatross") == "Black footed Albatross"
-    assert content.readable("Chuck-will") == "Chuck-will"
-    assert content.percent(0.8187) == "81.9\N{NO-BREAK SPACE}%"
-    assert content.percent(float("nan")) == content.percent(None) == "–"
-    assert content.interval(0.788, 0.8467) == "78.8 to 84.7\N{NO-BREAK SPACE}%"
+    assert page_values.readable("001.Black_footed_Albatross") == "Black footed Albatross"
+    assert page_values.readable("Chuck-will") == "Chuck-will"
+    assert page_values.percent(0.8187) == "81.9\N{NO-BREAK SPACE}%"
+    assert page_values.percent(float("nan")) == page_values.percent(None) == "–"
+    assert page_values.interval(0.788, 0.8467) == "78.8 to 84.7\N{NO-BREAK SPACE}%"
 
 
 def test_of_many_classes_the_page_has_the_worst_and_the_best_and_the_numbers_of_all(
