@@ -118,6 +118,15 @@ def test_without_the_operations_nothing_is_fused(monkeypatch: pytest.MonkeyPatch
     assert fuse_convolutions(model, IMAGE_PX, "fp32") is None
 
 
+def test_images_are_normalised_to_the_same_bits() -> None:
+    model = folded("resnet10t")
+    fused = fuse_convolutions(model, IMAGE_PX, "fp32")
+    assert fused is not None
+    images, graph = drawn_images(2), fused.graph
+    normalised = (images.float() - graph.get_buffer("mean")) / graph.get_buffer("std")
+    assert torch.equal(normalised, model.normalised(images))
+
+
 def test_the_model_itself_is_left_as_it_was() -> None:
     model = folded("resnet10t")
     before = {name: value.clone() for name, value in model.state_dict().items()}
