@@ -73,7 +73,7 @@ def compute_in_float32(head: nn.Module) -> None:
             layer.__class__ = type(kind.__name__, (_Float32, kind), {})
 
 
-class _StridedDepthwise:
+class _LearnsInFloat32:
     """Mixed into the class of a convolution: in training it computes in float32 and gives the type that it was given."""
 
     training: bool
@@ -85,13 +85,16 @@ class _StridedDepthwise:
             return super().forward(features.float()).to(features.dtype)  # type: ignore[misc, no-any-return]
 
 
-def train_strided_depthwise_in_float32(model: nn.Module) -> None:
-    """Have depthwise convolutions with a stride learn in float32 under autocast too, in place: for CPUs.
+def train_depthwise_in_float32(model: nn.Module) -> None:
+    """Have depthwise convolutions with a stride, or a window above 3 x 3, learn in float32 under autocast too: for CPUs.
 
-    The backward pass that oneDNN has for them in bfloat16 is 8 to 9 times as slow: four such layers took a third of
-    the step of MobileNetV2. Names and tensors of the layers stay as they are, and so does evaluation, to the bit.
+    The backward pass that oneDNN has for them in bfloat16 is about 8 times as slow: four such layers took a third of
+    the step of MobileNetV2, and eleven half of that of EfficientNet-Lite0. Names and tensors of the layers stay as they
+    are, and so does evaluation, to the bit.
     """
     for layer in model.modules():
-        if isinstance(layer, nn.Conv2d) and 1 < layer.groups == layer.in_channels and max(layer.stride) > 1:
+        if not isinstance(layer, nn.Conv2d) or not 1 < layer.groups == layer.in_channels:
+            continue
+        if max(layer.stride) > 1 or max(layer.kernel_size) > 3:
             kind: Any = type(layer)
-            layer.__class__ = type(kind.__name__, (_StridedDepthwise, kind), {})
+            layer.__class__ = type(kind.__name__, (_LearnsInFloat32, kind), {})

@@ -7,7 +7,7 @@ from pipeline.config.schema import Config
 from pipeline.models.classifier import Classifier, freeze_batchnorm
 from pipeline.models.frozen_norms import merge_frozen_norms
 from pipeline.models.option_errors import option_errors, where_size_matters
-from pipeline.models.precision import Precision, train_strided_depthwise_in_float32
+from pipeline.models.precision import Precision, train_depthwise_in_float32
 from pipeline.training.optimizer import stages
 
 
@@ -48,8 +48,8 @@ class FreezeSchedule:
 def learn_fast(config: Config, model: Classifier, precision: Precision) -> None:
     """Have a model that is on its device compute its training passes faster; evaluation stays as it is, to the bit.
 
-    Batch norms are computed on weights while they are frozen, and on a CPU in bfloat16 depthwise convolutions with a
-    stride in float32.
+    Batch norms are computed on weights while they are frozen, and on a CPU in bfloat16 some depthwise convolutions
+    in float32.
 
     Raises:
         ConfigError: the network does not take images of this size.
@@ -60,4 +60,4 @@ def learn_fast(config: Config, model: Classifier, precision: Precision) -> None:
         with option_errors(*where_size_matters(config, model.backbone, config.data.image_px)):
             merge_frozen_norms(model, config.data.image_px)
     if model.mean.device.type == "cpu" and precision == "bf16":
-        train_strided_depthwise_in_float32(model)
+        train_depthwise_in_float32(model)

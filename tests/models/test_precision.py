@@ -139,13 +139,14 @@ def test_in_fp32_the_logits_are_timms_bit_for_bit() -> None:
         assert torch.equal(model(images), theirs(model.normalised(images)))
 
 
-def test_depthwise_convolutions_with_a_stride_learn_in_float32_and_evaluate_as_before() -> None:
+@pytest.mark.parametrize("shape", [{"kernel_size": 3, "stride": 2}, {"kernel_size": 5, "padding": 2}])
+def test_depthwise_convolutions_that_are_slow_in_bf16_learn_in_float32_and_evaluate_as_before(
+    shape: dict[str, int],
+) -> None:
     torch.manual_seed(0)
-    plain = torch.nn.Sequential(
-        torch.nn.Conv2d(8, 8, 3, stride=2, groups=8), torch.nn.Conv2d(8, 4, 3, stride=2)
-    )
+    plain = torch.nn.Sequential(torch.nn.Conv2d(8, 8, **shape, groups=8), torch.nn.Conv2d(8, 4, 5, stride=2))
     layers = copy.deepcopy(plain)
-    precision.train_strided_depthwise_in_float32(layers)
+    precision.train_depthwise_in_float32(layers)
     assert list(layers.state_dict()) == list(plain.state_dict())
     features = torch.randn(4, 8, 15, 15).bfloat16()
     with autocast(CPU, "bf16"), torch.no_grad():

@@ -41,7 +41,7 @@ def test_norms_of_frozen_stages_are_computed_on_weights_until_they_thaw(tmp_path
 
 
 @pytest.mark.parametrize(("precision", "expected"), [("fp32", 0), ("bf16", 4)])
-def test_strided_depthwise_convolutions_are_changed_for_bf16_alone(
+def test_slow_depthwise_convolutions_are_changed_for_bf16_alone(
     tmp_path: Path, precision: Precision, expected: int
 ) -> None:
     config = tiny.config(tmp_path, "model.name=mobilenetv2_035")
