@@ -16,7 +16,9 @@ sys.path.append(str(Path(__file__).parent.parent / "scripts" / "bench" / "contes
 import contest
 import contest_runs
 import contest_scores as scores
+import contest_world
 import recorder
+import run_article
 from contest_runs import OURS, Contestant, Run
 from contest_scores import Point, Result
 
@@ -165,3 +167,15 @@ def test_processor_seconds_hold_those_of_children_that_have_ended() -> None:
     least = time.process_time() + ended.ru_utime + ended.ru_stime
     tick = 1 / os.sysconf("SC_CLK_TCK")
     assert recorder.processor_s(os.getpid()) >= least - 4 * tick
+
+
+def test_contestants_have_a_driver_and_what_their_environment_asks_for() -> None:
+    for one in contest_runs.CONTESTANTS:
+        assert (contest_world.DRIVERS / f"run_{one.driver}.py").is_file(), one.name
+        assert not one.environment or (contest_world.DRIVERS / f"{one.environment}.txt").is_file(), one.name
+        assert len({*one.rates}) == 3, one.name
+
+
+def test_the_articles_steps_are_those_of_88_epochs() -> None:
+    rates = [2e-3 * run_article.factor(epoch / 88) for epoch in (0, 19, 20, 29, 30, 49, 50, 87)]
+    assert rates == pytest.approx([2e-3, 2e-3, 1e-3, 1e-3, 5e-4, 5e-4, 1e-4, 1e-4])
