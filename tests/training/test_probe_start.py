@@ -235,6 +235,21 @@ def test_two_ranks_begin_with_the_head_of_one(
     np.testing.assert_allclose(weight, alone.state.model.head.get_parameter("weight").tolist(), atol=1e-2)
 
 
+def test_two_ranks_in_shards_log_and_save_the_start_once(from_probe: tuple[str, ...], tmp_path: Path) -> None:
+    more = ("distributed.shard=full", "train.epochs=1", "train.keep_checkpoints=3")
+    ended = ranks.run(train, 2, tiny.config(tmp_path, *from_probe, *more))
+    assert [end.code for end in ended] == [0, 0], ended[0].said
+    log = read_log(tmp_path / "runs/tiny/log.jsonl")
+    assert [record["step"] for record in log.validations()] == [0, 5]
+    start = torch.load(tiny.checkpoints(tmp_path) / "step-0000000.pt", weights_only=True)
+    assert start["best"] == {
+        "epoch": 0,
+        "step": 0,
+        "top1": log[0]["val_top1"],
+        "loss": log[0]["val_loss"],
+    }
+
+
 def test_a_signal_before_the_first_step_ends_it_and_nothing_is_written(
     from_probe: tuple[str, ...], tmp_path: Path
 ) -> None:
