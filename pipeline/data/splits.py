@@ -74,16 +74,19 @@ def draw(
         train = _share(train, sizes.train, "data.train_images", needs_all=True)
     if sizes.test is not None:
         test = _share(test, sizes.test, "data.test_images")
-    splits = {"train": train, "val": val, "test": test}
-    ids_of = {name: np.concatenate([np.empty(0, np.int64), *ids.values()]) for name, ids in splits.items()}
-    names = np.repeat(np.array(list(ids_of), object), [len(ids) for ids in ids_of.values()])
-    split_of = pd.Series(names, np.concatenate(list(ids_of.values())))
+    split_of = _split_of({"train": train, "val": val, "test": test})
     drawn = table.assign(split=table["id"].map(split_of)).dropna(subset="split").reset_index(drop=True)
     if gone := sorted(set(table["class_name"]).difference(drawn["class_name"])):
         raise DataError(
             f"data.test_images: {sizes.test} leave no image at all of {name_some(gone)}; take more"
         )
     return drawn
+
+
+def _split_of(splits: Mapping[str, Mapping[int, Ids]]) -> pd.Series:
+    """The split of each image that has one, by its id."""
+    ids = [np.concatenate([np.empty(0, np.int64), *classes.values()]) for classes in splits.values()]
+    return pd.Series(np.repeat(np.array(list(splits), object), [*map(len, ids)]), np.concatenate(ids))
 
 
 def _drawn_test(table: pd.DataFrame, fraction: float) -> Ids:

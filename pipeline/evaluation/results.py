@@ -53,11 +53,7 @@ def compute_metrics(
     Raises:
         DataError: stored files are missing, damaged, or do not fit each other or the sample table.
     """
-    if origin is None:
-        before = predictions.read_metrics(folder)
-        if missing := [key for key in ALWAYS if key not in before]:
-            raise DataError(f"{folder.metrics_file}: the keys {missing} are missing; {predictions.AGAIN}")
-        origin = {key: before[key] for key in ORIGIN if key in before}
+    origin = _origin_of_before(folder) if origin is None else origin
     names = sample_table.class_names(samples)
     stored = predictions.StoredPredictions.read(folder, samples)
     train_images = np.bincount(samples["label"].to_numpy("int64")[training_rows], minlength=len(names))
@@ -84,6 +80,14 @@ def compute_metrics(
     thresholds.write(folder, stored.validation, metrics_json, names, taxonomy)
     files.write_json(folder.metrics_file, metrics_json)
     return metrics_json, tables
+
+
+def _origin_of_before(folder: EvaluationDirectory) -> dict[str, Any]:
+    """The values of `ORIGIN` in the metrics.json that is there."""
+    before = predictions.read_metrics(folder)
+    if missing := [key for key in ALWAYS if key not in before]:
+        raise DataError(f"{folder.metrics_file}: the keys {missing} are missing; {predictions.AGAIN}")
+    return {key: before[key] for key in ORIGIN if key in before}
 
 
 def _otherwise(
