@@ -1,10 +1,11 @@
 """Whether a long run keeps what it does not need: the memory of the training process and its loader processes.
 
 A small set is trained for 200 epochs, with validation, checkpoints, the log, all local tracking, and curves, which are
-drawn every two seconds, thirty times as often as usual. At the end of each epoch the proportional set sizes (PSS:
-shared pages are shared out) of the process and all below it are read. The slope is that of a line through the second
-half of the epochs. What a run takes beside its model is the peak (RSS) of the trainer's process, less what it has when
-the trainer is imported, less weights, their average, momentum and gradients; activations and batches are counted in.
+drawn every two seconds, thirty times as often as usual. At the end of each epoch the proportional set size (PSS:
+shared pages are shared out) of the process and of all below it is read: of what they have allocated, as the shares of
+libraries change with every other process of the machine. The slope is that of a line through the second half of the
+epochs. What a run takes beside its model is the peak (RSS) of the trainer's process, less what it has when the trainer
+is imported, less weights, their average, momentum and gradients; activations and batches are counted in.
 """
 
 import os
@@ -126,8 +127,9 @@ def _below(pid: int) -> list[int]:
 
 
 def _pss_kib(pid: int) -> int:
+    """Of the memory that a process has allocated, without the files that it maps."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
 
 
 def _status_kib(name: str) -> int:
