@@ -67,7 +67,7 @@ def test_logits_and_features_stay_within_a_hundred_thousandth(
     fused = fuse_convolutions(model, IMAGE_PX, "fp32")
     assert fused is not None
     assert fused_convolutions(fused) == convolutions
-    for images in (drawn_images(1), drawn_images(5)):
+    for images in (drawn_images(1), drawn_images(5), drawn_images(2).contiguous()):  # the last: by channels
         logits, features = answers(model, images)
         with torch.inference_mode():
             got, got_features = fused(images)
