@@ -16,6 +16,7 @@ sys.path.append(str(Path(__file__).parent.parent / "scripts" / "bench" / "contes
 import contest
 import contest_runs
 import contest_scores as scores
+import contest_worker
 import contest_world
 import recorder
 import run_article
@@ -174,6 +175,14 @@ def test_contestants_have_a_driver_and_what_their_environment_asks_for() -> None
         assert (contest_world.DRIVERS / f"run_{one.driver}.py").is_file(), one.name
         assert not one.environment or (contest_world.DRIVERS / f"{one.environment}.txt").is_file(), one.name
         assert len({*one.rates}) == 3, one.name
+
+
+def test_a_comment_in_the_recipe_starts_no_run_anew(tmp_path: Path) -> None:
+    texts = {"a": "train: {epochs: 3}", "b": "# measured\ntrain:\n  epochs: 3", "c": "train: {epochs: 4}"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    a, b, c = (contest_worker.digest_of(tmp_path / name) for name in texts)
+    assert a == b != c
 
 
 def test_the_articles_steps_are_those_of_88_epochs() -> None:

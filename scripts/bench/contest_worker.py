@@ -7,6 +7,7 @@ OPTIONS: JSON of `Task`. The last line of stdout is a JSON of what could not be 
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import subprocess
@@ -15,6 +16,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -63,7 +66,7 @@ class Contest:
             options: of the bench.
             recipe: the YAML file of ours.
         """
-        self.options, self.recipe, self.digest = options, recipe, files.digest_of_file(recipe)[:8]
+        self.options, self.recipe, self.digest = options, recipe, digest_of(recipe)
         self.photographs, self.hub = photographs(options), hub(options)
         given = f"{self.photographs.name[-8:]}-{self.hub.name[-8:]}"
         self.folder = options.folder / "contest" / f"results-{given}"
@@ -148,6 +151,12 @@ class Contest:
         if done.returncode:
             raise subprocess.CalledProcessError(done.returncode, command, stderr=log.read_text())
         return dict(json.loads(out.read_text()))
+
+
+def digest_of(recipe: Path) -> str:
+    """Eight digits that change with what a YAML file says, and not with its comments."""
+    content = json.dumps(yaml.safe_load(recipe.read_text(encoding="utf-8")), sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:8]
 
 
 def work(task: Task) -> dict[str, str]:
