@@ -34,7 +34,7 @@ def plot(results: Mapping[str, Sequence[Result]], ours: str, clock: Clock, path:
         figure = Figure(figsize=(8.6, 4.2), layout="constrained")
         axes = figure.subplots()
         for name, line in lines.items():
-            seconds, accuracy = zip(*[*line, (end_s, line[-1][1])], strict=True)
+            seconds, accuracy = zip(*[*line, (1.1 * end_s, line[-1][1])], strict=True)
             mine = name == ours
             colour = MARK if mine else COLOURS[name.partition(",")[0]]
             axes.step(
@@ -52,7 +52,7 @@ def plot(results: Mapping[str, Sequence[Result]], ours: str, clock: Clock, path:
         ticks = [tick for tick in (10, 20, 30, 60, 120, 300, 600, 1200, 2400) if tick <= 1.2 * end_s]
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.minorticks_off()
-        axes.set_xlim(0.9 * min(line[0][0] for line in lines.values()), end_s)
+        axes.set_xlim(0.9 * min(line[0][0] for line in lines.values()), 1.1 * end_s)
         axes.set_xlabel(f"{UNITS[clock]} from an unpacked folder")
         axes.set_ylabel("test top-1, %")
         figure.legend(fontsize=8, loc="outside right upper")
