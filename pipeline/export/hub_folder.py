@@ -27,6 +27,9 @@ from pipeline.models import resnet
 from pipeline.models.build import build_model, without_weights
 from pipeline.models.classifier import Classifier
 
+OF_OTHER_WEIGHTS = ("tag", "origin_url", "notes", "description")
+"""what timm says of its own weights, and not of these"""
+
 
 def write(
     folder: Path,
@@ -53,12 +56,9 @@ def write(
     if reason := _why_not(config, model):
         console.say(f"export  no hub folder, as {reason}")
         return None
-    of_weights = dict.fromkeys(
-        ("tag", "origin_url", "notes", "description")
-    )  # of timm's own ones, not of these
     described = {
         "label_names": facts["classes"],
-        "pretrained_cfg": of_weights | {"license": facts["weights"]["licence"]},
+        "pretrained_cfg": dict.fromkeys(OF_OTHER_WEIGHTS) | {"license": facts["weights"]["licence"]},
     }
     pictures = {
         "input_size": (3, config.data.image_px, config.data.image_px),
