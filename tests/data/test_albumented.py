@@ -50,4 +50,3 @@ def test_crops_of_any_place_are_those_that_albumentations_draws(settings: dict[s
     drawn._crop = albumented.crop_and_colour(config)  # private: what takes its place with colours
     crops = [view(picture, epoch, index) for epoch in range(3) for index in range(20)]
     assert np.array_equal(crops, [drawn(picture, epoch, index) for epoch in range(3) for index in range(20)])
-    assert all(crop.flags.c_contiguous for crop in crops)
