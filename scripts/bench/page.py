@@ -53,14 +53,19 @@ def _table(rows: list[Row]) -> str:
 
 
 def _measured(one: Measurement) -> str:
-    words = f"{one.ours:,.4g} {one.unit}"
+    words = f"{_number(one.ours)} {one.unit}"
     if one.other is not None:
-        words += f" against {one.other:,.4g} ({one.against})"
+        words += f" against {_number(one.other)} ({one.against})"
     if one.ratio is not None:
         words += f", {one.ratio:.2f} times"
     if one.lowest is not None:
-        words += f" ({one.lowest:.2f} to {one.highest:.2f} in {one.pairs} pairs)"
+        times = "runs" if one.ratio is None else "pairs"
+        words += f" ({one.lowest:.2f} to {one.highest:.2f} in {one.pairs} {times})"
     return words + (f"; {one.note}" if one.note else "")
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:,.4g}"
 
 
 def _goal(one: Measurement) -> str:
