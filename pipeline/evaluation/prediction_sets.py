@@ -48,30 +48,42 @@ class SetRule:
 
     def sets(self, logits: calibration.Logits) -> Flags:
         """The classes in the set of each image: float32 [n, C] -> bool [n, C]; one class at least."""
-        return np.concatenate([self._of_block(block) for _, block in arrays.blocks(logits)])
-
-    def _of_block(self, logits: calibration.Logits) -> Flags:
-        scores = SCORES[self.method](np.exp(calibration.log_probabilities(logits)))
-        inside: Flags = scores <= (math.inf if self.threshold is None else self.threshold)
+        probability = np.exp(calibration.log_probabilities(logits))
+        inside = np.ones(probability.shape, bool)
+        if self.threshold is not None:
+            inside = probability >= LEAST_PROBABLE[self.method](probability, self.threshold)[:, None]
         inside[np.arange(len(logits)), logits.argmax(axis=1)] = True
         return inside
 
 
-def lac_scores(probability: Floats) -> Floats:
-    """1 - probability: float64 [n, C] -> [n, C]."""
-    return 1 - probability
+def lac_score(probability: Floats, label: Ints) -> Floats:
+    """1 - the probability of the label: float64 [n, C], int64 [n] -> float64 [n]."""
+    return 1 - probability[np.arange(len(label)), label]
 
 
-def aps_scores(probability: Floats) -> Floats:
-    """The probability of all classes that are more probable: float64 [n, C] -> [n, C]."""
-    order = np.argsort(-probability, axis=1, kind="stable")
-    ordered = np.take_along_axis(probability, order, axis=1)
-    scores = np.empty_like(probability)
-    np.put_along_axis(scores, order, ordered.cumsum(axis=1) - ordered, axis=1)
-    return scores
+def aps_score(probability: Floats, label: Ints) -> Floats:
+    """The probability of all classes that are more probable than the label: float64 [n, C], int64 [n] -> float64 [n]."""
+    own = probability[np.arange(len(label)), label]
+    return np.asarray((probability * (probability > own[:, None])).sum(axis=1), np.float64)
 
 
-SCORES: dict[Method, Callable[[Floats], Floats]] = {"lac": lac_scores, "aps": aps_scores}
+def lac_least_probable(probability: Floats, threshold: float) -> Floats:
+    """The least probability of a class whose score is not above a threshold: float64 [n, C] -> [n]."""
+    return np.full(len(probability), 1 - threshold)
+
+
+def aps_least_probable(probability: Floats, threshold: float) -> Floats:
+    """The same for `aps_score`."""
+    ordered = np.sort(probability, axis=1)[:, ::-1]
+    classes = (ordered.cumsum(axis=1) - ordered <= threshold).sum(axis=1)
+    return np.asarray(ordered[np.arange(len(ordered)), np.maximum(classes, 1) - 1], np.float64)
+
+
+SCORES: dict[Method, Callable[[Floats, Ints], Floats]] = {"lac": lac_score, "aps": aps_score}
+LEAST_PROBABLE: dict[Method, Callable[[Floats, float], Floats]] = {
+    "lac": lac_least_probable,
+    "aps": aps_least_probable,
+}
 
 
 def calibrate(method: Method, logits: calibration.Logits, label: Ints, coverage: float = COVERAGE) -> SetRule:
@@ -81,10 +93,13 @@ def calibrate(method: Method, logits: calibration.Logits, label: Ints, coverage:
         logits: of images that the model did not learn from, float32 [n, C].
         label: their true classes, int64 [n].
     """
-    probability = np.exp(calibration.log_probabilities(logits))
-    scores = np.sort(SCORES[method](probability)[np.arange(len(label)), label])
+    scores = [
+        SCORES[method](np.exp(calibration.log_probabilities(block)), label[rows])
+        for rows, block in arrays.blocks(logits)
+    ]
+    ordered = np.sort(np.concatenate(scores))
     place = math.ceil((len(label) + 1) * coverage)
-    threshold = float(scores[place - 1]) if place <= len(label) else None
+    threshold = float(ordered[place - 1]) if place <= len(label) else None
     return SetRule(method, coverage, len(label), threshold)
 
 
@@ -97,12 +112,15 @@ def summary(logits: calibration.Logits, label: Ints, validation: Validation) -> 
     found: dict[str, Any] = {}
     for method in SCORES:
         rule = calibrate(method, validation.logits, validation.label)
-        found[method] = asdict(rule) | _measured(rule.sets(logits), label)
+        found[method] = asdict(rule) | _measured(rule, logits, label)
     return found
 
 
-def _measured(sets: Flags, label: Ints) -> dict[str, float]:
-    inside, size = sets[np.arange(len(label)), label], sets.sum(axis=1)
+def _measured(rule: SetRule, logits: calibration.Logits, label: Ints) -> dict[str, float]:
+    inside, size = np.empty(len(label), bool), np.empty(len(label), np.int64)
+    for rows, block in arrays.blocks(logits):
+        sets = rule.sets(block)
+        inside[rows], size[rows] = sets[np.arange(len(block)), label[rows]], sets.sum(axis=1)
     low, high = statistics.wilson(int(inside.sum()), len(label))
     ((size_low, size_high),) = statistics.mean_intervals(size[:, None].astype(np.float64))
     return {

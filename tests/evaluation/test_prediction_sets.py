@@ -22,9 +22,22 @@ def drawn(n: int, seed: int, classes: int = 6) -> tuple[Any, Any]:
 
 def test_scores_of_both_methods() -> None:
     probability = np.exp(FOUR.astype(np.float64))
-    assert prediction_sets.lac_scores(probability)[0] == pytest.approx([0.5, 0.7, 0.85, 0.95])
-    assert prediction_sets.aps_scores(probability)[0] == pytest.approx([0, 0.5, 0.8, 0.95])
-    assert prediction_sets.aps_scores(probability)[1] == pytest.approx([0.8, 0, 0.6, 0.9], abs=1e-6)
+    first, second = np.repeat(probability, 4, axis=0).reshape(2, 4, 4)
+    each = np.arange(4)
+    assert prediction_sets.lac_score(first, each) == pytest.approx([0.5, 0.7, 0.85, 0.95])
+    assert prediction_sets.aps_score(first, each) == pytest.approx([0, 0.5, 0.8, 0.95])
+    assert prediction_sets.aps_score(second, each) == pytest.approx([0.8, 0, 0.6, 0.8])  # 0.1 twice: a tie
+
+
+@pytest.mark.parametrize("method", ["lac", "aps"])
+def test_set_has_the_classes_whose_score_is_not_above_the_threshold(method: Any) -> None:
+    logits, _ = drawn(50, 3)
+    probability = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    each = np.tile(np.arange(6), 50)
+    score = prediction_sets.SCORES[method](np.repeat(probability, 6, axis=0), each).reshape(50, 6)
+    expected = score <= 0.6
+    expected[np.arange(50), logits.argmax(axis=1)] = True
+    assert np.array_equal(prediction_sets.SetRule(method, 0.9, 99, 0.6).sets(logits), expected)
 
 
 def test_threshold_is_the_score_at_the_place_that_the_theorem_asks_for() -> None:
