@@ -41,7 +41,7 @@ def _by_labels(runs: Sequence[RunDirectory], split: str) -> Iterator[Measure]:
 
 
 def _right(changed: pd.DataFrame, table: pd.DataFrame) -> Floats:
-    scored = label_sets.labels(table, changed)
+    scored = label_sets.relabelled(table, changed)
     return np.asarray(scored["label"] == scored["predicted"], np.float64)
 
 

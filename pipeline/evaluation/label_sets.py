@@ -65,7 +65,7 @@ def read(folder: EvaluationDirectory) -> dict[str, pd.DataFrame]:
     }
 
 
-def labels(predicted: pd.DataFrame, changed: pd.DataFrame) -> pd.DataFrame:
+def relabelled(predicted: pd.DataFrame, changed: pd.DataFrame) -> pd.DataFrame:
     """The predictions table with the labels of a set, without the images that it leaves out.
 
     Args:
@@ -73,8 +73,8 @@ def labels(predicted: pd.DataFrame, changed: pd.DataFrame) -> pd.DataFrame:
         changed: as `of` returns it.
     """
     new = predicted["id"].map(changed.set_index("id")["label"])
-    relabelled = predicted.assign(label=new.fillna(predicted["label"]).astype("int64"))
-    return relabelled[relabelled["label"] != LEFT_OUT]
+    table = predicted.assign(label=new.fillna(predicted["label"]).astype("int64"))
+    return table[table["label"] != LEFT_OUT]
 
 
 def summary(predicted: pd.DataFrame, changed: pd.DataFrame) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def summary(predicted: pd.DataFrame, changed: pd.DataFrame) -> dict[str, Any]:
     relabelled, left_out: images of the split; n: the others; top1 with Wilson's 95 % interval; per_class_mean;
     difference: this top1 minus the official one of the same images, with the interval of the paired bootstrap.
     """
-    scored = labels(predicted, changed)
+    scored = relabelled(predicted, changed)
     official = predicted.loc[scored.index]
     right, before = (
         np.asarray(table["label"] == table["predicted"], np.float64) for table in (scored, official)

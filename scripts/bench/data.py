@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from measuring import ROUNDS, Measurement, Options, images_per_s, in_pairs
+from measuring import ROUNDS, Measurement, Options, images_per_s, in_pairs, of_runs
 from PIL import Image
 
 from pipeline.common import console, hardware
@@ -103,15 +103,11 @@ def second_call(images: Path, folder: Path, layout: Layout, count: int, rounds: 
         began = time.perf_counter()
         subprocess.run(command, cwd=Path(__file__).parents[2], stderr=subprocess.DEVNULL, check=True)
         seconds.append(time.perf_counter() - began)
-    again = sorted(seconds[1:])
     return Measurement(
-        "data",
-        f"a second call of the data stage, {count} pictures, the process's start included",
-        again[len(again) // 2],
-        "s",
-        lowest=again[0],
-        highest=again[-1],
-        pairs=rounds,
+        part="data",
+        what=f"a second call of the data stage, {count} pictures, the process's start included",
+        **of_runs(seconds[1:]),
+        unit="s",
         goal=1.0,
         better="at most",
     )

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from measuring import Measurement, Options, in_pairs
+from measuring import Measurement, Options, in_pairs, of_runs
 from step import CLASSES, configuration, drawn, fresh_state
 
 if TYPE_CHECKING:
@@ -55,17 +55,13 @@ def measure(options: Options) -> Iterator[Measurement]:
 
 def _exchange(compress: str, what: str, batch: int, found: list[dict[str, float]]) -> Measurement:
     """The share of a step by which the exchange makes it longer, beside what an exchange alone takes."""
-    shares = sorted(1 - each[compress] / each["without"] for each in found)
     added_s = statistics.median(batch / each[compress] - batch / each["without"] for each in found)
     alone_s = statistics.median(each[f"{compress}_alone_s"] for each in found)
     return Measurement(
         part="ddp",
         what=f"exchange of gradients, distributed.compress={compress}, {what}",
-        ours=statistics.median(shares),
+        **of_runs(1 - each[compress] / each["without"] for each in found),
         unit="of a step",
-        lowest=shares[0],
-        highest=shares[-1],
-        pairs=len(shares),
         note=f"a step is {1e3 * added_s:.0f} ms longer; the same bytes alone take {1e3 * alone_s:.0f} ms",
     )
 

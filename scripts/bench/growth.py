@@ -109,7 +109,7 @@ def _of_step(name: str, by_size: Mapping[int, Result]) -> Iterator[Measurement]:
     )
     yield Measurement(
         what=f"{name}: peak memory",
-        ours=most["peak_mib"],
+        ours=max(found["peak_mib"] for found in by_size.values()),
         unit="MiB",
         goal=GOAL_MIB,
         note="; ".join(peaks),

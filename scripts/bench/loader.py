@@ -7,7 +7,6 @@ store each time, as their documentation has it; timm crops before it resizes.
 
 import dataclasses
 import itertools
-import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import timm.data
 import torch
-from measuring import ROUNDS, Measurement, Options, images_per_s, in_a_process, in_pairs
+from measuring import ROUNDS, Measurement, Options, images_per_s, in_a_process, in_pairs, of_runs
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 from torchvision.io import ImageReadMode, decode_image
@@ -179,15 +178,11 @@ def waiting(options: Options) -> Measurement:
         prepare.prepare(config)
         train(config)
         logged = read_log(config.run_dir / "log.jsonl")
-    shares = sorted(100 * record["data_wait"] for record in logged if record["kind"] == "epoch")
     return Measurement(
-        "loader",
-        f"waiting for batches, in epochs of ResNet-18 at {config.data.image_px} px, {hardware.cores()} cores",
-        statistics.median(shares),
-        "% of the time",
-        lowest=shares[0],
-        highest=shares[-1],
-        pairs=epochs,
+        part="loader",
+        what=f"waiting for batches, in epochs of ResNet-18 at {config.data.image_px} px, {hardware.cores()} cores",
+        **of_runs(100 * record["data_wait"] for record in logged if record["kind"] == "epoch"),
+        unit="% of the time",
         goal=2,
         better="at most",
     )

@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -115,6 +115,17 @@ def in_pairs(ours: Callable[[], float], other: Callable[[], float], rounds: int 
         "lowest": ratios[0],
         "highest": ratios[-1],
         "pairs": rounds,
+    }
+
+
+def of_runs(values: Iterable[float]) -> dict[str, Any]:
+    """The median of a figure over runs, the lowest, the highest and their number, as a `Measurement` has them."""
+    ordered = sorted(values)
+    return {
+        "ours": statistics.median(ordered),
+        "lowest": ordered[0],
+        "highest": ordered[-1],
+        "pairs": len(ordered),
     }
 
 

@@ -7,14 +7,13 @@ training step of random pixels, which reads no data, saves nothing and checks no
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from measuring import ROUNDS, Measurement, Options, in_pairs
+from measuring import ROUNDS, Measurement, Options, in_pairs, of_runs
 
 from pipeline.common import console
 from pipeline.config.load import dump_config
@@ -85,15 +84,11 @@ TINY = ("model.name=resnet10t", "data.image_px=64", "data.resize_px=64")
 def alone(what: str, seconds: Callable[[], float], rounds: int, goal: float | None = None) -> Measurement:
     """The median of some calls after one that brings files into memory."""
     seconds()
-    times = sorted(seconds() for _ in range(rounds))
     return Measurement(
-        "start",
-        what,
-        statistics.median(times),
-        "s",
-        lowest=times[0],
-        highest=times[-1],
-        pairs=rounds,
+        part="start",
+        what=what,
+        **of_runs(seconds() for _ in range(rounds)),
+        unit="s",
         goal=goal,
         better="at most",
     )

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from measuring import Measurement, Options, in_pairs
+from measuring import Measurement, Options, in_pairs, of_runs
 
 if TYPE_CHECKING:
     from pipeline.config.schema import Config
@@ -77,15 +77,11 @@ def _share_of_products(
     a_step, products = ours.steps(chosen, FROZEN), lambda: ours.ask(products=chosen)
     pairs = [(a_step(), products()) for _ in range(rounds)]
     flops = ours.ask(flops=True)
-    shares = sorted(images * flops / rate for images, rate in pairs)
     return Measurement(
         part="step",
         what=f"{name} at {px} px, batch norms frozen, share of this machine's matrix products",
-        ours=statistics.median(shares),
+        **of_runs(images * flops / rate for images, rate in pairs),
         unit="of 1",
-        lowest=shares[0],
-        highest=shares[-1],
-        pairs=rounds,
         note=f"{flops / 1e9:.1f} G floating-point operations an image, forward and backward; products of {MATRIX} x "
         f"{MATRIX} in {chosen}: {statistics.median(rate for _, rate in pairs) / 1e9:.0f} G/s",
     )

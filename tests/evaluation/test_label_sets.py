@@ -75,8 +75,7 @@ def test_file_that_does_not_fit_is_refused_before_the_test_split_is_read(
     decisions.write_text("id,label\n1,dodo\n")
     assert tiny.do("eval", tmp_path, f"eval.labels=[{decisions}]") == 2
     assert "no such class" in capsys.readouterr().err
-    reads = tmp_path / "runs/tiny/test_reads.jsonl"
-    assert not reads.exists() or reads.read_text() == (trained / "runs/tiny/test_reads.jsonl").read_text()
+    assert not (tmp_path / "runs/tiny/test_reads.jsonl").exists()
     twice = f"eval.labels=[{decisions}, {tmp_path / 'other' / 'cleaned.csv'}]"
     assert tiny.do("eval", tmp_path, twice) == 2
     assert "more than one file is called cleaned" in capsys.readouterr().err
