@@ -17,11 +17,17 @@ def run(argv: Sequence[str]) -> int:
     """Do what the command line says; return the exit code. A bug raises."""
     verb, arguments = parse(argv)
     hook, threading.excepthook = threading.excepthook, _say_how_a_thread_ended
+    code = None
     try:
         with signals.raising():
-            return _run(verb, arguments)
+            code = _run(verb, arguments)
+    except (
+        Stopped
+    ) as stopped:  # a signal that came when the verb had ended, as a launcher sends it to other ranks
+        return stopped.exit_code if code is None else code
     finally:
         threading.excepthook = hook
+    return code
 
 
 def _run(verb: Verb, arguments: Namespace) -> int:

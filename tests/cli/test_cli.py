@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -307,3 +308,19 @@ def test_on_two_ranks_one_of_them_says_that_the_disk_is_full(birds: Path, small_
     assert (done.returncode, len(errors)) == (2, 1)
     assert errors[0].endswith(f"best.pt: {REFUSALS[errno.ENOSPC]}")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("words", "code"), [(["config"], 0), (["config", "optim.lrr=1"], 2)])
+def test_a_signal_that_comes_when_the_verb_has_ended_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], code: int
+) -> None:
+    raising = signals.raising
+
+    @contextmanager
+    def with_a_late_signal() -> Iterator[None]:
+        with raising():
+            yield
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(signals, "raising", with_a_late_signal)
+    assert main.run(words) == code
