@@ -17,7 +17,7 @@ PCA_AXES = 50  # as van der Maaten & Hinton (2008) do before t-SNE
 PERPLEXITY = 30.0
 MIN_IMAGES = 5  # of a map
 MANY_IMAGES, QUERIES = 25_000, 10_000  # of more images than these, so many look for their neighbours
-MEMORY_MIB = 64  # of the distances of many images
+MEMORY_MIB = 64  # of the distances held at once
 
 
 def recall(features: Features, labels: Ints, ks: Sequence[int]) -> dict[int, float]:
@@ -34,8 +34,7 @@ def recall(features: Features, labels: Ints, ks: Sequence[int]) -> dict[int, flo
     if len(rows) == len(features):
         near, _ = nearest(features, None, deepest)
     else:
-        with config_context(working_memory=MEMORY_MIB):
-            near, _ = nearest(features, features[rows], deepest + 1)
+        near, _ = nearest(features, features[rows], deepest + 1)
         others = near != rows[:, None]
         others[others.all(axis=1), -1] = (
             False  # where so many images are equal to it that it is not among them
@@ -59,7 +58,8 @@ def nearest(features: Features, queries: Features | None, k: int) -> tuple[Ints,
         queries: float32 [m, D]; None: the features themselves, each without itself.
     """
     index = NearestNeighbors(n_neighbors=k, metric="cosine", algorithm="brute").fit(features)
-    distance, position = index.kneighbors(queries)
+    with config_context(working_memory=MEMORY_MIB):
+        distance, position = index.kneighbors(queries)
     return position.astype(np.int64), (1 - distance).astype(np.float32)
 
 

@@ -1,5 +1,7 @@
 """Retrieval of many images is that of a sample of them among all."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -48,3 +50,18 @@ def test_copies_beyond_the_neighbours_leave_each_image_as_many_others(
         labels
     ]  # six copies of two pictures: an image is not among its five nearest
     assert neighbours.recall(points, labels, (1, 3)) == {1: 1.0, 3: 1.0}
+
+
+def test_the_distances_of_all_pairs_are_never_held_at_once() -> None:
+    n = 8_000
+    points = np.random.default_rng(0).standard_normal((n, 16)).astype(np.float32)
+    tracemalloc.start()
+    try:
+        near, _ = neighbours.nearest(points, None, 3)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert near.shape == (n, 3)
+    assert (
+        peak_bytes < n * n * points.itemsize
+    )  # float32 distances and their int64 order would be three times that
