@@ -17,6 +17,7 @@ from pipeline.doctor.products import (
     TriedModel,
 )
 from pipeline.models.build import build_model, without_weights
+from pipeline.models.licences import in_words
 from pipeline.runs import checkpoints
 from pipeline.runs.directory import RunDirectory
 from pipeline.training import phases, resume, schedule_preview
@@ -86,8 +87,8 @@ def _check_weights(setup: TrainingSetup, start: StartStep) -> Finding:
     unlike_random = sum(not torch.equal(*pair) for pair in pairs)
     digest = f", sha256 {origin['sha256'][:12]}" if "sha256" in origin else ""
     figures = (
-        f"{origin['source']}{digest}: {origin['share']:.0%} of the body's {origin['tensors']} tensors loaded; "
-        f"{unlike_random} of {len(pairs)} matrices and kernels differ from random ones"
+        f"{origin['source']}{digest}: {origin['share']:.0%} of the body's {origin['tensors']} tensors loaded, "
+        f"{in_words(origin)}; {unlike_random} of {len(pairs)} matrices and kernels differ from random ones"
     )
     numbers = {**origin, "matrices": len(pairs), "unlike_random": unlike_random}
     if unlike_random < origin["share"] * len(pairs) - 0.5:

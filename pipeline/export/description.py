@@ -5,15 +5,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import timm
-
 from pipeline import __version__
 from pipeline.common import files
 from pipeline.config.schema import Config
 from pipeline.data import pictures
 from pipeline.evaluation.unknown_threshold import UnknownThreshold
 from pipeline.inference.load_model import LoadedModel
-from pipeline.models import resnet
+from pipeline.models.licences import licence_of
 from pipeline.runs.directory import RunDirectory
 
 READERS = "numpy", "pillow", "opencv-python-headless", "onnxruntime"
@@ -79,14 +77,8 @@ def preprocessing(config: Config) -> dict[str, Any]:
 def weights(model: str, origin: Mapping[str, Any]) -> dict[str, Any]:
     """Where the weights that the training began with are from: name, SHA-256 of the file, licence; None: not known."""
     source, sha256 = str(origin.get("source", "")), origin.get("sha256")
-    if "licence" in origin or source == "random":
-        licence = origin.get("licence", "random weights")
-    elif sha256 is None:  # of the hub, whose name timm has
-        published = timm.get_pretrained_cfg(resnet.WEIGHTS.get(model, model))
-        licence = None if published is None else published.license
-    else:
-        licence = None
-    return {"source": Path(source).name if sha256 else source, "sha256": sha256, "licence": licence}
+    name = Path(source).name if sha256 else source
+    return {"source": name, "sha256": sha256, "licence": licence_of(model, origin)}
 
 
 def requirements() -> str:

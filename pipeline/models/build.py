@@ -15,6 +15,7 @@ from pipeline.config.model import ModelConfig
 from pipeline.models import packaged_weights, resnet
 from pipeline.models.classifier import Classifier, head_of
 from pipeline.models.heads import mid_level_head, pool_by_gem
+from pipeline.models.licences import licence_of
 from pipeline.models.option_errors import option_errors
 from pipeline.models.pretrained import backbone_tensors, load_pretrained
 
@@ -27,7 +28,7 @@ OF_FACTORY = {
 
 
 def build_model(config: ModelConfig, classes: int) -> tuple[Classifier, dict[str, Any]]:
-    """A model for `classes` classes, and the origin of its weights: source, sha256, tensors and share loaded.
+    """A model for `classes` classes, and the origin of its weights: source, sha256, tensors and share loaded, licence.
 
     Raises:
         ConfigError: there is no such model, or it does not take one of `model.options`.
@@ -49,6 +50,8 @@ def build_model(config: ModelConfig, classes: int) -> tuple[Classifier, dict[str
         origin = packaged_weights.load_packaged(backbone, config.name)
     elif config.weights is not None:
         origin = load_pretrained(backbone, config.weights)
+    if config.pretrained:
+        origin["licence"] = licence_of(config.name, origin)
     pretrained_cfg, channels = backbone.pretrained_cfg, getattr(backbone, "in_chans", 3)
     if channels not in (1, 3):
         raise ConfigError(

@@ -14,6 +14,7 @@ from pipeline.data import prepare
 from pipeline.evaluation import confusion as confused
 from pipeline.explain import annotations, selection
 from pipeline.explain.explain import Explained, StoredEvaluation
+from pipeline.models.licences import licence_of
 from pipeline.report import figures
 from pipeline.report.page_values import readable
 from pipeline.report.pictures import Pictures
@@ -272,14 +273,18 @@ def _audit_table(folder: AuditDirectory, path: Path, types: Types) -> pd.DataFra
     return table
 
 
-def origin(run: RunDirectory) -> Values:
-    """Configuration, environment, and the commands that reproduce the evaluation."""
-    values: Values = dict.fromkeys(("config", "environment", "commands", "commit", "dirty"))
+def origin(run: RunDirectory, model: str) -> Values:
+    """Configuration, environment, first weights, and the commands that reproduce the evaluation."""
+    values: Values = dict.fromkeys(
+        ("config", "environment", "weights", "licence", "commands", "commit", "dirty")
+    )
     if run.config_file.is_file():
         values["config"] = files.read_text(run.config_file)
     if run.environment_file.is_file():
         environment = run.read_environment()
         values["environment"] = environment
+        if weights := environment.get("weights"):
+            values |= {"weights": Path(str(weights["source"])).name, "licence": licence_of(model, weights)}
         arguments = [str(argument) for argument in environment.get("command", [])]
         if "train" in arguments:
             rest = shlex.join(arguments[arguments.index("train") + 1 :])

@@ -99,7 +99,7 @@ def render(evaluation: explain.StoredEvaluation, explained: explain.Explained) -
         pairs=pairs,
         gallery=content.gallery(evaluation, explained, pictures),
         audit=content.audit(evaluation, pictures),
-        origin=content.origin(RunDirectory(evaluation.config.run_dir)),
+        origin=content.origin(RunDirectory(evaluation.config.run_dir), evaluation.config.model.name),
     )
 
 

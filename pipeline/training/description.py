@@ -5,6 +5,7 @@ from typing import Any
 from pipeline.common import console, files
 from pipeline.config.load import dump_config
 from pipeline.config.schema import Config
+from pipeline.models.licences import in_words
 from pipeline.runs import environment
 from pipeline.runs.directory import RunDirectory
 from pipeline.training.setup import RunStart, TrainingSetup
@@ -47,10 +48,12 @@ def describe_run(setup: TrainingSetup, start: RunStart) -> None:
 
 
 def origin(weights: dict[str, Any]) -> str:
-    """Where the first weights came from: `resnet50.pth, 100% of the body loaded (265 tensors)`."""
+    """Where the first weights came from: `resnet50.pth, 100% of the body loaded (265 tensors), licence not known`."""
     average = f" (its average, {weights['average']})" if "average" in weights else ""
     loaded = f"{weights['share']:.0%} of the body loaded ({weights['tensors']} tensors)"
-    return f"{weights['source']}{average}, {loaded}{_head(weights.get('head'))}"
+    licence = in_words(weights)
+    parts = [f"{weights['source']}{average}", loaded, *([licence] if licence else [])]
+    return ", ".join(parts) + _head(weights.get("head"))
 
 
 def _head(chosen: dict[str, Any] | None) -> str:

@@ -30,6 +30,8 @@ def test_weights_are_shown_not_to_be_random(ask: Callable[..., Findings], tmp_pa
     overrides = "--quick", "model.pretrained=true"
     weights = ask(*overrides, f"model.weights={tmp_path / 'good.pth'}", go=True)["weights"]
     assert weights["numbers"]["share"] == 1
+    assert weights["numbers"]["licence"] is None
+    assert "tensors loaded, licence not known; " in weights["figures"]
     assert weights["numbers"]["unlike_random"] == weights["numbers"]["matrices"] > 5
     kept = {name: tensor for name, tensor in good.items() if not name.startswith("conv1.1.")}
     torch.save(kept, tmp_path / "most.pth")

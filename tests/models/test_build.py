@@ -94,6 +94,7 @@ def test_a_local_file_fills_all_but_the_head(
         "sha256": files.digest_of_file(path),
         "tensors": len(expected),
         "share": 1.0,
+        "licence": None,
     }
     assert model.head.weight.shape == (3, 96)
 

@@ -92,7 +92,10 @@ def test_a_run_records_where_its_weights_are_from(
     monkeypatch.syspath_prepend(tmp_path / "site")
     keys = [f"model.name={NAME}", "model.pretrained=true", "model.weights=package", "train.max_steps=1"]
     assert tiny.do("train", tmp_path, *keys) == 0
-    assert f"weights: {PACKAGE} 9.8, 100% of the body loaded (245 tensors)" in capsys.readouterr().err
+    assert (
+        f"weights: {PACKAGE} 9.8, 100% of the body loaded (245 tensors), licence Apache Software License 2.0"
+        in capsys.readouterr().err
+    )
     origin = json.loads((tmp_path / "runs/tiny/environment.json").read_text())["weights"]
     assert (origin["package"], origin["version"]) == (PACKAGE, "9.8")
     assert "weights: package" in (tmp_path / "runs/tiny/config.yaml").read_text()

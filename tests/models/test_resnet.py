@@ -264,7 +264,12 @@ def test_pretrained_takes_the_weights_of_timms_twin(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(building.timm, "create_model", create)
     model, origin = build_model(ModelConfig(name="plumage/resnet18"), CLASSES)
     assert created == ["resnet18.tv_in1k"]
-    assert origin == {"source": "timm/resnet18.tv_in1k", "tensors": 100, "share": 1.0}
+    assert origin == {
+        "source": "timm/resnet18.tv_in1k",
+        "tensors": 100,
+        "share": 1.0,
+        "licence": "bsd-3-clause",
+    }
     assert torch.equal(model.backbone.conv1.weight, theirs.conv1.weight)
     assert model.mean.flatten().tolist() == pytest.approx([25.5, 51, 76.5])
 

@@ -363,3 +363,13 @@ def test_many_images_are_a_sample_on_the_map_and_in_retrieval_and_the_page_says_
     words = words_of(run)
     assert "a dot an image of 10 that were drawn at random" in words
     assert "Retrieval among the test images for 7 of them that were drawn at random" in words
+
+
+def test_the_page_says_whose_weights_began_the_training_and_under_what_licence(run: Path) -> None:
+    assert content.origin(RunDirectory(run / "runs/tiny"), "test_resnet")["weights"] == "random"
+    path = run / "runs/tiny/environment.json"
+    about = json.loads(path.read_text())
+    about["weights"] = {"source": "/home/someone/w.pth", "sha256": "ab", "tensors": 3, "share": 1.0}
+    path.write_text(json.dumps(about))
+    assert tiny.do("report", run, *MORE) == 0
+    assert "The training began with the weights w.pth, whose licence is not known." in words_of(run)
