@@ -228,7 +228,7 @@ def _faults(name: object) -> Iterator[None]:
     try:
         yield
     except DAMAGE as error:
-        raise PictureError(f"{name}: {_reason(error)}") from error
+        raise PictureError(f"{name}: {reason_of(error)}") from error
 
 
 def _check_ratio(width: int, height: int) -> None:
@@ -243,7 +243,8 @@ def _is_heif(head: bytes) -> bool:
     return head[4:8] == b"ftyp" and any(brand in head[8:] for brand in HEIF_BRANDS)
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
+    """What is wrong with a picture, in words without its name; error: one of `DAMAGE`."""
     if isinstance(error, UnidentifiedImageError):
         return "not a picture, or of an unknown format"
     if isinstance(error, Image.DecompressionBombError):

@@ -9,7 +9,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -37,8 +37,13 @@ class Exported:
         return {name: a[0] for name, a in zip(names, self.session.run(None, {"images": images}), strict=True)}
 
     def answer(self, path: Path, top: int) -> dict[str, Any]:
-        """The most likely classes of a picture, and whether it is of none of them."""
-        found, unknown = self.outputs(crop_of(path, self.facts["preprocessing"])), self.facts["unknown"]
+        """What the model says of a picture."""
+        found = self.outputs(crop_of(path, self.facts["preprocessing"]))
+        return {"image": str(path), **self.named(found, top)}
+
+    def named(self, found: dict[str, Any], top: int) -> dict[str, Any]:
+        """The most likely classes of a picture, and whether it is of none of them; found: its outputs."""
+        unknown = self.facts["unknown"]
         likely = np.argsort(-found["logits"], kind="stable")[:top]
         named = [
             {"class": self.facts["classes"][n], "probability": float(found["probabilities"][n])}
@@ -47,7 +52,7 @@ class Exported:
         none = (
             {} if unknown is None else {"none_of_these": bool(found["known_score"] < unknown["lowest_score"])}
         )
-        return {"image": str(path), "classes": named, **none}
+        return {"classes": named, **none}
 
     def differences(self, folder: Path) -> list[str]:
         """What differs between this machine's outputs for the pictures of golden/ and those of the trained model."""
@@ -70,7 +75,13 @@ def crop_of(path: Path, given: dict[str, Any]) -> Any:
 
     given: `preprocessing` of the metadata.
     """
-    with path.open("rb") as stream, Image.open(stream, formats=given["formats"]) as image:
+    with path.open("rb") as stream:
+        return crop_of_stream(stream, given)
+
+
+def crop_of_stream(stream: BinaryIO, given: dict[str, Any]) -> Any:
+    """As `crop_of`, of a picture that is open."""
+    with Image.open(stream, formats=given["formats"]) as image:
         if max(image.size) > given["most_elongated"] * min(image.size):
             raise ValueError(f"{image.width} x {image.height} pixels are too elongated")
         if image.format not in ("JPEG", "MPO"):
