@@ -3,13 +3,21 @@
 import json
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
+from pipeline.config.load import load_config
+from pipeline.data.loader import Batch
+from pipeline.models import classifier
+from pipeline.models.build import build_model, without_weights
 from pipeline.runs.log import read_log
+from pipeline.training.mixing import semantic_share
+from pipeline.training.optimizer import build_optimizer, parameter_groups
+from pipeline.training.probe_start import check_head
 from tests.helpers import processes, tiny
 
 EVERYTHING = [
@@ -33,6 +41,35 @@ EVERYTHING = [
     "tracking.log_every_steps=1",
     "train.eval_every_steps=2",
 ]
+
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_the_network_of_a_recipe_is_built_takes_its_pictures_and_has_the_groups_of_its_optimizer(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(path)
+    monkeypatch.setattr(classifier, "autocast", lambda *_: nullcontext())  # there is none for meta
+    with torch.device("meta"):  # shapes alone
+        model, _ = build_model(without_weights(config.model), 200)
+        side = config.data.image_px
+        logits = model.eval()(torch.zeros(2, 3, side, side, dtype=torch.uint8))
+        phase = config.optim.resolved_phases[0]
+        groups = parameter_groups(model, config.optim, weight_decay=phase.weight_decay)
+        build_optimizer(groups, phase, lr=phase.lr or config.optim.lr)
+        if any(way.follows_activation for way in config.train.mix):
+            batch = Batch(
+                torch.zeros(2, 3, side, side, dtype=torch.uint8), torch.tensor([0, 1]), torch.tensor([0, 1])
+            )
+            assert semantic_share(model, batch).shape == (2, side, side)
+    assert logits.shape == (2, 200)
+    if config.train.start_from == "probe":
+        check_head(model)
+    layers = {group["lr_multiplier"] for group in groups}
+    assert (len(layers) > 10) == (config.optim.layer_decay < 1)
 
 
 @pytest.fixture(scope="module")

@@ -107,12 +107,12 @@ class Config(Section):
     def _check_sharding(self) -> None:
         if self.distributed.shard == "none":
             return
-        unsupported = {
+        unsupported: dict[str, bool] = {
             "train.precision=fp16": self.train.precision == "fp16",
             "train.compile": self.train.compile,
             "distributed.compress": self.distributed.compress != "none",
             "optim.batch_size=auto": self.optim.batch_size == "auto",
-            "snapmix": any(mix.name == "snapmix" for mix in self.train.mix),
+            **{mix.name: mix.follows_activation for mix in self.train.mix},
             "tracking.gradients_every_steps": self.tracking.gradients_every_steps is not None,
             "a phase until swats": any(isinstance(phase.until, SwatsRule) for phase in self.optim.phases),
         }

@@ -8,14 +8,30 @@ from pipeline.config.types import Count, Fraction, Positive, Section, Share, Wor
 
 
 class MixConfig(Section):
-    """A way to mix two images of a batch into one with both labels."""
+    """A way to mix two images of a batch into one with both labels, or to change the region that a class activates."""
 
-    name: Literal["mixup", "cutmix", "snapmix"]
-    """mixup: images blended; cutmix: a box pasted; snapmix: a box pasted, labels weighted by class activation"""
+    name: Literal["mixup", "cutmix", "snapmix", "activation_crop", "activation_mask", "activation_swap"]
+    """mixup: blended; cutmix, snapmix: a box pasted; activation_*: the region that speaks for the class is changed"""
     alpha: Positive = 1.0
     """parameter of the Beta(alpha, alpha) distribution of the mixing ratio; SnapMix's authors use 5"""
     probability: Share = 1.0
     """share of batches mixed in this way"""
+
+    @model_validator(mode="after")
+    def _check(self) -> "MixConfig":
+        if self.keeps_labels and self.alpha != 1:
+            raise ValueError(f"alpha is for mixup, cutmix and snapmix, and not for {self.name}; drop it")
+        return self
+
+    @property
+    def keeps_labels(self) -> bool:
+        """Whether an image keeps its label, and that alone."""
+        return self.name.startswith("activation_")
+
+    @property
+    def follows_activation(self) -> bool:
+        """Whether the model is asked where it sees a class."""
+        return self.keeps_labels or self.name == "snapmix"
 
 
 class TrainConfig(Section):
@@ -30,7 +46,7 @@ class TrainConfig(Section):
     label_smoothing: Fraction = 0.1
     """probability spread over all classes in the target"""
     mix: tuple[MixConfig, ...] = ()
-    """ways to mix images, such as [{name: mixup, alpha: 0.2, probability: 0.5}]"""
+    """ways to mix or crop images, such as [{name: mixup, alpha: 0.2, probability: 0.5}]"""
     ema_decay: Fraction = 0.0
     """decay of an exponential moving average of the weights, which is validated and kept; 0: no average"""
     ema_warmup: bool = True

@@ -86,7 +86,7 @@ class Classifier(nn.Module):
         if weight is None or features.ndim != 4 or weight.shape[1] != features.shape[1]:
             raise ConfigError(
                 f"class activation maps need a last feature map and one linear layer, and {type(backbone).__name__} "
-                "has no such end; take mixup or cutmix instead of snapmix"
+                "has no such end; take mixup or cutmix"
             )
         with autocast(features.device, "fp32"):
             return torch.einsum("bdhw,bd->bhw", features.float(), weight[labels].float())

@@ -188,8 +188,8 @@ class _Trials:
         optimizer = build_optimizer(groups, phase, lr=self.rates.lr)
         scaler = torch.amp.GradScaler(self.device.type, enabled=False)  # it would skip the first steps
         self.state = TrainState(model, optimizer, scaler, None, phases.first(config.optim))
-        # The way of mixing that takes most memory, if any: SnapMix, then mixup.
-        ways = sorted(config.train.mix, key=lambda way: way.name, reverse=True)[:1]
+        # The way of mixing that takes most memory, if any: those that ask the model (SnapMix first), then mixup.
+        ways = sorted(config.train.mix, key=lambda way: (way.follows_activation, way.name), reverse=True)[:1]
         self.settings = StepSettings(
             seed=config.seed,
             label_smoothing=config.train.label_smoothing,

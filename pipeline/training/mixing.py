@@ -1,4 +1,4 @@
-"""Two images of a batch become one, with both labels: mixup, CutMix, SnapMix.
+"""Two images of a batch become one, with both labels: mixup, CutMix, SnapMix; or regions of images are changed.
 
 The way, the partners, the ratio and the box are functions of (seed, step, rank), so nothing is saved or
 restored. One ratio and one box serve a whole batch, as in the papers' own code.
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from pipeline.config.training import MixConfig
 from pipeline.data.loader import Batch
 from pipeline.models.classifier import Classifier, evaluating
+from pipeline.training import activation_crops
 
 Box = tuple[slice, slice]  # rows, columns
 
@@ -42,12 +43,15 @@ def mix(
     Args:
         batch: on the model's device.
         generator: of this batch's own random numbers.
-        model: SnapMix asks it where the class is in an image.
+        model: SnapMix and the data-aware crops ask it where the class is in an image.
     """
     one = torch.ones(len(batch.label), device=batch.label.device)
     way = _chosen(ways, generator.random())
-    if way is None or len(one) == 1:
+    if way is None or (len(one) == 1 and not way.keeps_labels):
         return MixedBatch(batch.image, batch.label, batch.label, one, 0 * one)
+    if way.keeps_labels:
+        image = activation_crops.change(way.name, batch, semantic_share(model, batch), model.mean, generator)
+        return MixedBatch(image, batch.label, batch.label, one, 0 * one)
     # From ordinary memory too: CUDA takes the few bytes at once, and the program need not wait for the stream.
     partner = torch.from_numpy(generator.permutation(len(one))).to(one.device, non_blocking=True)
     other_label = batch.label[partner]

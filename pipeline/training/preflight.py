@@ -131,8 +131,9 @@ def _learn(
     with option_errors(where, advice):
         loss.backward()  # type: ignore[no-untyped-call]
     _check_all_learn(config, ranks, model)
-    if images > 1 and any(way.name == "snapmix" for way in config.train.mix):
-        what = f"train.mix: snapmix does not find where {config.model.name} sees a class"
+    following = [way.name for way in config.train.mix if way.follows_activation]
+    if images > 1 and following:
+        what = f"train.mix: {following[0]} does not find where {config.model.name} sees a class"
         with option_errors(what, "take mixup or cutmix"), autocast(ranks.device, precision):
             semantic_share(model, batch)
 

@@ -10,6 +10,7 @@ from pipeline.common.errors import ConfigError
 from pipeline.config.load import completed, differences, dump_config, load_config
 from pipeline.config.optim import Cosine, MultiStep
 from pipeline.config.schema import Config
+from pipeline.models.licences import licence_of
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 each_file = pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -222,7 +223,8 @@ def test_a_wrong_override_is_one_sentence(override: str, sentence: str) -> None:
         ),
         (
             ["train.mix=[{name: cutmx}]"],
-            'train.mix.0.name: "cutmx" is not allowed; allowed: one of mixup, cutmix, snapmix; did you mean cutmix?',
+            'train.mix.0.name: "cutmx" is not allowed; allowed: one of mixup, cutmix, snapmix, activation_crop, '
+            "activation_mask, activation_swap; did you mean cutmix?",
         ),
         (
             ["data.progressive=[{until_epoch: 3, image_px: 449}]"],
@@ -450,6 +452,7 @@ def test_a_file_is_short_and_its_header_has_a_command_and_a_result(path: Path) -
     assert re.search(r"^#   make ", header, re.M)
     assert re.search(r"Hardware: ", header)
     assert re.search(r"Expected: .*\d|Measured: .*\d|[Nn]ot yet run", header)
+    assert not load_config(path).model.pretrained or "licence" in header
 
 
 @each_file
@@ -476,6 +479,14 @@ def test_a_published_accuracy_stands_beside_what_is_needed_to_compare_with_it(pa
         assert re.search(r"Expected: with data\.val_fraction=0\b.* \d\d\.\d+ % test top-1", header)
         assert "less where a tenth" in header
         assert load_config(path).data.val_fraction == 0.1
+
+
+@each_file
+def test_the_licence_in_a_header_is_that_of_the_weights(path: Path) -> None:
+    config = load_config(path).model
+    if config.pretrained and config.weights is None and "pad_type" not in config.options:
+        header = path.read_text().casefold()
+        assert config.name == "resnet50" or f"licence {licence_of(config.name, {})}" in header
 
 
 def test_strong_has_the_settings_of_its_authors_code() -> None:

@@ -103,7 +103,7 @@ RAISING = {
 
 
 @pytest.mark.parametrize("pool", ["avg", "gem", "max", "avgmax"])
-@pytest.mark.parametrize("way", ["mixup", "cutmix", "snapmix"])
+@pytest.mark.parametrize("way", ["mixup", "cutmix", "snapmix", "activation_crop", "activation_swap"])
 def test_a_step_calls_nothing_that_a_gpu_has_no_deterministic_algorithm_for(pool: str, way: str) -> None:
     config = ModelConfig.model_validate(
         {"name": "test_resnet", "pretrained": False, "mid_level_head": True, "dropout": 0.1}
@@ -114,7 +114,7 @@ def test_a_step_calls_nothing_that_a_gpu_has_no_deterministic_algorithm_for(pool
     optimizer = build_optimizer(groups, optim.resolved_phases[0], lr=0.1)
     average, scaler = WeightAverage(model, 0.9), torch.amp.GradScaler("cpu", enabled=False)
     state = TrainState(model, optimizer, scaler, average, phases.first(optim))
-    mix = (MixConfig.model_validate({"name": way, "alpha": 5.0}),)
+    mix = (MixConfig.model_validate({"name": way}),)
     settings = StepSettings(0, 0.1, mix, 1.0, 4, "fp32", SINGLE)
     row = torch.arange(7)
     batch = Batch(torch.randint(0, 256, (7, 3, 64, 64), dtype=torch.uint8), row % 4, row)

@@ -100,6 +100,30 @@ def test_the_weights_that_decay_are_those_of_timms_own_grouping(name: str) -> No
         assert decay[id(backbone.pos_embed)] == decay[id(backbone.cls_token)] == 0
 
 
+@pytest.mark.parametrize(
+    "name", ["vit_base_patch14_reg4_dinov2", "convnext_base", "swin_tiny_patch4_window7_224"]
+)
+def test_layer_wise_decay_is_timms_for_transformers_and_convnext(name: str) -> None:
+    with torch.device("meta"):
+        model = network(name)
+    backbone: Any = model.backbone
+    config = OptimConfig(layer_decay=0.7)
+    groups = parameter_groups(model, config, weight_decay=0.05)
+    ours = {
+        id(p): (group["lr_multiplier"], group["weight_decay"]) for group in groups for p in group["params"]
+    }
+    no_decay = getattr(backbone, "no_weight_decay", set)()
+    theirs = param_groups_layer_decay(
+        backbone, weight_decay=0.05, layer_decay=0.7, no_weight_decay_list=no_decay
+    )
+    expected = {
+        id(p): (group["lr_scale"], group["weight_decay"]) for group in theirs for p in group["params"]
+    }
+    for place, (multiplier, decay) in expected.items():
+        assert ours[place] == (pytest.approx(multiplier), decay)
+    assert ours.keys() == expected.keys()
+
+
 def test_layer_wise_decay_falls_from_the_head_to_the_stem() -> None:
     """The same learning rates as timm's own grouping gives, and those that can be told by hand."""
     model = network("resnet18")

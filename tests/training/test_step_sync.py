@@ -29,6 +29,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "mixup": {"mix": (MixConfig(name="mixup"),)},
     "cutmix": {"mix": (MixConfig(name="cutmix"),)},
     "snapmix": {"mix": (MixConfig(name="snapmix", alpha=5),)},
+    "activation_crop": {"mix": (MixConfig(name="activation_crop"),)},
+    "activation_mask": {"mix": (MixConfig(name="activation_mask"),)},
+    "activation_swap": {"mix": (MixConfig(name="activation_swap"),)},
 }
 MODELS: dict[str, dict[str, Any]] = {
     "usual": {},
