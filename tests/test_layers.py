@@ -25,6 +25,7 @@ ROOMS = [
     "probe",
     "unknown",
     "export",
+    "serving",
     "report",
     "audit",
     "inspection",

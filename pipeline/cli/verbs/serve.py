@@ -1,0 +1,104 @@
+"""The verb that answers over HTTP."""
+
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Callable
+
+from pipeline.cli.verbs.verb import Result, Verb, importing, paths_and_overrides
+from pipeline.common.errors import ConfigError, DataError
+
+PACKAGES = "fastapi", "uvicorn", "python_multipart", "prometheus_client", "onnxruntime"
+MIB = 2**20
+MEGAPIXEL = 1_000_000
+
+
+def _number(kind: Callable[[str], float], lowest: float, highest: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = lowest - 1
+        if not lowest <= value <= highest:
+            raise ArgumentTypeError(f"{text}: not a number from {lowest:g} to {highest:g}")
+        return value
+
+    return parse
+
+
+def _arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "positionals",
+        nargs="+",
+        metavar="RUN|EXPORT",
+        help="a run directory that was exported, such as runs/NAME, or an export folder",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: %(default)s")
+    parser.add_argument(
+        "--port", type=_number(int, 0, 65535), default=8000, help="0: a free one; default: %(default)s"
+    )
+    numbers = parser.add_argument_group("limits: what goes beyond them is refused")
+    for name, kind, default, lowest, highest, words in (
+        ("threads", int, None, 1, 1024, "that decode, and as many that compute; default: one a core"),
+        ("batch", int, 8, 1, 256, "pictures that the model takes at once; default: %(default)s"),
+        ("max-mib", float, 32, 0.001, 4096, "size of a request; default: %(default)s"),
+        ("max-megapixels", float, 50, 0.01, 170, "size of a picture; default: %(default)s"),
+        ("max-files", int, 16, 1, 1000, "of a request; default: %(default)s"),
+        ("max-requests", int, 64, 1, 10_000, "at a time; default: %(default)s"),
+        ("max-pictures", int, 128, 1, 100_000, "in hand at a time; default: %(default)s"),
+        ("seconds", float, 30, 0.1, 3600, "for one request, with its arrival; default: %(default)s"),
+        (
+            "drain-seconds",
+            float,
+            0,
+            0,
+            3600,
+            "from a signal to the last new connection; default: %(default)s",
+        ),
+    ):
+        numbers.add_argument(
+            f"--{name}", type=_number(kind, lowest, highest), default=default, metavar="N", help=words
+        )
+
+
+def serve(arguments: Namespace) -> Result:
+    """Answer over HTTP with an exported model: POST /predict, /model, /metrics.
+
+    The model is what `plumage export` has written; it proves itself by golden/ at the start, or is not served. SIGTERM
+    ends the server when what it has begun is answered.
+    """
+    from importlib.util import find_spec
+
+    paths, overrides = paths_and_overrides(arguments.positionals)
+    if len(paths) != 1 or overrides:
+        raise DataError(
+            f"serve: {' '.join(arguments.positionals)!r} is not one run or export; name one such as runs/NAME"
+        )
+    if missing := [name for name in PACKAGES if find_spec(name) is None]:
+        raise ConfigError(
+            f"serve: needs the packages {', '.join(missing)}; install them from Plumage's folder: "
+            ".venv/bin/pip install --editable '.[serve]'"
+        )
+    with importing():
+        from pipeline.serving.limits import Limits
+        from pipeline.serving.serve import Wishes
+        from pipeline.serving.serve import serve as serve_until_stopped
+
+    limits = Limits(
+        request_bytes=round(arguments.max_mib * MIB),
+        pixels=round(arguments.max_megapixels * MEGAPIXEL),
+        files=arguments.max_files,
+        seconds=arguments.seconds,
+        requests=arguments.max_requests,
+        pictures=arguments.max_pictures,
+        batch=arguments.batch,
+    )
+    wishes = Wishes(arguments.host, arguments.port, arguments.threads, arguments.drain_seconds, limits)
+    return serve_until_stopped(paths[0], wishes)
+
+
+VERBS = {
+    "serve": Verb(
+        serve,
+        _arguments,
+        ("plumage serve runs/low_lr", "plumage serve runs/low_lr/export --port 8080 --threads 4"),
+    ),
+}

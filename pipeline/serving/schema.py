@@ -1,0 +1,110 @@
+"""What OpenAPI says of the answers, with examples."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.serving.limits import Limits
+from pipeline.serving.uploads import FIELD
+
+
+class Refused(BaseModel):
+    """A request that is not answered."""
+
+    error: str = Field(examples=["send pictures as files of multipart/form-data in the field `pictures`"])
+
+
+class NamedClass(BaseModel):
+    """A class, and how likely it is."""
+
+    class_: str = Field(alias="class", examples=["001.Black_footed_Albatross"])
+    probability: float = Field(ge=0, le=1.00001, examples=[0.93])
+
+
+class Picture(BaseModel):
+    """What the model says of one file, or why it cannot be read."""
+
+    model_config = ConfigDict(extra="allow")
+
+    image: str = Field(description="as the request calls it", examples=["one.jpg"])
+    classes: list[NamedClass] | None = Field(None, description="the most likely ones, best first")
+    none_of_these: bool | None = Field(
+        None, description="whether the picture is of none of the classes; left out without a threshold"
+    )
+    error: str | None = Field(None, description="in place of classes, where the file cannot be read")
+
+
+class Served(BaseModel):
+    """Which model has answered."""
+
+    run: str = Field(examples=["low_lr"])
+    checkpoint_sha256: str
+
+
+class Answers(BaseModel):
+    """A picture a file, in the order in which they were sent."""
+
+    model: Served
+    calibrated: bool = Field(description="whether the probabilities are of logits over a fitted temperature")
+    pictures: list[Picture]
+
+
+class Unanswered(Refused):
+    """No file of a request can be read."""
+
+    pictures: list[Picture] | None = None
+
+
+class State(BaseModel):
+    """Of the server."""
+
+    status: str = Field(examples=["ok"])
+
+
+class Model(BaseModel):
+    """The model that is served: what its file says of it, its digest, and what was compared when it was exported."""
+
+    model_config = ConfigDict(extra="allow")
+
+    classes: list[str]
+    origin: dict[str, Any]
+    weights: dict[str, Any]
+    onnx_sha256: str
+    proof: dict[str, Any]
+    limits: dict[str, float]
+
+
+def body(limits: Limits) -> dict[str, Any]:
+    """The request body of /predict, for OpenAPI."""
+    files = {
+        "type": "array",
+        "items": {"type": "string", "format": "binary"},
+        "minItems": 1,
+        "maxItems": limits.files,
+        "description": f"picture files; of all together at most {limits.request_bytes:,} bytes, "
+        f"and {limits.pixels:,} pixels each",
+    }
+    form = {
+        "type": "object",
+        "required": [FIELD],
+        "properties": {FIELD: files},
+        "additionalProperties": False,
+    }
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The refusals that a path answers with, for OpenAPI."""
+    words = {
+        400: "the request is damaged",
+        401: "the token is missing or wrong",
+        408: "the request has not arrived in time",
+        413: "too many bytes, files or pixels",
+        415: "no multipart/form-data",
+        422: "no picture, or a wrong parameter",
+        503: "busy, or about to end: send it again after the seconds of Retry-After",
+    }
+    kinds = {413: Unanswered, 422: Unanswered}
+    return {
+        status: {"model": kinds.get(status, Refused), "description": words[status]} for status in statuses
+    }

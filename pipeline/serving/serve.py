@@ -1,0 +1,148 @@
+"""The verb `serve`: one process that answers over HTTP until a signal ends it, and then finishes what it has begun."""
+
+import asyncio
+import math
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from pipeline.common import console, hardware, signals
+from pipeline.common.errors import ConfigError
+from pipeline.serving import logs
+from pipeline.serving.app import application
+from pipeline.serving.limits import HEAD_S, Limits
+from pipeline.serving.served_model import ServedModel, find_export, warn_of_another_checkpoint
+from pipeline.serving.service import Service
+from pipeline.serving.timed_http import TimedHttp
+
+TOKEN = "PLUMAGE_SERVE_TOKEN"
+SHORTEST_TOKEN = 16
+TICK_S = 0.1
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """Of whoever starts a server."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0: a free one"""
+    threads: int | None = None
+    """that decode, and as many that compute; None: one a core"""
+    drain_s: float = 0.0
+    """seconds from a signal, when readiness goes, until no connection is taken any more"""
+    limits: Limits = field(default_factory=Limits)
+
+
+def serve(path: Path, wishes: Wishes) -> dict[str, Any]:
+    """Serve an export, or that of a run, until SIGTERM or SIGINT; what was answered, in plain types.
+
+    Raises:
+        ConfigError: the address is not free, or the token of the environment is none.
+        DataError, ExportError: there is no export, or it does not prove itself.
+    """
+    token = _token()
+    folder = find_export(path)
+    model = ServedModel(folder, wishes.limits.batch)
+    if folder != path:
+        warn_of_another_checkpoint(path, model)
+    listener = _listen(wishes.host, wishes.port)
+    if token is None and not _is_loopback(listener):
+        console.warn(f"anybody who reaches {wishes.host} may ask; set {TOKEN} to a token of your own")
+    service = Service(model, wishes.limits, wishes.threads or hardware.cores())
+    logs.start()
+    try:
+        with listener, signals.deferred() as stop:
+            asyncio.run(_serve(service, token, listener, wishes.drain_s, stop))
+    finally:
+        service.close()
+    return service.metrics.totals() | {"stopped_by": stop.name}
+
+
+def _token() -> str | None:
+    """What a request has to show; None without one in the environment."""
+    token = os.environ.get(TOKEN)
+    if token is None:
+        return None
+    if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigError(
+            f"{TOKEN}: is no token; take {SHORTEST_TOKEN} or more letters and digits (`openssl rand -hex 16`), "
+            "or unset it"
+        )
+    return token
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=1024)
+    except OSError as error:  # with that of the name (gaierror)
+        raise ConfigError(
+            f"{host}, port {port}: cannot be listened on ({error.strerror}); give another --host or --port"
+        ) from error
+
+
+def _is_loopback(listener: socket.socket) -> bool:
+    return ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
+
+
+async def _serve(
+    service: Service,
+    token: str | None,
+    listener: socket.socket,
+    drain_s: float,
+    stop: signals.StopRequest,
+) -> None:
+    """Answer until a signal comes, and what has come until then."""
+    config = uvicorn.Config(
+        application(service, token),
+        http=TimedHttp,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=math.ceil(service.limits.seconds + HEAD_S),
+    )
+    server = _Server(config)
+    ending = asyncio.create_task(_end_when_asked(server, service, drain_s, stop))
+    host, port = listener.getsockname()[:2]
+    where = f"[{host}]" if ":" in host else host
+    logs.event(
+        "listening",
+        url=f"http://{where}:{port}",
+        threads=service.threads,
+        batch=service.model.batch,
+        token=token is not None,
+        **service.identity,
+    )
+    await server.serve(sockets=[listener])
+    await ending
+
+
+async def _end_when_asked(
+    server: uvicorn.Server, service: Service, drain_s: float, stop: signals.StopRequest
+) -> None:
+    while stop.name is None:
+        await asyncio.sleep(TICK_S)
+    service.stopping = True
+    logs.event("ending", signal=stop.name, requests=service.load.requests)
+    await asyncio.sleep(drain_s)
+    server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, which leaves the signals to this program."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Nothing."""
+        yield
