@@ -35,7 +35,7 @@ def write(folder: Path, config: Config, model: LoadedModel) -> None:
         CheckpointError: the outputs are not finite.
     """
     folder.mkdir()
-    paths = _draw(folder, config.data.resize_px)
+    paths = write_pictures(folder, config.data.resize_px)
     described: list[dict[str, Any]] = []
     for one in (one for batch in outputs_of(config, model, paths, torch.device("cpu")) for one in batch):
         if not isinstance(one, Outputs):
@@ -52,7 +52,7 @@ def write(folder: Path, config: Config, model: LoadedModel) -> None:
     (folder / "golden.json").write_text(json.dumps(golden, indent=1) + "\n", encoding="utf-8")
 
 
-def _draw(folder: Path, resize_px: int) -> list[Path]:
+def write_pictures(folder: Path, resize_px: int) -> list[Path]:
     """Write the pictures: some are smaller than the stored size, one is so large that its JPEG is scaled."""
     plain, turned, large, clear, grey = (
         Image.fromarray(drawn(side, GOLDEN + n))
