@@ -20,6 +20,8 @@ class EvalConfig(Section):
     """files of decisions as `data.corrections` takes them; each gives a score by its labels beside the official one"""
     peek_gap: bool = False
     """evaluation of the run's other checkpoints on test too: what choosing on test would gain; not a result"""
+    protocol: UserPath | None = None
+    """registration of `preregister` that a reading of test is held against; null: those in ROOT/protocols"""
     while_training: Literal["refuse", "wait", "evaluate"] = "refuse"
     """a run that still trains; wait: until it has finished; evaluate: the checkpoint that is there now"""
 
@@ -39,6 +41,8 @@ class ReportConfig(Section):
     """number of most confused pairs of classes shown side by side"""
     explained: Count | None = 1000
     """number of random images whose heat maps are compared with boxes and parts; null: all"""
+    sanity_checks: bool = False
+    """accuracy on the boxes and on the backgrounds alone, and heat maps of random weights, for images that have boxes"""
     neighbours: Annotated[int, Field(ge=0)] = 2
     """number of nearest training images shown with each mistake; 0: none, without a pass over the training images"""
     picture_px: Annotated[int, Field(ge=32, le=1024)] = 224

@@ -166,6 +166,11 @@ def output_paths(config: Config) -> tuple[Path, Path]:
     return _samples_path(config), _folder(config.data) / layout(config.data).name
 
 
+def pictures_digest(config: Config) -> str | None:
+    """A digest of the stored pictures of a configuration, as they were made; None where there is no record of that."""
+    return stages.digest_of_made(output_paths(config)[1])
+
+
 def stages_from(config: Config, root: Path) -> list[Stage]:
     """The stages that make the store and the sample table from a source, in their order.
 

@@ -235,6 +235,12 @@ def has_digests(output: Path) -> bool:
     return stamp is not None and stamp.made is not None
 
 
+def digest_of_made(output: Path) -> str | None:
+    """A digest of an output's files as its stamp describes them; None where it does not, as of plumage 0.1."""
+    stamp = read_stamp(output)
+    return None if stamp is None or stamp.made is None else files.digest_of(asdict(stamp)["made"])
+
+
 def _describe(
     path: Path, name: str, kind: type[FileRecord] | type[FolderRecord], checksums: Mapping[str, str]
 ) -> dict[str, FileRecord | LargeFileRecord] | FolderRecord:

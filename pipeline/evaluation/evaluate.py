@@ -15,6 +15,8 @@ from pipeline.data.tta import tta_crops
 from pipeline.distributed import consistency, process_group
 from pipeline.distributed.process_group import Ranks
 from pipeline.evaluation import (
+    confirmatory,
+    evaluated_on,
     evaluation_lock,
     label_sets,
     metrics,
@@ -60,7 +62,10 @@ def _evaluate(
     """Args: training: what metrics.json says of a training that has not finished."""
     config, data = evaluator.config, evaluator.data
     by_labels = label_sets.of(config, data)  # before anything is predicted: a file may not fit
-    outputs = evaluator.predict_split(config.eval.split, model)
+    judged = None
+    if config.eval.split == "test" and evaluator.ranks.is_main:
+        judged = confirmatory.judge(config, data, training)  # before test is read, too
+    outputs = evaluator.predict_split(config.eval.split, model, judged.purpose if judged else "eval")
     fits_temperature = config.eval.split != "val" and data.rows("val")
     validation = evaluator.predict_split("val", model) if fits_temperature else None
     gap = {"peek_gap": _peek_gap(evaluator, model, outputs)} if config.eval.peek_gap else {}
@@ -77,9 +82,13 @@ def _evaluate(
         "classes": data.samples["label"].nunique(),
         "tta": config.eval.tta,
         **evaluator.test_readings(),
+        **({"protocol": judged.protocol} if judged else {}),
         **gap,
     }
     _store(data, outputs, validation, folder)
+    evaluated_on.write(folder, config, data, model, evaluator.ranks)
+    if judged is not None:
+        judged.keep(RunDirectory(config.run_dir))
     label_sets.write(folder, by_labels)
     taxonomy = run_taxonomy.with_data(config, data)
     metrics_json, _ = compute_metrics(folder, data.samples, learned_rows(config, data), origin, taxonomy)

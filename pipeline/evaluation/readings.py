@@ -41,3 +41,22 @@ def begin(run: RunDirectory, model: LoadedModel, purpose: str) -> Callable[[floa
 
     write()
     return complete
+
+
+def completed(run: RunDirectory) -> list[str]:
+    """When the readings of a run and of its probe were that came to an end, and so have shown a number, in their order.
+
+    A damaged line counts as such a reading.
+    """
+    paths = run.test_readings_file, run.probe_folder / run.test_readings_file.name
+    lines = [line for path in paths if path.is_file() for line in path.read_bytes().splitlines()]
+    return sorted(when for line in lines if (when := _completed_at(line)) is not None)
+
+
+def _completed_at(line: bytes) -> str | None:
+    """The time of a reading; None where it was interrupted."""
+    try:
+        reading = json.loads(line)
+        return None if reading["top1"] is None else str(reading["time"])
+    except (ValueError, TypeError, LookupError):
+        return "a time that is damaged"

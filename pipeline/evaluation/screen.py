@@ -84,9 +84,21 @@ def headline(metrics: Mapping[str, Any]) -> Iterator[str]:
     yield from _mistakes(metrics.get("mistakes"))
     if "test_reads" in metrics:
         yield f"  the test split has been read {metrics['test_reads']} time(s) by this run"
+    if "protocol" in metrics:
+        yield f"  {protocol_in_words(metrics['protocol'])}"
     if "peek_gap" in metrics:
         gap = metrics["peek_gap"]
         yield f"  peek gap {gap['gap']:.4f} over {len(gap['top1'])} checkpoint(s): {gap['note']}"
+
+
+def protocol_in_words(protocol: Mapping[str, Any]) -> str:
+    """`confirmatory: as arm a of ..., registered ...`, or `exploratory: ...` with the reasons."""
+    if protocol["reasons"]:
+        return f"{protocol['status']}: {'; '.join(protocol['reasons'])}"
+    return (
+        f"{protocol['status']}: as arm {protocol['arm']} of {protocol['registration']} "
+        f"({protocol['digest'][:12]}), registered {protocol['written']}; its primary number is {protocol['number']}"
+    )
 
 
 def _sets(rules: Mapping[str, Any]) -> Iterator[str]:

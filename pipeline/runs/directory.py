@@ -46,6 +46,9 @@ class RunDirectory:
         self.unknown_file = path / "unknown" / "unknown.json"
         self.unknown_threshold_file = path / "unknown" / "threshold.npz"  # for "none of these"
         self.export = path / "export"  # the model, for use without this program
+        self.registration_file = path / "registration.json"  # what was fixed before its first reading of test
+        self.certificate_file = path / "certificate.json"  # what `verify` found
+        self.certificate_text = path / "certificate.txt"  # the same, to read
         self.tensorboard = path / "tensorboard"
         self.csv = path / "csv"
         self.wandb = path / "wandb"
@@ -117,6 +120,9 @@ class EvaluationDirectory:
         self.outputs_file = path / "outputs.npz"  # logits and features of the same images
         self.validation_file = path / "validation.npz"  # logits that fit a temperature
         self.metrics_file = path / "metrics.json"
+        self.environment_file = (
+            path / "environment.json"
+        )  # on what it was predicted, and digests of what was read
         self.thresholds_file = path / "thresholds.json"  # from which probability on an answer is sure
         self.report_file = path / "report.html"
         self.explanations = path / "explain"
@@ -124,6 +130,10 @@ class EvaluationDirectory:
         self.pointing_file = self.explanations / "pointing.csv"  # a row an image
         self.pointing_game_file = self.explanations / "pointing_game.csv"  # rates of hits
         self.parts_file = self.explanations / "parts.csv"
+        self.views_file = (
+            self.explanations / "views.csv"
+        )  # the classes named on the box and the background alone
+        self.randomised_file = self.explanations / "randomised.csv"  # the pointing game with random weights
         self.nearest_file = self.explanations / "nearest.csv"  # training images near mistaken ones
         self.embedding_file = self.explanations / "embedding.csv"  # t-SNE, a row an image
         self.retrieval_file = self.explanations / "retrieval.json"  # recall@k

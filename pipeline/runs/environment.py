@@ -1,8 +1,10 @@
 """Machine, packages, code and command of a run: written beside its results, so that they can be reproduced."""
 
+import hashlib
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -27,7 +29,13 @@ PACKAGES = (
     "optuna",
     "wandb",
 )
+COMPUTING = ("torch", "torchvision", "timm", "albumentations", "opencv-python-headless", "numpy")
 DIFF_BYTES = 1 << 20
+CODE = Path(__file__).parent.parent
+ROOMS_OF_NUMBERS = (
+    *("common", "config", "distributed", "data", "models", "runs", "inference", "training", "evaluation"),
+)
+"""the rooms whose code makes the numbers of a run"""
 GIT_WAIT_S = 30.0  # on a disk that does not answer, git does not either
 
 
@@ -37,7 +45,8 @@ def describe(device: torch.device) -> dict[str, Any]:
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "git": _git(),
+        "git": git(),
+        "code_sha256": code_sha256(),
         "host": platform.node(),
         "system": platform.platform(),
         "python": platform.python_version(),
@@ -46,11 +55,24 @@ def describe(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device)
         if on_gpu
         else platform.processor() or platform.machine(),
+        "cpu": _cpu(),
         "cuda": torch.version.cuda if on_gpu else None,
         "driver": nvidia.driver() if on_gpu else None,
         "tf32": torch.backends.cuda.matmul.allow_tf32 if on_gpu else None,
         "packages": {name: _version(name) for name in PACKAGES},
     }
+
+
+def same_platform(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two environments promise the same bits: device, processor, CUDA and the packages that compute.
+
+    Of an environment that does not name its processor, the host has to be the same.
+    """
+    keys = "device", "cuda", "cpu" if "cpu" in one and "cpu" in other else "host"
+    packages = [about.get("packages", {}) for about in (one, other)]
+    return all(one.get(key) == other.get(key) for key in keys) and all(
+        packages[0].get(name) == packages[1].get(name) for name in COMPUTING
+    )
 
 
 def diff() -> str | None:
@@ -73,7 +95,29 @@ def _version(name: str) -> str | None:
         return None  # run from a checkout that was not installed
 
 
-def _git() -> dict[str, Any] | None:
+def code_sha256() -> str:
+    """The SHA-256 of the code that makes numbers (`ROOMS_OF_NUMBERS`): names and contents of its files.
+
+    It is the same for two commits that differ elsewhere, and needs no git.
+    """
+    digest = hashlib.sha256()
+    for room in ROOMS_OF_NUMBERS:
+        for path in sorted((CODE / room).rglob("*.py")):
+            content = path.read_bytes()
+            digest.update(f"{path.relative_to(CODE).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def _cpu() -> str:
+    """The processor's name, and the instructions that torch takes: bits depend on both."""
+    info, name = Path("/proc/cpuinfo"), platform.processor() or platform.machine()
+    if info.is_file():
+        lines = info.read_text(errors="replace").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def git() -> dict[str, Any] | None:
     """The commit of the code and whether files differ from it; None outside a git checkout."""
     try:
         return {"commit": _run_git("rev-parse", "HEAD"), "dirty": bool(_run_git("status", "--porcelain"))}

@@ -5,6 +5,7 @@ from typing import Any
 from pipeline.common import console, files
 from pipeline.config.load import dump_config
 from pipeline.config.schema import Config
+from pipeline.data import prepare
 from pipeline.models.licences import in_words
 from pipeline.runs import environment
 from pipeline.runs.directory import RunDirectory
@@ -22,6 +23,7 @@ def describe_run(setup: TrainingSetup, start: RunStart) -> None:
         "precision": start.precision,
         "weights": weights,
         "samples": setup.samples,
+        "pictures": prepare.pictures_digest(config),
         "ranks": ranks.world_size,
     }
     files.write_json(run.environment_file, about)

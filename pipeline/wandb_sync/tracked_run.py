@@ -82,12 +82,14 @@ class EvaluationFiles:
         return self.directory.split
 
     def summary(self) -> dict[str, Any]:
-        """The numbers as `eval/SPLIT/NAME`."""
-        return {
-            f"eval/{self.split}/{name}": value
+        """The numbers as `eval/SPLIT/NAME`; of a reading of test, whether it is confirmatory, as `.../protocol`."""
+        numbers = {
+            name: value
             for name, value in self.metrics.items()
             if isinstance(value, int | float) and not isinstance(value, bool)
         }
+        protocol = {"protocol": self.metrics["protocol"]["status"]} if "protocol" in self.metrics else {}
+        return {f"eval/{self.split}/{name}": value for name, value in (numbers | protocol).items()}
 
     def files(self) -> list[Path]:
         """Those of the metrics, the tables and the report that exist."""

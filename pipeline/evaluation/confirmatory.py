@@ -1,0 +1,173 @@
+"""Whether a reading of the test split is confirmatory: all that made its number was registered before it.
+
+Anything else is exploratory, with the reasons. A number that was looked for on test is no worse a description of what
+happened, but it is no test of a claim that was made before.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.common.errors import DataError, UserError, name_some
+from pipeline.config.load import completed, read_tree
+from pipeline.config.schema import Config
+from pipeline.data import sample_table
+from pipeline.data.prepare import Prepared, pictures_digest
+from pipeline.evaluation import readings
+from pipeline.runs import environment, registration
+from pipeline.runs.directory import RunDirectory
+from pipeline.runs.registration import Arm, Registration
+
+CONFIRMATORY, EXPLORATORY = "confirmatory", "exploratory"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What made a run's predictions of test, as a registration fixes it.
+
+    settings: `registration.settings`; code: SHA-256 of the code that trained, and of the code that evaluates.
+    """
+
+    settings: Mapping[str, Any]
+    seed: int
+    weights_sha256: str | None
+    samples: str
+    pictures: str | None
+    trained_by: str | None
+    evaluated_by: str
+
+    @classmethod
+    def gather(cls, config: Config, data: Prepared) -> "Facts":
+        """Those of an evaluation that is about to begin.
+
+        Raises:
+            DataError, ConfigError: the run's configuration or environment is missing or damaged.
+        """
+        run = RunDirectory(config.run_dir)
+        if not run.config_file.is_file():
+            raise DataError(f"{run.config_file}: missing, so it is not known how the run was trained")
+        trained = completed(read_tree(run.config_file))
+        about = run.read_environment()
+        return cls(
+            settings=registration.settings({**trained, "eval": config.eval.model_dump(mode="json")}),
+            seed=int(trained["seed"]),
+            weights_sha256=about.get("weights", {}).get("sha256"),
+            samples=sample_table.digest(data.samples),
+            pictures=pictures_digest(config),
+            trained_by=about.get("code_sha256"),
+            evaluated_by=environment.code_sha256(),
+        )
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict for metrics.json, and the registration that it is by, if there is one."""
+
+    protocol: dict[str, Any]
+    registered: Registration | None = None
+
+    @property
+    def is_confirmatory(self) -> bool:
+        """Whether nothing speaks against it."""
+        return bool(self.protocol["status"] == CONFIRMATORY)
+
+    @property
+    def purpose(self) -> str:
+        """For the list of readings of the test split."""
+        return "eval, confirmatory" if self.is_confirmatory else "eval"
+
+    def keep(self, run: RunDirectory) -> None:
+        """Put the registration of a confirmatory reading into the run."""
+        if self.is_confirmatory and self.registered is not None:
+            registration.write(run.registration_file, self.registered)
+
+
+def judge(config: Config, data: Prepared, training: Mapping[str, str]) -> Judgement:
+    """Judge the reading of test that is about to begin; of several registrations the one that fits best counts.
+
+    Args:
+        training: what metrics.json says of a training that has not finished.
+
+    Raises:
+        ConfigError, DataError: the file that `eval.protocol` names is no registration, or has been edited.
+    """
+    run = RunDirectory(config.run_dir)
+    always = [*_unfinished(training), *_read_before(run)]
+    candidates, spoilt = _registrations(config)
+    try:
+        facts = Facts.gather(config, data)
+    except UserError as error:
+        return Judgement(_verdict([*always, str(error)]))
+    ranked = sorted(
+        (
+            (list(mismatches(arm, found, facts)), found, arm, path)
+            for path, found in candidates
+            for arm in found.arms
+        ),
+        key=lambda judged: len(judged[0]),
+    )
+    if not ranked:
+        nothing = f"no registration was found in {registration.folder_of(config.run.root)}"
+        return Judgement(_verdict([*always, *(spoilt or [nothing])]))
+    differing, found, arm, path = ranked[0]
+    reasons = [*always, *differing, *(spoilt if differing else [])]
+    about = {"registration": str(path), "digest": found.digest, "written": found.written}
+    return Judgement({**_verdict(reasons), **about, "arm": arm.name, "number": found.number}, found)
+
+
+def mismatches(arm: Arm, found: Registration, facts: Facts) -> Iterator[str]:
+    """In what a run departs from an arm of a registration, a clause each."""
+    fixed, its = registration.settings(arm.configuration), facts.settings
+    changed = [key for key in sorted(fixed.keys() | its.keys()) if fixed.get(key) != its.get(key)]
+    if changed:
+        each = [f"{key} {its.get(key)} instead of {fixed.get(key)}" for key in changed]
+        yield f"its configuration is not that of arm {arm.name}: {name_some(each)}"
+    if arm.weights_sha256 != facts.weights_sha256:
+        yield f"its first weights are not those of arm {arm.name}"
+    if facts.seed not in found.seeds:
+        yield f"its seed {facts.seed} is not registered ({', '.join(map(str, found.seeds))} are)"
+        return
+    data = arm.data[str(facts.seed)]
+    if data.samples != facts.samples:
+        yield "its sample table (images, labels, splits) is not the registered one"
+    if data.pictures != facts.pictures:
+        yield "its pictures are not those that were registered"
+    for verb, code in (("trained", facts.trained_by), ("evaluated", facts.evaluated_by)):
+        if code is None:
+            yield f"it does not say which code {verb} it"
+        elif code != found.code.sha256:
+            yield f"it is {verb} by other code than was registered ({_code(found)})"
+
+
+def _code(found: Registration) -> str:
+    commit = "outside git" if found.code.commit is None else f"commit {found.code.commit[:12]}"
+    return f"{commit}, with changes" if found.code.dirty else commit
+
+
+def _unfinished(training: Mapping[str, str]) -> Iterator[str]:
+    if training:
+        yield f"its training had not finished ({training['training']})"
+
+
+def _read_before(run: RunDirectory) -> Iterator[str]:
+    times = readings.completed(run)
+    if times:
+        yield f"the run has read test before, {len(times)} time(s), first at {times[0]}"
+
+
+def _registrations(config: Config) -> tuple[list[tuple[Path, Registration]], list[str]]:
+    """The registrations that may name a run, and why files beside them cannot count."""
+    if config.eval.protocol is not None:
+        return [(config.eval.protocol, registration.read(config.eval.protocol))], []
+    found, spoilt = [], []
+    for path in sorted(registration.folder_of(config.run.root).glob("*.json")):
+        try:
+            found.append((path, registration.read(path)))
+        except DataError as error:
+            spoilt.append(str(error))
+    return found, spoilt
+
+
+def _verdict(reasons: list[str]) -> dict[str, Any]:
+    return {"status": EXPLORATORY if reasons else CONFIRMATORY, "reasons": reasons}
