@@ -27,7 +27,7 @@ TO_STDOUT = Path("-")
 ROWS_AT_ONCE = 1024  # of a Parquet file
 
 
-Cell = bool | float | str | None
+Cell = bool | float | str | list[str] | None
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,7 @@ def _parquet(
 ) -> Iterator[Write]:
     arrow = _pyarrow(str(part))
     kinds = {str: arrow.string(), float: arrow.float64(), bool: arrow.bool_()}
+    kinds[list] = arrow.list_(arrow.string())
     types = {column: kinds[kind] for column, kind in columns.items()}
     types |= dict.fromkeys(arrays, arrow.list_(arrow.float32()))
     fields = {"image": arrow.string(), **types, "error": arrow.string()}

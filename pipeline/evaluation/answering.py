@@ -8,10 +8,11 @@ import numpy as np
 
 from pipeline.config.schema import Config
 from pipeline.data.taxonomy import CLASS, Taxonomy
-from pipeline.evaluation import priors, run_taxonomy, thresholds, unknown_threshold
+from pipeline.evaluation import priors, run_set_rule, run_taxonomy, thresholds, unknown_threshold
 from pipeline.evaluation.answer_files import Answer, Cell, Judgement
 from pipeline.evaluation.fitted_temperature import fitted_temperature
 from pipeline.evaluation.picture_outputs import Outputs, Unreadable
+from pipeline.evaluation.prediction_sets import SetRule
 from pipeline.evaluation.priors import Posterior
 from pipeline.evaluation.thresholds import Floats, Level, Thresholds
 from pipeline.evaluation.unknown_threshold import NONE_OF_THESE, UnknownThreshold
@@ -25,7 +26,9 @@ class Answering:
 
     classes: names [C], in the order of the logits. temperature: None where the probabilities are not calibrated.
     rank: that the answers name, "class" or one of the hierarchy. thresholds: None where no `eval` has chosen any for
-    this rank. unknown: None where `unknown` has found no threshold of this checkpoint. words: all of this in words.
+    this rank. unknown: None where `unknown` has found no threshold of this checkpoint. set_rule: of prediction sets;
+    None where no `eval` has calibrated one, at other ranks than the class, and with a prior, for which none holds.
+    words: all of this in words.
     """
 
     classes: Sequence[str]
@@ -35,6 +38,7 @@ class Answering:
     taxonomy: Taxonomy | None = None
     thresholds: Thresholds | None = None
     unknown: UnknownThreshold | None = None
+    set_rule: SetRule | None = None
     words: str = ""
 
     @classmethod
@@ -66,10 +70,13 @@ class Answering:
         if chosen is not None and rank not in chosen.ranks:
             chosen = None
         sure = "" if chosen is None else f"; sure from {chosen.ranks[rank].common}"
-        unknown = unknown_threshold.of_run(RunDirectory(config.run_dir), model.sha256, config.eval.tta)
+        origin = RunDirectory(config.run_dir), model.sha256, config.eval.tta
+        unknown = unknown_threshold.of_run(*origin)
+        rule = run_set_rule.of_run(*origin) if rank == CLASS and prior is None else None
+        sets = "" if rule is None else f"; sets for {rule.coverage:.0%}"
         none = "" if unknown is None else f"; {NONE_OF_THESE} below {unknown.score.name} {unknown.lowest:.4g}"
-        words = f"{calibrated}{of_prior}{sure}{none}"
-        return cls(classes, posterior, temperature, rank, taxonomy, chosen, unknown, words)
+        words = f"{calibrated}{of_prior}{sure}{none}{sets}"
+        return cls(classes, posterior, temperature, rank, taxonomy, chosen, unknown, rule, words)
 
     @property
     def nodes(self) -> Sequence[str]:
@@ -85,10 +92,11 @@ class Answering:
     def columns(self) -> dict[str, type]:
         """The columns of a judgement, each with the type of its cells, which may be missing."""
         none: dict[str, type] = {} if self.unknown is None else {"none_of_these": bool}
+        sets: dict[str, type] = {} if self.set_rule is None else {run_set_rule.COLUMN: list}
         if self.thresholds is None:
-            return none
+            return none | sets
         rolled: dict[str, type] = {"answer": str, "answer_rank": str, "answer_probability": float}
-        return none | {"sure": bool} | (rolled if self.rolls_up else {})
+        return none | {"sure": bool} | (rolled if self.rolls_up else {}) | sets
 
     def label(self, one: Outputs) -> int:
         """The most likely class of a picture, whatever the rank."""
@@ -129,11 +137,22 @@ class Answering:
 
     def _judge(self, one: Outputs, levels: Sequence[Level], level: Level) -> Judgement | None:
         if self.unknown is None:
-            return self._trust(levels, level)
+            return self._with_set(one, self._trust(levels, level))
         (refused,) = self.unknown.refuses(one.logits[None], one.features[None])
-        trust = self._trust(levels, level, refused=bool(refused)) or Judgement("")
+        trust = self._with_set(one, self._trust(levels, level, refused=bool(refused))) or Judgement("")
         words = NONE_OF_THESE if refused else trust.words
         return Judgement(words, {"none_of_these": bool(refused), **trust.cells})
+
+    def _with_set(self, one: Outputs, trust: Judgement | None) -> Judgement | None:
+        """A judgement with the prediction set of a picture: names of classes, the most probable one first."""
+        if self.set_rule is None:
+            return trust
+        (inside,) = self.set_rule.sets(one.logits[None])
+        order = np.argsort(-one.logits, kind="stable")
+        names = [self.classes[label] for label in order if inside[label]]
+        trust = trust or Judgement("")
+        words = [trust.words] * bool(trust.words) + [f"one of {len(names)} with {self.set_rule.coverage:.0%}"]
+        return Judgement(", ".join(words), {**trust.cells, run_set_rule.COLUMN: names})
 
     def _trust(self, levels: Sequence[Level], level: Level, *, refused: bool = False) -> Judgement | None:
         """Whether validation shows the answer to be sure; a picture that is refused has no sure one, at any rank."""

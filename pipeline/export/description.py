@@ -1,5 +1,6 @@
 """What an exported model says of itself: classes, preprocessing, calibration, where it is from, and its licence."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -9,6 +10,7 @@ from pipeline import __version__
 from pipeline.common import files
 from pipeline.config.schema import Config
 from pipeline.data import pictures
+from pipeline.evaluation.prediction_sets import SetRule
 from pipeline.evaluation.unknown_threshold import UnknownThreshold
 from pipeline.inference.load_model import LoadedModel
 from pipeline.models.licences import licence_of
@@ -25,6 +27,7 @@ def describe(
     content: Mapping[str, Any],
     temperature: float | None,
     unknown: UnknownThreshold | None,
+    set_rule: SetRule | None,
 ) -> dict[str, Any]:
     """The metadata of model.onnx, in plain types.
 
@@ -32,6 +35,7 @@ def describe(
         content: of the checkpoint.
         temperature: that an evaluation has fitted; None: the probabilities are not calibrated.
         unknown: threshold below which a picture is of none of the classes.
+        set_rule: of prediction sets.
     """
     return {
         "program": f"plumage {__version__}",
@@ -43,6 +47,7 @@ def describe(
         "unknown": None
         if unknown is None
         else {"score": unknown.score.name, "lowest_score": unknown.lowest, "kept": unknown.kept},
+        "prediction_set": None if set_rule is None else dataclasses.asdict(set_rule),
         "origin": {
             "run": config.run.name,
             "epoch": model.epoch,

@@ -15,7 +15,7 @@ from pipeline.data import prepare, sample_table
 from pipeline.data.prepare import Prepared
 from pipeline.data.transforms import CentreCrop
 from pipeline.distributed.process_group import Ranks, select_device
-from pipeline.evaluation import training_state, unknown_threshold
+from pipeline.evaluation import run_set_rule, training_state, unknown_threshold
 from pipeline.evaluation.fitted_temperature import fitted_temperature
 from pipeline.export import description, golden, hub_folder, onnx_file
 from pipeline.export.network import ExportedNetwork
@@ -61,7 +61,8 @@ def export_run(config: Config) -> dict[str, Any]:
         )
         loaded = dataclasses.replace(loaded, precision="fp32", fused=None)
     unknown = unknown_threshold.of_run(run, loaded.sha256, config.eval.tta)
-    facts = description.describe(config, loaded, classes, content, temperature, unknown)
+    set_rule = run_set_rule.of_run(run, loaded.sha256, config.eval.tta)
+    facts = description.describe(config, loaded, classes, content, temperature, unknown, set_rule)
     score = None if unknown is None else unknown.score
     trained = Trained(loaded.network, temperature or 1.0, config.eval.tta, score)
     data = _validation(config, content, loaded.path)

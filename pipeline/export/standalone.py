@@ -42,17 +42,22 @@ class Exported:
         return {"image": str(path), **self.named(found, top)}
 
     def named(self, found: dict[str, Any], top: int) -> dict[str, Any]:
-        """The most likely classes of a picture, and whether it is of none of them; found: its outputs."""
-        unknown = self.facts["unknown"]
-        likely = np.argsort(-found["logits"], kind="stable")[:top]
-        named = [
-            {"class": self.facts["classes"][n], "probability": float(found["probabilities"][n])}
-            for n in likely
-        ]
-        none = (
-            {} if unknown is None else {"none_of_these": bool(found["known_score"] < unknown["lowest_score"])}
-        )
-        return {"classes": named, **none}
+        """The most likely classes of a picture, and what else the run knows to say of it; found: its outputs."""
+        classes, unknown = self.facts["classes"], self.facts["unknown"]
+        rule = self.facts.get("prediction_set")
+        order = np.argsort(-found["logits"], kind="stable")
+        said: dict[str, Any] = {
+            "classes": [
+                {"class": classes[n], "probability": float(found["probabilities"][n])} for n in order[:top]
+            ]
+        }
+        if unknown is not None:
+            said["none_of_these"] = bool(found["known_score"] < unknown["lowest_score"])
+        if rule is not None:  # they hold for probabilities without the temperature
+            share = np.exp(found["logits"].astype(np.float64) - found["logits"].max())
+            inside = share / share.sum() >= 1 - rule["threshold"]
+            said["prediction_set"] = [classes[n] for place, n in enumerate(order) if place == 0 or inside[n]]
+        return said
 
     def differences(self, folder: Path) -> list[str]:
         """What differs between this machine's outputs for the pictures of golden/ and those of the trained model."""

@@ -16,6 +16,7 @@ from pipeline.data.taxonomy import Taxonomy
 from pipeline.evaluation.answer_files import Answer
 from pipeline.evaluation.answering import Answering
 from pipeline.evaluation.picture_outputs import Outputs
+from pipeline.evaluation.prediction_sets import SetRule
 from pipeline.evaluation.priors import Posterior
 from pipeline.evaluation.thresholds import RankThresholds, Threshold, Thresholds
 from pipeline.runs.directory import RunDirectory
@@ -101,6 +102,29 @@ def test_answers_at_a_rank_are_sums_after_temperature_and_prior() -> None:
     assert answer([0.4, 0.3, 0.2, 0.1], rank="genus", posterior=of_terns).classes == (
         ("Sterna", pytest.approx(1.0)),
     ), "a node none of whose classes occurs is not answered"
+
+
+@pytest.mark.parametrize(
+    ("probability", "expected"),
+    [
+        ([0.1, 0.2, 0.4, 0.3], ["crow", "rook", "common tern"]),
+        ([0.1, 0.0, 0.8, 0.1], ["crow"]),
+        ([0.19, 0.19, 0.44, 0.18], ["crow"]),
+    ],
+)
+def test_a_prediction_set_names_its_classes_the_likeliest_first(
+    probability: list[float], expected: list[str]
+) -> None:
+    """Whatever the temperature of the probabilities: the rule holds without it."""
+    rule = SetRule("lac", 0.9, 99, 0.805)  # a class with at least 0.195 is inside
+    about = {"set_rule": rule, "posterior": Posterior(0.5, np.zeros(4))}
+    found = answer(probability, thresholds=None, **about).judgement
+    assert found is not None
+    assert found.cells == {"prediction_set": expected}
+    assert found.words == f"one of {len(expected)} with 90%"
+    both = answer(probability, **about).judgement
+    assert both is not None and both.words.endswith(found.words)
+    assert list(both.cells)[-1] == "prediction_set"
 
 
 def test_without_thresholds_nothing_is_judged_and_without_a_hierarchy_only_the_class() -> None:

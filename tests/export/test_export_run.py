@@ -23,6 +23,7 @@ from pipeline.runs.directory import RunDirectory
 from tests.helpers import folders, orientations, own_pictures, tiny
 
 TEMPERATURE = 0.7
+SET_THRESHOLD = 0.85
 WITHOUT_TORCH = """
 import sys
 class Refusing:
@@ -49,7 +50,8 @@ def evaluated_copy(trained: Path, tmp: Path) -> RunDirectory:
     assert tiny.do("eval", tmp) == 0
     own_run = RunDirectory(tmp / "runs/tiny")
     metrics = own_run.evaluation("test").metrics_file
-    fitted = {"temperature": TEMPERATURE, "temperature_at_bound": False}
+    rule = {"method": "lac", "coverage": 0.8, "n": 99, "threshold": SET_THRESHOLD}
+    fitted = {"temperature": TEMPERATURE, "temperature_at_bound": False, "prediction_sets": {"lac": rule}}
     metrics.write_text(json.dumps(json.loads(metrics.read_text()) | fitted))
     return own_run
 
@@ -137,6 +139,8 @@ def test_the_metadata_say_what_the_model_is(own_run: RunDirectory, result: dict[
     assert len(facts["classes"]) == tiny.SPECIES
     assert facts["temperature"] == TEMPERATURE
     assert facts["unknown"]["score"] == "max_logit"
+    rule = {"method": "lac", "coverage": 0.8, "n": 99, "threshold": SET_THRESHOLD}
+    assert facts["prediction_set"] == rule
     assert facts["preprocessing"]["resize_px"] == 40
     assert facts["origin"]["checkpoint_sha256"] == files.digest_of_file(own_run.checkpoint("best"))
     assert facts["origin"]["config_sha256"] == files.digest_of_file(own_run.config_file)
@@ -162,6 +166,8 @@ def test_the_script_answers_as_predict_does(
         probabilities = [[one["probability"] for one in answer["classes"]] for answer in (found, wanted)]
         assert probabilities[0] == pytest.approx(probabilities[1], abs=1e-5)
         assert found["none_of_these"] == wanted["none_of_these"]
+        assert found["prediction_set"] == wanted["prediction_set"]
+    assert len({len(answer["prediction_set"]) for answer in expected}) > 1
     assert {answer["none_of_these"] for answer in expected} == {True, False}
     words = [sys.executable, "-c", WITHOUT_TORCH + LOGITS, str(own_run.export), *map(str, paths)]
     logits = np.array(json_lines(tiny.launch(words, cwd="/").stdout))
@@ -308,7 +314,8 @@ def test_an_evaluation_of_mirror_images_is_exported_as_such(
     exported, predicted = json_lines(capsys.readouterr().out)
     assert exported["compared"]["val"]["labels_equal"] == 6
     facts = json.loads((other_run.export / "export.json").read_text())["metadata"]
-    assert (facts["temperature"], facts["unknown"]) == (None, None)  # they are of the picture as it is
+    of_one_view = [facts[name] for name in ("temperature", "unknown", "prediction_set")]
+    assert of_one_view == [None, None, None]  # they are of the picture as it is
     (answer,) = json_lines(script(other_run, picture).stdout)
     expected = [one["probability"] for one in predicted["predictions"][0]["classes"]]
     assert [one["probability"] for one in answer["classes"]] == pytest.approx(expected, abs=1e-5)
