@@ -17,6 +17,7 @@ Logits = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 
 BINS = 15
+EDGES = np.linspace(0, 1, BINS + 1)
 TEMPERATURES = 0.05, 20.0  # lower and upper bound of a fitted temperature
 COVERAGE_ROWS = 200
 
@@ -63,18 +64,22 @@ def per_image(logits: Logits, labels: Labels, temperature: float = 1.0) -> PerIm
     return PerImage(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
 
+def bin_of(confidence: Floats) -> Labels:
+    """The bin of each confidence, int64 [n], 0..14."""
+    return np.clip(np.searchsorted(EDGES, confidence, side="left") - 1, 0, BINS - 1)
+
+
 def reliability(confidence: Floats, correct: Floats) -> pd.DataFrame:
     """15 bins of equal width over the confidence, each (low, high]: bin_low, bin_high, n, confidence, accuracy.
 
     `confidence` and `accuracy` are means of the bin's images, NaN where it has none.
     """
-    edges = np.linspace(0, 1, BINS + 1)
-    bin_of = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, BINS - 1)
-    n = np.bincount(bin_of, minlength=BINS)
-    sums = [np.bincount(bin_of, values, minlength=BINS) for values in (confidence, correct)]
+    at = bin_of(confidence)
+    n = np.bincount(at, minlength=BINS)
+    sums = [np.bincount(at, values, minlength=BINS) for values in (confidence, correct)]
     means = [np.divide(total, n, out=np.full(BINS, np.nan), where=n > 0) for total in sums]
     return pd.DataFrame(
-        {"bin_low": edges[:-1], "bin_high": edges[1:], "n": n, "confidence": means[0], "accuracy": means[1]}
+        {"bin_low": EDGES[:-1], "bin_high": EDGES[1:], "n": n, "confidence": means[0], "accuracy": means[1]}
     )
 
 

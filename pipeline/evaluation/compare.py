@@ -1,7 +1,8 @@
 """Runs on the same images are compared: how far apart they are, and whether that is more than noise.
 
 Runs of one recipe are one group, shown as mean +- sd: their configurations differ in the seed and in keys that
-change no number. Each group is compared with the first one; if there is only one group, each run with the first run.
+change no number. A folder of `plumage repeat` is one group, too. Each group is compared with the first one; if there is
+only one group, each run with the first run.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,8 +20,9 @@ from pipeline.common.errors import DataError
 from pipeline.config.key_effects import effect_of
 from pipeline.config.load import completed, flatten, read_tree
 from pipeline.evaluation import compare_otherwise, statistics, training_state, verdict
-from pipeline.runs import predictions
+from pipeline.runs import predictions, repeats
 from pipeline.runs.directory import RunDirectory
+from pipeline.runs.repeats import Repeat
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class ComparedRun:
     class_names: list[str]
     seed: int | None
     recipe: str
+    repeat: str | None = None
+    """the folder of `plumage repeat` that it was named with; None: it was named itself"""
 
     @cached_property
     def right(self) -> npt.NDArray[np.float64]:
@@ -44,10 +48,15 @@ class ComparedRun:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one recipe."""
+    """Runs of one recipe, or of one folder of `plumage repeat`."""
 
     name: str
     runs: list[ComparedRun]
+
+    @property
+    def seeds_of_repeat(self) -> list[int | None] | None:
+        """The seeds, which were chosen before the runs; None of runs that were named one by one."""
+        return None if self.runs[0].repeat is None else [run.seed for run in self.runs]
 
     @cached_property
     def right(self) -> npt.NDArray[np.float64]:
@@ -82,12 +91,7 @@ def compare_runs(paths: Sequence[Path], split: str, out: Path | None) -> dict[st
         UserError: fewer than two runs, or a run twice; evaluations that are missing, damaged, or of
             different images or classes.
     """
-    if len(paths) < 2 or len({path.resolve() for path in paths}) < len(paths):
-        raise DataError(f"compare: {' '.join(map(str, paths))}: give two or more different run directories")
-    short = len({path.resolve().name for path in paths}) == len(paths)
-    runs = [read(path, split, path.resolve().name if short else str(path)) for path in paths]
-    for run in runs[1:]:
-        _check_same_data(runs[0], run)
+    runs, directories = _read_all(paths, split)
     groups = grouped(runs)
     base, *rest = groups if len(groups) > 1 else [Group(run.name, [run]) for run in runs]
     comparisons = [_compare_groups(base, group) for group in rest]
@@ -95,7 +99,7 @@ def compare_runs(paths: Sequence[Path], split: str, out: Path | None) -> dict[st
     for comparison, p in zip(comparisons, statistics.holm(p_values), strict=True):
         comparison["p_adjusted"] = p
         comparison["verdict"] = verdict.sentence(comparison, len(runs[0].right), seeds_only=len(groups) == 1)
-    measures = compare_otherwise.measures([RunDirectory(path) for path in paths], split, runs[0].class_names)
+    measures = compare_otherwise.measures(directories, split, runs[0].class_names)
     result = {
         "split": split,
         "n": len(runs[0].right),
@@ -117,7 +121,29 @@ def compare_runs(paths: Sequence[Path], split: str, out: Path | None) -> dict[st
     return result
 
 
-def read(path: Path, split: str, name: str) -> ComparedRun:
+def _read_all(paths: Sequence[Path], split: str) -> tuple[list[ComparedRun], list[RunDirectory]]:
+    """The runs that are named, or lie in the repeats that are, and their folders.
+
+    Raises:
+        UserError: see `compare_runs`.
+    """
+    repeated = [repeats.read(path) for path in paths]
+    runs = [run for path, repeat in zip(paths, repeated, strict=True) for run in _runs_of(path, repeat)]
+    if len(paths) < 2 or len({run.resolve() for run, _ in runs}) < len(runs):
+        raise DataError(f"compare: {' '.join(map(str, paths))}: give two or more different run directories")
+    short = len({run.resolve().name for run, _ in runs}) == len(runs)
+    found = [read(run, split, run.resolve().name if short else str(run), repeat) for run, repeat in runs]
+    for run in found[1:]:
+        check_same_data(found[0], run)
+    return found, [RunDirectory(run) for run, _ in runs]
+
+
+def _runs_of(path: Path, repeat: Repeat | None) -> list[tuple[Path, str | None]]:
+    """The run of a path, or those of its repeat, with the repeat's folder."""
+    return [(path, None)] if repeat is None else [(run, str(path)) for run in repeat.runs]
+
+
+def read(path: Path, split: str, name: str, repeat: str | None = None) -> ComparedRun:
     """The stored evaluation of a split in a run directory; a `UserError` names what is missing or damaged."""
     run = RunDirectory(path)
     folder = run.evaluation(split)
@@ -128,7 +154,7 @@ def read(path: Path, split: str, name: str) -> ComparedRun:
     metrics = predictions.read_metrics(folder)
     evaluation = [Path(metrics.get("checkpoint", "")).name, metrics.get("tta", "none")]
     recipe = files.digest_of([_settings_of_recipe(settings), evaluation])
-    return ComparedRun(name, folder.predictions_file, table, names, settings.get("seed"), recipe)
+    return ComparedRun(name, folder.predictions_file, table, names, settings.get("seed"), recipe, repeat)
 
 
 def _settings_of_recipe(settings: dict[str, Any]) -> dict[str, Any]:
@@ -141,14 +167,17 @@ def _settings_of_recipe(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def grouped(runs: Sequence[ComparedRun]) -> list[Group]:
-    """The runs by recipe, in the order of their first ones."""
-    by_recipe: dict[str, list[ComparedRun]] = {}
+    """The runs by their folder of `plumage repeat` or by recipe, in the order of their first ones."""
+    together: dict[tuple[str | None, str], list[ComparedRun]] = {}
     for run in runs:
-        by_recipe.setdefault(run.recipe, []).append(run)
-    return [Group(" + ".join(run.name for run in group), group) for group in by_recipe.values()]
+        together.setdefault((run.repeat, run.recipe if run.repeat is None else ""), []).append(run)
+    return [
+        Group(repeat or " + ".join(run.name for run in group), group)
+        for (repeat, _), group in together.items()
+    ]
 
 
-def _check_same_data(a: ComparedRun, b: ComparedRun) -> None:
+def check_same_data(a: ComparedRun, b: ComparedRun) -> None:
     """Raise a `DataError` unless two runs predicted the same images of the same classes."""
     predictions.check_same_images(a.table["id"], a.path, b.table["id"], b.path)
     differing = (a.table["path"] != b.table["path"]) | (a.table["class_name"] != b.table["class_name"])
@@ -183,12 +212,27 @@ def _compare_groups(a: Group, b: Group) -> dict[str, Any]:
         "p_seeds": None,
     }
     if min(len(a.runs), len(b.runs)) > 1:
-        comparison["p_seeds"] = statistics.p_over_seeds(
-            *([run.right.mean() for run in group.runs] for group in (a, b))
-        )
+        comparison |= _over_seeds(a, b)
     # A difference is more than noise only if it exceeds both the noise of the images and that of the seeds.
     comparison["p"] = max(comparison["p_images"], comparison["p_seeds"] or 0.0)
     return comparison
+
+
+def _over_seeds(a: Group, b: Group) -> dict[str, Any]:
+    """What several seeds of both groups add: the interval over seeds and images together, and the test over seeds.
+
+    Repeats with the same seeds are paired by seed.
+    """
+    paired = a.seeds_of_repeat is not None and a.seeds_of_repeat == b.seeds_of_repeat
+    rights = [np.stack([run.right for run in group.runs]) for group in (a, b)]
+    low, high = statistics.difference_over_seeds(*rights, paired=paired)
+    test = statistics.p_over_paired_seeds if paired else statistics.p_over_seeds
+    return {
+        "p_seeds": test(*(right.mean(axis=1).tolist() for right in rights)),
+        "test_over_seeds": "paired t-test over seeds" if paired else "Welch over seeds",
+        "low_over_seeds": low,
+        "high_over_seeds": high,
+    }
 
 
 def _classes(a: Group, b: Group) -> pd.DataFrame:

@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class Measure(NamedTuple):
-    """A number of each image that counts, of which a mean is taken: float64 [m], m <= n."""
+    """A number of each image, of which a mean is taken: float64 [n], NaN where an image does not count."""
 
     name: str
     of: Callable[[pd.DataFrame], Floats]
@@ -42,7 +42,8 @@ def _by_labels(runs: Sequence[RunDirectory], split: str) -> Iterator[Measure]:
 
 def _right(changed: pd.DataFrame, table: pd.DataFrame) -> Floats:
     scored = label_sets.relabelled(table, changed)
-    return np.asarray(scored["label"] == scored["predicted"], np.float64)
+    right = (scored["label"] == scored["predicted"]).astype(np.float64)
+    return np.asarray(right.reindex(table.index), np.float64)
 
 
 def _in_hierarchy(runs: Sequence[RunDirectory], class_names: Sequence[str]) -> Iterator[Measure]:
@@ -74,7 +75,8 @@ def compare(
         a, b: the name of a group and the predictions tables of its runs, sorted by image id.
     """
     (name_a, runs_a), (name_b, runs_b) = a, b
-    mean_a, mean_b = (np.mean([measure.of(table) for table in runs], axis=0) for runs in (runs_a, runs_b))
+    means = [np.mean([measure.of(table) for table in runs], axis=0) for runs in (runs_a, runs_b)]
+    mean_a, mean_b = (mean[~np.isnan(mean)] for mean in means)
     difference, low, high = statistics.difference(mean_a, mean_b)
     return {
         "measure": measure.name,

@@ -46,6 +46,35 @@ def percentiles(values: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def seed_resamples(seeds: int, group: str = "") -> Floats:
+    """The bootstrap over seeds as weights that sum to 1: float64 [RESAMPLES, seeds].
+
+    A resample draws S - 1 of the S seeds with replacement, so that a mean varies by s^2 / S over resamples, as it
+    should: S draws would give (S - 1) / S of that, too little of few seeds (Rao and Wu 1988). One is always drawn.
+
+    Args:
+        group: seeds of other groups are drawn independently.
+    """
+    drawn = max(1, seeds - 1)
+    random = seeding.generator("bootstrap of seeds", seeds, group)
+    return np.asarray(
+        random.multinomial(drawn, np.full(seeds, 1 / seeds), size=RESAMPLES) / drawn, np.float64
+    )
+
+
+def over_seeds(by_run: Floats, group: str = "") -> Floats:
+    """Resamples of a mean over runs, over seeds and images together: [R].
+
+    Both are drawn anew in each resample, and independently (Owen 2007, "The pigeonhole bootstrap"): an image is as hard
+    for all runs, and a run as good on all images, so neither are images of several runs so many images, nor is a seed
+    more than one draw.
+
+    Args:
+        by_run: [R, S], the value of each run over the images of each of `resamples`.
+    """
+    return np.asarray((by_run * seed_resamples(by_run.shape[1], group)).sum(axis=1), np.float64)
+
+
 def mean_intervals(values: Floats) -> list[tuple[float, float]]:
     """Bootstrap intervals of the means over images of the columns of `values`, [n, K]."""
     means = np.vstack([weights @ values / len(values) for weights in resamples(len(values))])
@@ -61,6 +90,22 @@ def difference(a: Floats, b: Floats) -> tuple[float, float, float]:
     gain = b - a
     ((low, high),) = mean_intervals(gain[:, None])
     return float(gain.mean()), low, high
+
+
+def difference_over_seeds(a: Floats, b: Floats, *, paired: bool) -> tuple[float, float]:
+    """The 95 % interval of the mean of b - a over seeds and images together (`over_seeds`), over the same images.
+
+    Args:
+        a, b: float64 [S, n], a row a run: 1 right, 0 wrong.
+        paired: whether the rows are of the same seeds, which are then drawn together.
+    """
+    if paired:
+        gain = b - a
+        by_run = np.vstack([weights @ gain.T / gain.shape[1] for weights in resamples(gain.shape[1])])
+        return percentiles(over_seeds(by_run))
+    both = np.vstack([a, b])
+    by_run = np.vstack([weights @ both.T / both.shape[1] for weights in resamples(both.shape[1])])
+    return percentiles(over_seeds(by_run[:, len(a) :], "b") - over_seeds(by_run[:, : len(a)], "a"))
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
@@ -90,6 +135,17 @@ def p_over_seeds(a: Sequence[float], b: Sequence[float]) -> float:
     if np.ptp(a) == 0 and np.ptp(b) == 0:
         return float(a[0] == b[0])
     return float(ttest_ind(a, b, equal_var=False).pvalue)
+
+
+def p_over_paired_seeds(a: Sequence[float], b: Sequence[float]) -> float:
+    """The p-value of the paired t-test between the accuracies of two sets of runs with the same seeds, in their order.
+
+    Without any variation of the differences it is 1 when they are 0, and 0 otherwise.
+    """
+    gain = np.subtract(b, a)
+    if np.ptp(gain) < 1e-12:
+        return float(abs(gain[0]) < 1e-12)
+    return float(ttest_rel(a, b).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -15,17 +15,21 @@ def sentence(comparison: Mapping[str, Any], images: int, *, seeds_only: bool = F
     """One or two sentences: which group is better, by how much, and whether that is more than noise.
 
     Args:
-        comparison: of two groups, as `pipeline.evaluation.compare` makes it, with `p_adjusted`.
+        comparison: of two groups, as `pipeline.evaluation.compare` makes it, with `p_adjusted`. Where it has an interval
+            over seeds and images, that is the one named.
         images: number of images that both predicted.
         seeds_only: both are runs of one configuration.
     """
-    points, low, high = (100 * comparison[name] for name in ("difference", "low", "high"))
+    over_seeds = "low_over_seeds" in comparison
+    bounds = ("low_over_seeds", "high_over_seeds") if over_seeds else ("low", "high")
+    points, low, high = (100 * comparison[name] for name in ("difference", *bounds))
     if points < 0:
         points, low, high = -points, -high, -low
         ahead, behind = comparison["a"], comparison["b"]
     else:
         ahead, behind = comparison["b"], comparison["a"]
-    doubt = f"95 % interval {low:+.1f} to {high:+.1f} points, {_p(comparison['p_adjusted'])}"
+    over = " over seeds and images" if over_seeds else ""
+    doubt = f"95 % interval{over} {low:+.1f} to {high:+.1f} points, {_p(comparison['p_adjusted'])}"
     if points == 0:
         return f"{comparison['b']} and {comparison['a']} have the same accuracy ({doubt}): no difference to speak of."
     statement = f"{ahead} is {points:.1f} points better than {behind} ({doubt})"
@@ -69,7 +73,7 @@ def show(result: Mapping[str, Any], classes: pd.DataFrame) -> None:
             f"classes better in b {comparison['classes_better_in_b']}, in a {comparison['classes_better_in_a']}; "
             f"{comparison['test']}: {_p(comparison['p_images'])}"
             + (
-                f"; Welch over seeds: {_p(comparison['p_seeds'])}"
+                f"; {comparison['test_over_seeds']}: {_p(comparison['p_seeds'])}"
                 if comparison["p_seeds"] is not None
                 else ""
             )

@@ -101,3 +101,32 @@ def test_the_resamples_of_many_images_are_the_same_in_smaller_chunks(monkeypatch
     chunks = list(statistics.resamples(40, 250))
     assert max(map(len, chunks)) == 30
     assert (np.vstack(chunks) == np.vstack(whole)).all()
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 5])
+def test_a_mean_over_drawn_seeds_varies_as_the_mean_of_so_many_does(seeds: int) -> None:
+    weights = statistics.seed_resamples(seeds)
+    assert weights.shape == (statistics.RESAMPLES, seeds)
+    assert weights.sum(axis=1) == pytest.approx(np.ones(statistics.RESAMPLES))
+    values = np.arange(seeds, dtype=float)
+    expected = values.var(ddof=1) / seeds if seeds > 1 else 0.0
+    assert (weights @ values).var() == pytest.approx(expected, rel=0.1)
+    assert not (seeds > 1 and (weights == statistics.seed_resamples(seeds, "b")).all())
+
+
+def test_runs_with_the_same_seeds_are_compared_seed_by_seed() -> None:
+    """Two recipes whose seeds differ much, and alike: paired, the difference is sure, unpaired it is not."""
+    random = np.random.default_rng(0)
+    level = np.array([0.5, 0.7, 0.9])
+    draw = random.random((3, 500))
+    a, b = (np.asarray(draw < (level + gain)[:, None], float) for gain in (0.0, 0.05))
+    tops = [each.mean(axis=1).tolist() for each in (a, b)]
+    assert statistics.p_over_paired_seeds(*tops) == pytest.approx(
+        DescrStatsW(np.subtract(*tops)).ttest_mean()[1]
+    )
+    low, high = statistics.difference_over_seeds(a, b, paired=True)
+    assert 0.02 < low < (b - a).mean() < high < 0.08
+    apart_low, apart_high = statistics.difference_over_seeds(a, b, paired=False)
+    assert apart_low < -0.1 < 0.2 < apart_high
+    assert statistics.p_over_paired_seeds([0.5, 0.6], [0.5, 0.6]) == 1
+    assert statistics.p_over_paired_seeds([0.5, 0.6], [0.6, 0.7]) == 0

@@ -1,10 +1,13 @@
 """Verbs of several runs."""
 
-from argparse import ArgumentParser, Namespace
+import re
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
 from pipeline.cli.verbs.verb import OVERRIDE, Result, Verb, importing, paths_and_overrides
 from pipeline.common.errors import ConfigError, UserError
+
+MOST_SEEDS = 1000
 
 
 def _study_arguments(parser: ArgumentParser) -> None:
@@ -20,6 +23,39 @@ def study(arguments: Namespace) -> Result:
 
     name, *overrides = arguments.positionals
     return study(name, arguments.jobs, overrides)
+
+
+def seeds_of(text: str) -> tuple[int, ...]:
+    """The seeds of `--seeds`: 0-4 is 0, 1, 2, 3, 4, and 0,3,7-9 is 0, 3, 7, 8, 9."""
+    parts = [re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part.strip()) for part in text.split(",")]
+    ends = [(int(part[1]), int(part[2] or part[1])) for part in parts if part]
+    seeds = [seed for first, last in ends for seed in range(first, min(last, first + MOST_SEEDS) + 1)]
+    if None in parts or any(first > last for first, last in ends):
+        raise ArgumentTypeError(f"{text}: not a list of seeds such as 0-4 or 0,3,7")
+    if len(seeds) > MOST_SEEDS or len(set(seeds)) < len(seeds):
+        raise ArgumentTypeError(f"{text}: give each seed once, and at most {MOST_SEEDS}")
+    return tuple(seeds)
+
+
+def _repeat_arguments(parser: ArgumentParser) -> None:
+    what = f"a run configuration, such as configs/strong.yaml; then {OVERRIDE} of every run"
+    seeds = "such as 0-4 or 0,3,7; default: 0-4"
+    parser.add_argument("positionals", nargs="+", metavar="CONFIG", help=what)
+    parser.add_argument("--seeds", type=seeds_of, default=seeds_of("0-4"), metavar="SEEDS", help=seeds)
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at once; default: one a core")
+
+
+def repeat(arguments: Namespace) -> Result:
+    """Train and evaluate a recipe with several seeds; one table.
+
+    Each number with its mean and sd over the seeds, and an interval over seeds and images together. `compare` takes two
+    such folders.
+    """
+    with importing():
+        from pipeline.experiments.studies.repeat import repeat
+
+    path, *overrides = arguments.positionals
+    return repeat(Path(path), arguments.seeds, arguments.jobs, overrides)
 
 
 def _sweep_arguments(parser: ArgumentParser) -> None:
@@ -95,6 +131,14 @@ def sync(arguments: Namespace) -> Result:
 
 VERBS = {
     "study": Verb(study, _study_arguments, ("plumage study residual --jobs 2", "plumage study all")),
+    "repeat": Verb(
+        repeat,
+        _repeat_arguments,
+        (
+            "plumage repeat configs/strong_cpu.yaml --seeds 0-4",
+            "plumage repeat configs/strong_cpu.yaml --seeds 0-9 run.name=low_lr optim.lr=0.01 --jobs 2",
+        ),
+    ),
     "sweep": Verb(
         sweep,
         _sweep_arguments,

@@ -86,6 +86,8 @@ class Member:
 class StudyPlan:
     """A study with the overrides of the command line; it makes the configurations of the runs.
 
+    path: of the study file, for messages; folder: of the runs and of what is made of them.
+
     Raises:
         ConfigError: the study file, the run configuration or an override is wrong.
     """
@@ -93,8 +95,7 @@ class StudyPlan:
     def __init__(self, path: Path, overrides: Sequence[str] = ()) -> None:
         self.path, self.name, self.overrides = path, path.stem, overrides
         self.study = validate_tree(read_tree(path, Study), str(path), Study)
-        self.root = load_config(self.study.base, overrides).run.root / "studies"
-        self.folder = self.root / self.name
+        self.folder = load_config(self.study.base, overrides).run.root / "studies" / self.name
 
     def tuning_members(self) -> list[Member]:
         """The runs that try learning rates, with the first seed."""
@@ -138,6 +139,23 @@ class StudyPlan:
         except ConfigError as error:
             under = f", condition {condition}" if condition else ""
             raise ConfigError(f"{self.path}: arm {arm}{under}: {error}") from error
+
+
+class RepeatPlan(StudyPlan):
+    """The study of one arm, a run configuration, with several seeds; it has the name of the run."""
+
+    def __init__(self, path: Path, seeds: Sequence[int], overrides: Sequence[str] = ()) -> None:
+        """Raises: ConfigError: the run configuration or an override is wrong."""
+        run = load_config(path, overrides).run
+        self.path, self.name, self.overrides = path, str(run.name), overrides
+        self.study = Study(
+            title=f"{self.name}, seeds {', '.join(map(str, seeds))}",
+            show="curves",
+            base=path,
+            seeds=tuple(seeds),
+            arms={re.sub(r"[^\w.]", "_", self.name): ()},
+        )
+        self.folder = run.root / "repeats" / self.name
 
 
 def find(name: str) -> list[Path]:

@@ -41,9 +41,7 @@ def study(name: str, jobs: int | None, overrides: Sequence[str]) -> dict[str, An
         UserError: a study file or a configuration is wrong, or runs failed; the others went on.
         Stopped: a signal came; the same command goes on.
     """
-    if jobs is not None and jobs < 1:
-        raise ConfigError(f"--jobs {jobs}: has to be at least 1")
-    jobs = jobs or hardware.cores()
+    jobs = jobs_at_once(jobs)
     plans = [StudyPlan(path, overrides) for path in find(name)]
     for plan in plans:  # all mistakes are found before anything runs
         plan.tuning_members(), plan.members({})
@@ -51,13 +49,24 @@ def study(name: str, jobs: int | None, overrides: Sequence[str]) -> dict[str, An
     return summaries[0] if len(summaries) == 1 else {"studies": summaries}
 
 
+def jobs_at_once(asked: int | None) -> int:
+    """The number of runs at once; one a core where none is asked for.
+
+    Raises:
+        ConfigError: it is below 1.
+    """
+    if asked is not None and asked < 1:
+        raise ConfigError(f"--jobs {asked}: has to be at least 1")
+    return asked or hardware.cores()
+
+
 def _do_study(plan: StudyPlan, jobs: int) -> dict[str, Any]:
     started, started_cpu = time.monotonic(), _cpu_seconds()
     tuning = plan.tuning_members()
-    _run_missing(f"{plan.name}, learning rates", tuning, jobs, test=False)
+    run_missing(f"{plan.name}, learning rates", tuning, jobs, test=False)
     chosen, tried = _choose_learning_rates(tuning)
     members = plan.members(chosen)
-    _run_missing(plan.name, members, jobs, test=True)
+    run_missing(plan.name, members, jobs, test=True)
     runs = pd.DataFrame([results.run_row(member) for member in members])
     summary, differences = results.summary_table(runs), results.differences(runs)
     folder = plan.folder
@@ -96,7 +105,7 @@ def _cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def _run_missing(label: str, members: Sequence[Member], jobs: int, *, test: bool) -> None:
+def run_missing(label: str, members: Sequence[Member], jobs: int, *, test: bool) -> None:
     """Do the runs that are not done; test: evaluate each once on the test split.
 
     Raises:
