@@ -31,6 +31,9 @@ class Picture(BaseModel):
     none_of_these: bool | None = Field(
         None, description="whether the picture is of none of the classes; left out without a threshold"
     )
+    prediction_set: list[str] | None = Field(
+        None, description="classes of which one is right with the promised frequency; left out without a rule"
+    )
     error: str | None = Field(None, description="in place of classes, where the file cannot be read")
 
 

@@ -53,14 +53,13 @@ def serve(path: Path, wishes: Wishes) -> dict[str, Any]:
     model = ServedModel(folder, wishes.limits.batch)
     if folder != path:
         warn_of_another_checkpoint(path, model)
-    listener = _listen(wishes.host, wishes.port)
+    listener = listen(wishes.host, wishes.port)
     if token is None and not _is_loopback(listener):
         console.warn(f"anybody who reaches {wishes.host} may ask; set {TOKEN} to a token of your own")
     service = Service(model, wishes.limits, wishes.threads or hardware.cores())
-    logs.start()
     try:
         with listener, signals.deferred() as stop:
-            asyncio.run(_serve(service, token, listener, wishes.drain_s, stop))
+            asyncio.run(answer_until(stop, service, listener, token, wishes.drain_s))
     finally:
         service.close()
     return service.metrics.totals() | {"stopped_by": stop.name}
@@ -79,7 +78,12 @@ def _token() -> str | None:
     return token
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that takes connections.
+
+    Raises:
+        ConfigError: the address is not free, not of this machine, or not permitted.
+    """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=1024)
@@ -93,14 +97,20 @@ def _is_loopback(listener: socket.socket) -> bool:
     return ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
-async def _serve(
-    service: Service,
-    token: str | None,
-    listener: socket.socket,
-    drain_s: float,
+async def answer_until(
     stop: signals.StopRequest,
+    service: Service,
+    listener: socket.socket,
+    token: str | None = None,
+    drain_s: float = 0.0,
 ) -> None:
-    """Answer until a signal comes, and what has come until then."""
+    """Answer what comes to a listening socket until a stop is requested, and finish what has come until then.
+
+    Args:
+        token: that requests have to show; None: none.
+        drain_s: seconds between the end of readiness and the end of listening.
+    """
+    logs.start()
     config = uvicorn.Config(
         application(service, token),
         http=TimedHttp,
