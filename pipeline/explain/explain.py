@@ -13,13 +13,22 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline.common import arrays, files, tables
+from pipeline.common import arrays, files, seeding, tables
 from pipeline.config.schema import Config
 from pipeline.data import prepare
 from pipeline.distributed import process_group
 from pipeline.distributed.process_group import Ranks
 from pipeline.evaluation.results import learned_rows
-from pipeline.explain import annotations, grad_cam, neighbours, pointing_game, selection, stored
+from pipeline.explain import (
+    annotations,
+    grad_cam,
+    neighbours,
+    object_alone,
+    pointing_game,
+    randomised,
+    selection,
+    stored,
+)
 from pipeline.inference import features, load_model
 from pipeline.inference.load_model import LoadedModel
 from pipeline.runs.directory import EvaluationDirectory, RunDirectory
@@ -27,6 +36,7 @@ from pipeline.runs.predictions import StoredPredictions
 
 RECALL_AT = (1, 5)
 MAP_IMAGES = 10_000  # at most, on the t-SNE map
+RANDOMISED_IMAGES = 200  # at most, for heat maps of random weights
 
 
 @dataclass
@@ -37,6 +47,8 @@ class Explained:
     drawn: int = 0  # number of images in the pointing game
     pointing_game: pd.DataFrame | None = None
     parts: pd.DataFrame | None = None
+    views: pd.DataFrame | None = None  # accuracy on the box alone and on the background alone
+    randomised: pd.DataFrame | None = None  # the pointing game with more and more random weights
     nearest: pd.DataFrame | None = None
     embedding: pd.DataFrame | None = None
     recall: dict[int, float] | None = None
@@ -85,6 +97,8 @@ def explain_evaluation(evaluation: StoredEvaluation) -> Explained:
     explained = Explained()
     source = _ModelSource(evaluation)
     _add_heat_maps(evaluation, source, explained)
+    if evaluation.config.report.sanity_checks:
+        _add_sanity_checks(evaluation, source, explained)
     _add_embedding(evaluation, explained)
     _add_nearest(evaluation, source, explained)
     return explained
@@ -170,6 +184,62 @@ def _add_pointing_game(evaluation: StoredEvaluation, drawn: list[int], explained
     if parts is not None:
         explained.parts = pointing_game.count_parts(images, parts.names)
         tables.write_csv(explained.parts, folder.parts_file)
+
+
+def _add_sanity_checks(evaluation: StoredEvaluation, source: _ModelSource, explained: Explained) -> None:
+    """Accuracy without the background and without the object, and the pointing game with random weights."""
+    config, data, folder = evaluation.config, evaluation.data, evaluation.folder
+    drawn = selection.sample(evaluation.predicted, config.report.explained, config.seed)
+    rows = evaluation.rows.loc[drawn].to_numpy("int64")
+    boxes = annotations.boxes_in_crop(config.data, data.samples.iloc[rows])
+    marked = ~np.isnan(boxes).any(axis=1)
+    if not marked.any():
+        explained.left_out["sanity checks"] = "The data set has no boxes, which the sanity checks need."
+        return
+    ids, rows, boxes = np.array(drawn)[marked], rows[marked], boxes[marked]
+    inputs = {"predictions": evaluation.digest, "ids": ids.tolist(), "crops": evaluation.crops}
+    if not stored.is_kept([folder.views_file], inputs):
+        if source.model is None:
+            explained.left_out["sanity checks"] = f"There are no sanity checks: {source.reason}."
+            return
+        named = object_alone.answers(config, data, source.model, rows, boxes, source.ranks)
+        share = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) / config.data.image_px**2
+        columns = dict(zip(object_alone.COLUMNS, named.T, strict=True))
+        label = data.samples["label"].to_numpy()[rows]
+        with stored.making([folder.views_file], inputs):
+            table = pd.DataFrame({"id": ids, "label": label, "box_share": share, **columns})
+            tables.write_csv(table, folder.views_file)
+    explained.views = object_alone.accuracies(tables.read_csv(folder.views_file))
+    if explained.maps:
+        explained.randomised = _randomised(evaluation, source, ids, rows, boxes)
+
+
+def _randomised(
+    evaluation: StoredEvaluation,
+    source: _ModelSource,
+    ids: npt.NDArray[np.int64],
+    rows: npt.NDArray[np.int64],
+    boxes: npt.NDArray[np.float64],
+) -> pd.DataFrame | None:
+    """The pointing game of the first `RANDOMISED_IMAGES` of the drawn images, with more and more random weights."""
+    config, path = evaluation.config, evaluation.folder.randomised_file
+    some = np.sort(seeding.generator("randomised", config.seed).permutation(len(ids))[:RANDOMISED_IMAGES])
+    ids, rows, boxes = ids[some], rows[some], boxes[some]
+    inputs = {"predictions": evaluation.digest, "ids": ids.tolist(), "crops": evaluation.crops}
+    if not stored.is_kept([path], inputs):
+        if source.model is None:
+            return None
+        classes = evaluation.predicted.set_index("id").loc[ids, "predicted"].to_numpy("int64")
+        image_px, trained, table = config.data.image_px, None, []
+        for name, model in randomised.cascade(source.model.model, config.seed):
+            layer = grad_cam.spatial_layer(model, image_px)
+            assert layer is not None, "there are heat maps"
+            maps = grad_cam.class_maps(config, evaluation.data, model, layer, rows, classes, source.ranks)
+            trained = maps if trained is None else trained
+            table.append(randomised.summary(name, maps, trained, boxes, image_px))
+        with stored.making([path], inputs):
+            tables.write_csv(pd.DataFrame(table), path)
+    return tables.read_csv(path)
 
 
 def _add_embedding(evaluation: StoredEvaluation, explained: Explained) -> None:

@@ -34,7 +34,7 @@ def play(
     for position, (grid, box) in enumerate(zip(maps, boxes, strict=True)):
         if np.isnan(box).any():
             continue
-        peak = _peak(grid, image_px)
+        peak = peak_of(grid, image_px)
         rows.append(
             {
                 "position": position,
@@ -97,7 +97,7 @@ def _groups(images: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {"all": images, "right": images[images["correct"]], "wrong": images[~images["correct"]]}
 
 
-def _peak(grid: npt.NDArray[Any], image_px: int) -> Floats:
+def peak_of(grid: npt.NDArray[Any], image_px: int) -> Floats:
     """x, y of the centre of the map's strongest cell, in pixels of the crop; NaN for an empty map."""
     if not grid.any():
         return np.full(2, np.nan)

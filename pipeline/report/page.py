@@ -10,7 +10,7 @@ from pipeline.common import console, files, tables
 from pipeline.config.schema import Config
 from pipeline.data import prepare
 from pipeline.evaluation import evaluation_lock, label_sets, results, run_taxonomy, training_state
-from pipeline.explain import explain, neighbours
+from pipeline.explain import explain, neighbours, randomised
 from pipeline.report import content, page_values
 from pipeline.report.pictures import Pictures
 from pipeline.runs import predictions
@@ -92,6 +92,7 @@ def render(evaluation: explain.StoredEvaluation, explained: explain.Explained) -
         model=evaluation.config.model.name,
         config=evaluation.config,
         explained=explained,
+        falls_to_chance=explained.randomised is not None and randomised.falls_to_chance(explained.randomised),
         queries=len(neighbours.queries_of(len(evaluation.predicted))),
         plots=content.plots(evaluation),
         classes=content.class_rows(evaluation, classes, pictures),
