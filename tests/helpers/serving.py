@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import hashlib
+import http.client
 import io
 import json
 import os
 import select
+import socket
 import subprocess
 import sys
 import threading
@@ -72,7 +74,7 @@ def small_export(folder: Path, seed: int = 0) -> Path:
         "preprocessing": preprocessing(tiny.config(folder)),
         "views": ["centre crop"],
         "temperature": 0.7,
-        "unknown": {"score": "max_logit", "lowest_score": 4.0, "kept": 0.95},
+        "unknown": {"score": "max_logit", "lowest_score": 6.5, "kept": 0.95},
         "prediction_set": None,
         "origin": {"run": f"small-{seed}", "epoch": 1, "step": 2, "checkpoint_sha256": f"{seed:064x}"},
         "weights": {"source": "drawn", "sha256": None, "licence": "mit"},
@@ -214,3 +216,38 @@ class Process:
         if self.popen.poll() is None:
             self.popen.kill()
             self.end()
+
+
+def sent(*contents: bytes, name: str = "a.png") -> list[tuple[str, tuple[str, bytes]]]:
+    """Files of a form, for httpx."""
+    return [("pictures", (name, content)) for content in contents]
+
+
+def form(*contents: bytes, name: bytes = b"a.png", field: bytes = b"pictures") -> bytes:
+    """The same as the bytes of a body with the boundary `X`."""
+    head = b'--X\r\nContent-Disposition: form-data; name="' + field + b'"; filename="' + name + b'"\r\n\r\n'
+    return b"".join(head + content + b"\r\n" for content in contents) + b"--X--\r\n"
+
+
+def head(length: int | None, *lines: bytes) -> bytes:
+    """The head of POST /predict; length: of the body, None: in chunks."""
+    how = b"Transfer-Encoding: chunked" if length is None else b"Content-Length: %d" % length
+    kind = b"Content-Type: multipart/form-data; boundary=X"
+    return b"\r\n".join((b"POST /predict HTTP/1.1", b"Host: here", kind, how, *lines, b"", b""))
+
+
+@contextlib.contextmanager
+def connection(port: int) -> Iterator[socket.socket]:
+    """A socket to a server, to say anything with."""
+    with socket.create_connection(("127.0.0.1", port), timeout=WAIT_S) as one:
+        yield one
+
+
+def answer(one: socket.socket) -> tuple[int, bytes]:
+    """The status and the rest of what comes next; (0, b"") where the connection ends without a word."""
+    response = http.client.HTTPResponse(one)
+    try:
+        response.begin()
+    except (http.client.RemoteDisconnected, ConnectionResetError):
+        return 0, b""
+    return response.status, response.read()

@@ -13,7 +13,7 @@ import pytest
 from pipeline.common import files
 from pipeline.serving.limits import Limits
 from tests.helpers import serving
-from tests.helpers.serving import HeldModel, Running, expected, picture, running, small_export
+from tests.helpers.serving import HeldModel, Running, expected, picture, running, sent, small_export
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +25,6 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(export: Path) -> Iterator[Running]:
     with running(HeldModel(export)) as one:
         yield one
-
-
-def sent(*contents: bytes, name: str = "a.png") -> list[tuple[str, tuple[str, bytes]]]:
-    """Files of a form."""
-    return [("pictures", (name, content)) for content in contents]
 
 
 def test_a_picture_is_answered_as_predict_py_answers_it(
