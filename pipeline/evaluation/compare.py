@@ -19,7 +19,7 @@ from pipeline.common import files, tables
 from pipeline.common.errors import DataError
 from pipeline.config.key_effects import effect_of
 from pipeline.config.load import completed, flatten, read_tree
-from pipeline.evaluation import compare_otherwise, statistics, training_state, verdict
+from pipeline.evaluation import compare_otherwise, comparison_table, statistics, training_state, verdict
 from pipeline.runs import predictions, repeats
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.repeats import Repeat
@@ -85,7 +85,7 @@ def compare_runs(paths: Sequence[Path], split: str, out: Path | None) -> dict[st
     """Compare the stored evaluations of run directories; show the result and return it as plain types.
 
     Args:
-        out: a folder for comparison.json, classes.csv and changed.csv; None writes nothing.
+        out: a folder for comparison.json, comparisons.tex and .csv, classes.csv and changed.csv; None writes nothing.
 
     Raises:
         UserError: fewer than two runs, or a run twice; evaluations that are missing, damaged, or of
@@ -118,6 +118,7 @@ def compare_runs(paths: Sequence[Path], split: str, out: Path | None) -> dict[st
         tables.write_csv(classes, out / "classes.csv")
         tables.write_csv(changed, out / "changed.csv")
         files.write_json(out / "comparison.json", result)
+        comparison_table.write(result, out)
     return result
 
 

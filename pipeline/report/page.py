@@ -1,4 +1,4 @@
-"""Writes report.html: one file that needs no network, made from the stored files of an evaluation."""
+"""Writes report.html: one file that needs no network, made from the stored files of an evaluation; tables beside it."""
 
 from importlib import resources
 from pathlib import Path
@@ -11,7 +11,7 @@ from pipeline.config.schema import Config
 from pipeline.data import prepare
 from pipeline.evaluation import evaluation_lock, label_sets, results, run_taxonomy, training_state
 from pipeline.explain import explain, neighbours, randomised
-from pipeline.report import content, page_values
+from pipeline.report import content, page_values, paper_tables
 from pipeline.report.pictures import Pictures
 from pipeline.runs import predictions
 from pipeline.runs.directory import EvaluationDirectory, RunDirectory
@@ -32,7 +32,7 @@ def rebuild(config: Config) -> dict[str, Any]:
 
 
 def build(config: Config, folder: EvaluationDirectory, *, recompute: bool = True) -> Path:
-    """Write report.html into the folder of an evaluation; return its path.
+    """Write report.html and tables/ into the folder of an evaluation; return the page's path.
 
     Heat maps, features of training images and the t-SNE map are computed unless they are stored already.
     Without the checkpoint that made the predictions, the sections that need it say so.
@@ -63,7 +63,9 @@ def build(config: Config, folder: EvaluationDirectory, *, recompute: bool = True
             stored=predictions.StoredPredictions.read(folder, data.samples),
             pairs=tables.read_csv(folder.table("confused_pairs")),
         )
-        files.write_text(folder.report_file, render(evaluation, explain.explain_evaluation(evaluation)))
+        explained = explain.explain_evaluation(evaluation)
+        files.write_text(folder.report_file, render(evaluation, explained))
+        paper_tables.write(folder.paper_tables, evaluation.metrics, content.classes(evaluation), explained)
     console.say(f"report  {folder.report_file}  {files.size_in_words(folder.report_file.stat().st_size)}")
     return folder.report_file
 

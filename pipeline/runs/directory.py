@@ -125,6 +125,7 @@ class EvaluationDirectory:
         )  # on what it was predicted, and digests of what was read
         self.thresholds_file = path / "thresholds.json"  # from which probability on an answer is sure
         self.report_file = path / "report.html"
+        self.paper_tables = path / "tables"  # as LaTeX and CSV
         self.explanations = path / "explain"
         self.heat_maps_file = self.explanations / "heatmaps.npz"  # id; maps float16 [n, h, w]
         self.pointing_file = self.explanations / "pointing.csv"  # a row an image

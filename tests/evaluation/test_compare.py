@@ -249,6 +249,7 @@ def test_classes_and_changed_images_are_written_where_asked(
     assert changed["id"].tolist() == (np.flatnonzero(base != other) + 1).tolist()
     assert (changed["right_b"] > changed["right_a"]).sum() == 8
     assert (changed["predicted_b"] == changed["class_name"]).tolist() == (changed["right_b"] == 1).tolist()
+    assert (out / "comparisons.tex").is_file() and len(pd.read_csv(out / "comparisons.csv")) == 1
     classes = pd.read_csv(out / "classes.csv").set_index("class_name")
     for label, name in enumerate(NAMES):
         own = np.arange(N) % 4 == label
