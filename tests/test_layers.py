@@ -32,6 +32,7 @@ ROOMS = [
     "wandb_sync",
     "doctor",
     "experiments",
+    "protocol",
     "api",
     "cli",
 ]

@@ -7,13 +7,24 @@ from argparse import SUPPRESS, ArgumentParser, Namespace, RawDescriptionHelpForm
 from collections.abc import Sequence
 
 from pipeline import __version__
-from pipeline.cli.verbs import evaluate, export, many_runs, prepare, serve, show_config, train, unknown
+from pipeline.cli.verbs import (
+    evaluate,
+    export,
+    many_runs,
+    prepare,
+    preregister,
+    serve,
+    show_config,
+    train,
+    unknown,
+    verify,
+)
 from pipeline.cli.verbs.verb import OVERRIDE, Verb
 
 GROUPS = {
     "prepare": prepare.VERBS,
     "train": train.VERBS,
-    "evaluate": evaluate.VERBS | unknown.VERBS | export.VERBS | serve.VERBS,
+    "evaluate": evaluate.VERBS | unknown.VERBS | export.VERBS | preregister.VERBS | verify.VERBS | serve.VERBS,
     "many runs": many_runs.VERBS,
     "configuration": show_config.VERBS,
 }

@@ -46,7 +46,7 @@ def _run(verb: Verb, arguments: Namespace) -> int:
     except KeyboardInterrupt:
         console.say("stopped by SIGINT; the same command goes on")
         return Stopped.exit_code
-    if result and (result.get("go") is False or result.get("refused")):
+    if result and (result.get("go") is False or result.get("holds") is False or result.get("refused")):
         return UserError.exit_code
     return 0
 

@@ -63,16 +63,16 @@ def describe(device: torch.device) -> dict[str, Any]:
     }
 
 
-def same_platform(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two environments promise the same bits: device, processor, CUDA and the packages that compute.
+def other_bits(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Why an environment does not promise the bits of another one: what differs of code, processor, device and packages.
 
     Of an environment that does not name its processor, the host has to be the same.
     """
-    keys = "device", "cuda", "cpu" if "cpu" in one and "cpu" in other else "host"
-    packages = [about.get("packages", {}) for about in (one, other)]
-    return all(one.get(key) == other.get(key) for key in keys) and all(
-        packages[0].get(name) == packages[1].get(name) for name in COMPUTING
-    )
+    keys = "device", "cuda", "cpu" if "cpu" in recorded and "cpu" in here else "host"
+    packages, packages_here = (about.get("packages", {}) for about in (recorded, here))
+    differing = ["code"] if recorded.get("code_sha256") != here.get("code_sha256") else []
+    differing += [key for key in keys if recorded.get(key) != here.get(key)]
+    return differing + [name for name in COMPUTING if packages.get(name) != packages_here.get(name)]
 
 
 def diff() -> str | None:

@@ -1,0 +1,64 @@
+"""The verb that fixes configurations and comparison before test is read."""
+
+from argparse import ArgumentParser, Namespace
+
+from pipeline.cli.verbs.many_runs import seeds_of
+from pipeline.cli.verbs.verb import OVERRIDE, Result, Verb, importing, paths_and_overrides, user_path
+from pipeline.common.errors import ConfigError
+
+NUMBERS = ("top1", "top3", "top5", "per_class_mean", "macro_f1", "nll", "brier")
+
+
+def _arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "positionals",
+        nargs="+",
+        metavar="CONFIG",
+        help=f"configuration files, an arm each; and {OVERRIDE}: overrides of all of them",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=seeds_of,
+        required=True,
+        metavar="SEEDS",
+        help="of every arm, such as 0-4 or 0,3,7",
+    )
+    parser.add_argument(
+        "--compare",
+        nargs="+",
+        default=[],
+        metavar="ARM",
+        help="names of runs, such as those of the files: the first against each of the others",
+    )
+    parser.add_argument(
+        "--number", default="top1", choices=NUMBERS, help="the primary number; default: %(default)s"
+    )
+    parser.add_argument("--out", type=user_path, metavar="FILE", help="default: in run.root/protocols")
+
+
+def preregister(arguments: Namespace) -> Result:
+    """Fix configurations, data, code, seeds and comparison before test is read.
+
+    `eval` of test then says whether a run kept to it (confirmatory) or not (exploratory), and why.
+    """
+    paths, overrides = paths_and_overrides(arguments.positionals)
+    if not paths:
+        raise ConfigError(
+            "preregister: no configuration is named; give files such as configs/strong_cpu.yaml"
+        )
+    with importing():
+        from pipeline.protocol.preregister import preregister
+
+    return preregister(paths, arguments.seeds, arguments.compare, arguments.number, arguments.out, overrides)
+
+
+VERBS = {
+    "preregister": Verb(
+        preregister,
+        _arguments,
+        (
+            "plumage preregister configs/strong_cpu.yaml --seeds 0-4",
+            "plumage preregister configs/a.yaml configs/b.yaml --seeds 0-4 --compare a b",
+        ),
+    ),
+}

@@ -1,0 +1,187 @@
+"""The verb `preregister`: what will be trained, measured and compared is fixed in a file before test is read.
+
+After Nosek et al. 2018 ("The preregistration revolution", PNAS 115) and the template for machine learning of
+arXiv:2311.18807, which leave it to people to keep to it; here `eval` says whether a run did.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipeline.common import console, files
+from pipeline.common.errors import ConfigError, DataError, UserError
+from pipeline.config.load import completed, load_config, read_tree
+from pipeline.config.schema import Config
+from pipeline.data import prepare, sample_table
+from pipeline.evaluation.verdict import ALPHA
+from pipeline.runs import environment, registration
+from pipeline.runs.directory import RunDirectory, find_run_directories
+from pipeline.runs.registration import Arm, Code, Comparison, DataDigests, Registration
+
+OF_ONE_SEED = "McNemar's exact test over images"
+OF_SEEDS = "paired t-test over images and t-test over seeds; both p-values have to be below alpha"
+
+
+def preregister(
+    paths: Sequence[Path],
+    seeds: Sequence[int],
+    compared: Sequence[str],
+    number: str,
+    out: Path | None,
+    overrides: Sequence[str],
+) -> dict[str, Any]:
+    """Write a registration of configurations; return where it is, and its digest. Data that are not ready are prepared.
+
+    Args:
+        paths: of configuration files; each is an arm with the name of its run.
+        seeds: of every arm.
+        compared: names of arms; the first is compared with each of the others.
+        number: the primary one, a key of metrics.json.
+        out: the file; None: one in run.root/protocols.
+        overrides: of every configuration.
+
+    Raises:
+        ConfigError: a configuration is wrong, arms have one name, or what is compared is not among them.
+        DataError: the file is there already, or a run of these configurations has read test.
+    """
+    configs = {path: load_config(path, overrides) for path in paths}
+    _check_arms(configs)
+    names = [str(config.run.name) for config in configs.values()]
+    comparison = _comparison(names, compared, seeds, number)
+    root = next(iter(configs.values())).run.root
+    path = out or registration.folder_of(root) / f"{'-'.join(compared or names)}.json"
+    if path.exists():
+        raise DataError(
+            f"{path}: is there already, and a registration is never changed; name another one with --out"
+        )
+    arms = [_arm(config, seeds) for config in configs.values()]
+    for arm in arms:
+        _refuse_readings(arm, seeds, root)
+    written = _registration(arms, seeds, number, comparison)
+    registration.write(path, written)
+    _show(path, written, out is not None)
+    return {"registration": str(path), "digest": written.digest, "arms": names, "number": number}
+
+
+def _registration(
+    arms: list[Arm], seeds: Sequence[int], number: str, comparison: Comparison | None
+) -> Registration:
+    written = Registration(
+        schema="plumage/registration",
+        version=registration.VERSION,
+        written=datetime.now(UTC).isoformat(timespec="seconds"),
+        split="test",
+        number=number,
+        comparison=comparison,
+        seeds=list(seeds),
+        code=_code(),
+        arms=arms,
+    )
+    return replace(written, digest=written.computed_digest())
+
+
+def _check_arms(configs: dict[Path, Config]) -> None:
+    names = Counter(str(config.run.name) for config in configs.values())
+    if doubled := [name for name, times in names.items() if times > 1]:
+        raise ConfigError(
+            f"preregister: two configurations have the name {doubled[0]}; give them a run.name each"
+        )
+    roots = {config.run.root for config in configs.values()}
+    if len(roots) > 1:
+        raise ConfigError(
+            f"preregister: the configurations have different folders of runs ({', '.join(sorted(map(str, roots)))}); "
+            "give all the same run.root"
+        )
+
+
+def _comparison(
+    names: list[str], compared: Sequence[str], seeds: Sequence[int], number: str
+) -> Comparison | None:
+    if not compared:
+        return None
+    if foreign := [name for name in compared if name not in names]:
+        raise ConfigError(f"--compare {foreign[0]}: is none of the arms, {', '.join(names)}")
+    if len(compared) < 2 or len(set(compared)) < len(compared):
+        raise ConfigError(f"--compare {' '.join(compared)}: name two or more different arms")
+    if number != "top1":
+        raise ConfigError(
+            f"--compare: `plumage compare` tests top1 alone, and the primary number is {number}; drop one"
+        )
+    return Comparison(list(compared), OF_ONE_SEED if len(seeds) == 1 else OF_SEEDS, ALPHA, "Holm")
+
+
+def _arm(config: Config, seeds: Sequence[int]) -> Arm:
+    weights = config.model.weights
+    return Arm(
+        name=str(config.run.name),
+        configuration=config.model_dump(mode="json"),
+        weights_sha256=files.digest_of_file(Path(weights)) if weights and Path(weights).is_file() else None,
+        data={str(seed): _data_digests(config.model_copy(update={"seed": seed})) for seed in seeds},
+    )
+
+
+def _data_digests(config: Config) -> DataDigests:
+    try:
+        data = prepare.load(config)
+    except DataError:
+        data = prepare.prepare(config)
+    return DataDigests(sample_table.digest(data.samples), prepare.pictures_digest(config))
+
+
+def _refuse_readings(arm: Arm, seeds: Sequence[int], root: Path) -> None:
+    """Raise a `DataError` where a run of this arm has read test: what is registered now was not fixed before."""
+    fixed = registration.settings(arm.configuration)
+    for run, tree in _runs(root):
+        same = _training(registration.settings(tree)) == _training(fixed) and tree.get("seed") in seeds
+        if same and (times := run.count_test_readings()):
+            raise DataError(
+                f"{run.path}: has read test {times} time(s) with the configuration of {arm.name} and seed "
+                f"{tree['seed']}, so that nothing about it can be registered any more; register other seeds, or another "
+                "configuration"
+            )
+
+
+def _training(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings but for those of the evaluation: with any of them, test was read."""
+    return {key: value for key, value in settings.items() if key not in registration.EVALUATION_KEYS}
+
+
+def _runs(root: Path) -> Iterator[tuple[RunDirectory, dict[str, Any]]]:
+    """The runs below a folder with their configurations; one that cannot be read is said."""
+    for run in find_run_directories(root):
+        try:
+            yield run, completed(read_tree(run.config_file))
+        except UserError as error:
+            console.warn(f"left out: {error}")
+
+
+def _code() -> Code:
+    checkout, diff = environment.git() or {}, environment.diff()
+    return Code(
+        sha256=environment.code_sha256(),
+        commit=checkout.get("commit"),
+        dirty=checkout.get("dirty"),
+        diff_sha256=None if diff is None else hashlib.sha256(diff.encode()).hexdigest(),
+    )
+
+
+def _show(path: Path, written: Registration, elsewhere: bool) -> None:
+    console.say(f"registered  {path}")
+    console.say(
+        f"  arms {', '.join(arm.name for arm in written.arms)}; seeds {', '.join(map(str, written.seeds))}"
+    )
+    console.say(f"  primary number {written.number} on test")
+    if written.comparison is not None:
+        base, *others = written.comparison.arms
+        console.say(f"  {base} against {', '.join(others)}: {written.comparison.test}; alpha {ALPHA}, Holm")
+    if written.code.dirty:
+        console.warn("the code has changes that are in no commit: the registration holds for exactly these")
+    if elsewhere:
+        console.say(f"  `eval` looks in run.root/protocols: name this file with eval.protocol={path}")
+    console.say(
+        f"  digest {written.digest}: publish it, or the file, to show others that it was there before"
+    )

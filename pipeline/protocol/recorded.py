@@ -1,0 +1,169 @@
+"""Whether what a run says of itself fits: configuration, checkpoints, weights, log, readings of test, registration."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.common import files
+from pipeline.common.errors import CheckpointError, DataError
+from pipeline.config.key_effects import effect_of
+from pipeline.config.load import completed, differences, read_tree
+from pipeline.config.schema import Config
+from pipeline.protocol.claims import Claim
+from pipeline.runs import checkpoints, predictions, registration
+from pipeline.runs.directory import EvaluationDirectory, RunDirectory
+from pipeline.runs.log import Log
+
+
+class Evaluated(NamedTuple):
+    """A stored evaluation: its metrics.json, and its environment.json, {} where an earlier version wrote none."""
+
+    folder: EvaluationDirectory
+    metrics: dict[str, Any]
+    environment: dict[str, Any]
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file that was evaluated: that of the run, wherever its folder lies now, or another one."""
+        named = Path(str(self.metrics["checkpoint"]))
+        own = RunDirectory(self.folder.path.parent.parent).checkpoints / named.name
+        return own if own.is_file() else named
+
+
+def evaluations(run: RunDirectory) -> list[Evaluated]:
+    """The evaluations of a run, by split.
+
+    Raises:
+        DataError: a metrics.json or environment.json is damaged.
+    """
+    found = []
+    for split in ("train", "val", "test"):
+        folder = run.evaluation(split)
+        if folder.metrics_file.is_file():
+            path = folder.environment_file
+            about = files.read_json(path, dict[str, Any], predictions.AGAIN) if path.is_file() else {}
+            found.append(Evaluated(folder, predictions.read_metrics(folder), about))
+    return found
+
+
+def check_checkpoints(run: RunDirectory, evaluated: list[Evaluated]) -> tuple[Claim, dict[str, Any]]:
+    """Whether the checkpoints are whole, and those that were evaluated the same files; the contents, by name."""
+    contents: dict[str, Any] = {}
+    faults, compared = [], []
+    for path in sorted(run.checkpoints.glob("*.pt")):
+        try:
+            contents[path.name] = checkpoints.read(path)
+        except CheckpointError as error:
+            faults.append(str(error))
+    for each in evaluated:
+        path, digest = each.checkpoint, each.metrics.get("checkpoint_sha256")
+        if not path.is_file():
+            faults.append(f"{path}: missing, and eval/{each.folder.split} was predicted with it")
+        elif digest and files.digest_of_file(path) != digest:
+            faults.append(f"{path.name}: is not the file that eval/{each.folder.split} was predicted with")
+        elif digest:
+            compared.append(f"{path.name} is the file that eval/{each.folder.split} was predicted with")
+    if not contents and not faults:
+        return Claim.unchecked("checkpoints", f"{run.checkpoints}: there is none"), contents
+    whole = f"{', '.join(contents)}: whole by their checksums"
+    return Claim.of("checkpoints", faults, "; ".join([whole, *compared])), contents
+
+
+def check_configuration(run: RunDirectory, contents: dict[str, Any]) -> Claim:
+    """Whether config.yaml is the configuration in the last checkpoint, but for what changes no number."""
+    name = next((name for name in ("last.pt", "best.pt") if name in contents), None)
+    if name is None:
+        return Claim.unchecked("configuration", "no checkpoint to compare it with")
+    trained, stored = completed(contents[name]["config"]), completed(read_tree(run.config_file))
+    faults = [
+        f"config.yaml: {key} is {now}, and {before} in {name}"
+        for key, before, now in differences(trained, stored)
+        if effect_of(key).effect in ("training", "identity") and not effect_of(key).per_machine
+    ]
+    return Claim.of("configuration", faults, f"config.yaml is the configuration in {name}")
+
+
+def check_weights(run: RunDirectory, config: Config) -> Claim:
+    """Whether the file of the first weights has the digest that environment.json names."""
+    about, path = run.read_environment().get("weights") or {}, config.model.weights
+    digest = about.get("sha256")
+    if digest is None:
+        return Claim.unchecked(
+            "first weights", f"environment.json names no file of weights ({about.get('source')})"
+        )
+    if path is None or not Path(path).is_file():
+        return Claim.unchecked("first weights", f"{about['source']}: not here; name it with model.weights")
+    faults = (
+        []
+        if files.digest_of_file(Path(path)) == digest
+        else [f"{path}: is not the file that training began with"]
+    )
+    return Claim.of("first weights", faults, f"{path} is the file that training began with")
+
+
+def check_log(run: RunDirectory, log: Log, evaluated: list[Evaluated], contents: dict[str, Any]) -> Claim:
+    """Whether the log is as it was when the run was evaluated, and its best validation that of the best checkpoint."""
+    faults, compared = [], []
+    for each in evaluated:
+        if recorded := each.environment.get("log"):
+            with run.log_file.open("rb") as stream:
+                head = stream.read(recorded["bytes"])
+            if hashlib.sha256(head).hexdigest() != recorded["sha256"]:
+                faults.append(f"log.jsonl: has changed since eval/{each.folder.split} was predicted")
+            else:
+                compared.append(f"log.jsonl is as it was when eval/{each.folder.split} was predicted")
+    if "best.pt" in contents and (best := contents["best.pt"]["best"]):
+        faults += list(_other_best(log, best))
+        compared.append("its best validation is that of best.pt")
+    return (
+        Claim.of("log", faults, "; ".join(compared))
+        if faults or compared
+        else Claim.unchecked("log", "no digest")
+    )
+
+
+def _other_best(log: Log, best: dict[str, Any]) -> Iterator[str]:
+    records = [record for record in log.validations() if record["step"] == best["step"]]
+    if not records:
+        yield f"log.jsonl: has no validation of step {best['step']}, which best.pt is of"
+    elif best["top1"] is not None:
+        for field, value in (("val_top1", best["top1"]), ("val_loss", best["loss"])):
+            if records[-1][field] != value:
+                place = f"log.jsonl, the record {records[-1]['kind']!r} of step {best['step']}"
+                yield f"{place}: {field} is {records[-1][field]}, and {value} in best.pt"
+        chosen = log.best()
+        if chosen is not None and chosen["step"] != best["step"]:
+            yield f"log.jsonl: its best validation is of step {chosen['step']}, and best.pt is of step {best['step']}"
+
+
+def check_readings(run: RunDirectory, evaluated: list[Evaluated]) -> Claim:
+    """Whether the list of readings of test has at least as many as an evaluation counted."""
+    counted = [each.metrics["test_reads"] for each in evaluated if "test_reads" in each.metrics]
+    if not counted:
+        return Claim.unchecked("readings of test", "test was not evaluated")
+    listed = run.count_test_readings()
+    faults = [f"test_reads.jsonl: lists {listed}, and metrics.json counts {max(counted)}"] * (
+        listed < max(counted)
+    )
+    return Claim.of(
+        "readings of test", faults, f"{listed} in test_reads.jsonl; metrics.json counts {max(counted)}"
+    )
+
+
+def check_registration(run: RunDirectory, evaluated: list[Evaluated]) -> Claim:
+    """Whether the registration of a confirmatory evaluation is the one that it names, as it was written."""
+    protocols = [each.metrics["protocol"] for each in evaluated if "protocol" in each.metrics]
+    if not protocols or protocols[-1]["status"] != "confirmatory":
+        why = "; ".join(protocols[-1]["reasons"]) if protocols else "test was not evaluated by this version"
+        return Claim.unchecked("registration", f"exploratory: {why}" if protocols else why)
+    try:
+        kept = registration.read(run.registration_file)
+    except DataError as error:
+        return Claim("registration", "fails", [str(error)])
+    faults = [f"{run.registration_file.name}: is another one than metrics.json names"] * (
+        kept.digest != protocols[-1]["digest"]
+    )
+    return Claim.of(
+        "registration", faults, f"confirmatory, by the registration {kept.digest[:12]} of {kept.written}"
+    )

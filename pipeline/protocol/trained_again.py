@@ -1,0 +1,109 @@
+"""Some steps of a training, taken again from its saved configuration or from a checkpoint, and compared with its log.
+
+A run is bit-identical on a CPU; on a GPU, where `train.deterministic` is set. Elsewhere losses are compared within a
+tolerance, which rounding leaves behind in a few steps.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipeline.common.errors import Diverged, UserError
+from pipeline.config.schema import Config
+from pipeline.protocol import differing
+from pipeline.protocol.claims import Claim
+from pipeline.runs.directory import RunDirectory
+from pipeline.runs.log import FIELDS, Log
+from pipeline.training import trainer
+
+SPEEDS = {"images_per_s", "data_wait", "memory_gib"}
+TOLERANCE = 0.02
+"""by other code or packages, or on another machine: relative, of losses and norms of gradients in fp32"""
+TOLERANCE_16 = 0.1
+"""the same in bf16 and fp16"""
+
+
+class Steps(NamedTuple):
+    """Which steps to take: those after `since`, up to `until`; start: a checkpoint of step `since`, None: step 0."""
+
+    since: int
+    until: int
+    start: Path | None = None
+
+
+def steps_to_take(log: Log, wanted: int, since: int = 0, start: Path | None = None) -> Steps | None:
+    """At least `wanted` steps after `since`, to a record of the log; to its last one where there are fewer; or None."""
+    recorded = [
+        record["step"] for record in log if record["kind"] in ("step", "epoch") and record["step"] > since
+    ]
+    enough = [step for step in recorded if step >= since + wanted]
+    return Steps(since, min(enough) if enough else max(recorded), start) if recorded else None
+
+
+def check(
+    about: str, config: Config, log: Log, steps: Steps, precision: str, otherwise: Sequence[str]
+) -> Claim:
+    """Whether the steps have the losses, norms and validations of the log.
+
+    Args:
+        precision: in which the run was trained.
+        otherwise: what differs here, so that bits may too; empty: the same bits are promised.
+    """
+    try:
+        found = _take(config, steps, precision)
+    except Diverged as error:
+        return Claim(about, "fails", [str(error)])
+    except UserError as error:
+        return Claim.unchecked(about, str(error))
+    relative = (TOLERANCE if precision == "fp32" else TOLERANCE_16) if otherwise else 0.0
+    how = f"within {relative:.0%}, with other {', '.join(otherwise)}" if otherwise else "the same bits"
+    compared = f"steps {steps.since + 1} to {steps.until}, taken again, have the losses of log.jsonl: {how}"
+    return Claim.of(about, list(_faults(log, found, steps, relative)), compared)
+
+
+def _take(config: Config, steps: Steps, precision: str) -> Log:
+    """The log of the steps, in a folder of their own."""
+    with tempfile.TemporaryDirectory() as folder:
+        own: dict[str, Any] = {
+            "max_steps": steps.until,
+            "checkpoint_every_steps": None,
+            "checkpoint_every_minutes": None,
+        }
+        if steps.start is None:
+            own |= {"resume": "never", "precision": precision}
+        else:
+            own |= {"resume": str(steps.start)}
+        logs = {"tensorboard": False, "csv": False, "wandb": "disabled", "gradients_every_steps": None}
+        config = config.model_copy(
+            update={
+                "run": config.run.model_copy(update={"root": Path(folder), "name": "again"}),
+                "train": config.train.model_copy(update={**own, "keep_checkpoints": 1}),
+                "tracking": config.tracking.model_copy(update=logs),
+            }
+        )
+        trainer.train(config)
+        return RunDirectory(config.run_dir).read_log()
+
+
+def _faults(log: Log, found: Log, steps: Steps, relative: float) -> Iterator[str]:
+    """A clause for each value that differs. At the last step only what both have counts: there the trial ended."""
+    stored, again = _by_place(log, steps), _by_place(found, steps)
+    for place in sorted(stored.keys() | again.keys(), key=lambda place: (place[1], place[0])):
+        kind, step = place
+        name = f"log.jsonl, the record {kind!r} of step {step}"
+        if place in stored and place in again:
+            for field in FIELDS[kind].keys() - SPEEDS:
+                before, now = stored[place][field], again[place][field]
+                if before != now and not (relative and differing.same(before, now, relative)):
+                    yield f"{name}: {field} is {before}, and {now} when the steps are taken again"
+        elif step < steps.until or kind == "step":
+            yield f"{name}: is there, and not found again" if place in stored else f"{name}: is missing"
+
+
+def _by_place(log: Log, steps: Steps) -> dict[tuple[str, int], Mapping[str, Any]]:
+    return {
+        (record["kind"], record["step"]): record
+        for record in log
+        if steps.since < record["step"] <= steps.until and record["kind"] != "gradients"
+    }
