@@ -120,7 +120,7 @@ def pairs(evaluation: StoredEvaluation, explained: Explained, pictures: Pictures
                 "images": pair.images,
                 "a_as_b": pair.a_as_b,
                 "b_as_a": pair.b_as_a,
-                "attributes": None if differing is None else _attributes(differing),
+                "attributes": None if differing is None else attribute_rows(differing),
                 "sides": [
                     _side(evaluation, explained, pictures, a, b),
                     _side(evaluation, explained, pictures, b, a),
@@ -187,7 +187,7 @@ def _nearest(image: int, explained: Explained, pictures: Pictures) -> list[Value
     ]
 
 
-def _attributes(differing: pd.DataFrame) -> list[Values]:
+def attribute_rows(differing: pd.DataFrame) -> list[Values]:
     """`has_bill_shape::hooked_seabird` -> `bill shape: hooked seabird`."""
     rows = []
     for row in _records(differing):
