@@ -15,7 +15,7 @@ from pipeline.export.standalone import Exported, crop_of
 from pipeline.runs.directory import RunDirectory
 
 MODEL, GOLDEN = "model.onnx", "golden"
-FACTS = {"classes", "preprocessing", "views", "temperature", "unknown", "origin", "weights", "packages"}
+FACTS = {"classes", "preprocessing", "temperature", "unknown", "prediction_set", "origin", "weights"}
 Outputs = dict[str, Any]
 """of one picture, by name: logits [C], probabilities [C], perhaps known_score"""
 
@@ -57,9 +57,8 @@ class ServedModel(Exported):
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         path = folder / MODEL
         try:
+            super().__init__(folder)
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-            metadata = self.session.get_modelmeta().custom_metadata_map
-            self.facts = {name: json.loads(text) for name, text in metadata.items()}
         except Exception as error:  # ONNX Runtime has a type for each of its faults
             line = (str(error).splitlines() or [type(error).__name__])[0]
             raise ExportError(f"{path}: cannot be loaded ({line}); export the run again") from error
