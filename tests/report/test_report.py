@@ -164,7 +164,7 @@ def test_damaged_explanations_and_tables_are_made_anew(reported: Path, run: Path
     folder = folder_of(run)
     before = digests(folder)
     page = (folder / "report.html").read_text().replace(str(reported), str(run))
-    originals = {"predictions.csv", "outputs.npz", "validation.npz", "metrics.json"}
+    originals = {"predictions.csv", "outputs.npz", "validation.npz", "metrics.json", "environment.json"}
     damaged = [path for path in folder.rglob("*") if path.is_file() and path.name not in originals]
     damaged += list((folder.parent / "features").iterdir())
     for path in damaged:
