@@ -98,6 +98,8 @@ class DataConfig(Section):
     """number of folds of train, one of which is the validation set, instead of val_fraction; null: no folds"""
     fold: Annotated[int, Field(ge=0)] = 0
     """index of the validation fold, from 0"""
+    split_seed: Annotated[int, Field(ge=0)] | None = None
+    """seed of the validation split alone, so that runs of several seeds have the same; null: seed"""
     train_images: Count | None = None
     """number of training images, an equal share of each class; null: all that are not held out"""
     val_images: Count | None = None

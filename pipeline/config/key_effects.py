@@ -60,6 +60,7 @@ KEY_EFFECTS = {
     "data.val_fraction": IDENTITY,
     "data.folds": IDENTITY,
     "data.fold": IDENTITY,
+    "data.split_seed": IDENTITY,
     "data.train_images": IDENTITY,
     "data.val_images": IDENTITY,
     "data.test_images": IDENTITY,

@@ -126,6 +126,11 @@ class Config(Section):
         return data.folds is not None or data.val_images is not None or data.val_fraction > 0
 
     @property
+    def split_seed(self) -> int:
+        """The seed of the validation split."""
+        return self.seed if self.data.split_seed is None else self.data.split_seed
+
+    @property
     def run_dir(self) -> Path:
         """The folder of the run."""
         return self.run.root / (self.run.name or "baseline")

@@ -303,7 +303,7 @@ def draw_splits(samples: pd.DataFrame, config: Config) -> pd.DataFrame:
         val_fraction=data.val_fraction,
         folds=data.folds,
         fold=data.fold,
-        seed=config.seed,
+        seed=config.split_seed,
         sizes=splits.Sizes(data.train_images, data.val_images, data.test_images),
         test_fraction=data.test_fraction,
     )

@@ -25,7 +25,7 @@ def table_name(config: Config) -> str:
     skip = "-skip" if data.on_bad == "skip" else ""
     decided = corrections.of(data)
     corrected = "" if decided is None else f"-corrected-{decided.digest[:8]}"
-    return f"samples-{held_out}{reduced}-seed{config.seed}{skip}{corrected}.csv"
+    return f"samples-{held_out}{reduced}-seed{config.split_seed}{skip}{corrected}.csv"
 
 
 def beside(samples_path: Path, what: str) -> Path:

@@ -6,8 +6,10 @@ import pandas as pd
 import pytest
 
 from pipeline.common.errors import DataError
-from pipeline.data import sample_table, splits
+from pipeline.config.load import load_config
+from pipeline.data import prepare, sample_table, splits
 from pipeline.data.splits import Sizes
+from pipeline.data.table_name import table_name
 
 
 def listed(*train: int, test: int = 11) -> pd.DataFrame:
@@ -56,6 +58,20 @@ def test_the_same_seed_draws_the_same_images_and_another_one_others() -> None:
     assert val_ids(draw(table)) == val_ids(draw(table))
     drawn = {seed: val_ids(draw(table, seed=seed)) for seed in (0, 1, 2)}
     assert drawn[0] != drawn[1] != drawn[2] != drawn[0]
+
+
+def test_seeds_can_share_one_validation_split() -> None:
+    """data.split_seed: the table of seed 5 is that of seed 0 then, and has its name."""
+    table = listed(*[30] * 5)
+    given = [[], ["seed=5"], ["seed=5", "data.split_seed=0"], ["seed=0", "data.split_seed=5"]]
+    configs = [load_config(None, overrides) for overrides in given]
+    zero, five, fixed, moved = (val_ids(prepare.draw_splits(table, config)) for config in configs)
+    assert zero == fixed != five == moved
+    assert [table_name(config) for config in configs[:3]] == [
+        "samples-val0.1-seed0.csv",
+        "samples-val0.1-seed5.csv",
+        "samples-val0.1-seed0.csv",
+    ]
 
 
 def test_classes_are_not_all_cut_at_the_same_places() -> None:

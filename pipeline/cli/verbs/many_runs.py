@@ -58,6 +58,25 @@ def repeat(arguments: Namespace) -> Result:
     return repeat(Path(path), arguments.seeds, arguments.jobs, overrides)
 
 
+def _soup_arguments(parser: ArgumentParser) -> None:
+    runs = (
+        f"runs of one recipe but for the seed, or a folder of `repeat`; and {OVERRIDE}, such as run.name=NAME"
+    )
+    parser.add_argument("positionals", nargs="+", metavar="RUN", help=runs)
+
+
+def soup(arguments: Namespace) -> Result:
+    """Make a run of the mean of seeds' weights, if it is better.
+
+    Validation says whether it is better than the best of them; test is not read. The seeds need one validation split:
+    train them with data.split_seed.
+    """
+    with importing():
+        from pipeline.experiments.soup import soup
+
+    return soup(*paths_and_overrides(arguments.positionals))
+
+
 def _sweep_arguments(parser: ArgumentParser) -> None:
     path = f"a sweep file, or a folder of stages; then {OVERRIDE} of every trial"
     trials = "trials of the sweep in all, whoever does them; default: run_cap, or the size of the grid"
@@ -137,6 +156,14 @@ VERBS = {
         (
             "plumage repeat configs/strong_cpu.yaml --seeds 0-4",
             "plumage repeat configs/strong_cpu.yaml --seeds 0-9 run.name=low_lr optim.lr=0.01 --jobs 2",
+        ),
+    ),
+    "soup": Verb(
+        soup,
+        _soup_arguments,
+        (
+            "plumage soup runs/repeats/lp_ft_cpu",
+            "plumage soup runs/seed0 runs/seed1 runs/seed2 run.name=mean",
         ),
     ),
     "sweep": Verb(

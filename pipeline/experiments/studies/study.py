@@ -158,7 +158,7 @@ def _prepare_data(members: Sequence[Member]) -> None:
     prepared = set()
     for member in members:
         config = member.config
-        if (key := files.digest_of([config.seed, config.data.model_dump(mode="json")])) not in prepared:
+        if (key := files.digest_of([config.split_seed, config.data.model_dump(mode="json")])) not in prepared:
             prepared.add(key)
             prepare(config)
 
