@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from pipeline.common.errors import CheckpointError
@@ -75,8 +74,12 @@ def _claims(config: Config, run: RunDirectory, effort: Effort, ranks: Ranks) -> 
         return
     for each in evaluated:
         yield numbers.check(config_of(config, each), data, each.folder)
-    images = effort.images if of_data.result == "holds" else len(data.samples)  # to name those that changed
-    if images:
+    if effort.images:
+        if of_data.result == "holds":
+            yield stored_data.check_pictures(config, data, effort.images)
+        images = (
+            effort.images if of_data.result == "holds" else len(data.samples)
+        )  # to name those that changed
         for each in evaluated:
             yield from _predictions(config, data, each, images, ranks)
     if effort.steps:
@@ -113,11 +116,6 @@ def _predictions(
     otherwise = environment.other_bits(about, environment.describe(ranks.device))
     _compute_in(about.get("threads"))
     again = Again(images, evaluated.environment.get("batch_size", BATCH_SIZE), otherwise)
-    if images < len(data.samples):
-        rows = np.array(data.rows(evaluated.folder.split), np.int64)
-        yield stored_data.check_pictures(
-            config, data, predicted_again.chosen_rows(rows, again)[:images].tolist()
-        )
     yield from predicted_again.check(config_of(config, evaluated), data, evaluated.folder, again, ranks)
 
 
