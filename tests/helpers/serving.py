@@ -248,6 +248,6 @@ def answer(one: socket.socket) -> tuple[int, bytes]:
     response = http.client.HTTPResponse(one)
     try:
         response.begin()
+        return response.status, response.read()
     except (http.client.RemoteDisconnected, ConnectionResetError):
         return 0, b""
-    return response.status, response.read()
