@@ -11,6 +11,7 @@ from pipeline.cli.verbs import (
     evaluate,
     export,
     many_runs,
+    page,
     prepare,
     preregister,
     serve,
@@ -24,7 +25,8 @@ from pipeline.cli.verbs.verb import OVERRIDE, Verb
 GROUPS = {
     "prepare": prepare.VERBS,
     "train": train.VERBS,
-    "evaluate": evaluate.VERBS | unknown.VERBS | export.VERBS | preregister.VERBS | verify.VERBS | serve.VERBS,
+    "evaluate": evaluate.VERBS | unknown.VERBS | preregister.VERBS | verify.VERBS,
+    "bring into the world": export.VERBS | page.VERBS | serve.VERBS,
     "many runs": many_runs.VERBS,
     "configuration": show_config.VERBS,
 }

@@ -1,0 +1,68 @@
+"""The verb `page`: RUN/export/page.html, which names the classes of pictures without a server and without a network."""
+
+from pathlib import Path
+from typing import Any
+
+from pipeline.common import console, files
+from pipeline.common.errors import DataError
+from pipeline.config.schema import Config
+from pipeline.runs.directory import RunDirectory
+from pipeline.webpage import page, runtime_files
+from pipeline.webpage.companions import companions
+from pipeline.webpage.page import FORMS, Form
+
+MOST_BYTES = 20_000_000
+
+
+def write_page(config: Config, form: Form | None, *, pictures: bool) -> dict[str, Any]:
+    """Write RUN/export/page.html, and what it shows beside an answer as page.json; in plain types, where and how large.
+
+    Args:
+        form: of the model; None: the smallest that was exported.
+        pictures: show some of the data's pictures.
+
+    Raises:
+        DataError: the run is not exported, or not in that form, or of JPEGs; or onnxruntime-web cannot be had.
+    """
+    folder = RunDirectory(config.run_dir).export
+    form = _form(config.run_dir, folder, form)
+    facts = page.facts_of(folder)
+    if facts["preprocessing"].get("jpeg_quality") is not None:
+        raise DataError(
+            f"{config.run_dir}: was trained with data.store=jpeg, whose JPEGs a page cannot write as OpenCV does; use "
+            "`plumage serve`"
+        )
+    engine = runtime_files.engine()
+    beside = companions(config, folder, facts, pictures=pictures)
+    files.write_json(folder / page.COMPANIONS, beside)
+    path = folder / "page.html"
+    files.write_text(path, page.offline_page(folder, form, engine.module, engine.wasm))
+    size_bytes = path.stat().st_size
+    console.say(
+        f"page  {path}: {files.size_in_words(size_bytes)}, with the model in {form}; open it in a browser"
+    )
+    if size_bytes > MOST_BYTES:
+        console.warn(
+            f"{path}: phones open so large a file slowly; `plumage export {config.run_dir} --fp16 --int8` may make the "
+            "model smaller"
+        )
+    return {"page": str(path), "size_bytes": size_bytes, "form": form, "pictures": bool(beside["pictures"])}
+
+
+def _form(run: Path, folder: Path, wanted: Form | None) -> Form:
+    """The form of the model that the page takes: it is there, with its golden logits."""
+    sizes: dict[Form, int] = {
+        form: (folder / model).stat().st_size
+        for form, (model, golden) in FORMS.items()
+        if (folder / model).is_file() and (folder / "golden" / golden).is_file()
+    }
+    if "fp32" not in sizes:
+        raise DataError(f"{run}: is not exported yet; run `plumage export {run}` first")
+    if wanted is None:
+        return min(sizes, key=sizes.__getitem__)
+    if wanted not in sizes:
+        raise DataError(
+            f"{folder / FORMS[wanted][0]}: missing; run `plumage export {run} --{wanted}`, which writes it if it passes, "
+            f"or choose of {', '.join(sizes)}"
+        )
+    return wanted
