@@ -23,7 +23,8 @@ from tests.helpers import processes, tiny
 EVERYTHING = [
     "optim.phases=[{name: adam, lr: 2e-3, until: 1}, {name: sgd, carry_momentum: true}]",
     "schedule={name: plateau, patience_epochs: 0, gamma: 0.5, warmup_epochs: 0.5, momentum_warmup_epochs: 1}",
-    "train.mix=[{name: mixup, probability: 0.5}, {name: snapmix, probability: 0.5}]",
+    "train.mix=[{name: mixup, probability: 0.4}, {name: snapmix, probability: 0.3}, "
+    "{name: activation_mask, probability: 0.3}]",
     "train.ema_decay=0.9",
     "model.mid_level_head=true",
     "model.pool=gem",

@@ -80,6 +80,32 @@ class Classifier(nn.Module):
         Raises:
             ConfigError: the backbone does not end in a feature map, pooled, and one linear layer.
         """
+        features, weight = self._evidence(images, labels)
+        with autocast(features.device, "fp32"):
+            return torch.einsum("bdhw,bd->bhw", features, weight)
+
+    def part_activation(self, images: Tensor, labels: Tensor, draws: Tensor) -> Tensor:
+        """The map of one channel that speaks for a class: [B, 3, H, W], int64 [B] -> float32 [B, h, w], at least 0.
+
+        A channel is drawn by the root of its share in the class activation; channels that speak against the class, and
+        places where a channel is negative, count as 0.
+
+        Args:
+            draws: float32 [B, D], of the standard exponential distribution, for each of D channels.
+
+        Raises:
+            ConfigError: see `class_activation`.
+        """
+        features, weight = self._evidence(images, labels)
+        features = features.clamp(min=0)
+        root = (features.mean((2, 3)) * weight.clamp(min=0)).sqrt()
+        channel = (root / draws.clamp(min=torch.finfo(root.dtype).tiny)).argmax(
+            1
+        )  # the first of exponential clocks
+        return features.gather(1, channel[:, None, None, None].expand(-1, 1, *features.shape[2:]))[:, 0]
+
+    def _evidence(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The last feature map, float32 [B, D, h, w], and the classifier's rows of the classes, float32 [B, D]."""
         backbone: Any = self.backbone
         features = backbone.forward_features(self.normalised(images))
         weight = getattr(self.head, "weight", None)
@@ -88,8 +114,7 @@ class Classifier(nn.Module):
                 f"class activation maps need a last feature map and one linear layer, and {type(backbone).__name__} "
                 "has no such end; take mixup or cutmix"
             )
-        with autocast(features.device, "fp32"):
-            return torch.einsum("bdhw,bd->bhw", features.float(), weight[labels].float())
+        return features.float(), weight[labels].float()
 
 
 @contextmanager

@@ -2,9 +2,11 @@
 
 WS-DAN (Hu et al. 2019, arXiv:1901.09891) crops and hides by learned maps of attention, CAL (Rao et al. 2021,
 arXiv:2108.08728) takes that over, and CALMix (Rios et al. 2026, arXiv:2605.18700) exchanges regions within a class; in
-the variant "NC" of both, training pictures alone are cropped. Thresholds and padding are those of their code. Here the map
-is the activation of the picture's own class, as in SnapMix, so that any network with a last feature map and a linear
-head has one; CAL's bilinear pooling and its counterfactual loss are no part of this.
+the variant "NC" of both, training pictures alone are cropped. Thresholds and padding are those of their code. Here the
+map is the activation of the picture's own class, as in SnapMix, so that any network with a last feature map and a linear
+head has one. What is hidden follows one channel, drawn by the root of its share in that activation, as CAL draws one of
+its maps: above 20 to 50 % of its peak, the whole map would hide the whole object. CAL's bilinear pooling and its
+counterfactual loss are no part of this.
 """
 
 from typing import NamedTuple
@@ -35,7 +37,7 @@ def change(name: str, batch: Batch, share: Tensor, fill: Tensor, generator: np.r
 
     Args:
         name: as in `MixConfig`.
-        share: of each pixel in the activation of its picture's class, float32 [B, H, W], at least 0.
+        share: of each pixel in the activation of its picture's class, or of a channel, float32 [B, H, W], at least 0.
         fill: colour of what is hidden, float32 [1, 3, 1, 1], 0..255.
         generator: of this batch's own random numbers.
     """

@@ -50,7 +50,9 @@ def mix(
     if way is None or (len(one) == 1 and not way.keeps_labels):
         return MixedBatch(batch.image, batch.label, batch.label, one, 0 * one)
     if way.keeps_labels:
-        image = activation_crops.change(way.name, batch, semantic_share(model, batch), model.mean, generator)
+        hides = way.name == "activation_mask"
+        share = part_share(model, batch, generator) if hides else semantic_share(model, batch)
+        image = activation_crops.change(way.name, batch, share, model.mean, generator)
         return MixedBatch(image, batch.label, batch.label, one, 0 * one)
     # From ordinary memory too: CUDA takes the few bytes at once, and the program need not wait for the stream.
     partner = torch.from_numpy(generator.permutation(len(one))).to(one.device, non_blocking=True)
@@ -115,6 +117,20 @@ def semantic_share(model: Classifier, batch: Batch) -> Tensor:
     """The share of each pixel in the activation of the image's own class: float32 [B, H, W], sum 1 an image."""
     with evaluating(model):
         activation = model.class_activation(batch.image, batch.label)
+    return _share(activation, batch)
+
+
+def part_share(model: Classifier, batch: Batch, generator: np.random.Generator) -> Tensor:
+    """As `semantic_share`, of one channel that speaks for the image's own class, drawn for each image."""
+    shape = len(batch.label), getattr(model.head, "in_features", 1)
+    drawn = torch.from_numpy(generator.standard_exponential(shape, np.float32))
+    with evaluating(model):
+        draws = drawn.to(batch.label.device, non_blocking=True)
+        activation = model.part_activation(batch.image, batch.label, draws)
+    return _share(activation, batch)
+
+
+def _share(activation: Tensor, batch: Batch) -> Tensor:
     size = batch.image.shape[2:]
     maps = F.interpolate(activation[:, None], size, mode="bilinear", align_corners=False)[:, 0]
     maps = maps - maps.amin((1, 2), keepdim=True)

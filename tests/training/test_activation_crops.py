@@ -131,7 +131,8 @@ def model() -> Classifier:
 def test_labels_stay_whole_and_the_same_draws_give_the_same_pictures(
     batch: Batch, model: Classifier, name: Any, share: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mixing, "semantic_share", lambda *_: share)
+    for of in ("semantic_share", "part_share"):
+        monkeypatch.setattr(mixing, of, lambda *_: share)
     before = batch.image.clone()
     one, again = (mix(batch, [MixConfig(name=name)], draws(5), model) for _ in range(2))
     assert one.other_label is one.label is batch.label
@@ -161,3 +162,43 @@ def test_a_ratio_for_crops_is_refused() -> None:
         load_config(None, ["train.mix=[{name: activation_crop, alpha: 2}]"])
     with pytest.raises(ConfigError, match="does not support activation_mask"):
         load_config(None, ["train.mix=[{name: activation_mask}]", "distributed.shard=full"])
+
+
+def test_a_part_is_a_channel_that_speaks_for_the_class_drawn_by_the_root_of_its_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(name="test_resnet", pretrained=False), 2)[0].eval()
+    channels = model.head.weight.shape[1]
+    features = torch.zeros(1, channels, 2, 2)
+    features[0, 3, 0, 1], features[0, 5, 1, 0], features[0, 7, 1, 1], features[0, 9, 0, 0] = 4, 9, 5, -6
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.weight[1, [3, 5, 7, 9]] = torch.tensor(
+            [1.0, 4.0, -2.0, 1.0]
+        )  # channel 7 speaks against it
+    forward = lambda images: features.expand(len(images), -1, -1, -1)  # noqa: E731
+    monkeypatch.setattr(model.backbone, "forward_features", forward)
+    images, labels = torch.zeros(4000, 3, 8, 8), torch.ones(4000, dtype=torch.int64)
+    noise = draws(4).standard_exponential((4000, channels), np.float32)
+    with torch.no_grad():
+        maps = model.part_activation(images, labels, torch.from_numpy(noise))
+    found = [tuple(grid.flatten().tolist()) for grid in maps]
+    assert set(found) == {(0, 4, 0, 0), (0, 0, 9, 0)}
+    # The roots of 4 x 1 and 9 x 4 are as 2 to 6.
+    assert found.count((0, 4, 0, 0)) / 4000 == pytest.approx(0.25, abs=0.03)
+
+
+def test_what_is_hidden_follows_the_part_that_is_drawn(model: Classifier) -> None:
+    images = torch.randint(
+        0, 256, (6, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(2)
+    )
+    batch = Batch(images, torch.arange(6) % 4, torch.arange(6))
+    one, again, other = (
+        mix(batch, [MixConfig(name="activation_mask")], draws(seed), model).image for seed in (1, 1, 2)
+    )
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+    kept = (one == images.float()).all(1)
+    assert 0.1 < kept.float().mean() < 0.9
+    assert torch.equal(one.movedim(1, 3)[~kept], model.mean.flatten().expand(int((~kept).sum()), 3))

@@ -103,7 +103,9 @@ RAISING = {
 
 
 @pytest.mark.parametrize("pool", ["avg", "gem", "max", "avgmax"])
-@pytest.mark.parametrize("way", ["mixup", "cutmix", "snapmix", "activation_crop", "activation_swap"])
+@pytest.mark.parametrize(
+    "way", ["mixup", "cutmix", "snapmix", "activation_crop", "activation_mask", "activation_swap"]
+)
 def test_a_step_calls_nothing_that_a_gpu_has_no_deterministic_algorithm_for(pool: str, way: str) -> None:
     config = ModelConfig.model_validate(
         {"name": "test_resnet", "pretrained": False, "mid_level_head": True, "dropout": 0.1}

@@ -105,7 +105,9 @@ def test_a_clipped_step_is_as_long_as_its_limit() -> None:
     assert (weights(state) - before).norm().item() == pytest.approx(0.1 * 1.9 * 0.01, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["mixup", "cutmix", "snapmix", "activation_crop", "activation_swap"])
+@pytest.mark.parametrize(
+    "name", ["mixup", "cutmix", "snapmix", "activation_crop", "activation_mask", "activation_swap"]
+)
 def test_a_mixed_step_is_the_same_again_for_the_same_step_and_another_for_another(name: Any) -> None:
     mixing = settings(mix=(MixConfig(name=name),))
     one, again, later = state_of(), state_of(), state_of()
