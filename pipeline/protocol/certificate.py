@@ -27,6 +27,7 @@ def write(run: RunDirectory, claims: Sequence[Claim], here: Mapping[str, Any]) -
         "version": VERSION,
         "holds": not counts["fails"],
         "claims": [asdict(claim) for claim in claims],
+        "metrics_sha256": _digests(run),
         "environment": dict(here),
     }
     files.write_json(run.certificate_file, content)
@@ -41,6 +42,12 @@ def write(run: RunDirectory, claims: Sequence[Claim], here: Mapping[str, Any]) -
         "not_checked": [claim.about for claim in claims if claim.result == "not checked"],
         "certificate": str(run.certificate_file),
     }
+
+
+def _digests(run: RunDirectory) -> dict[str, str]:
+    """The SHA-256 of each metrics.json that the certificate is of, by split."""
+    found = {split: run.evaluation(split).metrics_file for split in ("train", "val", "test")}
+    return {split: files.digest_of_file(path) for split, path in found.items() if path.is_file()}
 
 
 def _lines(run: RunDirectory, claims: Sequence[Claim], here: Mapping[str, Any]) -> list[str]:

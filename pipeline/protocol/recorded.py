@@ -72,7 +72,8 @@ def check_checkpoints(run: RunDirectory, evaluated: list[Evaluated]) -> tuple[Cl
 
 def check_configuration(run: RunDirectory, contents: dict[str, Any]) -> Claim:
     """Whether config.yaml is the configuration in the last checkpoint, but for what changes no number."""
-    name = next((name for name in ("last.pt", "best.pt") if name in contents), None)
+    names = [path.name for path in (run.checkpoint("last"), run.checkpoint("best"))]
+    name = next((name for name in names if name in contents), None)
     if name is None:
         return Claim.unchecked("configuration", "no checkpoint to compare it with")
     trained, stored = completed(contents[name]["config"]), completed(read_tree(run.config_file))
@@ -113,7 +114,8 @@ def check_log(run: RunDirectory, log: Log, evaluated: list[Evaluated], contents:
                 faults.append(f"log.jsonl: has changed since eval/{each.folder.split} was predicted")
             else:
                 compared.append(f"log.jsonl is as it was when eval/{each.folder.split} was predicted")
-    if "best.pt" in contents and (best := contents["best.pt"]["best"]):
+    content = contents.get(run.checkpoint("best").name)
+    if content is not None and (best := content["best"]):
         faults += list(_other_best(log, best))
         compared.append("its best validation is that of best.pt")
     return (

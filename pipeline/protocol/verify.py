@@ -91,11 +91,11 @@ def _recorded(
 ) -> Iterator[Recorded]:
     """What the files of the run say of its data."""
     about = run.read_environment()
-    yield Recorded("environment.json", about.get("samples"), about.get("pictures"))
+    yield Recorded(run.environment_file.name, about.get("samples"), about.get("pictures"))
     for name, content in contents.items():
         yield Recorded(name, content["samples"], None)
     for each in evaluated:
-        place = f"eval/{each.folder.split}/environment.json"
+        place = f"eval/{each.folder.split}/{each.folder.environment_file.name}"
         yield Recorded(place, each.environment.get("samples"), each.environment.get("pictures"))
 
 
@@ -138,9 +138,10 @@ def _steps(
         otherwise.append("algorithms (train.deterministic is false)")
     _compute_in(about.get("threads"))
     yield trained_again.check(first, config, log, steps, precision, otherwise)
-    if "best.pt" in contents:
-        since = contents["best.pt"]["step"]
-        later = trained_again.steps_to_take(log, wanted, since, run.checkpoint("best").absolute())
+    best = run.checkpoint("best")
+    if best.name in contents:
+        since = contents[best.name]["step"]
+        later = trained_again.steps_to_take(log, wanted, since, best.absolute())
         if since and later is not None:
             yield trained_again.check(f"training from step {since}", config, log, later, precision, otherwise)
 

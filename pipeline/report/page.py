@@ -11,7 +11,7 @@ from pipeline.config.schema import Config
 from pipeline.data import prepare
 from pipeline.evaluation import evaluation_lock, label_sets, results, run_taxonomy, training_state
 from pipeline.explain import explain, neighbours, randomised
-from pipeline.report import content, page_values, paper_tables
+from pipeline.report import content, page_values, paper_tables, provenance
 from pipeline.report.pictures import Pictures
 from pipeline.runs import predictions
 from pipeline.runs.directory import EvaluationDirectory, RunDirectory
@@ -102,6 +102,7 @@ def render(evaluation: explain.StoredEvaluation, explained: explain.Explained) -
         pairs=pairs,
         gallery=content.gallery(evaluation, explained, pictures),
         audit=content.audit(evaluation, pictures),
+        made=provenance.rows(evaluation.config, evaluation.folder, evaluation.metrics),
         origin=content.origin(RunDirectory(evaluation.config.run_dir), evaluation.config.model.name),
     )
 

@@ -1,0 +1,123 @@
+"""The section "How these numbers were made": protocol, readings of test, choice of the epoch, seed, certificate."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+
+from pipeline.common import files
+from pipeline.config.schema import Config
+from pipeline.evaluation.screen import protocol_in_words
+from pipeline.runs import registration
+from pipeline.runs.directory import EvaluationDirectory, RunDirectory
+
+VERIFY = "run `verify` again"
+FAULTS_SHOWN = 5
+
+
+class Row(NamedTuple):
+    """A line of the section: what it is about, and sentences."""
+
+    name: str
+    sentences: list[str]
+
+
+class _Claim(BaseModel):
+    about: str
+    result: str
+    found: list[str]
+
+
+class _Certificate(BaseModel):
+    """What the page takes for granted of certificate.json."""
+
+    claims: list[_Claim]
+    environment: dict[str, Any]
+    metrics_sha256: dict[str, str] = {}
+
+
+def rows(config: Config, folder: EvaluationDirectory, metrics: Mapping[str, Any]) -> list[Row]:
+    """The lines of the section.
+
+    Raises:
+        DataError: certificate.json is damaged.
+    """
+    run = RunDirectory(config.run_dir)
+    found = [
+        Row("Protocol", list(_protocol(metrics))),
+        Row("Readings of test", list(_readings(run))) if folder.split == "test" else None,
+        Row("Epoch", [_epoch(config, run, metrics)]),
+        Row("Seed", [_seed(config, run, metrics)]),
+        Row("Certificate", list(_certificate(run, folder))),
+    ]
+    return [row for row in found if row is not None and row.sentences]
+
+
+def _protocol(metrics: Mapping[str, Any]) -> Iterator[str]:
+    if "protocol" in metrics:
+        words = protocol_in_words(metrics["protocol"])
+        yield f"{words[0].upper()}{words[1:]}."
+
+
+def _readings(run: RunDirectory) -> Iterator[str]:
+    paths = run.test_readings_file, run.probe_folder / run.test_readings_file.name
+    lines = [line for path in paths if path.is_file() for line in path.read_bytes().splitlines()]
+    yield f"{len(lines)}, each listed in test_reads.jsonl before it began" + (":" if lines else ".")
+    yield from map(_reading, lines)
+
+
+def _reading(line: bytes) -> str:
+    try:
+        reading = json.loads(line)
+        purpose = f"{reading['time']}, {reading.get('purpose', 'eval')}, {Path(reading['checkpoint']).name}"
+    except (ValueError, TypeError, LookupError):
+        return "one whose line is damaged"
+    return purpose + (", interrupted" if reading.get("top1") is None else "")
+
+
+def _epoch(config: Config, run: RunDirectory, metrics: Mapping[str, Any]) -> str:
+    name = Path(str(metrics["checkpoint"])).name
+    which = f"{metrics['epoch']} of {config.train.epochs}"
+    if name != run.checkpoint("best").name:
+        return f"{which}: {name}, which `eval.checkpoint` names."
+    if not config.validates:
+        return f"{which}: the last one, as nothing validates."
+    return (
+        f"{which}: the highest top-1 on the validation images, drawn from train; of equals, the lowest loss."
+    )
+
+
+def _seed(config: Config, run: RunDirectory, metrics: Mapping[str, Any]) -> str:
+    protocol = metrics.get("protocol", {})
+    if protocol.get("status") == "confirmatory" and run.registration_file.is_file():
+        seeds = registration.read(run.registration_file).seeds
+        return f"{config.seed}, of the registered {', '.join(map(str, seeds))}."
+    return f"{config.seed}; one run does not tell how much another seed would change."
+
+
+def _certificate(run: RunDirectory, folder: EvaluationDirectory) -> Iterator[str]:
+    path = run.certificate_file
+    if not path.is_file():
+        yield "None: `plumage verify` computes the numbers again, and says what holds."
+        return
+    found = files.read_json(path, _Certificate, VERIFY)
+    counts = Counter(claim.result for claim in found.claims)
+    failing = [
+        f"{claim.about}: {fault}"
+        for claim in found.claims
+        if claim.result == "fails"
+        for fault in claim.found
+    ]
+    verdict = f"{counts['fails']} of its claims fail" if failing else "every claim that was checked holds"
+    yield (
+        f"Of {found.environment.get('time')}: {verdict} ({counts['holds']} hold, {counts['not checked']} could not be "
+        f"checked), on {found.environment.get('cpu')}."
+    )
+    if found.metrics_sha256.get(folder.split) != files.digest_of_file(folder.metrics_file):
+        yield "It is of other numbers than these: run `plumage verify` again."
+    yield from failing[:FAULTS_SHOWN]
+    if len(failing) > FAULTS_SHOWN:
+        yield f"and {len(failing) - FAULTS_SHOWN} more, in certificate.txt"
