@@ -1,11 +1,14 @@
 """The paths of the server."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated
 
-from fastapi import FastAPI, Query, Request, Response
+from fastapi import FastAPI, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.params import Depends
+from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
@@ -14,7 +17,7 @@ from pipeline.serving import uploads
 from pipeline.serving.decoding import Unreadable
 from pipeline.serving.gate import Gate, refused
 from pipeline.serving.limits import Refusal
-from pipeline.serving.schema import Answers, Model, State, body, refusals
+from pipeline.serving.schema import ANSWERED, Answers, Model, State, body, refusals
 from pipeline.serving.service import Service
 
 MOST_CLASSES = 10_000
@@ -35,8 +38,10 @@ def application(service: Service, token: str | None) -> ASGIApp:
         responses=refusals(*([401] if token is not None else []), 503),
     )
     _say_refusals(app)
-    _add_predict(app, service)
-    _add_facts(app, service)
+    bearer = HTTPBearer(auto_error=False)  # for OpenAPI; the gate looks at it
+    locked = [] if token is None else [Security(bearer)]
+    _add_predict(app, service, locked)
+    _add_facts(app, service, locked)
     paths = frozenset(path for route in app.routes if (path := getattr(route, "path", None)))
     return Gate(app, service, paths, token)
 
@@ -62,12 +67,13 @@ def _say_refusals(app: FastAPI) -> None:
         return JSONResponse({"error": "the server has failed at this request; its log says why"}, 500)
 
 
-def _add_predict(app: FastAPI, service: Service) -> None:
+def _add_predict(app: FastAPI, service: Service, locked: Sequence[Depends]) -> None:
     @app.post(
         "/predict",
         summary="The most likely classes of pictures",
         response_model=Answers,
-        responses=refusals(400, 408, 413, 415, 422),
+        responses=ANSWERED | refusals(400, 408, 413, 415, 422),
+        dependencies=locked,
         openapi_extra=body(service.limits),
     )
     async def predict(
@@ -91,12 +97,12 @@ def _add_predict(app: FastAPI, service: Service) -> None:
         return JSONResponse({"model": service.identity, "calibrated": calibrated, "pictures": named})
 
 
-def _add_facts(app: FastAPI, service: Service) -> None:
+def _add_facts(app: FastAPI, service: Service, locked: Sequence[Depends]) -> None:
     model = service.model
     limits = dataclasses.asdict(service.limits)
     facts = {**model.facts, "onnx_sha256": model.sha256, "proof": model.proof, "limits": limits}
 
-    @app.get("/model", summary="What is served", response_model=Model)
+    @app.get("/model", summary="What is served", response_model=Model, dependencies=locked)
     async def describe() -> JSONResponse:
         return JSONResponse(facts)
 
@@ -108,7 +114,12 @@ def _add_facts(app: FastAPI, service: Service) -> None:
     async def readiness() -> JSONResponse:
         return _state(service.ready)
 
-    @app.get("/metrics", summary="Counters in the text format of Prometheus", response_class=Response)
+    @app.get(
+        "/metrics",
+        summary="Counters in the text format of Prometheus",
+        response_class=PlainTextResponse,
+        dependencies=locked,
+    )
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 

@@ -77,6 +77,35 @@ class Model(BaseModel):
     limits: dict[str, float]
 
 
+JSON = "application/json"
+ANSWERED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "what the model says of each file; those that cannot be read have an `error` instead",
+        "content": {
+            JSON: {
+                "example": {
+                    "model": {"run": "low_lr", "checkpoint_sha256": "9ec0bc65"},
+                    "calibrated": True,
+                    "pictures": [
+                        {
+                            "image": "one.jpg",
+                            "classes": [
+                                {"class": "001.Black_footed_Albatross", "probability": 0.93},
+                                {"class": "002.Laysan_Albatross", "probability": 0.05},
+                            ],
+                            "none_of_these": False,
+                            "prediction_set": ["001.Black_footed_Albatross"],
+                        },
+                        {"image": "two.jpg", "error": "not a picture, or of an unknown format"},
+                    ],
+                }
+            }
+        },
+    }
+}
+"""of /predict, for OpenAPI"""
+
+
 def body(limits: Limits) -> dict[str, Any]:
     """The request body of /predict, for OpenAPI."""
     files = {
@@ -102,12 +131,17 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
         400: "the request is damaged",
         401: "the token is missing or wrong",
         408: "the request has not arrived in time",
-        413: "too many bytes, files or pixels",
+        413: "too many bytes or pixels",
         415: "no multipart/form-data",
-        422: "no picture, or a wrong parameter",
+        422: "no picture, too many files, or a wrong parameter",
         503: "busy, or about to end: send it again after the seconds of Retry-After",
     }
     kinds = {413: Unanswered, 422: Unanswered}
     return {
-        status: {"model": kinds.get(status, Refused), "description": words[status]} for status in statuses
+        status: {
+            "model": kinds.get(status, Refused),
+            "description": words[status],
+            "content": {JSON: {"example": {"error": words[status]}}},
+        }
+        for status in statuses
     }

@@ -68,7 +68,7 @@ def _shown(name: str) -> str:
 def _refusal(message: str, limits: Limits) -> Refusal:
     """What a parser's message becomes."""
     if message.startswith("Too many files"):
-        return Refusal(413, f"a request may have {limits.files} files")
+        return Refusal(422, f"a request may have {limits.files} files")
     if message.startswith("Too many fields"):
         return Refusal(422, HOW)
     return Refusal(400, f"the form is damaged; {HOW}")

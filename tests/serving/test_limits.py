@@ -89,7 +89,7 @@ def test_a_picture_of_too_many_pixels_is_refused_by_its_header(server: Running) 
 
 def test_too_many_files_are_refused(server: Running) -> None:
     refused = post(server, *[picture(1)] * 4)
-    assert (refused.status_code, refused.json()) == (413, {"error": "a request may have 3 files"})
+    assert (refused.status_code, refused.json()) == (422, {"error": "a request may have 3 files"})
     assert post(server, *[picture(1)] * 3).status_code == 200
 
 
