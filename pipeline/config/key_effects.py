@@ -107,6 +107,7 @@ KEY_EFFECTS = {
     "schedule": FORCIBLE,
     "train.epochs": FORCIBLE,
     "train.subset": TRAINING,
+    "train.refit": replace(IDENTITY, on_resume="free", per_machine=True),  # the table's digest tells
     "train.start_from": STARTING,
     "train.max_steps": STARTING,
     "train.label_smoothing": FORCIBLE,

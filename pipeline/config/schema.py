@@ -47,7 +47,10 @@ class Config(Section):
             "train.eval_every_steps": self.train.eval_every_steps is not None,
         }
         if lacking := [name for name, used in need_validation.items() if used and not self.validates]:
-            raise ValueError(f"{lacking[0]} needs validation, and data.val_fraction is 0")
+            why = (
+                "data.val_fraction is 0" if self.train.refit is None else "train.refit learns from its images"
+            )
+            raise ValueError(f"{lacking[0]} needs validation, and {why}")
         self._check_sharding()
         self._check_start()
         self._check_phases()
@@ -123,7 +126,8 @@ class Config(Section):
     def validates(self) -> bool:
         """Whether part of train is held out for validation."""
         data = self.data
-        return data.folds is not None or data.val_images is not None or data.val_fraction > 0
+        held_out = data.folds is not None or data.val_images is not None or data.val_fraction > 0
+        return held_out and self.train.refit is None
 
     @property
     def split_seed(self) -> int:

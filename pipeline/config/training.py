@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.types import Count, Fraction, Positive, Section, Share, WordOrPath
+from pipeline.config.types import Count, Fraction, Positive, Section, Share, UserPath, WordOrPath
 
 
 class MixConfig(Section):
@@ -39,6 +39,8 @@ class TrainConfig(Section):
     """passes over the training images"""
     subset: Annotated[float, Field(gt=0, le=1)] = 1.0
     """share of each training class that is used, for small experiments; validation stays whole"""
+    refit: UserPath | None = None
+    """finished run whose recipe learns from train and validation together, for the epochs that it chose; null: none"""
     start_from: Literal["random", "probe"] = "random"
     """head at the start; probe: the linear head of `plumage probe` on the pretrained features (LP-FT)"""
     max_steps: Count | None = None

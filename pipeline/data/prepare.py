@@ -96,7 +96,7 @@ def prepare(config: Config, verify: bool = False) -> Prepared:
 
 
 def load(config: Config) -> Prepared:
-    """Open what `make data` left for this configuration.
+    """Open what `make data` left for this configuration; in a refit (`train.refit`) validation images train.
 
     Raises:
         DataError: it did not run, or ran for another configuration, or what it made has changed since.
@@ -109,6 +109,8 @@ def load(config: Config) -> Prepared:
         raise DataError(
             f"{store_folder}: made from another state of the source than {samples_path.name}; run `make data`"
         )
+    if config.train.refit is not None:
+        samples["split"] = samples["split"].replace("val", "train")
     hierarchy = taxonomy.of(config.data, _folder(config.data), sample_table.class_names(samples))
     return Prepared(samples, image_store.Store(store_folder, samples["id"].to_numpy("int64")), hierarchy)
 

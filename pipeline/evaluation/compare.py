@@ -154,17 +154,25 @@ def read(path: Path, split: str, name: str, repeat: str | None = None) -> Compar
     settings = read_tree(run.config_file)
     metrics = predictions.read_metrics(folder)
     evaluation = [Path(metrics.get("checkpoint", "")).name, metrics.get("tta", "none")]
+    if "soup" in run.read_environment():  # no run of the recipe, but a mean of some
+        evaluation.append("soup")
     recipe = files.digest_of([_settings_of_recipe(settings), evaluation])
     return ComparedRun(name, folder.predictions_file, table, names, settings.get("seed"), recipe, repeat)
 
 
 def _settings_of_recipe(settings: dict[str, Any]) -> dict[str, Any]:
-    """The dotted keys that change a number, but for the seed, with their values."""
-    return {
+    """The dotted keys that change a number, but for the seed, with their values.
+
+    Refits of several seeds are of one recipe: of which run each is, and so how long it is, follows from the seed.
+    """
+    recipe = {
         key: value
         for key, value in flatten(completed(settings))
         if key != "seed" and effect_of(key).effect in ("training", "identity")
     }
+    if recipe["train.refit"] is not None:
+        recipe |= {"train.refit": True, "train.max_steps": None}
+    return recipe
 
 
 def grouped(runs: Sequence[ComparedRun]) -> list[Group]:

@@ -79,6 +79,7 @@ def _evaluate(
         "epoch": model.epoch,
         "step": model.step,
         **training,
+        **({} if config.train.refit is None else {"refit": str(config.train.refit)}),
         "classes": data.samples["label"].nunique(),
         "tta": config.eval.tta,
         **evaluator.test_readings(),

@@ -30,7 +30,7 @@ from pipeline.runs.directory import EvaluationDirectory, RunDirectory, Table
 
 # The keys of metrics.json that are not computed from the predictions: where these come from.
 ALWAYS = ("split", "run", "checkpoint", "checkpoint_sha256", "epoch", "step", "classes")
-ORIGIN = (*ALWAYS[:6], "training", "classes", "tta", "test_reads", "protocol", "peek_gap")
+ORIGIN = (*ALWAYS[:6], "training", "refit", "classes", "tta", "test_reads", "protocol", "peek_gap")
 
 
 def compute_metrics(

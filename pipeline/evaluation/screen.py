@@ -57,6 +57,8 @@ def headline(metrics: Mapping[str, Any]) -> Iterator[str]:
     yield f"{metrics['split']}  {metrics['n']:,} images, {metrics['classes']} classes{views}"
     if "training" in metrics:
         yield f"  of a training that had not finished ({metrics['training']}): epoch {metrics['epoch']}"
+    if "refit" in metrics:
+        yield f"  learned from train and validation, as a refit of {metrics['refit']}"
     if "ties" in metrics:
         yield f"  {metrics['ties']:,} images have several classes in first place; the lowest label counts"
     yield f"  top-1 {metrics['top1']:.4f}  (95 % interval {metrics['top1_low']:.4f} .. {metrics['top1_high']:.4f})"

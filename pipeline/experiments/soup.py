@@ -14,8 +14,7 @@ from torch import Tensor
 
 from pipeline.common import console, files
 from pipeline.common.errors import CheckpointError, ConfigError, DataError
-from pipeline.config import load
-from pipeline.config.key_effects import effect_of
+from pipeline.config import load, recipes
 from pipeline.config.load import dump_config, load_config
 from pipeline.config.schema import Config
 from pipeline.distributed.process_group import Ranks, select_device
@@ -177,7 +176,7 @@ def _check_recipe(runs: Sequence[Path], contents: Sequence[dict[str, Any]]) -> N
             raise CheckpointError(f"{run}: is being trained; wait for its end")
     settings = [load.completed(content["config"]) for content in contents]
     for run, other, content in zip(runs[1:], settings[1:], contents[1:], strict=True):
-        if changed := _changed_recipe(settings[0], other):
+        if changed := recipes.changes(settings[0], other, but_for=("seed",)):
             raise DataError(
                 f"{run}: is of another recipe than {runs[0]} ({', '.join(changed)}); a soup is of runs that differ in "
                 "the seed alone"
@@ -189,22 +188,13 @@ def _check_recipe(runs: Sequence[Path], contents: Sequence[dict[str, Any]]) -> N
             )
 
 
-def _changed_recipe(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What of a recipe differs, but for the seed: `optim.lr 0.01 -> 0.02`."""
-    return [
-        f"{key} {old} -> {new}"
-        for key, old, new in load.differences(before, now)
-        if key != "seed" and effect_of(key).effect in ("training", "identity")
-    ]
-
-
 def _configuration(run: Path, named: Path, overrides: Sequence[str]) -> Config:
     """That of the first run, under a name of its own beside the folder that was named first."""
     path = RunDirectory(run).config_file
     own = [f"run.root={named.resolve().parent}", f"run.name=soup-{named.resolve().name}"]
     trained = load_config(path)
     config = load_config(path, [*own, *overrides])
-    if changed := _changed_recipe(trained.model_dump(mode="json"), config.model_dump(mode="json")):
+    if changed := recipes.changes(trained.model_dump(mode="json"), config.model_dump(mode="json")):
         raise ConfigError(
             f"soup: {', '.join(changed)} is of a training, and nothing is trained here; drop the override"
         )

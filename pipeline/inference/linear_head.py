@@ -69,15 +69,18 @@ class LinearHead:
         return weight.float(), (self.bias - weight @ torch.from_numpy(self.mean)).float()
 
 
-def fit_linear_head(train: Images, val: Images, classes: int) -> Choice[LinearHead]:
+def fit_linear_head(
+    train: Images, val: Images, classes: int, without_val: float = DEFAULT_WEIGHT_DECAY
+) -> Choice[LinearHead]:
     """Multinomial logistic regression by L-BFGS: mean cross-entropy + weight decay / 2 * |weights|^2.
 
     Features are centred, and scaled by one number to a mean squared length of 1, so that a weight decay means the
     same for any backbone. Each weight decay starts from the solution of the stronger one before it.
 
     Args:
-        val: chooses the weight decay; without images it is `DEFAULT_WEIGHT_DECAY`.
+        val: chooses the weight decay.
         classes: C; a class without a training image is answered last.
+        without_val: the weight decay where there are no validation images.
     """
     mean = train.features.mean(axis=0, dtype=np.float64)
     scale = 1 / max(float(np.sqrt(((train.features - mean) ** 2).sum(axis=1).mean())), 1e-12)
@@ -89,7 +92,7 @@ def fit_linear_head(train: Images, val: Images, classes: int) -> Choice[LinearHe
         )
         head = LinearHead(*zeros, mean, scale)
         inputs, labels = head.scaled(train.features), torch.from_numpy(train.labels)
-        for decay in WEIGHT_DECAYS if len(val.labels) else (DEFAULT_WEIGHT_DECAY,):
+        for decay in WEIGHT_DECAYS if len(val.labels) else (without_val,):
             head = LinearHead(*minimise(inputs, labels, decay, head.weight, head.bias), mean, scale)
             yield decay, head
 

@@ -9,6 +9,7 @@ from pipeline.data import prepare
 from pipeline.models.licences import in_words
 from pipeline.runs import environment
 from pipeline.runs.directory import RunDirectory
+from pipeline.training import refit
 from pipeline.training.setup import RunStart, TrainingSetup
 from pipeline.training.step import accumulation_steps
 
@@ -26,6 +27,8 @@ def describe_run(setup: TrainingSetup, start: RunStart) -> None:
         "pictures": prepare.pictures_digest(config),
         "ranks": ranks.world_size,
     }
+    if config.train.refit is not None:  # the other run may be gone when this one goes on
+        about["refit"] = run.read_environment().get("refit") or refit.facts(config.train.refit)
     files.write_json(run.environment_file, about)
     if setup.taxonomy is not None:
         setup.taxonomy.write(run.taxonomy_file)

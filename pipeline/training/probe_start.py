@@ -13,17 +13,25 @@ from pipeline.common import signals
 from pipeline.common.errors import ConfigError, Stopped, WeightsError
 from pipeline.distributed.data_parallel import shard_like
 from pipeline.distributed.process_group import Ranks
-from pipeline.inference.linear_head import Images, fit_linear_head
+from pipeline.inference.linear_head import DEFAULT_WEIGHT_DECAY, Images, fit_linear_head
 from pipeline.models.classifier import Classifier
 
 
 def start_head(
-    models: list[Classifier], train: Images, val: Images, classes: int, ranks: Ranks
+    models: list[Classifier],
+    train: Images,
+    val: Images,
+    classes: int,
+    ranks: Ranks,
+    weight_decay: float | None = None,
 ) -> dict[str, Any]:
     """Give models of the same weights the head that `plumage probe` finds; return what was chosen for it.
 
     Each rank fits, so that none waits for another longer than a collective may take; the head of the first rank is
     everybody's. All ranks call it.
+
+    Args:
+        weight_decay: that of the head where there are no validation images to choose it; None: the default.
 
     Raises:
         ConfigError: the network does not end in one linear layer with a bias.
@@ -37,7 +45,8 @@ def start_head(
             f"train.start_from=probe: the features of the model are not finite for {broken:,} images; its weights "
             "have diverged: give others with model.weights"
         )
-    chosen = fit_linear_head(train, val, classes)
+    without_val = DEFAULT_WEIGHT_DECAY if weight_decay is None else weight_decay
+    chosen = fit_linear_head(train, val, classes, without_val)
     weight, bias = ranks.broadcast(chosen.model.of_plain_features())
     for model in models:
         name = next(name for name, layer in model.named_modules() if layer is model.head)

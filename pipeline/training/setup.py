@@ -25,7 +25,7 @@ from pipeline.models.classifier import Classifier
 from pipeline.models.heads import pool_by_amax
 from pipeline.models.precision import Precision, has_units
 from pipeline.runs import checkpoints
-from pipeline.training import auto_batch_size, phases, preflight, probe_start, resume
+from pipeline.training import auto_batch_size, phases, preflight, probe_start, refit, resume
 from pipeline.training.freezing import learn_fast
 from pipeline.training.optimizer import Optimizer, build_optimizer, parameter_groups
 from pipeline.training.phases import PhaseState
@@ -159,7 +159,9 @@ class TrainingSetup:
             Images(features[np.isin(rows, split)], self.labels[split])
             for split in (self.train_rows, self.val_rows)
         )
-        return probe_start.start_head(models, train, val, len(self.classes), self.ranks)
+        refitted = self.config.train.refit
+        decay = None if refitted is None else refit.head_weight_decay(refitted)
+        return probe_start.start_head(models, train, val, len(self.classes), self.ranks, decay)
 
     def _predicting_form(self, state: TrainState, precision: Precision) -> Network:
         """The model of a state for predicting alone; in shards, which are not whole here, the model itself."""

@@ -22,6 +22,7 @@ PREFIXES = {
             "model.weights",
             "train.device",
             "train.max_steps",
+            "train.refit",
             "train.start_from",
             "train.resume",
             "train.checkpoint_every",
@@ -36,7 +37,7 @@ PREFIXES = {
     ),
     "ranks": (
         ["data.root", "data.archive", "data.path", "data.corrections", "data.taxonomy", "data.workers"],
-        ["model.weights", "run.root"],
+        ["model.weights", "run.root", "train.refit"],
     ),
     "runs": (["run.", "tracking."],),
     "sweeps": (["run.", "train.resume"],),

@@ -333,3 +333,10 @@ def test_label_sets_and_ranks_that_all_runs_have_are_compared_too(tmp_path: Path
     files.write_text(paths[1] / "taxonomy.csv", TREE.replace("owls", "raptors"))
     tables.write_csv(cleaned.assign(label=3), paths[1] / "eval/test/label_sets/cleaned.csv")
     assert compare_runs(paths, "test", None)["otherwise"] == []
+
+
+def test_a_mean_of_runs_is_not_a_run_of_their_recipe(tmp_path: Path, base: np.ndarray) -> None:
+    paths = [write_run(tmp_path, name, base, seed=seed) for seed, name in enumerate(("one", "two", "mean"))]
+    files.write_json(paths[2] / "environment.json", {"packages": {}, "soup": {"chosen": "uniform"}})
+    groups = compare_runs(paths, "test", None)["groups"]
+    assert [group["name"] for group in groups] == ["one + two", "mean"]

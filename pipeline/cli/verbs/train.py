@@ -1,17 +1,53 @@
 """Verbs around a training: before it, and the training itself."""
 
 from argparse import ArgumentParser, Namespace
+from typing import TYPE_CHECKING
 
-from pipeline.cli.verbs.verb import Result, Verb, config_of, config_with_data, configuration, importing
+from pipeline.cli.verbs.verb import (
+    Result,
+    Verb,
+    check_data,
+    config_of,
+    config_with_data,
+    configuration,
+    importing,
+)
+from pipeline.common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.config.schema import Config
 
 
 def train(arguments: Namespace) -> Result:
-    """Train, or go on training where the run was interrupted."""
-    config = config_with_data(arguments)
+    """Train, or go on training where the run was interrupted.
+
+    With train.refit=RUN, and no configuration, the recipe of that run learns from train and validation together.
+    """
+    config = _refit_of(arguments) or config_of(arguments)
+    check_data(config)
     with importing():
         from pipeline.training.trainer import train
 
     return train(config)
+
+
+def _refit_of(arguments: Namespace) -> "Config | None":
+    """The configuration that `train.refit=RUN` of the command line asks for; None where it is not there."""
+    given = [text for text in arguments.positionals if text.startswith("train.refit=")]
+    if not given:
+        return None
+    with importing():
+        from pipeline.config.load import load_config
+
+    run = load_config(None, given).train.refit
+    if run is None:
+        return None
+    if arguments.config is not None:
+        raise ConfigError(f"train.refit: takes the configuration of {run}; drop --config {arguments.config}")
+    with importing():
+        from pipeline.training import refit
+
+    return refit.configuration(run, arguments.positionals)
 
 
 def schedule(arguments: Namespace) -> Result:
