@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import FastAPI, Query, Request, Response, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.params import Depends
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
@@ -42,6 +42,7 @@ def application(service: Service, token: str | None) -> ASGIApp:
     locked = [] if token is None else [Security(bearer)]
     _add_predict(app, service, locked)
     _add_facts(app, service, locked)
+    _add_page(app, service.model.page)
     paths = frozenset(path for route in app.routes if (path := getattr(route, "path", None)))
     return Gate(app, service, paths, token)
 
@@ -122,6 +123,12 @@ def _add_facts(app: FastAPI, service: Service, locked: Sequence[Depends]) -> Non
     )
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def _add_page(app: FastAPI, page: str) -> None:
+    @app.get("/", summary="A page to ask with", response_class=HTMLResponse)
+    async def front() -> HTMLResponse:
+        return HTMLResponse(page, headers={"Content-Security-Policy": "frame-ancestors 'none'"})
 
 
 def _state(good: bool) -> JSONResponse:

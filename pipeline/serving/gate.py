@@ -13,8 +13,8 @@ from pipeline.serving.limits import Refusal, busy
 from pipeline.serving.service import Service
 
 PROBES = "/healthz", "/readyz", "/metrics"
-OPEN = PROBES[:2]
-"""paths that need no token"""
+OPEN = "/", "/healthz", "/readyz"
+"""paths that need no token: the page asks for it"""
 HEADERS = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 
 

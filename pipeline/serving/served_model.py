@@ -13,9 +13,10 @@ from pipeline.common.errors import DataError, ExportError
 from pipeline.data.pictures import Pixels
 from pipeline.export.standalone import Exported, crop_of
 from pipeline.runs.directory import RunDirectory
+from pipeline.webpage.page import served_page
 
 MODEL, GOLDEN = "model.onnx", "golden"
-FACTS = {"classes", "preprocessing", "temperature", "unknown", "prediction_set", "origin", "weights"}
+FACTS = {"classes", "preprocessing", "temperature", "unknown", "origin", "weights"}
 Outputs = dict[str, Any]
 """of one picture, by name: logits [C], probabilities [C], perhaps known_score"""
 
@@ -66,8 +67,12 @@ class ServedModel(Exported):
             raise DataError(
                 f"{path}: says nothing of its {', '.join(sorted(missing))}; serve what `plumage export` has written"
             )
+        for name in (f"{GOLDEN}/golden.json", "export.json"):
+            if not (folder / name).is_file():
+                raise DataError(f"{folder}: has no {name}, so that nothing is proved; export the run again")
         self.sha256 = files.digest_of_file(path)
         self.proof = _proof(folder)
+        self.page = served_page(folder)
         self._verify(folder)
         self.batch = self._largest_batch(folder, most)
 

@@ -225,5 +225,5 @@ def test_a_token_is_asked_for(header: dict[str, str], status: int, export: Path)
         assert (answered.headers.get("www-authenticate") == "Bearer") == (status == 401)
         for path in ("model", "metrics", "openapi.json"):
             assert httpx.get(f"{server.url}/{path}", headers=header).status_code == status
-        for path in ("healthz", "readyz"):
+        for path in ("", "healthz", "readyz"):
             assert httpx.get(f"{server.url}/{path}").status_code == 200

@@ -26,7 +26,7 @@ def test_schemathesis_finds_no_answer_that_is_not_described(token: str | None, t
     with running(HeldModel(small_export(tmp_path / "small")), token=token) as server:
         done = tiny.launch([*words, f"{server.url}/openapi.json"], env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 selected / 5 total" in done.stdout
+    assert "6 selected / 6 total" in done.stdout
 
 
 def test_openapi_has_examples_and_says_where_a_token_is_asked_for(tmp_path: Path) -> None:

@@ -138,6 +138,15 @@ def test_it_is_healthy_and_ready(server: Running) -> None:
         assert (answered.status_code, answered.json()) == (200, {"status": "ok"})
 
 
+def test_the_page_is_there_and_asks_nobody_else(server: Running) -> None:
+    page = httpx.get(server.url)
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert page.headers["content-security-policy"] == "frame-ancestors 'none'"
+    assert page.text == server.service.model.page
+    assert "Bird 3" in page.text
+    assert "connect-src &#39;self&#39;" in page.text
+
+
 def test_what_is_not_there_is_refused_in_the_same_form(server: Running) -> None:
     assert httpx.get(f"{server.url}/etc/passwd").json() == {"error": "Not Found"}
     assert httpx.get(f"{server.url}/predict").status_code == 405
@@ -152,7 +161,7 @@ def test_no_answer_and_no_line_of_the_log_names_a_path_of_this_machine(
             httpx.post(f"{server.url}/predict", files=sent(content, name="../../secret.png"))
             for content in (picture(1), b"no picture", picture(1)[:200], b"", b"II*\0" + bytes(40))
         ]
-        got = [httpx.get(f"{server.url}/{path}") for path in ("model", "metrics", "openapi.json", "x")]
+        got = [httpx.get(f"{server.url}/{path}") for path in ("", "model", "metrics", "openapi.json", "x")]
     answers = "".join(one.text for one in posted + got)
     for leak in (str(export), str(Path.home()), "BytesIO", "0x", "site-packages", "Traceback"):
         assert leak not in answers
