@@ -3,7 +3,7 @@
 import dataclasses
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from pipeline.data.transforms import CentreCrop
 from pipeline.distributed.process_group import Ranks, select_device
 from pipeline.evaluation import run_set_rule, training_state, unknown_threshold
 from pipeline.evaluation.fitted_temperature import fitted_temperature
-from pipeline.export import description, golden, hub_folder, onnx_file
+from pipeline.export import description, golden, hub_folder, onnx_file, small_forms
 from pipeline.export.network import ExportedNetwork
 from pipeline.export.onnx_file import Graph, GraphFault, Images
 from pipeline.export.proof import TOLERANCE, Agreement, Trained, channels_first, compare, drawn_batches
+from pipeline.export.small_forms import Form
 from pipeline.inference import load_model
 from pipeline.inference.load_model import LoadedModel
 from pipeline.models.classifier import Classifier
@@ -37,8 +38,11 @@ MEMORY = (
 REPORT_IT = "nothing was written; `predict` and `eval` of the run are not concerned; please report this"
 
 
-def export_run(config: Config) -> dict[str, Any]:
+def export_run(config: Config, forms: Collection[Form] = ()) -> dict[str, Any]:
     """Write RUN/export, whole or not at all; an earlier one stays until then. What was measured, in plain types.
+
+    Args:
+        forms: smaller ones of the graph that are written as well, if they answer as it does.
 
     Raises:
         ExportError: no exporter's graph answers as the trained model does, or predict.py does not.
@@ -74,8 +78,10 @@ def export_run(config: Config) -> dict[str, Any]:
         golden.write(folder / "golden", config, loaded)
         some = list(islice(drawn_batches(config.data.image_px), 3))
         proof["hub"] = hub_folder.write(folder / "hub", config, loaded, content, facts, some)
+        proof |= small_forms.write(folder, config, data, forms, facts)
         files.write_json(folder / "export.json", {**proof, "metadata": facts})
-        _check_script(folder, run)
+        for path in sorted(folder.glob("model*.onnx")):
+            _check_script(folder, run, path.name)
         size_bytes = (folder / "model.onnx").stat().st_size
     console.say(f"export  {run.export}: model.onnx, {files.size_in_words(size_bytes)}; try predict.py there")
     return {"export": str(run.export), "size_bytes": size_bytes, **proof}
@@ -162,9 +168,9 @@ def _val_batches(config: Config, data: Prepared) -> Iterator[Images]:
             bar.advance(len(batch))
 
 
-def _check_script(folder: Path, run: RunDirectory) -> None:
-    """Have predict.py verify the pictures of golden/, in a process of its own."""
-    words = [sys.executable, str(folder / "predict.py"), "--check"]
+def _check_script(folder: Path, run: RunDirectory, model: str) -> None:
+    """Have predict.py verify the pictures of golden/ with a model, in a process of its own."""
+    words = [sys.executable, str(folder / "predict.py"), "--check", "--model", model]
     try:
         done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=CHECK_S)
     except subprocess.TimeoutExpired as error:

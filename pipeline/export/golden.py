@@ -15,7 +15,10 @@ from PIL import ExifTags, Image
 from pipeline.common.errors import DataError
 from pipeline.config.schema import Config
 from pipeline.evaluation.picture_outputs import Outputs, outputs_of
-from pipeline.export.proof import TOLERANCE, drawn
+from pipeline.export.network import LOGITS
+from pipeline.export.onnx_file import Graph
+from pipeline.export.proof import TOLERANCE, channels_first, drawn
+from pipeline.export.standalone import crop_of
 from pipeline.inference.load_model import LoadedModel
 
 JPEG_QUALITY = 93
@@ -50,6 +53,23 @@ def write(folder: Path, config: Config, model: LoadedModel) -> None:
         )
     golden = {"tolerance": TOLERANCE, "pictures": described}
     (folder / "golden.json").write_text(json.dumps(golden, indent=1) + "\n", encoding="utf-8")
+
+
+def write_of_form(folder: Path, form: str, graph: Graph, given: dict[str, Any], tolerance: float) -> None:
+    """Write golden.FORM.json: as golden.json, with the labels and the logits of a smaller form of the graph.
+
+    Args:
+        folder: with golden.json and its pictures.
+        given: `preprocessing` of the metadata.
+        tolerance: largest difference of logits that passes, relative to the largest one.
+    """
+    golden = json.loads((folder / "golden.json").read_text(encoding="utf-8"))
+    for picture in golden["pictures"]:
+        images = channels_first([crop_of(folder / picture["file"], given)])
+        logits = graph.outputs(images)[LOGITS][0]
+        picture |= {"label": int(logits.argmax()), "logits": logits.tolist()}
+    text = json.dumps(golden | {"tolerance": tolerance}, indent=1) + "\n"
+    (folder / f"golden.{form}.json").write_text(text, encoding="utf-8")
 
 
 def write_pictures(folder: Path, resize_px: int) -> list[Path]:

@@ -27,7 +27,7 @@ class GraphFault(Exception):
 
 
 @contextlib.contextmanager
-def _graph_faults() -> Iterator[None]:
+def graph_faults() -> Iterator[None]:
     """What an exporter or ONNX Runtime raises, which may be anything, is a `GraphFault`."""
     try:
         yield
@@ -84,7 +84,7 @@ def write(exporter: Exporter, network: ExportedNetwork, image_px: int, path: Pat
     """
     images = torch.zeros(2, 3, image_px, image_px, dtype=torch.uint8)
     with (
-        _graph_faults(),
+        graph_faults(),
         contextlib.redirect_stdout(sys.stderr),
         warnings.catch_warnings(),
         torch.no_grad(),
@@ -126,7 +126,7 @@ class Graph:
         """Raises: GraphFault: ONNX Runtime does not take it."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        with _graph_faults():
+        with graph_faults():
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self._names = [output.name for output in self._session.get_outputs()]
 
@@ -136,6 +136,6 @@ class Graph:
         Raises:
             GraphFault: it does not take a batch of this size, say.
         """
-        with _graph_faults():
+        with graph_faults():
             found = self._session.run(None, {INPUT: np.ascontiguousarray(images)})
         return dict(zip(self._names, found, strict=True))

@@ -2,6 +2,7 @@
 
 python predict.py one.jpg more/*.jpg --top 3   a line of JSON a picture; exit code 2 where one cannot be read
 python predict.py --check                      whether the pictures of golden/ have the logits of the trained model
+python predict.py one.jpg --model NAME         with a smaller form of it, such as model.fp16.onnx, where one was written
 """
 
 import argparse
@@ -23,10 +24,11 @@ cv2.setNumThreads(0)  # as in training
 
 
 class Exported:
-    """The model of a folder with what is known of it. facts: the metadata of model.onnx."""
+    """A model of a folder with what is known of it. facts: its metadata; golden: the file that it is verified by."""
 
-    def __init__(self, folder: Path) -> None:
-        self.session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    def __init__(self, folder: Path, model: str = "model.onnx") -> None:
+        self.session = onnxruntime.InferenceSession(folder / model, providers=["CPUExecutionProvider"])
+        self.golden = f"golden{Path(model).stem.removeprefix('model')}.json"
         metadata = self.session.get_modelmeta().custom_metadata_map
         self.facts: dict[str, Any] = {name: json.loads(text) for name, text in metadata.items()}
 
@@ -60,8 +62,8 @@ class Exported:
         return said
 
     def differences(self, folder: Path) -> list[str]:
-        """What differs between this machine's outputs for the pictures of golden/ and those of the trained model."""
-        golden, said = json.loads((folder / "golden.json").read_text(encoding="utf-8")), []
+        """What differs between this machine's outputs for the pictures of golden/ and those that are written there."""
+        golden, said = json.loads((folder / self.golden).read_text(encoding="utf-8")), []
         for expected in golden["pictures"]:
             crop = crop_of(folder / expected["file"], self.facts["preprocessing"])
             logits, wanted = self.outputs(crop)["logits"], np.array(expected["logits"])
@@ -154,14 +156,17 @@ def main() -> int:
     parser.add_argument("pictures", nargs="*", type=Path)
     parser.add_argument("--top", type=int, default=5, help="number of classes of a picture; default: 5")
     parser.add_argument("--check", action="store_true", help="verify the pictures of golden/")
-    wanted, folder = parser.parse_intermixed_args(), Path(__file__).parent
+    folder = Path(__file__).parent
+    names = sorted(path.name for path in folder.glob("model*.onnx"))
+    parser.add_argument("--model", choices=names, default="model.onnx", help="default: model.onnx")
+    wanted = parser.parse_intermixed_args()
     if not wanted.check and not wanted.pictures:
         parser.error("no picture is given; name some, or give --check")
-    model, failed = Exported(folder), 0
+    model, failed = Exported(folder, wanted.model), 0
     if wanted.check:
         differences = model.differences(folder / "golden")
         for line in differences or [
-            "every picture of golden/ has the label and the logits of the trained model"
+            f"every picture of golden/ has the label and the logits of {model.golden}"
         ]:
             print(line, file=sys.stderr if differences else sys.stdout)
         failed += len(differences)

@@ -6,6 +6,11 @@ from pipeline.cli.verbs.verb import OVERRIDE, OVERRIDES, Result, Verb, paths_and
 from pipeline.common.errors import ConfigError, DataError
 
 PACKAGES = "onnx", "onnxscript", "onnxruntime"
+IF_IT_AGREES = "written if it answers as model.onnx does on the validation images"
+FORMS = {
+    "fp16": f"also model.fp16.onnx, with weights of 16 bits; {IF_IT_AGREES}",
+    "int8": f"also model.int8.onnx, with weights and arithmetic of 8 bits; {IF_IT_AGREES}",
+}
 
 
 def _arguments(parser: ArgumentParser) -> None:
@@ -15,6 +20,8 @@ def _arguments(parser: ArgumentParser) -> None:
         metavar="RUN",
         help=f"a run directory, such as runs/NAME; and {OVERRIDE}: {OVERRIDES}",
     )
+    for form, words in FORMS.items():
+        parser.add_argument(f"--{form}", action="store_true", help=words)
 
 
 def export(arguments: Namespace) -> Result:
@@ -36,15 +43,16 @@ def export(arguments: Namespace) -> Result:
             ".venv/bin/pip install --editable '.[export]'"
         )
     config = config_of_run(runs[0], overrides)
+    from pipeline.export import small_forms
     from pipeline.export.export_run import export_run
 
-    return export_run(config)
+    return export_run(config, [form for form in small_forms.FORMS if getattr(arguments, form)])
 
 
 VERBS = {
     "export": Verb(
         export,
         _arguments,
-        ("plumage export runs/low_lr", "plumage export runs/low_lr eval.tta=flip"),
+        ("plumage export runs/low_lr --fp16", "plumage export runs/low_lr eval.tta=flip"),
     ),
 }
