@@ -56,7 +56,7 @@ def check(folder: Path, model: str) -> tuple[int, str]:
 
 
 def with_a_silent_channel(path: Path) -> None:
-    """Give a channel of the first convolution a thousand times its weights, and a bias that ReLU lets nothing pass by."""
+    """Give a channel of the first convolution a thousand times its weights, and a bias that ReLU lets nothing by."""
     model = onnx.load(path)
     arrays = {one.name: one for one in model.graph.initializer}
     first = next(node for node in model.graph.node if node.op_type == "Conv")
