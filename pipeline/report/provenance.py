@@ -1,6 +1,7 @@
 """The section "How these numbers were made": protocol, readings of test, choice of the epoch, seed, certificate."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from pipeline.runs.directory import EvaluationDirectory, RunDirectory
 
 VERIFY = "run `verify` again"
 FAULTS_SHOWN = 5
+TIME = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d\+00:00")
 
 
 class Row(NamedTuple):
@@ -53,12 +55,18 @@ def rows(config: Config, folder: EvaluationDirectory, metrics: Mapping[str, Any]
         Row("Seed", [_seed(config, run, metrics)]),
         Row("Certificate", list(_certificate(run, folder))),
     ]
-    return [row for row in found if row is not None and row.sentences]
+    return [
+        Row(row.name, [TIME.sub(r"\1 \2 UTC", sentence) for sentence in row.sentences])
+        for row in found
+        if row is not None and row.sentences
+    ]
 
 
 def _protocol(metrics: Mapping[str, Any]) -> Iterator[str]:
     if "protocol" in metrics:
-        words = protocol_in_words(metrics["protocol"])
+        protocol = metrics["protocol"]
+        place = protocol.get("registration")
+        words = protocol_in_words({**protocol, "registration": place and Path(place).name})
         yield f"{words[0].upper()}{words[1:]}."
 
 
@@ -111,7 +119,12 @@ def _certificate(run: RunDirectory, folder: EvaluationDirectory) -> Iterator[str
         if claim.result == "fails"
         for fault in claim.found
     ]
-    verdict = f"{counts['fails']} of its claims fail" if failing else "every claim that was checked holds"
+    failed = counts["fails"]
+    verdict = (
+        f"{failed} of its claims fail{'s' if failed == 1 else ''}"
+        if failed
+        else "every claim that was checked holds"
+    )
     yield (
         f"Of {found.environment.get('time')}: {verdict} ({counts['holds']} hold, {counts['not checked']} could not be "
         f"checked), on {found.environment.get('cpu')}."
