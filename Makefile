@@ -44,7 +44,7 @@ help: ## list the targets and their variables
 	  N      'number of trials of the sweep, in all' \
 	  SORT   'column by which runs are listed ($(SORT))' \
 	  RUN    'run directories of sync' \
-	  BENCH  'all, or of loader, step, inference, data, start, growth, memory, tracking, ddp, contest ($(BENCH))' \
+	  BENCH  'all, or of loader, step, inference, export, data, start, growth, memory, tracking, ddp, contest ($(BENCH))' \
 	  PYTHON 'Python of setup, 3.11 or newer ($(PYTHON))'
 
 ##@ Set up

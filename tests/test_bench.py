@@ -10,7 +10,19 @@ from typing import Any
 import pytest
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "bench"
-PARTS = ("loader", "step", "inference", "data", "start", "growth", "memory", "tracking", "ddp", "contest")
+PARTS = (
+    "loader",
+    "step",
+    "inference",
+    "export",
+    "data",
+    "start",
+    "growth",
+    "memory",
+    "tracking",
+    "ddp",
+    "contest",
+)
 LOADER: dict[str, Any] = {
     "part": "loader",
     "what": "448 of 512 px",

@@ -5,6 +5,7 @@
 loader     crops from the store, against torchvision (PIL, and its own decoder) and timm
 step       a training step, against timm's, and against this machine's matrix products
 inference  predictions a second, against timm's validation and ONNX Runtime
+export     the forms that `plumage export` writes, in ONNX Runtime, against PyTorch: speed and size
 data       the data stage, against decoding and resizing on all cores
 start      seconds until a verb does its work
 growth     time and memory for ten thousand, a hundred thousand and a million images
@@ -37,7 +38,19 @@ from measuring import Options, machine
 from pipeline.common import console
 from pipeline.common.errors import UserError
 
-PARTS = ("loader", "step", "inference", "data", "start", "growth", "memory", "tracking", "ddp", "contest")
+PARTS = (
+    "loader",
+    "step",
+    "inference",
+    "export",
+    "data",
+    "start",
+    "growth",
+    "memory",
+    "tracking",
+    "ddp",
+    "contest",
+)
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 LINES, PAGE = DOCS / "benchmarks.jsonl", DOCS / "benchmarks.md"
 

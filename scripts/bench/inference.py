@@ -15,6 +15,7 @@ import inference_sides
 from measuring import ROUNDS, Measurement, Options, in_a_process
 
 from pipeline.common import console
+from pipeline.config.schema import Config
 from pipeline.data import prepare
 from pipeline.inference.load_model import checkpoint_path
 from pipeline.models.precision import cpu_has_bf16
@@ -56,7 +57,7 @@ def measure(options: Options) -> Iterator[Measurement]:
     sides = dict.fromkeys(side for pair in pairs for side in (pair.ours, pair.other))
     for network in TINY if options.tiny else NETWORKS:
         for precision in dict.fromkeys(precision for _, precision in sides):
-            _make_run(options, network, precision)
+            make_run(inference_sides.configuration(options, *network[:2], precision))
         with tempfile.TemporaryDirectory() as scratch:
             arguments = {"overrides": options.overrides, "folder": str(options.folder), "tiny": options.tiny}
             arguments |= {"network": list(network), "scratch": scratch}
@@ -79,9 +80,8 @@ def _measured(options: Options, side: Side, arguments: dict[str, Any]) -> dict[s
     return measured
 
 
-def _make_run(options: Options, network: tuple[str, int, int], precision: str) -> None:
+def make_run(config: Config) -> None:
     """A training of one step, once: all sides predict with its checkpoint."""
-    config = inference_sides.configuration(options, *network[:2], precision)
     prepare.prepare(config)
     if not checkpoint_path(config).is_file():
         train(config)
