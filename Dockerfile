@@ -6,6 +6,7 @@
 #   docker build --build-arg BASE=nvidia/cuda:13.0.2-base-ubuntu24.04 .     where NVIDIA's base is asked for
 #   docker run --rm plumage make smoke              data, train and eval on a few drawn birds
 #   docker run --rm --gpus all plumage make gpu-check    what only a GPU shows: speeds, waits, memory, exactness
+#   docker build -t plumage:serve --target serve .  the server of an exported model, without PyTorch
 # BASE needs apt and Python 3.11 or newer: the pinned versions ask for it.
 ARG BASE=debian:bookworm-slim
 
@@ -25,6 +26,30 @@ RUN ${TORCH_INDEX:+env PIP_INDEX_URL="${TORCH_INDEX}"} \
     /opt/plumage/bin/pip install --constraint /tmp/constraints.txt torch torchvision
 RUN /opt/plumage/bin/pip install --requirement /tmp/constraints.txt \
  && /opt/plumage/bin/pip check
+
+# A server of one exported model: docker run -p 8000:8000 -v FOLDER/export:/export:ro plumage:serve
+FROM ${BASE} AS serve
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+ARG DEBIAN_FRONTEND=noninteractive
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends ca-certificates python3 python3-venv tini \
+ && rm -rf /var/lib/apt/lists/* \
+ && useradd --uid 10001 --user-group plumage
+ENV PATH=/opt/plumage/bin:${PATH} PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+COPY constraints-serve.txt /tmp/
+RUN python3 -m venv /opt/plumage \
+ && /opt/plumage/bin/pip install --requirement /tmp/constraints-serve.txt \
+ && /opt/plumage/bin/pip check
+WORKDIR /plumage
+COPY . .
+RUN chmod --recursive a+rX .
+USER 10001
+STOPSIGNAL SIGTERM
+# With the arguments of CMD replaced, name the export first.
+ENTRYPOINT ["tini", "--", "python", "-m", "pipeline", "serve"]
+CMD ["/export", "--host", "0.0.0.0", "--drain-seconds", "5"]
 
 FROM ${BASE} AS plumage
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]

@@ -1,6 +1,8 @@
 """Write constraints.txt: the exact versions of what the program needs to run, as installed here.
 
-    python -m venv /tmp/lock && /tmp/lock/bin/pip install . && /tmp/lock/bin/python scripts/constraints.py
+And constraints-serve.txt: of what `plumage serve` needs, which is no torch.
+
+    python -m venv /tmp/lock && /tmp/lock/bin/pip install '.[serve]' && /tmp/lock/bin/python scripts/constraints.py
 
 With Python 3.11 or newer. The CUDA libraries (nvidia-*, cuda-*, triton) are left out: torch pins its own, and a
 build of torch for the CPU has none.
@@ -19,6 +21,8 @@ sys.path.insert(0, str(ROOT))
 
 from pipeline.common import files  # noqa: E402
 
+SERVING = "jinja2", "numpy", "opencv-python-headless", "pillow", "pydantic", "rich"
+"""the dependencies that `serve` imports, beside those of its extra"""
 OF_TORCH = re.compile(r"nvidia-|cuda-|triton")
 HEADER = "# Exact versions of a working installation, for the image; made by scripts/constraints.py.\n"
 
@@ -45,9 +49,11 @@ def closure(names: list[str]) -> dict[str, str]:
 def main() -> None:
     """Write the file."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = [f"{name}=={version}\n" for name, version in sorted(closure(project["dependencies"]).items())]
-    files.write_text(ROOT / "constraints.txt", HEADER + "".join(lines))
-    print(f"constraints.txt: {len(lines)} packages")
+    served = [*SERVING, *project["optional-dependencies"]["serve"]]
+    for name, needed in (("constraints.txt", project["dependencies"]), ("constraints-serve.txt", served)):
+        lines = [f"{package}=={version}\n" for package, version in sorted(closure(needed).items())]
+        files.write_text(ROOT / name, HEADER + "".join(lines))
+        print(f"{name}: {len(lines)} packages")
 
 
 if __name__ == "__main__":

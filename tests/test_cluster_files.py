@@ -1,5 +1,6 @@
 """What runs on other machines: scripts, manifests and the image are held against their formats and against the code."""
 
+import json
 import os
 import re
 import subprocess
@@ -11,6 +12,9 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from pipeline.cli.arguments import parse
+from pipeline.serving.limits import HEAD_S
+from pipeline.serving.serve import TOKEN
 from scripts import chroot_build
 from tests.helpers import tiny
 
@@ -24,6 +28,8 @@ SHELL = [
 ]
 MANIFESTS = sorted((ROOT / "scripts/k8s").glob("*.yaml"))
 BIN = Path(sys.executable).parent
+OPTIONAL = {"pillow-heif", "sniffio"}
+"""what is imported where it is installed"""
 
 
 def check(*words: str | Path) -> None:
@@ -75,9 +81,9 @@ def test_the_pods_of_a_training_find_one_another() -> None:
     assert mounted == {volume["name"] for volume in pod["volumes"]}
 
 
-@pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: path.name)
-def test_a_job_ends_at_what_only_a_person_can_mend_and_goes_on_after_a_stop(manifest: Path) -> None:
-    job = documents(manifest.name)["Job"]["spec"]
+@pytest.mark.parametrize("manifest", ["data.yaml", "train.yaml"])
+def test_a_job_ends_at_what_only_a_person_can_mend_and_goes_on_after_a_stop(manifest: str) -> None:
+    job = documents(manifest)["Job"]["spec"]
     actions = {
         code: rule["action"]
         for rule in job["podFailurePolicy"]["rules"]
@@ -85,8 +91,54 @@ def test_a_job_ends_at_what_only_a_person_can_mend_and_goes_on_after_a_stop(mani
     }
     assert actions[2] == "FailJob"
     assert job["template"]["spec"]["restartPolicy"] == "Never"  # the policy asks for it
-    if manifest.name == "train.yaml":
+    if manifest == "train.yaml":
         assert actions[75] == "Ignore"
+
+
+def test_a_served_model_is_found_probed_and_given_the_time_to_end() -> None:
+    deployment, service = (documents("serve.yaml")[kind]["spec"] for kind in ("Deployment", "Service"))
+    pod = deployment["template"]["spec"]
+    [container] = pod["containers"]
+    labels = deployment["template"]["metadata"]["labels"]
+    assert labels == service["selector"] == deployment["selector"]["matchLabels"]
+    [port] = container["ports"]
+    assert service["ports"][0]["targetPort"] == port["name"]
+    _, arguments = parse(["serve", *container["args"]])
+    assert (arguments.port, arguments.host) == (port["containerPort"], "0.0.0.0")
+    assert [mount["mountPath"] for mount in container["volumeMounts"]] == arguments.positionals
+    longest = arguments.drain_seconds + arguments.seconds + HEAD_S
+    assert pod["terminationGracePeriodSeconds"] > longest
+    probed = {name: container[f"{name}Probe"]["httpGet"]["path"] for name in ("readiness", "liveness")}
+    assert probed == {"readiness": "/readyz", "liveness": "/healthz"}
+    assert container["env"][0]["name"] == TOKEN
+    assert deployment["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+
+
+def test_the_image_of_the_server_is_one_that_its_arguments_fit() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    stage = text[text.index("AS serve\n") : text.index("AS plumage\n")]
+    [words] = re.findall(r"^ENTRYPOINT (.*)$", stage, re.M)
+    assert json.loads(words)[2:] == ["python", "-m", "pipeline", "serve"]
+    [words] = re.findall(r"^CMD (.*)$", stage, re.M)
+    _, arguments = parse(["serve", *json.loads(words)])
+    assert (arguments.positionals, arguments.host) == (["/export"], "0.0.0.0")
+    assert text.rindex("FROM ") == text.index("FROM ${BASE} AS plumage"), "what is built without --target"
+
+
+def test_the_server_imports_only_what_its_image_has() -> None:
+    lines = (ROOT / "constraints-serve.txt").read_text().splitlines()
+    pinned = {line.partition("==")[0] for line in lines if not line.startswith("#")}
+    code = (
+        "import sys; from importlib.metadata import packages_distributions\n"
+        "import pipeline.cli.main, pipeline.serving.serve\n"
+        "packages = packages_distributions()\n"
+        "print(*{one for name in sys.modules for one in packages.get(name, [])})"
+    )
+    done = tiny.launch([sys.executable, "-c", code], cwd=ROOT)
+    imported = {canonicalize_name(name) for name in done.stdout.split()}
+    optional = {name for name in imported if name.startswith("opentelemetry") or name in OPTIONAL}
+    assert {"fastapi", "onnxruntime", "numpy"} <= imported
+    assert not imported - optional - pinned - {"plumage", "setuptools"}
 
 
 def test_constraints_pin_every_runtime_dependency_as_the_project_asks() -> None:
@@ -123,6 +175,7 @@ def test_the_image_holds_the_code_and_nothing_of_a_users() -> None:
         "Makefile",
         "configs/demo.yaml",
         "constraints.txt",
+        "constraints-serve.txt",
     ]
     outside = ["data/cub200/raw/x.jpg", "runs/a/log.jsonl", ".git/config", ".venv/bin/python", "weights.pth"]
     outside += ["pipeline/__pycache__/cli.pyc", "wandb/key"]
