@@ -64,6 +64,7 @@ class TrainedModel:
     def __init__(self, config: Config) -> None:
         """Raises: UserError: the run or its checkpoint is missing, or does not fit."""
         training_state.warn_of_unfinished(RunDirectory(config.run_dir))
+        config = config.at_evaluation
         self.config, self.device = config, select_device(config.train)
         ranks = Ranks.single(self.device)
         self._loaded, names = load_model_without_data(config, checkpoint_path(config), ranks)

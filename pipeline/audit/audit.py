@@ -33,6 +33,7 @@ def audit_data(config: Config) -> dict[str, Any]:
     Raises:
         UserError: the checkpoint or the data are missing, or do not belong together.
     """
+    config = config.at_evaluation
     training_state.await_end(config)
     with process_group.join(config.train, config.distributed.timeout_s) as ranks:
         if ranks.is_main:

@@ -7,6 +7,14 @@ from pydantic import Field, model_validator
 from pipeline.config.types import Count, Section, UserPath, WordOrPath
 
 
+def views_in_words(tta: str, image_px: int | None, resize_px: int | None) -> str:
+    """What a model is shown of each picture: `none`, `flip`, or with `eval.image_px` `flip, 288 px of 329`.
+
+    Answers to other views are other answers: temperature, thresholds and comparisons are of one kind of views.
+    """
+    return tta if image_px is None else f"{tta}, {image_px} px of {resize_px}"
+
+
 class EvalConfig(Section):
     split: Literal["train", "val", "test"] = "test"
     """images to predict"""
@@ -16,6 +24,8 @@ class EvalConfig(Section):
     """images predicted at once on each rank; no result depends on it"""
     tta: Literal["none", "flip", "ten_crop"] = "none"
     """crops to average; none: centre; flip: centre and its mirror image; ten_crop: centre and corners, mirrored too"""
+    image_px: Annotated[int, Field(ge=16)] | None = None
+    """side of the crop at evaluation, px, of a stored picture of data.resize_px; null: data.image_px"""
     labels: tuple[UserPath, ...] = ()
     """files of decisions as `data.corrections` takes them; each gives a score by its labels beside the official one"""
     peek_gap: bool = False

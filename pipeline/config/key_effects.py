@@ -143,6 +143,7 @@ KEY_EFFECTS = {
     "eval.checkpoint": NOTHING,
     "eval.batch_size": SPEED,
     "eval.tta": NOTHING,
+    "eval.image_px": NOTHING,
     "eval.labels": NOTHING,
     "eval.peek_gap": NOTHING,
     "eval.protocol": NOTHING,

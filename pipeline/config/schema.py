@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from pipeline.config.data import DataConfig
-from pipeline.config.evaluation import EvalConfig, ReportConfig, SummaryConfig
+from pipeline.config.evaluation import EvalConfig, ReportConfig, SummaryConfig, views_in_words
 from pipeline.config.model import ModelConfig
 from pipeline.config.optim import Cosine, OptimConfig, PlateauRule, ReduceOnPlateau, ScheduleConfig, SwatsRule
 from pipeline.config.run import RunConfig, TrackingConfig
@@ -55,11 +55,20 @@ class Config(Section):
         self._check_start()
         self._check_phases()
         self._check_lengths()
-        if self.eval.tta == "ten_crop" and self.data.image_px > self.data.resize_px:
-            raise ValueError(
-                "eval.tta: ten_crop needs corners, and data.image_px is larger than data.resize_px"
-            )
+        self._check_views()
         return self
+
+    def _check_views(self) -> None:
+        """The crops of evaluation lie within the stored pictures."""
+        stored_px, image_px = self.data.resize_px, self.eval.image_px or self.data.image_px
+        if image_px > stored_px + 2 * self.data.pad_px:
+            raise ValueError(
+                f"eval.image_px: {image_px} is larger than data.resize_px={stored_px}; prepare larger pictures with "
+                f"`plumage data ... data.resize_px={image_px}` or more, and evaluate with the same"
+            )
+        if self.eval.tta == "ten_crop" and image_px > stored_px:
+            key = "data.image_px" if self.eval.image_px is None else "eval.image_px"
+            raise ValueError(f"eval.tta: ten_crop needs corners, and {key} is larger than data.resize_px")
 
     def _check_start(self) -> None:
         """The head of a probe is one linear layer on pretrained features."""
@@ -128,6 +137,19 @@ class Config(Section):
         data = self.data
         held_out = data.folds is not None or data.val_images is not None or data.val_fraction > 0
         return held_out and self.train.refit is None
+
+    @property
+    def at_evaluation(self) -> "Config":
+        """The same, with the size at evaluation (`eval.image_px`) in the place of that of training."""
+        if self.eval.image_px is None:
+            return self
+        data = self.data.model_copy(update={"image_px": self.eval.image_px})
+        return self.model_copy(update={"data": data})
+
+    @property
+    def views(self) -> str:
+        """What evaluation shows of each picture, see `views_in_words`."""
+        return views_in_words(self.eval.tta, self.eval.image_px, self.data.resize_px)
 
     @property
     def split_seed(self) -> int:

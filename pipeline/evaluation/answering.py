@@ -65,12 +65,12 @@ class Answering:
         run_taxonomy.check_rank(config, taxonomy, rank)
         posterior = Posterior(temperature or 1.0, log_ratio)
         chosen = thresholds.of_run(
-            RunDirectory(config.run_dir), model.sha256, config.eval.tta, posterior.temperature, taxonomy
+            RunDirectory(config.run_dir), model.sha256, config.views, posterior.temperature, taxonomy
         )
         if chosen is not None and rank not in chosen.ranks:
             chosen = None
         sure = "" if chosen is None else f"; sure from {chosen.ranks[rank].common}"
-        origin = RunDirectory(config.run_dir), model.sha256, config.eval.tta
+        origin = RunDirectory(config.run_dir), model.sha256, config.views
         unknown = unknown_threshold.of_run(*origin)
         rule = run_set_rule.of_run(*origin) if rank == CLASS and prior is None else None
         sets = "" if rule is None else f"; sets for {rule.coverage:.0%}"

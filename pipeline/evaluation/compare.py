@@ -153,7 +153,7 @@ def read(path: Path, split: str, name: str, repeat: str | None = None) -> Compar
     table = predictions.read_table(folder, names).sort_values("id", ignore_index=True)
     settings = read_tree(run.config_file)
     metrics = predictions.read_metrics(folder)
-    evaluation = [Path(metrics.get("checkpoint", "")).name, metrics.get("tta", "none")]
+    evaluation = [Path(metrics.get("checkpoint", "")).name, predictions.views(metrics)]
     if "soup" in run.read_environment():  # no run of the recipe, but a mean of some
         evaluation.append("soup")
     recipe = files.digest_of([_settings_of_recipe(settings), evaluation])

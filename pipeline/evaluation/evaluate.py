@@ -45,6 +45,7 @@ def evaluate_split(config: Config) -> dict[str, Any]:
         UserError: the checkpoint or the data are missing or do not belong together, or the model's
             outputs are not finite.
     """
+    config = config.at_evaluation
     training_state.await_end(config)
     with process_group.join(config.train, config.distributed.timeout_s) as ranks:
         training = training_state.check_is_over(config) if ranks.is_main else {}
@@ -82,6 +83,7 @@ def _evaluate(
         **({} if config.train.refit is None else {"refit": str(config.train.refit)}),
         "classes": data.samples["label"].nunique(),
         "tta": config.eval.tta,
+        **_size(config),
         **evaluator.test_readings(),
         **({"protocol": judged.protocol} if judged else {}),
         **gap,
@@ -94,6 +96,13 @@ def _evaluate(
     taxonomy = run_taxonomy.with_data(config, data)
     metrics_json, _ = compute_metrics(folder, data.samples, learned_rows(config, data), origin, taxonomy)
     return metrics_json
+
+
+def _size(config: Config) -> dict[str, int]:
+    """What metrics.json says of a size at evaluation (`eval.image_px`), where there is one."""
+    if config.eval.image_px is None:
+        return {}
+    return {"image_px": config.eval.image_px, "resize_px": config.data.resize_px}
 
 
 class Evaluator:

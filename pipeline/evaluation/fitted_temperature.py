@@ -8,7 +8,7 @@ from pipeline.common import files
 from pipeline.config.schema import Config
 from pipeline.inference.load_model import LoadedModel
 from pipeline.runs.directory import RunDirectory
-from pipeline.runs.predictions import AGAIN
+from pipeline.runs.predictions import AGAIN, views
 
 
 class _Fitted(BaseModel):
@@ -16,6 +16,8 @@ class _Fitted(BaseModel):
 
     checkpoint_sha256: str = ""
     tta: str = "none"
+    image_px: int | None = None
+    resize_px: int | None = None
     temperature: Annotated[float, Field(gt=0)] | None = None
     temperature_at_bound: bool = False
 
@@ -31,7 +33,7 @@ def fitted_temperature(config: Config, model: LoadedModel) -> tuple[float | None
         if (
             fitted.temperature is None
             or fitted.checkpoint_sha256 != model.sha256
-            or fitted.tta != config.eval.tta
+            or views(fitted.model_dump()) != config.views
         ):
             continue
         if not fitted.temperature_at_bound:
@@ -41,5 +43,5 @@ def fitted_temperature(config: Config, model: LoadedModel) -> tuple[float | None
         return None, "not calibrated, as validation does not determine a temperature"
     return (
         None,
-        f"not calibrated, as no `eval` of it with eval.tta={config.eval.tta} has fitted a temperature",
+        f"not calibrated, as no `eval` of it with eval.tta={config.views} has fitted a temperature",
     )

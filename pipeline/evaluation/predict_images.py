@@ -80,6 +80,7 @@ def classify(config: Config, names: Sequence[Path], wishes: Wishes) -> dict[str,
         UserError: the checkpoint is missing or of another model, its outputs are not finite, no picture is readable, or
             not all are and the answers went to standard output.
     """
+    config = config.at_evaluation
     for place in (wishes.file, wishes.heat_maps):
         if place is not None:
             place.check()

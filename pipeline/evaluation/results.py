@@ -30,7 +30,10 @@ from pipeline.runs.directory import EvaluationDirectory, RunDirectory, Table
 
 # The keys of metrics.json that are not computed from the predictions: where these come from.
 ALWAYS = ("split", "run", "checkpoint", "checkpoint_sha256", "epoch", "step", "classes")
-ORIGIN = (*ALWAYS[:6], "training", "refit", "classes", "tta", "test_reads", "protocol", "peek_gap")
+ORIGIN = (
+    *(*ALWAYS[:6], "training", "refit", "classes"),
+    *("tta", "image_px", "resize_px", "test_reads", "protocol", "peek_gap"),
+)
 
 
 def compute_metrics(
@@ -112,6 +115,18 @@ def _ties(logits: npt.NDArray[np.float32]) -> dict[str, int]:
         in_first_place = (block == block.max(axis=1, keepdims=True)).sum(axis=1)
         ties += int((in_first_place > 1).sum())
     return {"ties": ties} if ties else {}
+
+
+def config_of(config: Config, metrics: Mapping[str, Any]) -> Config:
+    """The configuration of a stored evaluation: with the views that it had, whatever the configuration says now.
+
+    Args:
+        metrics: the content of its metrics.json.
+    """
+    own = {"tta": metrics.get("tta", "none"), "image_px": metrics.get("image_px")}
+    data = config.data.model_copy(update={"resize_px": metrics.get("resize_px", config.data.resize_px)})
+    update = {"eval": config.eval.model_copy(update=own), "data": data}
+    return config.model_copy(update=update).at_evaluation
 
 
 def learned_rows(config: Config, data: Prepared) -> npt.NDArray[np.int64]:

@@ -5,7 +5,7 @@ from pydantic import BaseModel
 from pipeline.common import files
 from pipeline.evaluation.prediction_sets import Method, SetRule
 from pipeline.runs.directory import RunDirectory
-from pipeline.runs.predictions import AGAIN
+from pipeline.runs.predictions import AGAIN, views
 
 METHOD: Method = "lac"
 """of the answers: the one whose sets are the smallest on average"""
@@ -17,6 +17,8 @@ class _Calibrated(BaseModel):
 
     checkpoint_sha256: str = ""
     tta: str = "none"
+    image_px: int | None = None
+    resize_px: int | None = None
     prediction_sets: dict[Method, SetRule] = {}
 
 
@@ -32,7 +34,7 @@ def of_run(run: RunDirectory, checkpoint_sha256: str, tta: str) -> SetRule | Non
             continue
         found = files.read_json(path, _Calibrated, AGAIN)
         rule = found.prediction_sets.get(METHOD)
-        if (found.checkpoint_sha256, found.tta) != (checkpoint_sha256, tta) or rule is None:
+        if (found.checkpoint_sha256, views(found.model_dump())) != (checkpoint_sha256, tta) or rule is None:
             continue
         return None if rule.threshold is None else rule
     return None

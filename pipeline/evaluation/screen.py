@@ -53,7 +53,8 @@ def show(folder: EvaluationDirectory) -> None:
 
 def headline(metrics: Mapping[str, Any]) -> Iterator[str]:
     """The metrics in a few lines, accuracy and its interval first; a peek gap with its warning."""
-    views = "" if metrics["tta"] == "none" else f", views: {metrics['tta']}"
+    shown = predictions.views(metrics)
+    views = "" if shown == "none" else f", views: {shown}"
     yield f"{metrics['split']}  {metrics['n']:,} images, {metrics['classes']} classes{views}"
     if "training" in metrics:
         yield f"  of a training that had not finished ({metrics['training']}): epoch {metrics['epoch']}"

@@ -29,7 +29,7 @@ from pipeline.common import arrays, files
 from pipeline.data.taxonomy import CLASS, Taxonomy
 from pipeline.evaluation import calibration
 from pipeline.runs.directory import EvaluationDirectory, RunDirectory
-from pipeline.runs.predictions import AGAIN, Validation
+from pipeline.runs.predictions import AGAIN, Validation, views
 
 PROMISE = 0.95
 """share of right answers from a threshold on"""
@@ -240,7 +240,7 @@ def write(
     temperature = 1.0 if metrics["temperature_at_bound"] else metrics["temperature"]
     ranks, roll_up = choose(validation, temperature, classes, taxonomy)
     digest = "" if taxonomy is None else taxonomy.digest
-    stamp = (metrics["checkpoint_sha256"], metrics.get("tta", "none"), temperature, digest)
+    stamp = (metrics["checkpoint_sha256"], views(metrics), temperature, digest)
     files.write_json(folder.thresholds_file, asdict(Thresholds(*stamp, PROMISE, ranks, roll_up)))
 
 

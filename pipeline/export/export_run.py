@@ -52,7 +52,7 @@ def export_run(config: Config, forms: Collection[Form] = ()) -> dict[str, Any]:
         raise ConfigError(
             "eval.tta: ten_crop takes its crops from the whole picture, and the graph sees one; set none or flip"
         )
-    config = config.model_copy(update={"train": config.train.model_copy(update={"device": "cpu"})})
+    config = config.model_copy(update={"train": config.train.model_copy(update={"device": "cpu"})}).at_evaluation
     run, ranks = RunDirectory(config.run_dir), Ranks.single(select_device(config.train))
     training_state.warn_of_unfinished(run)
     loaded, classes = load_model.load_model_without_data(config, load_model.checkpoint_path(config), ranks)
@@ -64,8 +64,8 @@ def export_run(config: Config, forms: Collection[Form] = ()) -> dict[str, Any]:
             f"export  the graph computes in fp32, and is compared with the model in fp32, not {loaded.precision}"
         )
         loaded = dataclasses.replace(loaded, precision="fp32", fused=None)
-    unknown = unknown_threshold.of_run(run, loaded.sha256, config.eval.tta)
-    set_rule = run_set_rule.of_run(run, loaded.sha256, config.eval.tta)
+    unknown = unknown_threshold.of_run(run, loaded.sha256, config.views)
+    set_rule = run_set_rule.of_run(run, loaded.sha256, config.views)
     facts = description.describe(config, loaded, classes, content, temperature, unknown, set_rule)
     score = None if unknown is None else unknown.score
     trained = Trained(loaded.network, temperature or 1.0, config.eval.tta, score)

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
-from pipeline.common.errors import CheckpointError
+from pipeline.common.errors import CheckpointError, UserError
 from pipeline.config.schema import Config
+from pipeline.data import prepare
 from pipeline.data.prepare import Prepared
 from pipeline.distributed import process_group
 from pipeline.distributed.process_group import Ranks
+from pipeline.evaluation import results
 from pipeline.protocol import certificate, numbers, predicted_again, recorded, stored_data, trained_again
 from pipeline.protocol.claims import Claim
 from pipeline.protocol.predicted_again import Again
@@ -96,16 +98,16 @@ def _recorded(
         yield Recorded(name, content["samples"], None)
     for each in evaluated:
         place = f"eval/{each.folder.split}/{each.folder.environment_file.name}"
-        yield Recorded(place, each.environment.get("samples"), each.environment.get("pictures"))
+        pictures = (
+            None if "resize_px" in each.metrics else each.environment.get("pictures")
+        )  # others, perhaps
+        yield Recorded(place, each.environment.get("samples"), pictures)
 
 
 def config_of(config: Config, evaluated: Evaluated) -> Config:
     """The configuration of an evaluation: its split, its checkpoint and its views."""
-    own = {
-        "split": evaluated.folder.split,
-        "tta": evaluated.metrics.get("tta", "none"),
-        "checkpoint": str(evaluated.checkpoint),
-    }
+    own = {"split": evaluated.folder.split, "checkpoint": str(evaluated.checkpoint)}
+    config = results.config_of(config, evaluated.metrics)
     return config.model_copy(update={"eval": config.eval.model_copy(update=own)})
 
 
@@ -114,9 +116,17 @@ def _predictions(
 ) -> Iterator[Claim]:
     about = evaluated.environment or RunDirectory(config.run_dir).read_environment()
     otherwise = environment.other_bits(about, environment.describe(ranks.device))
-    _compute_in(about.get("threads"))
+    if not otherwise:
+        _compute_in(about.get("threads"))
     again = Again(images, evaluated.environment.get("batch_size", BATCH_SIZE), otherwise)
-    yield from predicted_again.check(config_of(config, evaluated), data, evaluated.folder, again, ranks)
+    own = config_of(config, evaluated)
+    if own.data.resize_px != config.data.resize_px:
+        try:
+            data = prepare.load(own)
+        except UserError as error:
+            yield Claim.unchecked(f"predictions of {evaluated.folder.split}", str(error))
+            return
+    yield from predicted_again.check(own, data, evaluated.folder, again, ranks)
 
 
 def _steps(
@@ -136,7 +146,8 @@ def _steps(
         otherwise.append("optim.batch_size (auto)")
     if ranks.device.type == "cuda" and not config.train.deterministic:
         otherwise.append("algorithms (train.deterministic is false)")
-    _compute_in(about.get("threads"))
+    if not otherwise:
+        _compute_in(about.get("threads"))
     yield trained_again.check(first, config, log, steps, precision, otherwise)
     best = run.checkpoint("best")
     if best.name in contents:

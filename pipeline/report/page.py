@@ -43,10 +43,9 @@ def build(config: Config, folder: EvaluationDirectory, *, recompute: bool = True
     Raises:
         UserError: predictions or data are missing, damaged, or do not belong together; or another process evaluates.
     """
+    # before the lock, which is a file: a run without an evaluation stays as it is
+    config = results.config_of(config, predictions.read_metrics(folder))
     data = prepare.load(config)
-    predictions.read_metrics(
-        folder
-    )  # before the lock, which is a file: a run without an evaluation stays as it is
     with evaluation_lock.held(folder):
         if recompute:
             if config.eval.labels:

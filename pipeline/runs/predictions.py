@@ -1,6 +1,6 @@
 """The predictions of a split as `eval` stores them: whoever reads them reads and checks them here."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from pipeline.common import arrays, files, tables
 from pipeline.common.errors import DataError, name_some
+from pipeline.config.evaluation import views_in_words
 from pipeline.data import sample_table
 from pipeline.runs.directory import EvaluationDirectory
 
@@ -98,6 +99,11 @@ def read_metrics(folder: EvaluationDirectory) -> dict[str, Any]:
         raise DataError(f"{path}: missing; {AGAIN}")
     files.read_json(path, _Metrics, AGAIN)
     return files.read_json(path, dict[str, Any], AGAIN)
+
+
+def views(metrics: Mapping[str, Any]) -> str:
+    """What an evaluation showed of each picture (`Config.views`), from the content of its metrics.json."""
+    return views_in_words(metrics.get("tta", "none"), metrics.get("image_px"), metrics.get("resize_px"))
 
 
 def read_class_names(folder: EvaluationDirectory) -> list[str]:

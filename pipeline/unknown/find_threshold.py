@@ -53,6 +53,7 @@ def find_threshold(config: Config, wishes: Wishes) -> dict[str, Any]:
         UserError: the checkpoint or the data are missing or do not belong together, or there are too few classes or
             validation images.
     """
+    config = config.at_evaluation
     training_state.await_end(config)
     with process_group.join(config.train, config.distributed.timeout_s) as ranks:
         if ranks.is_main:
@@ -126,12 +127,12 @@ def _find(
             {"name": name, "threshold": lowest} | promises[name].as_object() | measured.by(score, lowest)
         )
         if name == wishes.score:
-            chosen = UnknownThreshold(score, lowest, wishes.kept, model.sha256, config.eval.tta)
+            chosen = UnknownThreshold(score, lowest, wishes.kept, model.sha256, config.views)
     assert chosen is not None
     return chosen, {
         "checkpoint": str(model.path),
         "checkpoint_sha256": model.sha256,
-        "tta": config.eval.tta,
+        "tta": config.views,
         "score": wishes.score,
         "threshold": chosen.lowest,
         "kept": measures.promised(len(val.labels), wishes.kept)._asdict(),

@@ -79,7 +79,7 @@ def stored_test(config: Config, data: Prepared, model: LoadedModel) -> Seen | No
     if not folder.metrics_file.is_file():
         return None
     origin = predictions.read_metrics(folder)
-    if (origin.get("checkpoint_sha256"), origin.get("tta")) != (model.sha256, config.eval.tta):
+    if (origin.get("checkpoint_sha256"), predictions.views(origin)) != (model.sha256, config.views):
         return None
     stored = predictions.StoredPredictions.read(folder, data.samples)
     return Seen(stored.logits, stored.features, stored.table["label"].to_numpy("int64"))
