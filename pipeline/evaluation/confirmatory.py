@@ -75,7 +75,7 @@ class Judgement:
     @property
     def purpose(self) -> str:
         """For the list of readings of the test split."""
-        return "eval, confirmatory" if self.is_confirmatory else "eval"
+        return readings.CONFIRMATORY if self.is_confirmatory else readings.EVALUATION
 
     def keep(self, run: RunDirectory) -> None:
         """Put the registration of a confirmatory reading into the run."""

@@ -5,13 +5,16 @@ none is lost when the process is killed, the disk is full, or the folder cannot 
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.common import files
 from pipeline.inference.load_model import LoadedModel
 from pipeline.runs.directory import RunDirectory
+
+EVALUATION, CONFIRMATORY = "eval", "eval, confirmatory"
+"""purposes of a reading"""
 
 
 def begin(run: RunDirectory, model: LoadedModel, purpose: str) -> Callable[[float], None]:
@@ -48,15 +51,23 @@ def completed(run: RunDirectory) -> list[str]:
 
     A damaged line counts as such a reading.
     """
+    return sorted(when for when, _ in _completed(run))
+
+
+def are_confirmatory(run: RunDirectory) -> bool:
+    """Whether the first reading that came to an end was confirmatory, and no later one an evaluation."""
+    purposes = [purpose for _, purpose in sorted(_completed(run))]
+    return purposes[:1] == [CONFIRMATORY] and EVALUATION not in purposes
+
+
+def _completed(run: RunDirectory) -> Iterator[tuple[str, str]]:
+    """Time and purpose of the readings that came to an end."""
     paths = run.test_readings_file, run.probe_folder / run.test_readings_file.name
-    lines = [line for path in paths if path.is_file() for line in path.read_bytes().splitlines()]
-    return sorted(when for line in lines if (when := _completed_at(line)) is not None)
-
-
-def _completed_at(line: bytes) -> str | None:
-    """The time of a reading; None where it was interrupted."""
-    try:
-        reading = json.loads(line)
-        return None if reading["top1"] is None else str(reading["time"])
-    except (ValueError, TypeError, LookupError):
-        return "a time that is damaged"
+    for line in (line for path in paths if path.is_file() for line in path.read_bytes().splitlines()):
+        try:
+            reading = json.loads(line)
+            found = None if reading["top1"] is None else (str(reading["time"]), str(reading.get("purpose")))
+        except (ValueError, TypeError, LookupError, AttributeError):
+            found = ("a time that is damaged", "")
+        if found is not None:
+            yield found

@@ -5,15 +5,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel, ValidationError
+
 from pipeline.common import files
 from pipeline.common.errors import CheckpointError, DataError
 from pipeline.config.key_effects import effect_of
 from pipeline.config.load import completed, differences, read_tree
 from pipeline.config.schema import Config
+from pipeline.evaluation import confirmatory, readings
 from pipeline.protocol.claims import Claim
 from pipeline.runs import checkpoints, predictions, registration
 from pipeline.runs.directory import EvaluationDirectory, RunDirectory
 from pipeline.runs.log import Log
+
+KEPT = "config", "samples", "best", "step"
+"""of a checkpoint's content; the tensors are not needed"""
+
+
+class _Protocol(BaseModel):
+    """`protocol` of metrics.json."""
+
+    status: str
+    reasons: list[str]
+    digest: str = ""
+    arm: str = ""
 
 
 class Evaluated(NamedTuple):
@@ -26,8 +41,9 @@ class Evaluated(NamedTuple):
     @property
     def checkpoint(self) -> Path:
         """The file that was evaluated: that of the run, wherever its folder lies now, or another one."""
-        named = Path(str(self.metrics["checkpoint"]))
-        own = RunDirectory(self.folder.path.parent.parent).checkpoints / named.name
+        run = RunDirectory(self.folder.path.parent.parent)
+        named = Path(str(self.metrics.get("checkpoint", run.checkpoint("best"))))
+        own = run.checkpoints / named.name
         return own if own.is_file() else named
 
 
@@ -48,12 +64,13 @@ def evaluations(run: RunDirectory) -> list[Evaluated]:
 
 
 def check_checkpoints(run: RunDirectory, evaluated: list[Evaluated]) -> tuple[Claim, dict[str, Any]]:
-    """Whether the checkpoints are whole, and those that were evaluated the same files; the contents, by name."""
+    """Whether the checkpoints are whole, and those that were evaluated the same files; `KEPT` of them, by name."""
     contents: dict[str, Any] = {}
     faults, compared = [], []
     for path in sorted(run.checkpoints.glob("*.pt")):
         try:
-            contents[path.name] = checkpoints.read(path)
+            content = checkpoints.read(path)
+            contents[path.name] = {name: content[name] for name in KEPT}
         except CheckpointError as error:
             faults.append(str(error))
     for each in evaluated:
@@ -154,18 +171,43 @@ def check_readings(run: RunDirectory, evaluated: list[Evaluated]) -> Claim:
 
 
 def check_registration(run: RunDirectory, evaluated: list[Evaluated]) -> Claim:
-    """Whether the registration of a confirmatory evaluation is the one that it names, as it was written."""
-    protocols = [each.metrics["protocol"] for each in evaluated if "protocol" in each.metrics]
-    if not protocols or protocols[-1]["status"] != "confirmatory":
-        why = "; ".join(protocols[-1]["reasons"]) if protocols else "test was not evaluated by this version"
-        return Claim.unchecked("registration", f"exploratory: {why}" if protocols else why)
+    """Whether a confirmatory evaluation kept to the registration that it names, by all that is stored."""
+    about = "registration"
+    judged = next((each for each in evaluated if "protocol" in each.metrics), None)
+    if judged is None:
+        return Claim.unchecked(about, "test was not evaluated, or by an earlier version")
     try:
+        protocol = _Protocol.model_validate(judged.metrics["protocol"])
+        if protocol.status == confirmatory.EXPLORATORY:
+            return Claim.unchecked(about, f"the evaluation is exploratory: {'; '.join(protocol.reasons)}")
         kept = registration.read(run.registration_file)
+    except ValidationError as error:
+        return Claim(about, "fails", [f"metrics.json: protocol: {files.first_fault(error)}"])
     except DataError as error:
-        return Claim("registration", "fails", [str(error)])
-    faults = [f"{run.registration_file.name}: is another one than metrics.json names"] * (
-        kept.digest != protocols[-1]["digest"]
-    )
+        return Claim(about, "fails", [str(error)])
+    arm = next((arm for arm in kept.arms if arm.name == protocol.arm), None)
+    if arm is None or kept.digest != protocol.digest:
+        return Claim(
+            about, "fails", [f"{run.registration_file.name}: is another one than metrics.json names"]
+        )
+    faults = list(confirmatory.mismatches(arm, kept, _facts(run, judged, arm)))
+    if not readings.are_confirmatory(run):
+        faults.append(f"{run.test_readings_file.name}: lists another reading than one that is confirmatory")
     return Claim.of(
-        "registration", faults, f"confirmatory, by the registration {kept.digest[:12]} of {kept.written}"
+        about, faults, f"confirmatory: kept to {kept.digest[:12]} of {kept.written}, arm {arm.name}"
+    )
+
+
+def _facts(run: RunDirectory, judged: Evaluated, arm: registration.Arm) -> confirmatory.Facts:
+    """What the run says of itself; of an evaluation its views are stored."""
+    trained, about = completed(read_tree(run.config_file)), run.read_environment()
+    views = {"tta": judged.metrics.get("tta"), "image_px": judged.metrics.get("image_px")}
+    return confirmatory.Facts(
+        settings=registration.settings({**trained, "eval": {**arm.configuration["eval"], **views}}),
+        seed=int(trained["seed"]),
+        weights_sha256=(about.get("weights") or {}).get("sha256"),
+        samples=str(judged.environment.get("samples")),
+        pictures=judged.environment.get("pictures"),
+        trained_by=about.get("code_sha256"),
+        evaluated_by=str(judged.environment.get("code_sha256")),
     )

@@ -275,6 +275,42 @@ def test_an_edited_registration_and_a_shortened_list_of_readings_are_named(tmp: 
     assert found["readings of test"] == ["test_reads.jsonl: lists 0, and metrics.json counts 1"]
 
 
+def test_a_second_reading_that_is_called_confirmatory_is_found_out(tmp: Path) -> None:
+    run = tmp / "runs/tiny"
+    path = run / "eval/test/metrics.json"
+    protocol = json.loads(path.read_text())["protocol"]
+    assert tiny.do("eval", tmp) == 0
+    claim = checked(tmp)["registration"]
+    assert claim["result"] == "not checked"
+    assert claim["found"][0].startswith("the evaluation is exploratory: the run has read test before")
+    files.write_json(path, {**json.loads(path.read_text()), "protocol": protocol})
+    assert faults(checked(tmp))["registration"] == [
+        "test_reads.jsonl: lists another reading than one that is confirmatory"
+    ]
+
+
+def test_what_a_confirmatory_evaluation_departs_in_is_named(tmp: Path) -> None:
+    for place, changed in (
+        ("environment.json", {"code_sha256": "0"}),
+        ("eval/test/environment.json", {"samples": "0"}),
+    ):
+        path = tmp / "runs/tiny" / place
+        files.write_json(path, {**json.loads(path.read_text()), **changed})
+    table, code = faults(checked(tmp))["registration"]
+    assert table == "its sample table (images, labels, splits) is not the registered one"
+    assert code.startswith("it is trained by other code than was registered (")
+
+
+@pytest.mark.parametrize(
+    "protocol", [None, "confirmatory", {"status": "confirmatory"}, {"status": 1, "reasons": []}]
+)
+def test_a_damaged_protocol_is_named(protocol: Any, tmp: Path) -> None:
+    path = tmp / "runs/tiny/eval/test/metrics.json"
+    files.write_json(path, {**json.loads(path.read_text()), "protocol": protocol})
+    (fault,) = faults(checked(tmp))["registration"]
+    assert fault.startswith("metrics.json: protocol: ")
+
+
 def test_another_file_of_first_weights_is_named(tmp: Path) -> None:
     path, weights = tmp / "runs/tiny/environment.json", tmp / "weights.pth"
     weights.write_bytes(b"weights")
