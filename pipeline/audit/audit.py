@@ -63,6 +63,10 @@ def audit_data(config: Config) -> dict[str, Any]:
         if config.report.write and evaluation.metrics_file.is_file():
             page.build(config, evaluation)
         _show(errors, doubles, result)
+        if result["leaked_test_images"]:
+            console.say(
+                f"audit  a score without them: `eval` or `report` with eval.labels=[{evaluation.audit.leaked_file}]"
+            )
         console.say(
             f"audit  {evaluation.audit.path}; decide in {evaluation.audit.corrections_file.name} (column decision: "
             "a class, or drop), and give it to `plumage data` as data.corrections"
@@ -83,6 +87,7 @@ def _write(
         tables.write_csv(errors, folder.label_errors_file)
         tables.write_csv(to_decide, folder.corrections_file)
         tables.write_csv(doubles, folder.duplicates_file)
+        tables.write_csv(duplicates.leaked(doubles), folder.leaked_file)
         shown = doubles.head(PICTURES)
         duplicates.write_pictures(shown, data.samples["id"].tolist(), data.store, folder.pairs)
         files.write_json(folder.summary_file, result)
@@ -131,17 +136,13 @@ def summary(errors: pd.DataFrame, doubles: pd.DataFrame) -> dict[str, Any]:
         for pair in zip(doubles["split_a"], doubles["split_b"], strict=True)
     ]
     where = pd.Series([a if a == b else f"{a}-{b}" for a, b in sides], dtype=object).value_counts()
-    leaked = set()
-    for side, partner in (("a", "b"), ("b", "a")):
-        across = (doubles[f"split_{side}"] == "test") & (doubles[f"split_{partner}"] != "test")
-        leaked |= set(doubles.loc[across, f"id_{side}"])
     return {
         "label_errors": len(errors),
         "label_errors_by_split": _counts(errors["split"].value_counts()),
         "duplicates": len(doubles),
         "duplicates_by_splits": _counts(where),
         "duplicates_of_two_classes": int((doubles["class_a"] != doubles["class_b"]).sum()),
-        "leaked_test_images": len(leaked),
+        "leaked_test_images": len(duplicates.leaked(doubles)),
     }
 
 

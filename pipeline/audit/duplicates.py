@@ -16,6 +16,7 @@ from PIL import Image
 
 from pipeline.common import console
 from pipeline.common.errors import named
+from pipeline.data.corrections import DROP
 from pipeline.data.image_store import Store
 from pipeline.data.pictures import JPEG_QUALITY, Pixels
 
@@ -85,6 +86,31 @@ def pairs(samples: pd.DataFrame, bits: Bits, features: npt.NDArray[np.float32]) 
         hash_distance=(bits[a] != bits[b]).sum(axis=1), feature_similarity=similarity[confirmed]
     )
     return doubles.sort_values(["hash_distance", "id_a", "id_b"], ignore_index=True)
+
+
+def leaked(doubles: pd.DataFrame) -> pd.DataFrame:
+    """The test images with a near-duplicate in train or validation, as decisions to leave them out of a score.
+
+    Args:
+        doubles: pairs, as `pairs` returns them.
+
+    Returns:
+        A row an image, by id: id, path, decision (`drop`), why: of which images it is a near-duplicate.
+    """
+    sides = [
+        doubles.rename(columns={f"{name}_{side}": name for name in ("id", "path", "split")}).rename(
+            columns={f"{name}_{other}": f"other_{name}" for name in ("id", "split")}
+        )[["id", "path", "split", "other_id", "other_split"]]
+        for side, other in (("a", "b"), ("b", "a"))
+    ]
+    found = pd.concat(sides)
+    found = found[(found["split"] == "test") & (found["other_split"] != "test")].sort_values(
+        ["id", "other_id"]
+    )
+    of = "image " + found["other_id"].astype(str) + " of " + found["other_split"].astype(str)
+    why = "near-duplicate of " + of.groupby(found["id"]).agg(" and ".join)
+    rows = found.drop_duplicates("id")[["id", "path"]].assign(decision=DROP)
+    return rows.assign(why=rows["id"].map(why)).reset_index(drop=True)
 
 
 def write_pictures(doubles: pd.DataFrame, ids: Sequence[int], store: Store, folder: Path) -> None:

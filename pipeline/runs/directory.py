@@ -174,5 +174,6 @@ class AuditDirectory:
         self.label_errors_file = path / "label_errors.csv"
         self.corrections_file = path / "corrections.csv"  # the suspects, with decisions to fill in
         self.duplicates_file = path / "duplicates.csv"
+        self.leaked_file = path / "near_duplicates_of_train.csv"  # test images, for `eval.labels`
         self.pairs = path / "pairs"  # a picture a pair of near-duplicates
         self.summary_file = path / "summary.json"

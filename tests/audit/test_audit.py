@@ -115,17 +115,34 @@ def test_pairs_are_near_in_hash_and_in_features(monkeypatch: pytest.MonkeyPatch)
     assert pairs["feature_similarity"].tolist() == pytest.approx([1, 1])
 
 
+DOUBLES = pd.DataFrame(
+    [
+        (1, "train", "wren", 2, "test", "wren"),
+        (8, "test", "wren", 3, "val", "gull"),
+        (4, "test", "owl", 5, "test", "owl"),
+        (6, "train", "owl", 7, "train", "owl"),
+    ],
+    columns=["id_a", "split_a", "class_a", "id_b", "split_b", "class_b"],
+).assign(path_a="a.jpg", path_b="b.jpg")
+
+
+def test_test_images_that_training_has_seen_are_listed_as_decisions_to_leave_them_out() -> None:
+    twice = pd.concat([DOUBLES, DOUBLES[:1].assign(id_a=9, split_a="val")], ignore_index=True)
+    assert duplicates.leaked(twice).to_dict("records") == [
+        {
+            "id": 2,
+            "path": "b.jpg",
+            "decision": "drop",
+            "why": "near-duplicate of image 1 of train and image 9 of val",
+        },
+        {"id": 8, "path": "a.jpg", "decision": "drop", "why": "near-duplicate of image 3 of val"},
+    ]
+    none = duplicates.leaked(DOUBLES[2:])
+    assert (list(none), len(none)) == (["id", "path", "decision", "why"], 0)
+
+
 def test_the_summary_counts_by_splits() -> None:
-    doubles = pd.DataFrame(
-        [
-            (1, "train", "wren", 2, "test", "wren"),
-            (8, "test", "wren", 3, "val", "gull"),
-            (4, "test", "owl", 5, "test", "owl"),
-            (6, "train", "owl", 7, "train", "owl"),
-        ],
-        columns=["id_a", "split_a", "class_a", "id_b", "split_b", "class_b"],
-    )
-    summary = audit.summary(pd.DataFrame({"split": ["test", "train", "test"]}), doubles)
+    summary = audit.summary(pd.DataFrame({"split": ["test", "train", "test"]}), DOUBLES)
     assert summary == {
         "label_errors": 3,
         "label_errors_by_split": {"test": 2, "train": 1},
@@ -185,6 +202,29 @@ def test_the_audit_adds_up_and_is_no_reading_of_test(
     assert json.loads(said.out) == summary
     assert "features" not in said.err, "the second time they are kept"
     pd.testing.assert_frame_equal(pd.read_csv(folder / "eval/test/audit/duplicates.csv"), pairs)
+
+
+def test_the_test_images_that_training_has_seen_are_left_out_of_a_second_score(
+    audited: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(audited / "runs", tmp_path / "runs")
+    given = [*PLANTED, f"data.root={audited / 'data'}"]
+    folder = tmp_path / "runs/planted/eval/test"
+    listed = pd.read_csv(folder / "audit/near_duplicates_of_train.csv")
+    summary = json.loads((folder / "audit/summary.json").read_text())
+    assert len(listed) == summary["leaked_test_images"] > 0
+    own = tmp_path / "in_imagenet.csv"  # a list of the user's: ids of images that the first weights have seen
+    tested = prepare.load(tiny.config(tmp_path, *given)).samples.query("split == 'test'")["id"].tolist()
+    seen = sorted(set(tested) - set(listed["id"]))[:3]
+    own.write_text("id,label\n" + "".join(f"{number},drop\n" for number in seen))
+    labels = f"eval.labels=[{folder / 'audit/near_duplicates_of_train.csv'}, {own}]"
+    assert tiny.do("eval", tmp_path, *given, labels) == 0
+    scores = json.loads((folder / "metrics.json").read_text())["label_sets"]
+    predicted = pd.read_csv(folder / "predictions.csv").set_index("id")
+    for name, ids in (("near_duplicates_of_train", listed["id"]), ("in_imagenet", seen)):
+        kept = predicted.drop(index=ids)
+        assert (scores[name]["left_out"], scores[name]["n"]) == (len(ids), len(kept))
+        assert scores[name]["top1"] == pytest.approx((kept["label"] == kept["predicted"]).mean())
 
 
 def test_decisions_in_the_audits_table_correct_the_data_and_the_next_audit_keeps_them(
