@@ -62,7 +62,7 @@ def _form(run: Path, folder: Path, wanted: Form | None) -> Form:
         return min(sizes, key=sizes.__getitem__)
     if wanted not in sizes:
         raise DataError(
-            f"{folder / FORMS[wanted][0]}: missing; run `plumage export {run} --{wanted}`, which writes it if it passes, "
-            f"or choose of {', '.join(sizes)}"
+            f"{folder / FORMS[wanted][0]}: missing; run `plumage export {run} --{wanted}`, which writes it if it "
+            f"passes, or choose of {', '.join(sizes)}"
         )
     return wanted

@@ -4,13 +4,13 @@ const MOST_PIXELS = 100e6;
 
 // Gives {crop: Uint8Array [P, P, 3], exact}; exact: decoded by this page to the bit, and not by the browser.
 async function readPicture(bytes, given) {
-  const { picture, exact } = await decoded(bytes, given);
-  return { crop: cropOf(picture, given), exact };
+  const { picture, wanted, exact } = await decoded(bytes, given);
+  return { crop: cropOf(picture, wanted ?? storedSize(picture.width, picture.height, given), given), exact };
 }
 
 async function decoded(bytes, given) {
   try {
-    if (bytes[0] === 0xff && bytes[1] === 0xd8) return { picture: jpegPicture(bytes, given), exact: true };
+    if (bytes[0] === 0xff && bytes[1] === 0xd8) return { ...jpegPicture(bytes, given), exact: true };
     if (PNG.every((byte, n) => bytes[n] === byte)) {
       const picture = await pngPixels(bytes, given.background, given.darkest_16_bit);
       checkShape(picture.width, picture.height, given);
@@ -42,7 +42,7 @@ function jpegPicture(bytes, given) {
   const wanted = storedSize(width, height, given);
   const times = Math.min(Math.floor(width / wanted[0]), Math.floor(height / wanted[1]));
   const scale = read.components.length === 1 ? 1 : [8, 4, 2, 1].find((one) => times >= one) ?? 1;
-  return turned(jpegPixels(read, scale), orientation);
+  return { picture: turned(jpegPixels(read, scale), orientation), wanted };
 }
 
 function jpegOrientation(segments) {

@@ -2,8 +2,8 @@
 // Pictures are {width, height, data: Uint8Array of R, G, B}.
 
 // given: `preprocessing` of the export. What the model sees of a picture: Uint8Array [P, P, 3].
-function cropOf(picture, given) {
-  const [width, height] = storedSize(picture.width, picture.height, given);
+// width, height: to which it is resized before; those of the whole picture decide, as it may be scaled already.
+function cropOf(picture, [width, height], given) {
   let pixels = picture;
   if (pixels.width > width || pixels.height > height) {
     pixels = resizedArea(pixels, Math.min(pixels.width, width), Math.min(pixels.height, height));
