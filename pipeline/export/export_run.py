@@ -52,7 +52,9 @@ def export_run(config: Config, forms: Collection[Form] = ()) -> dict[str, Any]:
         raise ConfigError(
             "eval.tta: ten_crop takes its crops from the whole picture, and the graph sees one; set none or flip"
         )
-    config = config.model_copy(update={"train": config.train.model_copy(update={"device": "cpu"})}).at_evaluation
+    config = config.model_copy(
+        update={"train": config.train.model_copy(update={"device": "cpu"})}
+    ).at_evaluation
     run, ranks = RunDirectory(config.run_dir), Ranks.single(select_device(config.train))
     training_state.warn_of_unfinished(run)
     loaded, classes = load_model.load_model_without_data(config, load_model.checkpoint_path(config), ranks)

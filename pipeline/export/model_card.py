@@ -99,7 +99,10 @@ def _numbers(config: Config, checkpoint_sha256: str) -> str:
         if not folder.metrics_file.is_file():
             continue
         metrics = predictions.read_metrics(folder)
-        if (metrics.get("checkpoint_sha256"), predictions.views(metrics)) != (checkpoint_sha256, config.views):
+        if (metrics.get("checkpoint_sha256"), predictions.views(metrics)) != (
+            checkpoint_sha256,
+            config.views,
+        ):
             continue
         lines += [
             f"| {split} | {metrics['n']:,} | {words} | {metrics[name]:.4f} | {metrics[f'{name}_low']:.4f} to "

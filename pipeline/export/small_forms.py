@@ -20,8 +20,9 @@ from pipeline.export.proof import TOLERANCE, channels_first
 Form = Literal["fp16", "int8"]
 FORMS: tuple[Form, ...] = ("fp16", "int8")
 GATES: dict[Form, Gate] = {"fp16": Gate(equal=0.998, drop=0.005), "int8": Gate(equal=0.98, drop=0.005)}
-INT8_TOLERANCE = 0.05
-"""of logits that are computed in int8, whose kernels round otherwise on other processors"""
+INT8_TOLERANCE = 0.15
+"""of logits that are computed in int8, whose kernels round otherwise on other processors: the same file in float32
+kernels gives logits that differ by up to 0.085 of the largest (MobileNetV2)"""
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 128, 4
 
 
