@@ -32,6 +32,8 @@ KEYS: dict[Table, tuple[str, ...]] = {
 def check(config: Config, data: Prepared, folder: EvaluationDirectory) -> Claim:
     """Whether the files of an evaluation hold what follows from its logits and the labels of the data."""
     about = f"numbers of {folder.split}"
+    if not folder.outputs_file.is_file():
+        return Claim.unchecked(about, f"{folder.outputs_file}: not here, and the numbers follow from it")
     try:
         faults = list(_faults(config, data, folder))
     except DataError as error:

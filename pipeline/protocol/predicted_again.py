@@ -55,6 +55,8 @@ def check(
     Args:
         config: of the evaluation: its checkpoint and views.
     """
+    if not folder.outputs_file.is_file():
+        return [Claim.unchecked(f"predictions of {folder.split}", f"{folder.outputs_file}: not here")]
     try:
         model = load_model.load_model(config, data.samples, load_model.checkpoint_path(config), ranks)
         return [_claim(config, data, model, stored, again, ranks) for stored in _stored(data, folder)]

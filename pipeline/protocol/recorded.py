@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
 
 from pipeline.common import files
 from pipeline.common.errors import CheckpointError, DataError
@@ -29,6 +29,21 @@ class _Protocol(BaseModel):
     reasons: list[str]
     digest: str = ""
     arm: str = ""
+
+
+class _Log(BaseModel):
+    bytes: NonNegativeInt
+    sha256: str
+
+
+class _Environment(BaseModel):
+    """What is taken for granted of an evaluation's environment.json."""
+
+    samples: str
+    pictures: str | None
+    code_sha256: str
+    batch_size: PositiveInt
+    log: _Log | None
 
 
 class Evaluated(NamedTuple):
@@ -57,8 +72,10 @@ def evaluations(run: RunDirectory) -> list[Evaluated]:
     for split in ("train", "val", "test"):
         folder = run.evaluation(split)
         if folder.metrics_file.is_file():
-            path = folder.environment_file
-            about = files.read_json(path, dict[str, Any], predictions.AGAIN) if path.is_file() else {}
+            about: dict[str, Any] = {}
+            if (path := folder.environment_file).is_file():
+                files.read_json(path, _Environment, predictions.AGAIN)
+                about = files.read_json(path, dict[str, Any], predictions.AGAIN)
             found.append(Evaluated(folder, predictions.read_metrics(folder), about))
     return found
 
@@ -112,19 +129,19 @@ def check_weights(run: RunDirectory, config: Config) -> Claim:
         )
     if path is None or not Path(path).is_file():
         return Claim.unchecked("first weights", f"{about['source']}: not here; name it with model.weights")
-    faults = (
-        []
-        if files.digest_of_file(Path(path)) == digest
-        else [f"{path}: is not the file that training began with"]
-    )
-    return Claim.of("first weights", faults, f"{path} is the file that training began with")
+    if files.digest_of_file(Path(path)) != digest:
+        return Claim("first weights", "fails", [f"{path}: is not the file that training began with"])
+    return Claim("first weights", "holds", [f"{path} is the file that training began with"])
 
 
 def check_log(run: RunDirectory, log: Log, evaluated: list[Evaluated], contents: dict[str, Any]) -> Claim:
     """Whether the log is as it was when the run was evaluated, and its best validation that of the best checkpoint."""
     faults, compared = [], []
     for each in evaluated:
-        if recorded := each.environment.get("log"):
+        recorded = each.environment.get("log")
+        if recorded and not run.log_file.is_file():
+            faults.append(f"{run.log_file.name}: missing")
+        elif recorded:
             with run.log_file.open("rb") as stream:
                 head = stream.read(recorded["bytes"])
             if hashlib.sha256(head).hexdigest() != recorded["sha256"]:
@@ -135,11 +152,11 @@ def check_log(run: RunDirectory, log: Log, evaluated: list[Evaluated], contents:
     if content is not None and (best := content["best"]):
         faults += list(_other_best(log, best))
         compared.append("its best validation is that of best.pt")
-    return (
-        Claim.of("log", faults, "; ".join(compared))
-        if faults or compared
-        else Claim.unchecked("log", "no digest")
-    )
+    if not faults and not compared:
+        return Claim.unchecked(
+            "log", "no evaluation has recorded its digest, and there is no best checkpoint"
+        )
+    return Claim.of("log", faults, "; ".join(compared))
 
 
 def _other_best(log: Log, best: dict[str, Any]) -> Iterator[str]:
@@ -158,7 +175,7 @@ def _other_best(log: Log, best: dict[str, Any]) -> Iterator[str]:
 
 def check_readings(run: RunDirectory, evaluated: list[Evaluated]) -> Claim:
     """Whether the list of readings of test has at least as many as an evaluation counted."""
-    counted = [each.metrics["test_reads"] for each in evaluated if "test_reads" in each.metrics]
+    counted = [reads for each in evaluated if isinstance(reads := each.metrics.get("test_reads"), int)]
     if not counted:
         return Claim.unchecked("readings of test", "test was not evaluated")
     listed = run.count_test_readings()

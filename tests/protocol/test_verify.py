@@ -333,6 +333,16 @@ def test_without_the_data_the_rest_is_checked_and_the_reason_said(tmp: Path) -> 
     assert not faults(claims)
 
 
+def test_what_is_gone_is_not_checked_and_a_log_that_is_gone_is_missed(tmp: Path) -> None:
+    run = tmp / "runs/tiny"
+    (run / "eval/test/outputs.npz").unlink()
+    (run / "log.jsonl").unlink()
+    claims = checked(tmp, Effort())
+    assert faults(claims)["log"][0] == "log.jsonl: missing"
+    for about in ("numbers of test", "predictions of test", "training"):
+        assert claims[about]["result"] == "not checked"
+
+
 def test_other_code_promises_no_bits_and_says_so(tmp: Path) -> None:
     for place in ("environment.json", "eval/test/environment.json"):
         path = tmp / "runs/tiny" / place
