@@ -77,11 +77,11 @@ def _claims(config: Config, run: RunDirectory, effort: Effort, ranks: Ranks) -> 
     for each in evaluated:
         yield numbers.check(config_of(config, each), data, each.folder)
     if effort.images:
+        images = effort.images
         if of_data.result == "holds":
-            yield stored_data.check_pictures(config, data, effort.images)
-        images = (
-            effort.images if of_data.result == "holds" else len(data.samples)
-        )  # to name those that changed
+            yield stored_data.check_pictures(config, data, images)
+        else:  # all, to name those that changed
+            images = len(data.samples)
         for each in evaluated:
             yield from _predictions(config, data, each, images, ranks)
     if effort.steps:
