@@ -28,7 +28,7 @@ paths = if [ -e $(quoted) ]; then set -- $(quoted); else eval set -- $(quoted); 
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # data, train and eval need one another in this order, also under MAKEFLAGS=-j
-.PHONY: help setup doctor data inspect train eval predict report audit probe study sweep runs sync schedule lr-find summary config demo serve smoke test test-all test-lowest kill-test fuzz gpu-check check format bench clean
+.PHONY: help setup doctor data inspect train eval predict page report audit probe study sweep runs sync schedule lr-find summary config demo serve smoke test test-all test-lowest kill-test fuzz gpu-check check format bench clean
 
 help: ## list the targets and their variables
 	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -43,7 +43,7 @@ help: ## list the targets and their variables
 	  SWEEP  'sweep file, or a folder of stages ($(SWEEP))' \
 	  N      'number of trials of the sweep, in all' \
 	  SORT   'column by which runs are listed ($(SORT))' \
-	  RUN    'run directories of sync; the one of serve' \
+	  RUN    'run directories of sync; the one of serve and page' \
 	  BENCH  'all, or of loader, step, inference, export, data, start, growth, memory, tracking, ddp, contest ($(BENCH))' \
 	  PYTHON 'Python of setup, 3.11 or newer ($(PYTHON))'
 
@@ -116,6 +116,9 @@ predict: $(READY) ## the most likely classes of pictures (IMAGES="a.jpg 'my b.jp
 
 serve: $(READY) ## answer over HTTP with an exported run (RUN=runs/birds ARGS="--port 8080")
 	$(call paths,$(RUN)) && $(BIN)/python -m pipeline serve "$$@" $(ARGS)
+
+page: $(READY) ## RUN/export/page.html: a page that names classes without a server (RUN=runs/NAME, exported)
+	$(call paths,$(RUN)) && $(BIN)/python -m pipeline page "$$@" $(ARGS)
 
 ##@ Many runs
 

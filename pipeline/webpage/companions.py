@@ -24,6 +24,7 @@ from pipeline.report.pictures import Pictures
 
 IMAGES_A_CLASS = 12  # that are looked at
 LOOK_ALIKES = 2
+LEAST = 1e-12  # probability
 ATTRIBUTES_SHOWN = 4
 PICTURE_PX = 96
 PICTURES_BY_CLASSES = ((300, 2), (1000, 1))
@@ -108,13 +109,16 @@ def _typical(
 def _look_alikes(
     config: Config, names: Sequence[str], labels: npt.NDArray[np.int64], probabilities: Floats
 ) -> list[list[dict[str, Any]]]:
-    """Of each class those with which it shares the most probability, and how their attributes differ, in percent."""
+    """Of each class those that the model finds the most probable beside it, and how their attributes differ, in percent.
+
+    Probable by the geometric mean over images of both, for few of them are mistaken, and each says what it resembles.
+    """
     count = len(names)
     mean = np.zeros((count, count))
     for label in np.unique(labels):
-        mean[label] = probabilities[labels == label].mean(axis=0)
+        mean[label] = np.log(np.maximum(probabilities[labels == label], LEAST)).mean(axis=0)
     shared = mean + mean.T
-    np.fill_diagonal(shared, -1)
+    np.fill_diagonal(shared, -np.inf)
     root = prepare.find_root(config.data)
     values = annotations.attributes(root, list(names)) if root else None
 

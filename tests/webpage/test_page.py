@@ -165,12 +165,14 @@ def test_look_alikes_and_pictures_are_of_validation_images(exported: Path, tmp_p
     for label in range(6):
         rows = [row for row in data.rows("val") if data.labels[row] == label]
         logits = np.stack([crop(data.store[row], 0, 0).mean(axis=(0, 1)) for row in rows]) @ weights
-        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-        mean[label] = (shares / shares.sum(axis=1, keepdims=True)).mean(axis=0)
+        highest = logits.max(axis=1, keepdims=True)
+        mean[label] = (logits - highest - np.log(np.exp(logits - highest).sum(axis=1, keepdims=True))).mean(
+            axis=0
+        )
         assert len(found["pictures"][label]) == min(2, len(rows)) > 0
     for label, others in enumerate(found["look_alikes"]):
         shared = mean[label] + mean[:, label]
-        shared[label] = -1
+        shared[label] = -np.inf
         assert [one["label"] for one in others] == np.argsort(-shared)[:2].tolist()
         for one in others:
             differences = [abs(row["a"] - row["b"]) for row in one["attributes"]]
