@@ -3,7 +3,6 @@
 import asyncio
 import hmac
 import time
-from typing import Any
 
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -102,6 +101,6 @@ class _Exchange:
             await refused(refusal)(self._scope, self.receive, self.send)
 
 
-def refused(refusal: Refusal, **more: Any) -> JSONResponse:
+def refused(refusal: Refusal) -> JSONResponse:
     """The answer that a refusal is."""
-    return JSONResponse({"error": refusal.reason, **more}, refusal.status, refusal.headers)
+    return JSONResponse({"error": refusal.reason}, refusal.status, refusal.headers)
