@@ -82,6 +82,6 @@ def _list_of_verbs() -> str:
         for name, verb in verbs.items():
             summary = (inspect.getdoc(verb.run) or "").partition("\n")[0]
             lines.append(
-                textwrap.fill(f"{name:<10}{summary}", width, initial_indent="  ", subsequent_indent=" " * 12)
+                textwrap.fill(f"{name:<12}{summary}", width, initial_indent="  ", subsequent_indent=" " * 14)
             )
     return "\n".join(lines)

@@ -25,7 +25,7 @@ def _arguments(parser: ArgumentParser) -> None:
 
 
 def export(arguments: Namespace) -> Result:
-    """Write RUN/export: an ONNX model with a script that needs no torch.
+    """Write RUN/export: an ONNX model and a script without torch.
 
     Nothing is written unless the graph answers as the trained model does: on drawn images, and on the validation images
     where the data are at hand.

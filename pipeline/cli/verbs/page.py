@@ -26,9 +26,9 @@ def _arguments(parser: ArgumentParser) -> None:
 
 
 def page(arguments: Namespace) -> Result:
-    """Write RUN/export/page.html: one file that names the classes of pictures in a browser, without a network.
+    """Write one HTML file that names pictures in a browser, offline.
 
-    It has the model inside, verifies it by the golden pictures as it opens, and asks nobody anything.
+    RUN/export/page.html has the model inside, verifies it by the golden pictures as it opens, and asks nobody anything.
     """
     from importlib.util import find_spec
 

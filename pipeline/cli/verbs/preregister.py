@@ -37,7 +37,7 @@ def _arguments(parser: ArgumentParser) -> None:
 
 
 def preregister(arguments: Namespace) -> Result:
-    """Fix configurations, data, code, seeds and comparison before test is read.
+    """Fix recipes, data and comparison before test is read.
 
     `eval` of test then says whether a run kept to it (confirmatory) or not (exploratory), and why.
     """

@@ -60,10 +60,10 @@ def _arguments(parser: ArgumentParser) -> None:
 
 
 def serve(arguments: Namespace) -> Result:
-    """Answer over HTTP with an exported model: POST /predict, /model, /metrics.
+    """Answer over HTTP with an exported model.
 
-    The model is what `plumage export` has written; it proves itself by golden/ at the start, or is not served. SIGTERM
-    ends the server when what it has begun is answered.
+    It serves POST /predict, /model and /metrics. The model is what `plumage export` has written; it proves itself by
+    golden/ at the start, or is not served. SIGTERM ends the server when what it has begun is answered.
     """
     from importlib.util import find_spec
 

@@ -91,7 +91,7 @@ def doctor(arguments: Namespace) -> Result:
 
 
 def summary(arguments: Namespace) -> Result:
-    """Show a network's layers, output shapes, parameters, multiply-adds.
+    """Show a network's layers: shapes, parameters, multiply-adds.
 
     It needs no data and no weights.
     """

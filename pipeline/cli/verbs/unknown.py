@@ -45,7 +45,7 @@ def _share(text: str) -> float:
 
 
 def unknown(arguments: Namespace) -> Result:
-    """Find the threshold below which `predict` answers `none of these`.
+    """Find the threshold below which `predict` says none of these.
 
     Validation images promise what it keeps of the known; known classes that are left out say what it refuses.
     """

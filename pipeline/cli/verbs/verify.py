@@ -33,10 +33,10 @@ def _count(text: str) -> int:
 
 
 def verify(arguments: Namespace) -> Result:
-    """Say which claims of a run hold on this machine; write RUN/certificate.json.
+    """Say which claims of a run hold on this machine.
 
-    Numbers are computed again from stored outputs, some images predicted and some training steps taken again, and
-    digests compared. It ends with exit code 2 where a claim fails.
+    It writes RUN/certificate.json. Numbers are computed again from stored outputs, some images predicted and some
+    training steps taken again, and digests compared. It ends with exit code 2 where a claim fails.
     """
     from pipeline.api.configuration import config_of_run
 
