@@ -75,7 +75,7 @@ def small_export(folder: Path, seed: int = 0) -> Path:
         "views": ["centre crop"],
         "temperature": 0.7,
         "unknown": {"score": "max_logit", "lowest_score": 6.5, "kept": 0.95},
-        "prediction_set": None,
+        "prediction_set": {"method": "lac", "coverage": 0.9, "n": 99, "threshold": 0.9},
         "origin": {"run": f"small-{seed}", "epoch": 1, "step": 2, "checkpoint_sha256": f"{seed:064x}"},
         "weights": {"source": "drawn", "sha256": None, "licence": "mit"},
         "packages": {},
