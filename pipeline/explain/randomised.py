@@ -29,17 +29,17 @@ NOTHING = "none"
 def cascade(model: Classifier, seed: int) -> Iterator[tuple[str, Classifier]]:
     """The network as it is, then with more and more layers drawn anew: the name of the last one, and the network.
 
-    The head comes first, then the stages of timm's grouping from the top to the stem. It is one copy that changes.
-
-    Raises:
-        ConfigError: timm does not say what the model's stages are.
+    The head comes first, then the stages from the top to the stem, by timm's grouping, or without one the modules of the
+    backbone. It is one copy that changes.
     """
     network = copy.deepcopy(model)
     name_of = {module: name.removeprefix("backbone.") for name, module in network.named_modules()}
     yield NOTHING, network
     head = [module for layer in network.new_layers for module in layer.modules()]
     steps = [("head", head)]
-    for stage in reversed(stages(network)):
+    grouped = hasattr(network.backbone, "group_matcher")
+    parts = stages(network) if grouped else [[*part.modules()] for part in network.backbone.children()]
+    for stage in reversed(parts):
         if modules := [module for module in stage if module not in head]:
             steps.append((_common([name_of[module] for module in modules]), modules))
     with torch.random.fork_rng():

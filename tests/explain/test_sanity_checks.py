@@ -120,6 +120,23 @@ def test_weights_become_random_from_the_head_down_and_the_model_itself_stays(mod
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [
+        ("poolformer_s12", ["stages", "stem"]),  # timm does not group it
+        ("convnext_atto", ["head.norm", "stages.3", "stages.2", "stages.1", "stages.0.blocks", "stem"]),
+    ],
+)
+def test_no_matrix_of_a_network_is_left_as_it_was(name: str, steps: list[str]) -> None:
+    network = build_model(ModelConfig(name=name, pretrained=False), 3)[0]
+    before = {key: value.clone() for key, value in network.named_parameters() if value.ndim > 1}
+    drawn = [(last, after) for last, after in randomised.cascade(network, 0)]
+    names, after = [last for last, _ in drawn], dict(drawn[-1][1].named_parameters())
+    assert names[:2] == ["none", "head"]
+    assert [each for each in names[2:] if each in steps] == steps
+    assert not [key for key, value in before.items() if torch.equal(after[key], value)]
+
+
 def test_the_same_seed_draws_the_same_weights_and_the_global_stream_is_left_alone(model: Classifier) -> None:
     torch.manual_seed(3)
     expected = torch.rand(2)
