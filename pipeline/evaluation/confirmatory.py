@@ -4,11 +4,12 @@ Anything else is exploratory, with the reasons. A number that was looked for on 
 happened, but it is no test of a claim that was made before.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from pipeline.common import console
 from pipeline.common.errors import DataError, UserError, name_some
 from pipeline.config.load import completed, read_tree
 from pipeline.config.schema import Config
@@ -16,7 +17,7 @@ from pipeline.data import sample_table
 from pipeline.data.prepare import Prepared, pictures_digest
 from pipeline.evaluation import readings
 from pipeline.runs import environment, registration
-from pipeline.runs.directory import RunDirectory
+from pipeline.runs.directory import RunDirectory, find_run_directories
 from pipeline.runs.registration import Arm, Registration
 
 CONFIRMATORY, EXPLORATORY = "confirmatory", "exploratory"
@@ -58,6 +59,14 @@ class Facts:
             trained_by=about.get("code_sha256"),
             evaluated_by=environment.code_sha256(),
         )
+
+
+class Reader(NamedTuple):
+    """A run that has read test. times: of the readings that came to an end, at least one."""
+
+    path: Path
+    seed: int
+    times: list[str]
 
 
 @dataclass(frozen=True)
@@ -112,6 +121,8 @@ def judge(config: Config, data: Prepared, training: Mapping[str, str]) -> Judgem
         return Judgement(_verdict([*always, *(spoilt or [nothing])]))
     differing, found, arm, path = ranked[0]
     reasons = [*always, *differing, *(spoilt if differing else [])]
+    if not reasons:
+        reasons += _read_by_others(config, facts)
     about = {"registration": str(path), "digest": found.digest, "written": found.written}
     return Judgement({**_verdict(reasons), **about, "arm": arm.name, "number": found.number}, found)
 
@@ -143,6 +154,39 @@ def mismatches(arm: Arm, found: Registration, facts: Facts) -> Iterator[str]:
 def _code(found: Registration) -> str:
     commit = "outside git" if found.code.commit is None else f"commit {found.code.commit[:12]}"
     return f"{commit}, with changes" if found.code.dirty else commit
+
+
+def readers(root: Path, settings: Mapping[str, Any], seeds: Collection[int]) -> Iterator[Reader]:
+    """The runs below a folder that have read test with a configuration, whatever its evaluation, and one of the seeds.
+
+    A run whose configuration cannot be read is said, and left out.
+
+    Args:
+        settings: `registration.settings` of the configuration.
+    """
+    for run in find_run_directories(root):
+        if not (times := readings.completed(run)):
+            continue
+        try:
+            tree = completed(read_tree(run.config_file))
+        except UserError as error:
+            console.warn(f"left out: {error}")
+            continue
+        same = _of_training(registration.settings(tree)) == _of_training(settings)
+        if same and tree["seed"] in seeds:
+            yield Reader(run.path, int(tree["seed"]), times)
+
+
+def _of_training(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in registration.EVALUATION_KEYS}
+
+
+def _read_by_others(config: Config, facts: Facts) -> Iterator[str]:
+    """A run of the same configuration and seed under another name, which has read test already."""
+    root = registration.folder_of(config.run.root).parent
+    for reader in readers(root, facts.settings, [facts.seed]):
+        if reader.path.resolve() != config.run_dir.resolve():
+            yield f"{reader.path} has read test with the same configuration and seed, first at {reader.times[0]}"
 
 
 def _unfinished(training: Mapping[str, str]) -> Iterator[str]:

@@ -6,20 +6,20 @@ arXiv:2311.18807, which leave it to people to keep to it; here `eval` says wheth
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pipeline.common import console, files
-from pipeline.common.errors import ConfigError, DataError, UserError
-from pipeline.config.load import completed, load_config, read_tree
+from pipeline.common.errors import ConfigError, DataError
+from pipeline.config.load import load_config
 from pipeline.config.schema import Config
 from pipeline.data import prepare, sample_table
+from pipeline.evaluation import confirmatory
 from pipeline.evaluation.verdict import ALPHA
 from pipeline.runs import environment, registration
-from pipeline.runs.directory import RunDirectory, find_run_directories
 from pipeline.runs.registration import Arm, Code, Comparison, DataDigests, Registration
 
 OF_ONE_SEED = "McNemar's exact test over images"
@@ -134,29 +134,12 @@ def _data_digests(config: Config) -> DataDigests:
 
 def _refuse_readings(arm: Arm, seeds: Sequence[int], root: Path) -> None:
     """Raise a `DataError` where a run of this arm has read test: what is registered now was not fixed before."""
-    fixed = registration.settings(arm.configuration)
-    for run, tree in _runs(root):
-        same = _training(registration.settings(tree)) == _training(fixed) and tree.get("seed") in seeds
-        if same and (times := run.count_test_readings()):
-            raise DataError(
-                f"{run.path}: has read test {times} time(s) with the configuration of {arm.name} and seed "
-                f"{tree['seed']}, so that nothing about it can be registered any more; register other seeds, or another "
-                "configuration"
-            )
-
-
-def _training(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings but for those of the evaluation: with any of them, test was read."""
-    return {key: value for key, value in settings.items() if key not in registration.EVALUATION_KEYS}
-
-
-def _runs(root: Path) -> Iterator[tuple[RunDirectory, dict[str, Any]]]:
-    """The runs below a folder with their configurations; one that cannot be read is said."""
-    for run in find_run_directories(root):
-        try:
-            yield run, completed(read_tree(run.config_file))
-        except UserError as error:
-            console.warn(f"left out: {error}")
+    for reader in confirmatory.readers(root, registration.settings(arm.configuration), seeds):
+        raise DataError(
+            f"{reader.path}: has read test {len(reader.times)} time(s) with the configuration of {arm.name} and seed "
+            f"{reader.seed}, so that nothing about it can be registered any more; register other seeds, or another "
+            "configuration"
+        )
 
 
 def _code() -> Code:

@@ -235,6 +235,22 @@ def test_what_has_been_read_cannot_be_registered(tmp: Path, capsys: pytest.Captu
     assert run(arguments) == 0  # another configuration
 
 
+def test_the_same_run_under_another_name_is_a_second_reading(tmp: Path, trained: Path) -> None:
+    register(tmp)
+    assert tiny.do("eval", tmp) == 0
+    shutil.copytree(trained / "runs/tiny", tmp / "runs/repeats/tiny/twin")
+    more = f"run.root={tmp / 'runs/repeats/tiny'}", "run.name=twin"
+    (reason,) = judged(tmp, *more)["reasons"]
+    assert reason.startswith(
+        f"{tmp / 'runs/tiny'} has read test with the same configuration and seed, first at 20"
+    )
+    other = tmp / "runs/tiny/config.yaml"
+    other.write_text(other.read_text().replace("lr: 0.02", "lr: 0.03"))
+    assert judged(tmp, *more)["status"] == "confirmatory"
+    other.write_text("[]")
+    assert judged(tmp, *more)["status"] == "confirmatory"
+
+
 def test_a_reading_before_counts_unless_it_was_interrupted(tmp: Path) -> None:
     register(tmp)
     directory = RunDirectory(tmp / "runs/tiny")
