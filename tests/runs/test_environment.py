@@ -46,3 +46,30 @@ def test_what_a_gpu_computes_with_is_written_down(monkeypatch: pytest.MonkeyPatc
     assert {key: about[key] for key in expected} == expected
     on_cpu = environment.describe(torch.device("cpu"))
     assert [on_cpu[key] for key in ("cuda", "driver", "tf32")] == [None] * 3
+
+
+def test_what_may_change_bits_is_named() -> None:
+    here = environment.describe(torch.device("cpu"))
+    assert environment.other_bits(here, here) == []
+    assert environment.other_bits({**here, "host": "another", "time": "another"}, here) == []
+    packages = {**here["packages"], "torch": "1.0", "wandb": "1.0"}
+    other = {**here, "cpu": "another", "packages": packages, "code_sha256": "0"}
+    assert environment.other_bits(other, here) == ["code", "cpu", "torch"]
+    unnamed = {key: value for key, value in here.items() if key != "cpu"}
+    assert environment.other_bits({**unnamed, "host": "another"}, here) == ["host"]
+
+
+def test_the_digest_of_the_code_is_of_what_makes_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for room in ("training", "report"):
+        (tmp_path / room).mkdir()
+        (tmp_path / room / "a.py").write_text("one")
+    monkeypatch.setattr(environment, "CODE", tmp_path)
+    before = environment.code_sha256()
+    (tmp_path / "report/a.py").write_text("two")
+    assert environment.code_sha256() == before
+    (tmp_path / "training/a.py").rename(tmp_path / "training/b.py")
+    renamed = environment.code_sha256()
+    (tmp_path / "training/b.py").write_text("two")
+    assert len({before, renamed, environment.code_sha256()}) == 3
