@@ -24,7 +24,7 @@ from pipeline.data import prepare
 from pipeline.data.loader import Batch
 from pipeline.data.transforms import CentreCrop
 from pipeline.distributed.process_group import Ranks
-from pipeline.export import int8, layers, onnx_file
+from pipeline.export import int8, layers, onnx_file, small_forms
 from pipeline.export.network import ExportedNetwork
 from pipeline.export.onnx_file import Graph, Images
 from pipeline.export.proof import channels_first
@@ -89,7 +89,7 @@ def _graphs(config: Config, model: LoadedModel, images: Images, path: Path) -> d
     onnx_file.write(onnx_file.EXPORTERS["dynamo"], network, config.data.image_px, path)
     ranges = int8.calibrate(path, np.array_split(images, math.ceil(len(images) / 4)))
     plain, half = onnx.load(path), onnx.load(path)
-    layers.store_as_float16(half, layers.layers_of(half))
+    layers.store_as_float16(half, layers.layers_of(half)[small_forms.FIRST_IN_FP32 :])
     return {"fp32": plain, "weights of fp16": half} | {
         f"int8: {one.name}": int8.converted(path, one, lambda: ranges)
         for one in (int8.CANDIDATES[0], *int8.CANDIDATES[-2:])
