@@ -12,13 +12,15 @@ from pipeline.webpage.companions import companions
 from pipeline.webpage.page import FORMS, Form
 
 MOST_BYTES = 20_000_000
+EXACT: tuple[Form, ...] = "fp32", "fp16"
+"""forms that compute in fp32; the kernels of int8 round otherwise in a browser, by some percent of a logit"""
 
 
 def write_page(config: Config, form: Form | None, *, pictures: bool) -> dict[str, Any]:
     """Write RUN/export/page.html, and what it shows beside an answer as page.json; in plain types, where and how large.
 
     Args:
-        form: of the model; None: the smallest that was exported.
+        form: of the model; None: the smaller of those whose logits are the trained model's in every browser.
         pictures: show some of the data's pictures.
 
     Raises:
@@ -59,7 +61,7 @@ def _form(run: Path, folder: Path, wanted: Form | None) -> Form:
     if "fp32" not in sizes:
         raise DataError(f"{run}: is not exported yet; run `plumage export {run}` first")
     if wanted is None:
-        return min(sizes, key=sizes.__getitem__)
+        return min((form for form in sizes if form in EXACT), key=sizes.__getitem__)
     if wanted not in sizes:
         raise DataError(
             f"{folder / FORMS[wanted][0]}: missing; run `plumage export {run} --{wanted}`, which writes it if it "

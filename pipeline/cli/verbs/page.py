@@ -16,7 +16,7 @@ def _arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         choices=("fp32", "fp16", "int8"),
-        help="form of the exported model; default: the smallest that there is",
+        help="form of the exported model; default: the smaller of fp32 and fp16",
     )
     parser.add_argument(
         "--no-pictures",

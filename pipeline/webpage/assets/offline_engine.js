@@ -30,13 +30,13 @@ class OfflineEngine {
       throw new Error(`it does not answer in this browser as the trained model does (${said})`);
     }
     const same = checks.filter((one) => one.samePixels).length;
-    const whole = worst <= tolerance && same === pictures.length;
-    return {
-      whole,
-      text: whole
-        ? `Verified: all ${pictures.length} golden pictures have the trained model's pixels and logits here (${said}).`
-        : `The ${pictures.length} golden pictures have the trained model's labels here; ${same} have all its pixels (${said}).`,
-    };
+    const count = pictures.length;
+    const whole = worst <= tolerance && same === count;
+    if (!whole) return { whole, text: `The ${count} golden pictures have the trained model's labels here; ${same} have all its pixels (${said}).` };
+    if (this.values.form !== "int8") {
+      return { whole, text: `Verified: all ${count} golden pictures have the trained model's pixels and logits here (${said}).` };
+    }
+    return { whole, text: `Verified: all ${count} golden pictures have the trained model's pixels and the labels of its 8-bit form here (${said}).` };
   }
 
   async check(picture) {
