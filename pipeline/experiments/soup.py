@@ -18,7 +18,6 @@ from pipeline.config import load, recipes
 from pipeline.config.load import dump_config, load_config
 from pipeline.config.schema import Config
 from pipeline.distributed.process_group import Ranks, select_device
-from pipeline.evaluation import training_state
 from pipeline.inference.predict import predict_rows
 from pipeline.models.build import build_model, without_weights
 from pipeline.models.pretrained import load_weights
@@ -87,25 +86,26 @@ def soup(paths: Sequence[Path], overrides: Sequence[str]) -> dict[str, Any]:
         raise ConfigError(
             f"run.name: {config.run_dir} is there already; give the soup another name with run.name=NAME"
         )
-    kitchen = _Kitchen(config, contents[0])
-    ingredients = [kitchen.taste(run, content) for run, content in zip(runs, contents, strict=True)]
-    soups = [kitchen.mix("uniform", ingredients), kitchen.greedy(ingredients)]
+    averaging = _Averaging(config, contents[0], RunDirectory(runs[0]).checkpoint("best"))
+    ingredients = [averaging.measure(run, content) for run, content in zip(runs, contents, strict=True)]
+    soups = [averaging.average("uniform", ingredients), averaging.greedy(ingredients)]
     best_single = _better(ingredients)
     best = _better([one for one in soups if len(one.of) > 1])
     kept = best.validated.beats(best_single.validated)
     result = _result(config if kept else None, ingredients, soups)
     if kept:
-        _write(config, best, kitchen.setup, result)
+        _write(config, best, averaging.setup, result)
         console.say(f"soup   {config.run_dir}: {best.method}, {_percent(best.validated)} on validation")
     else:
         console.say(f"soup   nothing is kept: {result['why']}")
     return result
 
 
-class _Kitchen:
+class _Averaging:
     """Averages weights and measures them on the validation images, all on one device."""
 
-    def __init__(self, config: Config, content: dict[str, Any]) -> None:
+    def __init__(self, config: Config, content: dict[str, Any], path: Path) -> None:
+        """content: of the first run's checkpoint, at `path`."""
         self.config, self.precision = config, content["precision"]
         self.ranks = Ranks.single(select_device(config.train))
         self.setup = TrainingSetup(config, self.ranks)
@@ -113,13 +113,11 @@ class _Kitchen:
             raise ConfigError(
                 "soup: validation says whether a soup is better, and these runs have no validation images"
             )
-        checkpoints.check_data(
-            content, RunDirectory(config.run_dir).path, self.setup.classes, self.setup.samples
-        )
+        checkpoints.check_data(content, path, self.setup.classes, self.setup.samples)
         model, _ = build_model(without_weights(config.model), len(self.setup.classes))
         self.model = model.to(self.ranks.device)
 
-    def taste(self, run: Path, content: dict[str, Any]) -> Ingredient:
+    def measure(self, run: Path, content: dict[str, Any]) -> Ingredient:
         """A run as it is."""
         path = RunDirectory(run).checkpoint("best")
         load_weights(self.model, content["ema"] or content["model"], content, path)
@@ -127,7 +125,7 @@ class _Kitchen:
         console.say(f"run    {run}: {_percent(validated)} on validation")
         return Ingredient(run, content, files.digest_of_file(path), validated)
 
-    def mix(self, method: str, of: Sequence[Ingredient]) -> Soup:
+    def average(self, method: str, of: Sequence[Ingredient]) -> Soup:
         """The mean of some runs."""
         weights = [one.weights for one in of]
         first = of[0]
@@ -148,7 +146,7 @@ class _Kitchen:
         )
         chosen = Soup("greedy", [best], best.weights, best.validated)
         for one in others:
-            tried = self.mix("greedy", [*chosen.of, one])
+            tried = self.average("greedy", [*chosen.of, one])
             if not chosen.validated.beats(tried.validated):
                 chosen = tried
         return chosen
@@ -171,9 +169,8 @@ def _check_recipe(runs: Sequence[Path], contents: Sequence[dict[str, Any]]) -> N
     """Raise a `UserError` unless runs differ in the seed alone and validated on the same images."""
     for run in runs:
         status = RunDirectory(run).read_status()
-        if status is not None and status.state == "running":
-            training_state.warn_of_unfinished(RunDirectory(run))
-            raise CheckpointError(f"{run}: is being trained; wait for its end")
+        if status is not None and status.state != "finished":
+            raise CheckpointError(f"soup: the training of {run} is {status.state}; let it finish first")
     settings = [load.completed(content["config"]) for content in contents]
     for run, other, content in zip(runs[1:], settings[1:], contents[1:], strict=True):
         if changed := recipes.changes(settings[0], other, but_for=("seed",)):

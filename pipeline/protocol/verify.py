@@ -98,9 +98,8 @@ def _recorded(
         yield Recorded(name, content["samples"], None)
     for each in evaluated:
         place = f"eval/{each.folder.split}/{each.folder.environment_file.name}"
-        pictures = (
-            None if "resize_px" in each.metrics else each.environment.get("pictures")
-        )  # others, perhaps
+        of_other_size = "resize_px" in each.metrics  # with eval.image_px the store may be another one
+        pictures = None if of_other_size else each.environment.get("pictures")
         yield Recorded(place, each.environment.get("samples"), pictures)
 
 

@@ -118,6 +118,10 @@ def test_runs_of_another_recipe_or_split_are_named(
     checkpoints.save(path, checkpoints.read(path) | {"samples": "another"})
     assert soup(one, third) == 2
     assert "data.split_seed=0" in capsys.readouterr().err
+    status = RunDirectory(third).status_file
+    status.write_text(status.read_text().replace('"finished"', '"stopped"'))
+    assert soup(one, third) == 2
+    assert f"the training of {third} is stopped; let it finish first" in capsys.readouterr().err
     for given in ([one], [one, one]):
         assert soup(*given) == 2
         assert "give two or more different run directories" in capsys.readouterr().err
