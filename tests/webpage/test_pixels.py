@@ -124,7 +124,11 @@ def test_a_small_picture_grows_to_within_one_level(resize: str, tmp_path: Path) 
 
 
 def damaged(content: bytes) -> dict[str, bytes]:
+    size = content.index(b"\xff\xc0") + 5
+    scan = content.index(b"\xff\xda")
     return {
+        "many.jpg": content[:-2] + content[scan:-2] * 200 + content[-2:],
+        "vast.jpg": content[:size] + b"\xff\xff\xff\xff" + content[size + 4 :],
         "cut off.jpg": content[: len(content) // 2],
         "no picture.jpg": content[:20],
         "nothing.jpg": b"",
@@ -147,6 +151,8 @@ def test_a_damaged_file_is_refused_in_words(given: dict[str, Any], tmp_path: Pat
     }
     assert said == {
         "long.png": "is too elongated with 210 × 10 pixels; crop it",
+        "many.jpg": "has too many scans; save it again",
+        "vast.jpg": "has 65535 × 65535 pixels; make it smaller",
         "cut off.jpg": "is cut off",
         "no picture.jpg": "is cut off",
         "nothing.jpg": "is not a picture that this page reads; save it as JPEG, PNG or WebP",

@@ -3,6 +3,8 @@
 
 class NotHere extends Error {}
 
+const MOST_SCANS = 200; // each takes time, whatever its size; programs write some ten
+
 const ZIGZAG = Uint8Array.from([
   0, 1, 8, 16, 9, 2, 3, 10, 17, 24, 32, 25, 18, 11, 4, 5, 12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6, 7, 14, 21, 28,
   35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55,
@@ -12,7 +14,7 @@ const ZIGZAG = Uint8Array.from([
 // bytes: Uint8Array. Gives {width, height, components: [{id, h, v, blocksWide, blocksHigh, table, coefficients}],
 // maxH, maxV, jfif, adobe, segments}; coefficients: Int16Array, 64 a block, in natural order.
 function jpegCoefficients(bytes) {
-  const state = { bytes, at: 2, tables: [], huffman: {}, restart: 0, frame: null, jfif: false, adobe: null, segments: [] };
+  const state = { bytes, at: 2, tables: [], huffman: {}, restart: 0, scanned: 0, frame: null, jfif: false, adobe: null, segments: [] };
   if (bytes[0] !== 0xff || bytes[1] !== 0xd8) throw new NotHere("not a JPEG");
   for (;;) {
     const marker = nextMarker(state);
@@ -102,6 +104,7 @@ function readFrame(state, marker, at) {
   if (width * height === 0 || components.some((one) => one.h < 1 || one.v < 1 || one.h > 4 || one.v > 4)) {
     throw new Error("its header is damaged");
   }
+  checkSize(width, height);
   const [wide, high] = [Math.ceil(width / (8 * maxH)), Math.ceil(height / (8 * maxV))];
   for (const one of components) {
     one.ownWide = Math.ceil(Math.ceil((width * one.h) / maxH) / 8);
@@ -125,7 +128,8 @@ function readScanHeader(state, at) {
     parts.push({ component, dc: bytes[at + 1] >> 4, ac: bytes[at + 1] & 15, previous: 0 });
   }
   state.scan = { parts, start: bytes[at], end: bytes[at + 1], high: bytes[at + 2] >> 4, low: bytes[at + 2] & 15 };
-  state.scanned = true;
+  state.scanned += 1;
+  if (state.scanned > MOST_SCANS) throw new Error("has too many scans; save it again");
 }
 
 function readScan(state) {

@@ -104,7 +104,7 @@ function blockMeans(pixels, width, height, across, down) {
   return { width, height, data: new Uint8Array(data.buffer) };
 }
 
-// In floats of 32 bits, whose products are added without rounding (FMA), as the IPP of Intel within OpenCV does it; where
+// In floats of 32 bits, whose products are added without rounding (FMA), as Intel's IPP within OpenCV does it; where
 // a sum is within rounding of a half, that may be one level off.
 function resizedCubic(pixels, width, height) {
   const across = cubicTable(pixels.width, width);
