@@ -164,6 +164,9 @@ def running(
         target=lambda: asyncio.run(answer_until(stop, service, listener, token, drain_s)), name="server"
     )
     thread.start()
+    with connection(port) as one:  # until it answers
+        one.sendall(b"GET /healthz HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n")
+        assert answer(one)[0] == 200
     try:
         yield Running(f"http://127.0.0.1:{port}", port, service, stop, thread)
     finally:
