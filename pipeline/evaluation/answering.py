@@ -12,8 +12,8 @@ from pipeline.evaluation import priors, run_set_rule, run_taxonomy, thresholds, 
 from pipeline.evaluation.answer_files import Answer, Cell, Judgement
 from pipeline.evaluation.fitted_temperature import fitted_temperature
 from pipeline.evaluation.picture_outputs import Outputs, Unreadable
-from pipeline.evaluation.prediction_sets import SetRule
 from pipeline.evaluation.priors import Posterior
+from pipeline.evaluation.set_rule import SetRule
 from pipeline.evaluation.thresholds import Floats, Level, Thresholds
 from pipeline.evaluation.unknown_threshold import NONE_OF_THESE, UnknownThreshold
 from pipeline.inference.load_model import LoadedModel

@@ -16,44 +16,21 @@ chosen on them, which costs a little of it: so coverage is measured on the evalu
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.common import arrays
 from pipeline.evaluation import calibration, statistics
+from pipeline.evaluation.set_rule import Method, SetRule
 from pipeline.runs.predictions import Validation
 
-Method = Literal["lac", "aps"]
 COVERAGE = 0.9
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Flags = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class SetRule:
-    """From which score on a class is left out; chosen on n validation images for a share of covered images.
-
-    threshold: None where n images are too few for the coverage: each set has all classes.
-    """
-
-    method: Method
-    coverage: float
-    n: int
-    threshold: float | None
-
-    def sets(self, logits: calibration.Logits) -> Flags:
-        """The classes in the set of each image: float32 [n, C] -> bool [n, C]; one class at least."""
-        probability = np.exp(calibration.log_probabilities(logits))
-        inside = np.ones(probability.shape, bool)
-        if self.threshold is not None:
-            inside = probability >= LEAST_PROBABLE[self.method](probability, self.threshold)[:, None]
-        inside[np.arange(len(logits)), logits.argmax(axis=1)] = True
-        return inside
 
 
 def lac_score(probability: Floats, label: Ints) -> Floats:
@@ -67,23 +44,7 @@ def aps_score(probability: Floats, label: Ints) -> Floats:
     return np.asarray((probability * (probability > own[:, None])).sum(axis=1), np.float64)
 
 
-def lac_least_probable(probability: Floats, threshold: float) -> Floats:
-    """The least probability of a class whose score is not above a threshold: float64 [n, C] -> [n]."""
-    return np.full(len(probability), 1 - threshold)
-
-
-def aps_least_probable(probability: Floats, threshold: float) -> Floats:
-    """The same for `aps_score`."""
-    ordered = np.sort(probability, axis=1)[:, ::-1]
-    classes = (ordered.cumsum(axis=1) - ordered <= threshold).sum(axis=1)
-    return np.asarray(ordered[np.arange(len(ordered)), np.maximum(classes, 1) - 1], np.float64)
-
-
 SCORES: dict[Method, Callable[[Floats, Ints], Floats]] = {"lac": lac_score, "aps": aps_score}
-LEAST_PROBABLE: dict[Method, Callable[[Floats, float], Floats]] = {
-    "lac": lac_least_probable,
-    "aps": aps_least_probable,
-}
 
 
 def calibrate(method: Method, logits: calibration.Logits, label: Ints, coverage: float = COVERAGE) -> SetRule:

@@ -3,7 +3,7 @@
 from pydantic import BaseModel
 
 from pipeline.common import files
-from pipeline.evaluation.prediction_sets import Method, SetRule
+from pipeline.evaluation.set_rule import Method, SetRule
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.predictions import AGAIN, views
 

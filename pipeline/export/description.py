@@ -10,7 +10,7 @@ from pipeline import __version__
 from pipeline.common import files
 from pipeline.config.schema import Config
 from pipeline.data import pictures
-from pipeline.evaluation.prediction_sets import SetRule
+from pipeline.evaluation.set_rule import SetRule
 from pipeline.evaluation.unknown_threshold import UnknownThreshold
 from pipeline.inference.load_model import LoadedModel
 from pipeline.models.licences import licence_of

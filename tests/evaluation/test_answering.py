@@ -16,8 +16,8 @@ from pipeline.data.taxonomy import Taxonomy
 from pipeline.evaluation.answer_files import Answer
 from pipeline.evaluation.answering import Answering
 from pipeline.evaluation.picture_outputs import Outputs
-from pipeline.evaluation.prediction_sets import SetRule
 from pipeline.evaluation.priors import Posterior
+from pipeline.evaluation.set_rule import SetRule
 from pipeline.evaluation.thresholds import RankThresholds, Threshold, Thresholds
 from pipeline.runs.directory import RunDirectory
 from tests.helpers import own_pictures, tiny

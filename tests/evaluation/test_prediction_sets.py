@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.evaluation import prediction_sets
+from pipeline.evaluation.set_rule import SetRule
 from pipeline.runs.predictions import Validation
 
 FOUR = np.log(np.array([[0.5, 0.3, 0.15, 0.05], [0.1, 0.6, 0.2, 0.1]], np.float32))
@@ -37,7 +38,7 @@ def test_set_has_the_classes_whose_score_is_not_above_the_threshold(method: Any)
     score = prediction_sets.SCORES[method](np.repeat(probability, 6, axis=0), each).reshape(50, 6)
     expected = score <= 0.6
     expected[np.arange(50), logits.argmax(axis=1)] = True
-    assert np.array_equal(prediction_sets.SetRule(method, 0.9, 99, 0.6).sets(logits), expected)
+    assert np.array_equal(SetRule(method, 0.9, 99, 0.6).sets(logits), expected)
 
 
 def test_threshold_is_the_score_at_the_place_that_the_theorem_asks_for() -> None:
@@ -56,11 +57,11 @@ def test_too_few_images_promise_nothing_and_every_class_is_in_the_set() -> None:
 
 
 def test_sets_have_the_classes_up_to_the_threshold_and_one_at_least() -> None:
-    lac = prediction_sets.SetRule("lac", 0.9, 99, 0.75)
+    lac = SetRule("lac", 0.9, 99, 0.75)
     assert lac.sets(FOUR).tolist() == [[True, True, False, False], [False, True, False, False]]
-    aps = prediction_sets.SetRule("aps", 0.9, 99, 0.65)
+    aps = SetRule("aps", 0.9, 99, 0.65)
     assert aps.sets(FOUR).tolist() == [[True, True, False, False], [False, True, True, False]]
-    strict = prediction_sets.SetRule("lac", 0.9, 99, 0.1)
+    strict = SetRule("lac", 0.9, 99, 0.1)
     assert strict.sets(FOUR).tolist() == [[True, False, False, False], [False, True, False, False]]
 
 

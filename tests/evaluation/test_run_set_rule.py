@@ -10,8 +10,8 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.common.errors import DataError
-from pipeline.evaluation.prediction_sets import SetRule
 from pipeline.evaluation.run_set_rule import of_run
+from pipeline.evaluation.set_rule import SetRule
 from pipeline.runs.directory import RunDirectory
 from tests.helpers import own_pictures, tiny
 
