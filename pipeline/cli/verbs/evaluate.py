@@ -48,7 +48,12 @@ def report(arguments: Namespace) -> Result:
 
 
 def _compare_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("positionals", nargs="+", metavar="RUN", help="a run directory, such as runs/NAME")
+    parser.add_argument(
+        "positionals",
+        nargs="+",
+        metavar="RUN",
+        help="a run directory, such as runs/NAME, or a folder of `repeat`, such as runs/repeats/NAME",
+    )
     parser.add_argument(
         "--split", default="test", choices=("train", "val", "test"), help="default: %(default)s"
     )
@@ -56,14 +61,14 @@ def _compare_arguments(parser: ArgumentParser) -> None:
         "--out",
         type=user_path,
         metavar="FOLDER",
-        help="write comparison.json, classes.csv and changed.csv there too",
+        help="write comparison.json, the comparisons as LaTeX and CSV, classes.csv and changed.csv there too",
     )
 
 
 def compare(arguments: Namespace) -> Result:
     """Say whether runs on the same images differ by more than noise.
 
-    Several seeds of one recipe become mean +- standard deviation.
+    Several seeds of one recipe become mean +- standard deviation; the same seeds of two are compared in pairs.
     """
     with importing():
         from pipeline.evaluation.compare import compare_runs
@@ -216,6 +221,7 @@ VERBS = {
         (
             "plumage compare runs/baseline runs/low_lr",
             "plumage compare runs/baseline runs/low_lr runs/low_lr_seed1 --split val --out comparison",
+            "plumage compare runs/repeats/baseline runs/repeats/low_lr",
         ),
     ),
     "audit": Verb(
