@@ -117,8 +117,9 @@ def judge(config: Config, data: Prepared, training: Mapping[str, str]) -> Judgem
         key=lambda judged: len(judged[0]),
     )
     if not ranked:
-        nothing = f"no registration was found in {registration.folder_of(config.run.root)}"
-        return Judgement(_verdict([*always, *(spoilt or [nothing])]))
+        return Judgement(
+            _verdict([*always, *(spoilt or ["no registration was found in run.root/protocols"])])
+        )
     differing, found, arm, path = ranked[0]
     reasons = [*always, *differing, *(spoilt if differing else [])]
     if not reasons:
