@@ -219,7 +219,6 @@ VERBS = {
         compare,
         _compare_arguments,
         (
-            "plumage compare runs/baseline runs/low_lr",
             "plumage compare runs/baseline runs/low_lr runs/low_lr_seed1 --split val --out comparison",
             "plumage compare runs/repeats/baseline runs/repeats/low_lr",
         ),
