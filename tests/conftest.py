@@ -7,6 +7,7 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported
 
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ import pytest
 import torch
 
 from pipeline.common import console
+from pipeline.config.load import dump_departures
+from pipeline.protocol.preregister import preregister
 from tests.helpers import processes, tiny
 
 shared_tables: set[str] = set()
@@ -65,6 +68,17 @@ def trained(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the finished tiny run in runs/tiny: tests read it and do not write it."""
     tmp = tmp_path_factory.mktemp("trained")
     assert tiny.do("train", tmp) == 0
+    return tmp
+
+
+@pytest.fixture(scope="session")
+def confirmed(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tiny run, registered before it was evaluated on test: tests copy it to change it."""
+    tmp = tmp_path_factory.mktemp("confirmed")
+    shutil.copytree(trained / "runs", tmp / "runs")
+    (tmp / "tiny.yaml").write_text(dump_departures(tiny.config(tmp)))
+    preregister([tmp / "tiny.yaml"], [0], [], "top1", None, [])
+    assert tiny.do("eval", tmp) == 0
     return tmp
 
 

@@ -13,10 +13,9 @@ import pytest
 from pipeline.cli.main import run as run_verb
 from pipeline.common import files
 from pipeline.common.errors import CheckpointError
-from pipeline.config.load import dump_departures, load_config
+from pipeline.config.load import load_config
 from pipeline.data import prepare
 from pipeline.protocol import trained_again
-from pipeline.protocol.preregister import preregister
 from pipeline.protocol.trained_again import Steps
 from pipeline.protocol.verify import Effort, verify
 from pipeline.runs import status
@@ -28,20 +27,9 @@ from tests.helpers.folders import digests
 DIGESTS_ALONE = Effort(images=0, steps=0)
 
 
-@pytest.fixture(scope="module")
-def evaluated(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the tiny run, registered and evaluated on test: tests copy it to change it."""
-    tmp = tmp_path_factory.mktemp("evaluated")
-    shutil.copytree(trained / "runs", tmp / "runs")
-    (tmp / "tiny.yaml").write_text(dump_departures(tiny.config(tmp)))
-    preregister([tmp / "tiny.yaml"], [0], [], "top1", None, [])
-    assert tiny.do("eval", tmp) == 0
-    return tmp
-
-
 @pytest.fixture
-def tmp(evaluated: Path, tmp_path: Path) -> Path:
-    shutil.copytree(evaluated / "runs", tmp_path / "runs")
+def tmp(confirmed: Path, tmp_path: Path) -> Path:
+    shutil.copytree(confirmed / "runs", tmp_path / "runs")
     return tmp_path
 
 
@@ -355,23 +343,23 @@ def test_other_code_promises_no_bits_and_says_so(tmp: Path) -> None:
 
 
 @pytest.mark.parametrize(("factor", "holds"), [(1.01, True), (1.1, False)])
-def test_a_tolerance_is_for_rounding_alone(factor: float, holds: bool, evaluated: Path) -> None:
-    run = RunDirectory(evaluated / "runs/tiny")
+def test_a_tolerance_is_for_rounding_alone(factor: float, holds: bool, confirmed: Path) -> None:
+    run = RunDirectory(confirmed / "runs/tiny")
     log = Log(
         {**record, "loss": record["loss"] * factor} if record["kind"] == "step" else record
         for record in run.read_log()
     )
-    claim = trained_again.check("training", tiny.config(evaluated), log, Steps(0, 10), "fp32", ["code"])
+    claim = trained_again.check("training", tiny.config(confirmed), log, Steps(0, 10), "fp32", ["code"])
     assert (claim.result == "holds") == holds
 
 
-def test_steps_from_a_checkpoint_within_the_training_are_taken_again(evaluated: Path, tmp_path: Path) -> None:
+def test_steps_from_a_checkpoint_within_the_training_are_taken_again(confirmed: Path, tmp_path: Path) -> None:
     assert tiny.do("train", tmp_path, "train.max_steps=5") == 0
     start = tiny.checkpoints(tmp_path) / "last.pt"
-    log = RunDirectory(evaluated / "runs/tiny").read_log()
+    log = RunDirectory(confirmed / "runs/tiny").read_log()
     steps = trained_again.steps_to_take(log, 4, 5, start)
     assert steps == Steps(5, 10, start)
-    claim = trained_again.check("later", tiny.config(evaluated), log, steps, "fp32", [])
+    claim = trained_again.check("later", tiny.config(confirmed), log, steps, "fp32", [])
     assert claim.found == ["steps 6 to 10, taken again, have the losses of log.jsonl: the same bits"]
 
 

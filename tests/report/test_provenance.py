@@ -9,24 +9,11 @@ import pytest
 
 from pipeline.common import files
 from pipeline.common.errors import DataError
-from pipeline.config.load import dump_departures
 from pipeline.config.schema import Config
-from pipeline.protocol.preregister import preregister
 from pipeline.protocol.verify import Effort, verify
 from pipeline.report import provenance
 from pipeline.runs.directory import RunDirectory
 from tests.helpers import tiny
-
-
-@pytest.fixture(scope="module")
-def confirmed(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the tiny run, registered, then evaluated."""
-    tmp = tmp_path_factory.mktemp("confirmed")
-    shutil.copytree(trained / "runs", tmp / "runs")
-    (tmp / "tiny.yaml").write_text(dump_departures(tiny.config(tmp)))
-    preregister([tmp / "tiny.yaml"], [0], [], "top1", None, [])
-    assert tiny.do("eval", tmp) == 0
-    return tmp
 
 
 @pytest.fixture
