@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pipeline.common import files
 from pipeline.common.errors import WeightsError
+from pipeline.config.model import ModelConfig
 from pipeline.models.classifier import head_of
-from pipeline.models.pretrained import StateDict, load_state_dict, read_state_dict
+from pipeline.models.pretrained import StateDict, check_is_there, load_state_dict, read_state_dict
 
 PACKAGE = Path("package")
 """the value of `model.weights` that asks for these weights"""
@@ -37,17 +38,8 @@ def load_packaged(backbone: Any, name: str) -> dict[str, Any]:
         WeightsError: there is no package for this model, it is not installed, or its file is damaged or of another
             network.
     """
-    package = PACKAGES.get(name.partition(".")[0])
-    if package is None:
-        raise WeightsError(
-            f"model.weights: no package holds weights of {name}; there are those of {', '.join(PACKAGES)}: take one of "
-            "these models, or give a file as model.weights=PATH"
-        )
-    try:
-        distribution = metadata.distribution(package)
-    except metadata.PackageNotFoundError as error:
-        raise WeightsError(f"model.weights: the package {package} is not installed; {INSTALL}") from error
-    path = _file(distribution, package)
+    distribution, path = _installed(name)
+    package = _package(name)
     digest = files.digest_of_file(path)
     if not digest.startswith(path.stem.rpartition("-")[2]):  # as torch.hub names files
         raise WeightsError(f"{path}: damaged, its digest is {digest[:8]}...; {AGAIN} {package}")
@@ -60,6 +52,19 @@ def load_packaged(backbone: Any, name: str) -> dict[str, Any]:
         "version": distribution.version,
         "licence": _licence(distribution),
     }
+
+
+def weights_file(config: ModelConfig) -> Path | None:
+    """The file that `model.weights` asks for: its own, or that of the package; None where it asks for none.
+
+    Raises:
+        WeightsError: there is no such file, no package for this model, or it is not installed.
+    """
+    if config.weights == PACKAGE:
+        return _installed(config.name)[1]
+    if config.weights is not None:
+        check_is_there(config.weights)
+    return config.weights
 
 
 def in_order(found: dict[str, Tensor], backbone: Any, path: Path) -> dict[str, Tensor]:
@@ -85,6 +90,26 @@ def in_order(found: dict[str, Tensor], backbone: Any, path: Path) -> dict[str, T
             "file as model.weights=PATH"
         )
     return body
+
+
+def _package(name: str) -> str:
+    package = PACKAGES.get(name.partition(".")[0])
+    if package is None:
+        raise WeightsError(
+            f"model.weights: no package holds weights of {name}; there are those of {', '.join(PACKAGES)}: take one of "
+            "these models, or give a file as model.weights=PATH"
+        )
+    return package
+
+
+def _installed(name: str) -> tuple[metadata.Distribution, Path]:
+    """The package of a model's weights, and its file."""
+    package = _package(name)
+    try:
+        distribution = metadata.distribution(package)
+    except metadata.PackageNotFoundError as error:
+        raise WeightsError(f"model.weights: the package {package} is not installed; {INSTALL}") from error
+    return distribution, _file(distribution, package)
 
 
 def _file(distribution: metadata.Distribution, package: str) -> Path:

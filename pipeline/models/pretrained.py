@@ -51,6 +51,12 @@ class StateDict(NamedTuple):
         return not AVERAGES.isdisjoint(self.entry.split("."))
 
 
+def check_is_there(path: Path) -> None:
+    """Raise a `WeightsError` where there is no such file."""
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file; give its path as model.weights=PATH")
+
+
 def read_state_dict(path: Path) -> StateDict:
     """A state dict of timm or torchvision, as safetensors or as read by torch with `weights_only`.
 
@@ -60,8 +66,7 @@ def read_state_dict(path: Path) -> StateDict:
     Raises:
         WeightsError: the file is missing, damaged, or holds no tensors by name.
     """
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such weights file; give its path as model.weights=PATH")
+    check_is_there(path)
     with path.open("rb") as stream:
         is_safetensors = stream.read(9)[8:] == b"{"  # a header of JSON behind its length
         stream.seek(0)

@@ -19,6 +19,7 @@ from pipeline.config.schema import Config
 from pipeline.data import prepare, sample_table
 from pipeline.evaluation import confirmatory
 from pipeline.evaluation.verdict import ALPHA
+from pipeline.models import packaged_weights
 from pipeline.runs import environment, registration
 from pipeline.runs.registration import Arm, Code, Comparison, DataDigests, Registration
 
@@ -46,6 +47,7 @@ def preregister(
 
     Raises:
         ConfigError: a configuration is wrong, arms have one name, or what is compared is not among them.
+        WeightsError: the first weights of a configuration are not here.
         DataError: the file is there already, or a run of these configurations has read test.
     """
     configs = {path: load_config(path, overrides) for path in paths}
@@ -115,11 +117,11 @@ def _comparison(
 
 
 def _arm(config: Config, seeds: Sequence[int]) -> Arm:
-    weights = config.model.weights
+    weights = packaged_weights.weights_file(config.model)
     return Arm(
         name=str(config.run.name),
         configuration=config.model_dump(mode="json"),
-        weights_sha256=files.digest_of_file(Path(weights)) if weights and Path(weights).is_file() else None,
+        weights_sha256=None if weights is None else files.digest_of_file(weights),
         data={str(seed): _data_digests(config.model_copy(update={"seed": seed})) for seed in seeds},
     )
 

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
 
 from pipeline.common import files
-from pipeline.common.errors import CheckpointError, DataError
+from pipeline.common.errors import CheckpointError, DataError, WeightsError
 from pipeline.config.key_effects import effect_of
 from pipeline.config.load import completed, differences, read_tree
 from pipeline.config.schema import Config
 from pipeline.evaluation import confirmatory, readings
+from pipeline.models import packaged_weights
 from pipeline.protocol.claims import Claim
 from pipeline.runs import checkpoints, predictions, registration
 from pipeline.runs.directory import EvaluationDirectory, RunDirectory
@@ -121,15 +122,19 @@ def check_configuration(run: RunDirectory, contents: dict[str, Any]) -> Claim:
 
 def check_weights(run: RunDirectory, config: Config) -> Claim:
     """Whether the file of the first weights has the digest that environment.json names."""
-    about, path = run.read_environment().get("weights") or {}, config.model.weights
+    about = run.read_environment().get("weights") or {}
     digest = about.get("sha256")
     if digest is None:
         return Claim.unchecked(
             "first weights", f"environment.json names no file of weights ({about.get('source')})"
         )
-    if path is None or not Path(path).is_file():
+    try:
+        path = packaged_weights.weights_file(config.model)
+    except WeightsError as error:
+        return Claim.unchecked("first weights", str(error))
+    if path is None:
         return Claim.unchecked("first weights", f"{about['source']}: not here; name it with model.weights")
-    if files.digest_of_file(Path(path)) != digest:
+    if files.digest_of_file(path) != digest:
         return Claim("first weights", "fails", [f"{path}: is not the file that training began with"])
     return Claim("first weights", "holds", [f"{path} is the file that training began with"])
 

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from pipeline.cli.main import run
-from pipeline.common.errors import ConfigError, DataError
+from pipeline.common.errors import ConfigError, DataError, WeightsError
 from pipeline.config.load import dump_departures
 from pipeline.data import prepare, sample_table
 from pipeline.evaluation import confirmatory, readings, results, screen
+from pipeline.models.build import build_model
 from pipeline.protocol.preregister import preregister
 from pipeline.runs import registration
 from pipeline.runs.directory import RunDirectory
@@ -43,6 +44,19 @@ def rewritten(path: Path, change: Callable[[Registration], Registration]) -> Non
     """Write a registration of something else, as `preregister` would have."""
     changed = change(registration.read(path))
     registration.write(path, replace(changed, digest=changed.computed_digest()))
+
+
+def test_first_weights_of_a_package_are_registered_and_missing_ones_refused(tmp: Path) -> None:
+    named = ["model.name=tf_efficientnet_lite0", "model.pretrained=true", "run.name=lite"]
+    words = [*named, "model.weights=package"]
+    found = preregister([tmp / "tiny.yaml"], [0], [], "top1", None, words)
+    (arm,) = registration.read(Path(found["registration"])).arms
+    _, origin = build_model(tiny.config(tmp, *words).model, 6)
+    assert arm.weights_sha256 == origin["sha256"]
+    with pytest.raises(WeightsError, match=r"absent\.pth: no such weights file"):
+        preregister(
+            [tmp / "tiny.yaml"], [0], [], "top1", tmp / "a.json", [*named, "model.weights=absent.pth"]
+        )
 
 
 def test_a_first_reading_as_registered_is_confirmatory_and_a_second_is_not(

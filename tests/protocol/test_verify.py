@@ -15,7 +15,8 @@ from pipeline.common import files
 from pipeline.common.errors import CheckpointError
 from pipeline.config.load import load_config
 from pipeline.data import prepare
-from pipeline.protocol import trained_again
+from pipeline.models.build import build_model
+from pipeline.protocol import recorded, trained_again
 from pipeline.protocol.trained_again import Steps
 from pipeline.protocol.verify import Effort, verify
 from pipeline.runs import status
@@ -311,6 +312,17 @@ def test_another_file_of_first_weights_is_named(tmp: Path) -> None:
     assert faults(checked(tmp, DIGESTS_ALONE, *more))["first weights"] == [
         f"{weights}: is not the file that training began with"
     ]
+
+
+def test_first_weights_of_a_package_are_compared_with_its_file(tmp: Path) -> None:
+    more = "model.name=tf_efficientnet_lite0", "model.pretrained=true", "model.weights=package"
+    _, origin = build_model(tiny.config(tmp, *more).model, 6)
+    path = tmp / "runs/tiny/environment.json"
+    about = json.loads(path.read_text()) | {"weights": origin}
+    files.write_json(path, about)
+    assert recorded.check_weights(RunDirectory(path.parent), tiny.config(tmp, *more)).result == "holds"
+    files.write_json(path, about | {"weights": {**origin, "sha256": "0"}})
+    assert recorded.check_weights(RunDirectory(path.parent), tiny.config(tmp, *more)).result == "fails"
 
 
 def test_without_the_data_the_rest_is_checked_and_the_reason_said(tmp: Path) -> None:
