@@ -4,6 +4,7 @@ Anything else is exploratory, with the reasons. A number that was looked for on 
 happened, but it is no test of a claim that was made before.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +25,25 @@ CONFIRMATORY, EXPLORATORY = "confirmatory", "exploratory"
 
 
 @dataclass(frozen=True)
+class Averaged:
+    """A run that a soup was chosen from. trained_by: SHA-256 of the code."""
+
+    seed: int | None
+    trained_by: str | None
+
+    @classmethod
+    def listed(cls, environment: Mapping[str, Any]) -> "tuple[Averaged, ...] | None":
+        """Those that the environment of a run names; None of a run that was trained."""
+        if "soup" not in environment:
+            return None
+        return tuple(cls(one.get("seed"), one.get("code_sha256")) for one in environment["soup"]["runs"])
+
+
+@dataclass(frozen=True)
 class Facts:
     """What made a run's predictions of test, as a registration fixes it.
 
-    settings: `registration.settings`; code: SHA-256 of the code that trained, and of the code that evaluates.
+    settings: `registration.settings`; trained_by, evaluated_by: SHA-256 of the code; averaged: the runs of a soup.
     """
 
     settings: Mapping[str, Any]
@@ -37,6 +53,7 @@ class Facts:
     pictures: str | None
     trained_by: str | None
     evaluated_by: str
+    averaged: tuple[Averaged, ...] | None = None
 
     @classmethod
     def gather(cls, config: Config, data: Prepared) -> "Facts":
@@ -58,14 +75,16 @@ class Facts:
             pictures=pictures_digest(config),
             trained_by=about.get("code_sha256"),
             evaluated_by=environment.code_sha256(),
+            averaged=Averaged.listed(about),
         )
 
 
 class Reader(NamedTuple):
-    """A run that has read test. times: of the readings that came to an end, at least one."""
+    """A run that has read test. times: of the readings that came to an end, at least one; seed: of a soup, its first."""
 
     path: Path
     seed: int
+    is_soup: bool
     times: list[str]
 
 
@@ -125,7 +144,8 @@ def judge(config: Config, data: Prepared, training: Mapping[str, str]) -> Judgem
     if not reasons:
         reasons += _read_by_others(config, facts)
     about = {"registration": str(path), "digest": found.digest, "written": found.written}
-    return Judgement({**_verdict(reasons), **about, "arm": arm.name, "number": found.number}, found)
+    name = arm.name if facts.averaged is None else registration.soup_of(arm.name)
+    return Judgement({**_verdict(reasons), **about, "arm": name, "number": found.number}, found)
 
 
 def mismatches(arm: Arm, found: Registration, facts: Facts) -> Iterator[str]:
@@ -140,6 +160,8 @@ def mismatches(arm: Arm, found: Registration, facts: Facts) -> Iterator[str]:
     if facts.seed not in found.seeds:
         yield f"its seed {facts.seed} is not registered ({', '.join(map(str, found.seeds))} are)"
         return
+    if facts.averaged is not None:
+        yield from _mismatches_of_soup(arm, found, facts.averaged)
     data = arm.data[str(facts.seed)]
     if data.samples != facts.samples:
         yield "its sample table (images, labels, splits) is not the registered one"
@@ -150,6 +172,17 @@ def mismatches(arm: Arm, found: Registration, facts: Facts) -> Iterator[str]:
             yield f"it does not say which code {verb} it"
         elif code != found.code.sha256:
             yield f"it is {verb} by other code than was registered ({_code(found)})"
+
+
+def _mismatches_of_soup(arm: Arm, found: Registration, averaged: Collection[Averaged]) -> Iterator[str]:
+    """In what a soup departs from the registered one, which is chosen from all seeds."""
+    if arm.name not in found.soups:
+        yield f"it is a soup, and none of arm {arm.name} is registered"
+    seeds = [one.seed for one in averaged]
+    if Counter(seeds) != Counter(found.seeds):
+        yield f"it was chosen from the seeds {name_some(seeds)}, not from all that are registered"
+    if any(one.trained_by != found.code.sha256 for one in averaged):
+        yield f"a run that it was chosen from is trained by other code than was registered ({_code(found)})"
 
 
 def _code(found: Registration) -> str:
@@ -169,13 +202,13 @@ def readers(root: Path, settings: Mapping[str, Any], seeds: Collection[int]) -> 
         if not (times := readings.completed(run)):
             continue
         try:
-            tree = completed(read_tree(run.config_file))
+            tree, is_soup = completed(read_tree(run.config_file)), "soup" in run.read_environment()
         except UserError as error:
             console.warn(f"left out: {error}")
             continue
         same = _of_training(registration.settings(tree)) == _of_training(settings)
         if same and tree["seed"] in seeds:
-            yield Reader(run.path, int(tree["seed"]), times)
+            yield Reader(run.path, int(tree["seed"]), is_soup, times)
 
 
 def _of_training(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,10 +216,13 @@ def _of_training(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_by_others(config: Config, facts: Facts) -> Iterator[str]:
-    """A run of the same configuration and seed under another name, which has read test already."""
+    """Another run (of a soup: another soup) of the same configuration and seed, which has read test already."""
     root = registration.folder_of(config.run.root).parent
     for reader in readers(root, facts.settings, [facts.seed]):
-        if reader.path.resolve() != config.run_dir.resolve():
+        if (
+            reader.is_soup == (facts.averaged is not None)
+            and reader.path.resolve() != config.run_dir.resolve()
+        ):
             yield f"{reader.path} has read test with the same configuration and seed, first at {reader.times[0]}"
 
 

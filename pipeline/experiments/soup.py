@@ -223,7 +223,13 @@ def _result(
         "soup": None if config is None else str(config.run_dir),
         "why": why,
         "runs": [
-            {"run": str(one.run), "checkpoint_sha256": one.sha256, **_numbers(one.validated)}
+            {
+                "run": str(one.run),
+                "seed": one.content["config"]["seed"],
+                "code_sha256": RunDirectory(one.run).read_environment().get("code_sha256"),
+                "checkpoint_sha256": one.sha256,
+                **_numbers(one.validated),
+            }
             for one in ingredients
         ],
         "best_single": str(best_single.run),

@@ -6,7 +6,7 @@ arXiv:2311.18807, which leave it to people to keep to it; here `eval` says wheth
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,12 +25,14 @@ from pipeline.runs.registration import Arm, Code, Comparison, DataDigests, Regis
 
 OF_ONE_SEED = "McNemar's exact test over images"
 OF_SEEDS = "paired t-test over images and t-test over seeds; both p-values have to be below alpha"
+OF_A_SOUP = "; of a soup, which is one run, the p-value over images"
 
 
 def preregister(
     paths: Sequence[Path],
     seeds: Sequence[int],
     compared: Sequence[str],
+    soups: Sequence[str],
     number: str,
     out: Path | None,
     overrides: Sequence[str],
@@ -40,20 +42,23 @@ def preregister(
     Args:
         paths: of configuration files; each is an arm with the name of its run.
         seeds: of every arm.
-        compared: names of arms; the first is compared with each of the others.
+        compared: names of arms, and soup-ARM of soups; the first is compared with each of the others.
+        soups: names of arms whose seeds become one more run, the mean of their weights (`plumage soup`).
         number: the primary one, a key of metrics.json.
         out: the file; None: one in run.root/protocols.
         overrides: of every configuration.
 
     Raises:
-        ConfigError: a configuration is wrong, arms have one name, or what is compared is not among them.
+        ConfigError: a configuration is wrong, arms have one name, what is compared is not among them, or the seeds of
+            a soup have different validation images.
         WeightsError: the first weights of a configuration are not here.
         DataError: the file is there already, or a run of these configurations has read test.
     """
     configs = {path: load_config(path, overrides) for path in paths}
     _check_arms(configs)
     names = [str(config.run.name) for config in configs.values()]
-    comparison = _comparison(names, compared, seeds, number)
+    _check_soups({str(config.run.name): config for config in configs.values()}, soups, seeds)
+    comparison = _comparison(names, [registration.soup_of(name) for name in soups], compared, seeds, number)
     root = next(iter(configs.values())).run.root
     path = out or registration.folder_of(root) / f"{'-'.join(compared or names)}.json"
     if path.exists():
@@ -63,14 +68,14 @@ def preregister(
     arms = [_arm(config, seeds) for config in configs.values()]
     for arm in arms:
         _refuse_readings(arm, seeds, root)
-    written = _registration(arms, seeds, number, comparison)
+    written = _registration(arms, soups, seeds, number, comparison)
     registration.write(path, written)
     _show(path, written, out is not None)
     return {"registration": str(path), "digest": written.digest, "arms": names, "number": number}
 
 
 def _registration(
-    arms: list[Arm], seeds: Sequence[int], number: str, comparison: Comparison | None
+    arms: list[Arm], soups: Sequence[str], seeds: Sequence[int], number: str, comparison: Comparison | None
 ) -> Registration:
     written = Registration(
         schema="plumage/registration",
@@ -82,6 +87,7 @@ def _registration(
         seeds=list(seeds),
         code=_code(),
         arms=arms,
+        soups=list(soups),
     )
     return replace(written, digest=written.computed_digest())
 
@@ -100,11 +106,25 @@ def _check_arms(configs: dict[Path, Config]) -> None:
         )
 
 
+def _check_soups(arms: Mapping[str, Config], soups: Sequence[str], seeds: Sequence[int]) -> None:
+    for name in soups:
+        if name not in arms:
+            raise ConfigError(f"--soup {name}: is none of the arms, {', '.join(arms)}")
+        if len(seeds) < 2:
+            raise ConfigError(f"--soup {name}: a mean is of two or more seeds; give more with --seeds")
+        if arms[name].data.split_seed is None:
+            raise ConfigError(
+                f"--soup {name}: each seed has other validation images, so that none can judge the mean of all; add "
+                "data.split_seed=0"
+            )
+
+
 def _comparison(
-    names: list[str], compared: Sequence[str], seeds: Sequence[int], number: str
+    arms: Sequence[str], soups: Sequence[str], compared: Sequence[str], seeds: Sequence[int], number: str
 ) -> Comparison | None:
     if not compared:
         return None
+    names = [*arms, *soups]
     if foreign := [name for name in compared if name not in names]:
         raise ConfigError(f"--compare {foreign[0]}: is none of the arms, {', '.join(names)}")
     if len(compared) < 2 or len(set(compared)) < len(compared):
@@ -113,7 +133,10 @@ def _comparison(
         raise ConfigError(
             f"--compare: `plumage compare` tests top1 alone, and the primary number is {number}; drop one"
         )
-    return Comparison(list(compared), OF_ONE_SEED if len(seeds) == 1 else OF_SEEDS, ALPHA, "Holm")
+    test = OF_ONE_SEED if len(seeds) == 1 else OF_SEEDS
+    if set(compared) & set(soups):
+        test += OF_A_SOUP
+    return Comparison(list(compared), test, ALPHA, "Holm")
 
 
 def _arm(config: Config, seeds: Sequence[int]) -> Arm:
@@ -159,6 +182,8 @@ def _show(path: Path, written: Registration, elsewhere: bool) -> None:
     console.say(
         f"  arms {', '.join(arm.name for arm in written.arms)}; seeds {', '.join(map(str, written.seeds))}"
     )
+    for name in written.soups:
+        console.say(f"  soup of {name}: `plumage soup` of all seeds, kept if validation says so")
     console.say(f"  primary number {written.number} on test")
     if written.comparison is not None:
         base, *others = written.comparison.arms

@@ -207,7 +207,9 @@ def check_registration(run: RunDirectory, evaluated: list[Evaluated]) -> Claim:
         return Claim(about, "fails", [f"metrics.json: protocol: {files.first_fault(error)}"])
     except DataError as error:
         return Claim(about, "fails", [str(error)])
-    arm = next((arm for arm in kept.arms if arm.name == protocol.arm), None)
+    is_soup = "soup" in run.read_environment()
+    named = {registration.soup_of(arm.name) if is_soup else arm.name: arm for arm in kept.arms}
+    arm = named.get(protocol.arm)
     if arm is None or kept.digest != protocol.digest:
         return Claim(
             about, "fails", [f"{run.registration_file.name}: is another one than metrics.json names"]
@@ -216,7 +218,7 @@ def check_registration(run: RunDirectory, evaluated: list[Evaluated]) -> Claim:
     if not readings.are_confirmatory(run):
         faults.append(f"{run.test_readings_file.name}: lists another reading than one that is confirmatory")
     return Claim.of(
-        about, faults, f"confirmatory: kept to {kept.digest[:12]} of {kept.written}, arm {arm.name}"
+        about, faults, f"confirmatory: kept to {kept.digest[:12]} of {kept.written}, arm {protocol.arm}"
     )
 
 
@@ -232,4 +234,5 @@ def _facts(run: RunDirectory, judged: Evaluated, arm: registration.Arm) -> confi
         pictures=judged.environment.get("pictures"),
         trained_by=about.get("code_sha256"),
         evaluated_by=str(judged.environment.get("code_sha256")),
+        averaged=confirmatory.Averaged.listed(about),
     )

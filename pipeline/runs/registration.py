@@ -5,7 +5,7 @@ registration convinces others when it, or its digest, was published in time.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,11 +71,14 @@ class Registration:
     seeds: list[int]
     code: Code
     arms: list[Arm]
+    soups: list[str] = field(default_factory=list)
+    """arms whose seeds' weights may be averaged into one more run (`plumage soup`)"""
     digest: str = ""
 
     def computed_digest(self) -> str:
-        """The digest of all that the file says, but for its own."""
-        return files.digest_of({**asdict(self), "digest": ""})
+        """The digest of all that the file says, but for its own; a file without soups has that of earlier versions."""
+        said = {**asdict(self), "digest": ""}
+        return files.digest_of(said if self.soups else {key: said[key] for key in said if key != "soups"})
 
 
 def write(path: Path, registration: Registration) -> None:
@@ -120,7 +123,13 @@ def settings(configuration: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def soup_of(arm: str) -> str:
+    """The name that the soup of an arm has in a comparison."""
+    return f"soup-{arm}"
+
+
 def folder_of(root: Path) -> Path:
     """Where the registrations of the runs of a folder are: ROOT/protocols, also for those that `study` and `repeat` put
-    into ROOT/studies/NAME and ROOT/repeats/NAME."""
-    return (root.parent.parent if root.parent.name in ("studies", "repeats") else root) / "protocols"
+    into ROOT/studies/NAME and ROOT/repeats/NAME, and `soup` into ROOT/repeats."""
+    above = next((folder for folder in (root, root.parent) if folder.name in ("studies", "repeats")), None)
+    return (root if above is None else above.parent) / "protocols"

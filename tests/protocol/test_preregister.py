@@ -32,7 +32,7 @@ def tmp(trained: Path, tmp_path: Path) -> Path:
 
 
 def register(tmp: Path, *, number: str = "top1", out: Path | None = None) -> Path:
-    return Path(preregister([tmp / "tiny.yaml"], [0], [], number, out, [])["registration"])
+    return Path(preregister([tmp / "tiny.yaml"], [0], [], [], number, out, [])["registration"])
 
 
 def judged(tmp: Path, *more: str, training: dict[str, str] | None = None) -> dict[str, Any]:
@@ -49,13 +49,13 @@ def rewritten(path: Path, change: Callable[[Registration], Registration]) -> Non
 def test_first_weights_of_a_package_are_registered_and_missing_ones_refused(tmp: Path) -> None:
     named = ["model.name=tf_efficientnet_lite0", "model.pretrained=true", "run.name=lite"]
     words = [*named, "model.weights=package"]
-    found = preregister([tmp / "tiny.yaml"], [0], [], "top1", None, words)
+    found = preregister([tmp / "tiny.yaml"], [0], [], [], "top1", None, words)
     (arm,) = registration.read(Path(found["registration"])).arms
     _, origin = build_model(tiny.config(tmp, *words).model, 6)
     assert arm.weights_sha256 == origin["sha256"]
     with pytest.raises(WeightsError, match=r"absent\.pth: no such weights file"):
         preregister(
-            [tmp / "tiny.yaml"], [0], [], "top1", tmp / "a.json", [*named, "model.weights=absent.pth"]
+            [tmp / "tiny.yaml"], [0], [], [], "top1", tmp / "a.json", [*named, "model.weights=absent.pth"]
         )
 
 
@@ -235,7 +235,7 @@ def test_a_registration_elsewhere_is_named_by_a_key(tmp: Path) -> None:
 
 
 def test_runs_of_studies_and_repeats_have_the_registrations_of_their_root() -> None:
-    for root in ("runs", "runs/studies/residual", "runs/repeats/strong"):
+    for root in ("runs", "runs/studies/residual", "runs/repeats/strong", "runs/repeats"):
         assert registration.folder_of(Path(root)) == Path("runs/protocols")
 
 
@@ -294,22 +294,22 @@ def test_a_registration_is_never_replaced(tmp: Path) -> None:
 )
 def test_a_wrong_comparison_is_a_sentence(compared: list[str], number: str, sentence: str, tmp: Path) -> None:
     with pytest.raises(ConfigError, match=sentence):
-        preregister([tmp / "tiny.yaml"], [0], compared, number, None, [])
+        preregister([tmp / "tiny.yaml"], [0], compared, [], number, None, [])
 
 
 def test_arms_need_names_of_their_own_and_a_test_for_their_number(tmp: Path) -> None:
     twin = shutil.copyfile(tmp / "tiny.yaml", tmp / "twin.yaml")
     with pytest.raises(ConfigError, match="two configurations have the name tiny"):
-        preregister([tmp / "tiny.yaml", twin], [0], [], "top1", None, [])
+        preregister([tmp / "tiny.yaml", twin], [0], [], [], "top1", None, [])
     twin.write_text(dump_departures(tiny.config(tmp, "run.name=twin")))
     with pytest.raises(ConfigError, match="tests top1 alone, and the primary number is nll"):
-        preregister([tmp / "tiny.yaml", twin], [0], ["tiny", "twin"], "nll", None, [])
+        preregister([tmp / "tiny.yaml", twin], [0], ["tiny", "twin"], [], "nll", None, [])
 
 
 def test_digests_of_data_follow_the_seed(birds: Path, tmp_path: Path) -> None:  # they are drawn
     config = tmp_path / "tiny.yaml"
     config.write_text(dump_departures(tiny.config(tmp_path, tiny.own_data(tmp_path))))
-    result = preregister([config], [0, 1], [], "top1", None, [])
+    result = preregister([config], [0, 1], [], [], "top1", None, [])
     digests = registration.read(Path(result["registration"])).arms[0].data
     assert digests.keys() == {"0", "1"}
     assert isinstance(digests["0"], DataDigests)

@@ -31,6 +31,13 @@ def _arguments(parser: ArgumentParser) -> None:
         help="names of runs, such as those of the files: the first against each of the others",
     )
     parser.add_argument(
+        "--soup",
+        nargs="+",
+        default=[],
+        metavar="ARM",
+        help="arms whose seeds' weights are averaged, too; their names in --compare: soup-ARM",
+    )
+    parser.add_argument(
         "--number", default="top1", choices=NUMBERS, help="the primary number; default: %(default)s"
     )
     parser.add_argument("--out", type=user_path, metavar="FILE", help="default: in run.root/protocols")
@@ -49,7 +56,10 @@ def preregister(arguments: Namespace) -> Result:
     with importing():
         from pipeline.protocol.preregister import preregister
 
-    return preregister(paths, arguments.seeds, arguments.compare, arguments.number, arguments.out, overrides)
+    return preregister(
+        *(paths, arguments.seeds, arguments.compare, arguments.soup),
+        *(arguments.number, arguments.out, overrides),
+    )
 
 
 VERBS = {
