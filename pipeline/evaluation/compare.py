@@ -19,7 +19,15 @@ from pipeline.common import files, tables
 from pipeline.common.errors import DataError
 from pipeline.config.key_effects import effect_of
 from pipeline.config.load import completed, flatten, read_tree
-from pipeline.evaluation import compare_otherwise, comparison_table, statistics, training_state, verdict
+from pipeline.evaluation import (
+    compare_otherwise,
+    comparison_table,
+    registered_comparison,
+    statistics,
+    training_state,
+    verdict,
+)
+from pipeline.evaluation.registered_comparison import Reading
 from pipeline.runs import predictions, repeats
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.repeats import Repeat
@@ -37,6 +45,8 @@ class ComparedRun:
     class_names: list[str]
     seed: int | None
     recipe: str
+    reading: Reading
+    """whether it was registered"""
     repeat: str | None = None
     """the folder of `plumage repeat` that it was named with; None: it was named itself"""
 
@@ -67,6 +77,11 @@ class Group:
     def predictions(self) -> tuple[str, list[pd.DataFrame]]:
         """The name, and the predictions of each run."""
         return self.name, [run.table for run in self.runs]
+
+    @property
+    def readings(self) -> list[Reading]:
+        """Of each run."""
+        return [run.reading for run in self.runs]
 
     def summary(self) -> dict[str, Any]:
         """name; runs, seeds and top1, one a run; top1_mean; top1_sd, the standard deviation (None for one run)."""
@@ -103,6 +118,7 @@ def compare_runs(paths: Sequence[Path], split: str, out: Path | None) -> dict[st
     result = {
         "split": split,
         "n": len(runs[0].right),
+        "protocol": registered_comparison.judge([group.readings for group in groups], split),
         "groups": [group.summary() for group in groups],
         "comparisons": comparisons,
         "otherwise": [
@@ -157,7 +173,9 @@ def read(path: Path, split: str, name: str, repeat: str | None = None) -> Compar
     if "soup" in run.read_environment():  # no run of the recipe, but a mean of some
         evaluation.append("soup")
     recipe = files.digest_of([_settings_of_recipe(settings), evaluation])
-    return ComparedRun(name, folder.predictions_file, table, names, settings.get("seed"), recipe, repeat)
+    seed = settings.get("seed")
+    reading = Reading(run, seed, metrics.get("protocol"))
+    return ComparedRun(name, folder.predictions_file, table, names, seed, recipe, reading, repeat)
 
 
 def _settings_of_recipe(settings: dict[str, Any]) -> dict[str, Any]:

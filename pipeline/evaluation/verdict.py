@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from pipeline.common import console
+from pipeline.evaluation import registered_comparison
 
 ALPHA = 0.05
 SHOWN = 5
@@ -90,6 +91,7 @@ def show(result: Mapping[str, Any], classes: pd.DataFrame) -> None:
                 for row in result["otherwise"]
             ],
         )
+    console.say(registered_comparison.in_words(result["protocol"]))
     for comparison in result["comparisons"]:
         console.say(comparison["verdict"])
 

@@ -62,6 +62,25 @@ def test_a_registered_soup_is_confirmatory_beside_its_seeds(
     assert claim["found"][0].endswith("arm soup-tiny")
 
 
+def test_the_comparison_of_a_soup_with_its_seeds_is_the_registered_one(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = register(root, ["tiny"])
+    names = ("seed0", "seed1", "mean")
+    for name in names:
+        assert run(["eval", "--config", str(root / name / "config.yaml")]) == 0
+    capsys.readouterr()
+    assert run(["compare", *(str(root / name) for name in names)]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["protocol"] == {
+        "status": "registered",
+        "reasons": [],
+        "digest": found.digest,
+        "written": found.written,
+    }
+    assert "registered: this comparison was fixed on 20" in said.err
+
+
 def test_another_soup_of_the_same_seeds_is_a_second_reading(root: Path) -> None:
     register(root, ["tiny"])
     assert run(["eval", "--config", str(root / "mean/config.yaml")]) == 0

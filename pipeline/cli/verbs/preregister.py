@@ -48,7 +48,12 @@ def preregister(arguments: Namespace) -> Result:
 
     `eval` of test then says whether a run kept to it (confirmatory) or not (exploratory), and why.
     """
-    paths, overrides = paths_and_overrides(arguments.positionals)
+    names = [*arguments.compare, *arguments.soup]
+    behind = [word for word in names if "=" in word]  # overrides that follow the names of arms
+    compared, soups = (
+        [word for word in words if "=" not in word] for words in (arguments.compare, arguments.soup)
+    )
+    paths, overrides = paths_and_overrides([*arguments.positionals, *behind])
     if not paths:
         raise ConfigError(
             "preregister: no configuration is named; give files such as configs/strong_cpu.yaml"
@@ -57,7 +62,7 @@ def preregister(arguments: Namespace) -> Result:
         from pipeline.protocol.preregister import preregister
 
     return preregister(
-        *(paths, arguments.seeds, arguments.compare, arguments.soup),
+        *(paths, arguments.seeds, compared, soups),
         *(arguments.number, arguments.out, overrides),
     )
 

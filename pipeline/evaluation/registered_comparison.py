@@ -1,0 +1,83 @@
+"""Whether a comparison of runs is the one that `preregister` fixed: its base, its arms, and all of their seeds."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.common.errors import DataError, name_some
+from pipeline.evaluation.confirmatory import CONFIRMATORY
+from pipeline.runs import registration
+from pipeline.runs.directory import RunDirectory
+from pipeline.runs.registration import Registration
+
+REGISTERED, OTHER = "registered", "not registered"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A run's reading of test. protocol: as metrics.json has it; None of an earlier version."""
+
+    run: RunDirectory
+    seed: int | None
+    protocol: Mapping[str, Any] | None
+
+    @property
+    def arm(self) -> str | None:
+        """The registered arm that it is of; None of an exploratory one."""
+        if self.protocol is None or self.protocol["status"] != CONFIRMATORY:
+            return None
+        return str(self.protocol["arm"])
+
+
+def judge(groups: Sequence[Sequence[Reading]], split: str) -> dict[str, Any]:
+    """Judge a comparison of the first group with each of the others.
+
+    Returns:
+        status, `registered` or `not registered`; reasons, of the latter; and, where the runs kept to a registration,
+        digest and written (UTC, ISO 8601) of it.
+    """
+    if split != "test":
+        return _verdict([f"it is of {split}, and a registration is of test"])
+    runs = [reading for group in groups for reading in group]
+    if loose := [reading.run.path.name for reading in runs if reading.arm is None]:
+        return _verdict([f"exploratory, as their metrics.json says: {name_some(loose)}"])
+    digests = {str(reading.protocol["digest"]) for reading in runs if reading.protocol is not None}
+    if len(digests) > 1:
+        return _verdict([f"its runs kept to {len(digests)} different registrations"])
+    try:
+        found = registration.read(runs[0].run.registration_file)
+    except DataError as error:
+        return _verdict([str(error)])
+    if found.digest not in digests:
+        return _verdict([f"{runs[0].run.registration_file}: is another one than metrics.json names"])
+    return {**_verdict(list(_departures(groups, found))), "digest": found.digest, "written": found.written}
+
+
+def in_words(judged: Mapping[str, Any]) -> str:
+    """One line for the screen."""
+    if judged["status"] == REGISTERED:
+        return f"registered: this comparison was fixed on {judged['written'][:10]}, digest {judged['digest'][:12]}"
+    return f"not a registered comparison: {'; '.join(judged['reasons'])}"
+
+
+def _departures(groups: Sequence[Sequence[Reading]], found: Registration) -> Iterator[str]:
+    if found.comparison is None:
+        yield "the registration fixes no comparison"
+        return
+    arms = ["/".join(sorted({str(reading.arm) for reading in group})) for group in groups]
+    base, *others = found.comparison.arms
+    if arms[0] != base:
+        yield f"the base is {arms[0]}, and {base} was registered"
+    if more := sorted(set(arms) - set(found.comparison.arms)):
+        yield f"it has {name_some(more)}, and {name_some(found.comparison.arms)} were registered"
+    if absent := [arm for arm in others if arm not in arms]:
+        yield f"registered and not here: {name_some(absent)}"
+    soups = {registration.soup_of(arm) for arm in found.soups}
+    for arm, group in zip(arms, groups, strict=True):
+        seeds = sorted(int(reading.seed or 0) for reading in group)
+        if arm not in soups and seeds != sorted(found.seeds):
+            yield f"{arm} has the seeds {name_some(seeds)}, and {name_some(found.seeds)} were registered"
+
+
+def _verdict(reasons: list[str]) -> dict[str, Any]:
+    return {"status": OTHER if reasons else REGISTERED, "reasons": reasons}

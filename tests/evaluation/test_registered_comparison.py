@@ -1,0 +1,111 @@
+"""Whether a comparison is said to be the registered one: by its base, its arms, and all of their seeds."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.evaluation import registered_comparison
+from pipeline.evaluation.registered_comparison import Reading
+from pipeline.runs import registration
+from pipeline.runs.directory import RunDirectory
+from pipeline.runs.registration import Code, Comparison, Registration
+
+WRITTEN = "2026-01-02T03:04:05+00:00"
+
+
+def registered(arms: tuple[str, ...] = ("plain", "strong", "soup-strong")) -> Registration:
+    fixed = Registration(
+        schema="plumage/registration",
+        version=1,
+        written=WRITTEN,
+        split="test",
+        number="top1",
+        comparison=Comparison(list(arms), "paired t-test", 0.05, "Holm") if arms else None,
+        seeds=[0, 1],
+        code=Code("0", None, None, None),
+        arms=[],
+        soups=["strong"],
+    )
+    return replace(fixed, digest=fixed.computed_digest())
+
+
+def group(
+    folder: Path, arm: str, seeds: tuple[int, ...] = (0, 1), fixed: Registration | None = None
+) -> list[Reading]:
+    """Confirmatory readings of an arm."""
+    fixed = fixed or registered()
+    registration.write(folder / "registration.json", fixed)
+    protocol = {"status": "confirmatory", "reasons": [], "arm": arm, "digest": fixed.digest}
+    return [Reading(RunDirectory(folder), seed, protocol) for seed in seeds]
+
+
+def judged(*groups: list[Reading]) -> dict[str, Any]:
+    return registered_comparison.judge(groups, "test")
+
+
+def test_the_registered_comparison_is_named_by_date_and_digest(tmp_path: Path) -> None:
+    groups = [group(tmp_path, "plain"), group(tmp_path, "soup-strong", (0,)), group(tmp_path, "strong")]
+    found = judged(*groups)
+    assert found == {
+        "status": "registered",
+        "reasons": [],
+        "digest": registered().digest,
+        "written": WRITTEN,
+    }
+    assert registered_comparison.in_words(found) == (
+        f"registered: this comparison was fixed on 2026-01-02, digest {registered().digest[:12]}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arms", "reason"),
+    [
+        (
+            {"strong": (0, 1), "plain": (0, 1), "soup-strong": (0,)},
+            "the base is strong, and plain was registered",
+        ),
+        ({"plain": (0, 1), "strong": (0, 1)}, "registered and not here: soup-strong (1 in all)"),
+        (
+            {"plain": (0, 1), "strong": (0, 1), "soup-strong": (0,), "other": (0, 1)},
+            "it has other (1 in all), and plain, strong, soup-strong (3 in all) were registered",
+        ),
+        (
+            {"plain": (0,), "strong": (0, 1), "soup-strong": (0,)},
+            "plain has the seeds 0 (1 in all), and 0, 1 (2 in all) were registered",
+        ),
+    ],
+)
+def test_each_departure_is_named(arms: dict[str, tuple[int, ...]], reason: str, tmp_path: Path) -> None:
+    found = judged(*(group(tmp_path, arm, seeds) for arm, seeds in arms.items()))
+    assert (found["status"], found["reasons"]) == ("not registered", [reason])
+    assert registered_comparison.in_words(found) == f"not a registered comparison: {reason}"
+
+
+def test_runs_that_are_exploratory_or_of_two_registrations_make_none(tmp_path: Path) -> None:
+    plain, strong = group(tmp_path, "plain"), group(tmp_path, "strong")
+    explored = {"status": "exploratory", "reasons": ["no registration"], "arm": "strong", "digest": "0"}
+    for protocol in (None, explored):
+        other = [Reading(RunDirectory(tmp_path / "loose"), 0, protocol)]
+        assert judged(plain, strong, other)["reasons"] == [
+            "exploratory, as their metrics.json says: loose (1 in all)"
+        ]
+    other = group(tmp_path / "b", "strong", fixed=registered(("plain", "strong")))
+    assert judged(plain, other)["reasons"] == ["its runs kept to 2 different registrations"]
+
+
+def test_a_registration_without_a_comparison_or_another_file_of_it_makes_none(tmp_path: Path) -> None:
+    alone = registered(())
+    groups = [group(tmp_path, arm, fixed=alone) for arm in ("plain", "strong")]
+    assert judged(*groups)["reasons"] == ["the registration fixes no comparison"]
+    registration.write(tmp_path / "registration.json", registered())
+    assert "is another one than metrics.json names" in judged(*groups)["reasons"][0]
+    (tmp_path / "registration.json").unlink()
+    assert "no such registration" in judged(*groups)["reasons"][0]
+
+
+def test_validation_is_no_matter_of_a_registration(tmp_path: Path) -> None:
+    groups = [group(tmp_path, "plain"), group(tmp_path, "strong")]
+    found = registered_comparison.judge(groups, "val")
+    assert found["reasons"] == ["it is of val, and a registration is of test"]
