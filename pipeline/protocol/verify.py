@@ -16,7 +16,15 @@ from pipeline.data.prepare import Prepared
 from pipeline.distributed import process_group
 from pipeline.distributed.process_group import Ranks
 from pipeline.evaluation import results
-from pipeline.protocol import certificate, numbers, predicted_again, recorded, stored_data, trained_again
+from pipeline.protocol import (
+    averaged,
+    certificate,
+    numbers,
+    predicted_again,
+    recorded,
+    stored_data,
+    trained_again,
+)
 from pipeline.protocol.claims import Claim
 from pipeline.protocol.predicted_again import Again
 from pipeline.protocol.recorded import Evaluated
@@ -65,6 +73,9 @@ def _claims(config: Config, run: RunDirectory, effort: Effort, ranks: Ranks) -> 
     yield of_checkpoints
     yield recorded.check_configuration(run, contents)
     yield recorded.check_weights(run, config)
+    about = run.read_environment()
+    if "soup" in about:
+        yield averaged.check(run, about)
     yield recorded.check_log(run, log, evaluated, contents)
     yield recorded.check_readings(run, evaluated)
     yield recorded.check_registration(run, evaluated)
@@ -84,7 +95,7 @@ def _claims(config: Config, run: RunDirectory, effort: Effort, ranks: Ranks) -> 
             images = len(data.samples)
         for each in evaluated:
             yield from _predictions(config, data, each, images, ranks)
-    if effort.steps:
+    if effort.steps and "soup" not in about:  # a soup was not trained
         yield from _steps(config, run, log, contents, effort.steps, ranks)
 
 

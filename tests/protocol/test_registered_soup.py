@@ -13,7 +13,7 @@ from pipeline.config.load import dump_departures, load_config
 from pipeline.data import prepare
 from pipeline.evaluation import confirmatory
 from pipeline.protocol.preregister import preregister
-from pipeline.runs import registration
+from pipeline.runs import checkpoints, registration
 from pipeline.runs.directory import RunDirectory
 from tests.helpers import tiny
 from tests.helpers.soup_runs import write_run
@@ -79,6 +79,32 @@ def test_the_comparison_of_a_soup_with_its_seeds_is_the_registered_one(
         "written": found.written,
     }
     assert "registered: this comparison was fixed on 20" in said.err
+
+
+def of_the_mean(root: Path, soup: str = "mean") -> tuple[str, str]:
+    """Result and first finding of the claim about the weights of a soup."""
+    run(["verify", str(root / soup), "--images", "0", "--steps", "1"])
+    claims = json.loads((root / soup / "certificate.json").read_text())["claims"]
+    assert not any(claim["about"].startswith("training") for claim in claims)
+    (claim,) = (claim for claim in claims if claim["about"] == "mean of the weights")
+    return claim["result"], claim["found"][0]
+
+
+def test_verify_takes_the_mean_again(root: Path) -> None:
+    assert of_the_mean(root) == ("holds", "best.pt is the mean of 2 runs, bit for bit")
+    moved = root.rename(root.parent / "elsewhere")
+    assert of_the_mean(moved)[0] == "holds"  # found beside the soup
+    path = moved / "mean/checkpoints/best.pt"
+    content = checkpoints.read(path)
+    name = next(name for name in content["model"] if name.endswith("weight"))
+    content["model"][name].view(-1)[0] += 1e-6
+    checkpoints.save(path, content)
+    assert of_the_mean(moved) == ("fails", f"best.pt: {name} is not the mean of the runs")
+    (moved / "seed1/checkpoints/best.pt").write_bytes((moved / "seed0/checkpoints/best.pt").read_bytes())
+    other = moved / "seed1/checkpoints/best.pt"
+    assert of_the_mean(moved) == ("fails", f"{other}: is not the file that the mean was taken of")
+    other.unlink()
+    assert of_the_mean(moved) == ("not checked", f"{root / 'seed1'}: not here")
 
 
 def test_another_soup_of_the_same_seeds_is_a_second_reading(root: Path) -> None:
