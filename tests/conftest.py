@@ -77,7 +77,7 @@ def confirmed(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     tmp = tmp_path_factory.mktemp("confirmed")
     shutil.copytree(trained / "runs", tmp / "runs")
     (tmp / "tiny.yaml").write_text(dump_departures(tiny.config(tmp)))
-    preregister([tmp / "tiny.yaml"], [0], [], "top1", None, [])
+    preregister([tmp / "tiny.yaml"], [0], [], [], "top1", None, [])
     assert tiny.do("eval", tmp) == 0
     return tmp
 
