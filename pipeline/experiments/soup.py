@@ -22,7 +22,7 @@ from pipeline.inference.predict import predict_rows
 from pipeline.models.build import build_model, without_weights
 from pipeline.models.pretrained import load_weights
 from pipeline.runs import checkpoints, environment, repeats
-from pipeline.runs.directory import RunDirectory
+from pipeline.runs.directory import Checkpoint, RunDirectory
 from pipeline.runs.log import LogWriter
 from pipeline.runs.status import running
 from pipeline.training import weight_soup
@@ -37,7 +37,7 @@ APART = (
 
 @dataclass(frozen=True)
 class Ingredient:
-    """A run, its best checkpoint, and how good that is on validation."""
+    """A run, its best or its last checkpoint, and how good that is on validation."""
 
     run: Path
     content: dict[str, Any]
@@ -70,7 +70,7 @@ def soup(paths: Sequence[Path], overrides: Sequence[str]) -> dict[str, Any]:
     Args:
         paths: run directories, or folders of `plumage repeat`.
         overrides: of the new run's configuration, such as run.name=NAME; of these only `run`, `eval`, `train.device`,
-            and where the data lie.
+            and where the data lie. eval.checkpoint=last takes the last checkpoints of the runs, not their best.
 
     Raises:
         UserError: the runs are not of one recipe but for the seed, validated on other images, or not at all, or there is
@@ -79,14 +79,15 @@ def soup(paths: Sequence[Path], overrides: Sequence[str]) -> dict[str, Any]:
     runs = [run for path in paths for run in _runs_of(path)]
     if len(runs) < 2 or len({run.resolve() for run in runs}) < len(runs):
         raise DataError(f"soup: {' '.join(map(str, paths))}: give two or more different run directories")
-    contents = [checkpoints.read(RunDirectory(run).checkpoint("best")) for run in runs]
-    _check_recipe(runs, contents)
     config = _configuration(runs[0], paths[0], overrides)
+    which = _which(config)
+    contents = [checkpoints.read(RunDirectory(run).checkpoint(which)) for run in runs]
+    _check_recipe(runs, contents)
     if config.run_dir.exists():
         raise ConfigError(
             f"run.name: {config.run_dir} is there already; give the soup another name with run.name=NAME"
         )
-    averaging = _Averaging(config, contents[0], RunDirectory(runs[0]).checkpoint("best"))
+    averaging = _Averaging(config, which, contents[0], RunDirectory(runs[0]).checkpoint(which))
     ingredients = [averaging.measure(run, content) for run, content in zip(runs, contents, strict=True)]
     soups = [averaging.average("uniform", ingredients), averaging.greedy(ingredients)]
     best_single = _better(ingredients)
@@ -104,9 +105,9 @@ def soup(paths: Sequence[Path], overrides: Sequence[str]) -> dict[str, Any]:
 class _Averaging:
     """Averages weights and measures them on the validation images, all on one device."""
 
-    def __init__(self, config: Config, content: dict[str, Any], path: Path) -> None:
+    def __init__(self, config: Config, which: Checkpoint, content: dict[str, Any], path: Path) -> None:
         """content: of the first run's checkpoint, at `path`."""
-        self.config, self.precision = config, content["precision"]
+        self.config, self.which, self.precision = config, which, content["precision"]
         self.ranks = Ranks.single(select_device(config.train))
         self.setup = TrainingSetup(config, self.ranks)
         if not len(self.setup.val_rows):
@@ -119,7 +120,7 @@ class _Averaging:
 
     def measure(self, run: Path, content: dict[str, Any]) -> Ingredient:
         """A run as it is."""
-        path = RunDirectory(run).checkpoint("best")
+        path = RunDirectory(run).checkpoint(self.which)
         load_weights(self.model, content["ema"] or content["model"], content, path)
         validated = self._measure(content["epoch"], content["step"])
         console.say(f"run    {run}: {_percent(validated)} on validation")
@@ -198,6 +199,16 @@ def _configuration(run: Path, named: Path, overrides: Sequence[str]) -> Config:
     return config
 
 
+def _which(config: Config) -> Checkpoint:
+    match config.eval.checkpoint:
+        case "best" | "last" as which:
+            return which
+        case other:
+            raise ConfigError(
+                f"eval.checkpoint: {other}: a soup is of runs' best or last checkpoints; give one of these"
+            )
+
+
 def _better(candidates: Sequence[Any]) -> Any:
     """The one that validation would choose; of equals the first."""
     best = candidates[0]
@@ -257,7 +268,12 @@ def _write(config: Config, chosen: Soup, setup: TrainingSetup, result: dict[str,
     """Write a run directory that every verb takes: what it was made of stands in environment.json and the checkpoint."""
     run, first = RunDirectory(config.run_dir), chosen.of[0].content
     parts = [{"run": str(one.run), "checkpoint_sha256": one.sha256} for one in chosen.of]
-    made_of = {"method": chosen.method, "of": parts, "best_single": result["best_single"]}
+    made_of = {
+        "method": chosen.method,
+        "checkpoint": _which(config),
+        "of": parts,
+        "best_single": result["best_single"],
+    }
     weights = {**first["weights"], "soup": made_of}
     content = {
         **first,

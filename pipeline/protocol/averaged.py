@@ -11,7 +11,7 @@ from pipeline.common import files
 from pipeline.common.errors import CheckpointError
 from pipeline.protocol.claims import Claim
 from pipeline.runs import checkpoints
-from pipeline.runs.directory import RunDirectory
+from pipeline.runs.directory import Checkpoint, RunDirectory
 from pipeline.training import weight_soup
 
 ABOUT = "mean of the weights"
@@ -25,8 +25,9 @@ def check(run: RunDirectory, about: Mapping[str, Any]) -> Claim:
     Args:
         about: environment.json of a soup.
     """
-    parts = about["weights"]["soup"]["of"]
-    paths = [_checkpoint(run, Path(part["run"])) for part in parts]
+    made_of = about["weights"]["soup"]
+    parts, which = made_of["of"], made_of.get("checkpoint", "best")
+    paths = [_checkpoint(run, Path(part["run"]), which) for part in parts]
     if absent := [part["run"] for part, path in zip(parts, paths, strict=True) if path is None]:
         return Claim.unchecked(ABOUT, f"{', '.join(absent)}: not here")
     found = [path for path in paths if path is not None]
@@ -47,9 +48,9 @@ def check(run: RunDirectory, about: Mapping[str, Any]) -> Claim:
     )
 
 
-def _checkpoint(run: RunDirectory, named: Path) -> Path | None:
-    """The best checkpoint of a run that lies where it is named, or beside the soup."""
-    places = (RunDirectory(path).checkpoint("best") for path in (named, run.path.parent / named.name))
+def _checkpoint(run: RunDirectory, named: Path, which: Checkpoint) -> Path | None:
+    """A checkpoint of a run that lies where it is named, or beside the soup."""
+    places = (RunDirectory(path).checkpoint(which) for path in (named, run.path.parent / named.name))
     return next((path for path in places if path.is_file()), None)
 
 

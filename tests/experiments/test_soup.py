@@ -66,6 +66,32 @@ def test_a_mean_that_is_better_on_validation_becomes_a_run_that_eval_and_predict
     assert "is there already; give the soup another name" in capsys.readouterr().err
 
 
+def test_a_soup_of_the_last_checkpoints_takes_no_best_ones(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [write_run(trained, tmp_path, seed, apart) for seed, apart in ((0, 1.5), (1, -1.5))]
+    last = [RunDirectory(run).checkpoint("last") for run in runs]
+    for run, path in zip(runs, last, strict=True):
+        content = checkpoints.read(RunDirectory(run).checkpoint("best"))
+        content["model"] = {
+            name: 2 * tensor if name.endswith("bias") else tensor for name, tensor in content["model"].items()
+        }
+        checkpoints.save(path, content)
+    assert soup(*runs, "run.name=mean", "eval.checkpoint=last") == 0
+    made = answer(capsys)
+    digests = [run["checkpoint_sha256"] for run in made["runs"]]
+    assert digests == [files.digest_of_file(path) for path in last]
+    mean = weight_soup.average([checkpoints.read(path)["model"] for path in last])
+    saved = checkpoints.read(RunDirectory(tmp_path / "mean").checkpoint("last"))
+    assert all(
+        torch.equal(saved["model"][name], mean[name]) for name in mean if name.endswith(("weight", "bias"))
+    )
+    assert main.run(["verify", str(tmp_path / "mean"), "--images", "0", "--steps", "0"]) == 0
+    assert "best.pt is the mean of 2 runs, bit for bit" in capsys.readouterr().err
+    assert soup(*runs, "run.name=other", f"eval.checkpoint={last[0]}") == 2
+    assert "a soup is of runs' best or last checkpoints" in capsys.readouterr().err
+
+
 def test_runs_that_lie_too_far_apart_leave_nothing_behind(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
