@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.api.jobs import Evaluation, Training, evaluate, prepare, train
+    from pipeline.api.jobs import Evaluation, Training, evaluate, prepare, refit, train
     from pipeline.api.trained_model import Prediction, TrainedModel, load
     from pipeline.common.errors import Stopped, UserError
     from pipeline.config.schema import Config
@@ -26,6 +26,7 @@ __all__ = [
     "evaluate",
     "load",
     "prepare",
+    "refit",
     "train",
 ]
 
@@ -37,7 +38,9 @@ if sys.platform == "win32":
 
 if not TYPE_CHECKING:  # a type checker takes any name for right where a module has a __getattr__
     _MODULES = {
-        **dict.fromkeys(["Evaluation", "Training", "evaluate", "prepare", "train"], "pipeline.api.jobs"),
+        **dict.fromkeys(
+            ["Evaluation", "Training", "evaluate", "prepare", "refit", "train"], "pipeline.api.jobs"
+        ),
         **dict.fromkeys(["Prediction", "TrainedModel", "load"], "pipeline.api.trained_model"),
         **dict.fromkeys(["Stopped", "UserError"], "pipeline.common.errors"),
         "Config": "pipeline.config.schema",

@@ -17,6 +17,7 @@ from pipeline.evaluation import screen
 from pipeline.evaluation.evaluate import evaluate_split
 from pipeline.runs import predictions, wandb_process
 from pipeline.runs.directory import RunDirectory
+from pipeline.training import refit as refits
 from pipeline.training import trainer
 
 Split = Literal["train", "val", "test"]
@@ -94,7 +95,27 @@ def train(config: Configuration, overrides: Keys = NOTHING) -> Training:
         UserError: data, weights or checkpoint are missing or do not fit; `Diverged`: the loss is not finite.
         Stopped: a signal came (Ctrl-C, say); everything is saved, and the same call goes on.
     """
-    result = trainer.train(_alone("train", config_of(config, overrides)))
+    return _trained(_alone("train", config_of(config, overrides)))
+
+
+@refusals_as_sentences()
+def refit(run: str | Path, overrides: Keys = NOTHING) -> Training:
+    """Train the recipe of a run on train and validation together, as `plumage train train.refit=RUN` does.
+
+    Args:
+        run: a finished run's folder; validation has chosen the number of epochs there.
+        overrides: keys that change no recipe, such as {"run.name": "final"}; without it the name of the run and -refit.
+
+    Raises:
+        UserError: the run is none, has not finished, or has no validation; or an override changes its recipe.
+        Stopped: as of `train`.
+    """
+    folder = Path(run).expanduser()
+    return _trained(_alone("refit", refits.configuration(folder, as_texts(overrides))))
+
+
+def _trained(config: Config) -> Training:
+    result = trainer.train(config)
     return Training(
         run=Path(result["run"]),
         checkpoint=Path(result["checkpoint"]),

@@ -28,7 +28,7 @@ def describe_run(setup: TrainingSetup, start: RunStart) -> None:
         "ranks": ranks.world_size,
     }
     if config.train.refit is not None:  # the other run may be gone when this one goes on
-        about["refit"] = run.read_environment().get("refit") or refit.facts(config.train.refit)
+        about["refit"] = run.read_environment().get("refit") or refit.facts(config, config.train.refit)
     files.write_json(run.environment_file, about)
     if setup.taxonomy is not None:
         setup.taxonomy.write(run.taxonomy_file)

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.common import console, files
 from pipeline.common.errors import CheckpointError, ConfigError, DataError
 from pipeline.config import recipes
-from pipeline.config.load import load_config
+from pipeline.config.load import completed, load_config
 from pipeline.config.schema import Config
 from pipeline.data import prepare
 from pipeline.runs import checkpoints
@@ -60,14 +60,23 @@ def configuration(run: Path, overrides: Sequence[str]) -> Config:
     )
 
 
-def facts(run: Path) -> dict[str, Any]:
+def facts(config: Config, run: Path) -> dict[str, Any]:
     """Of what a run is the refit: run, checkpoint_sha256, and the epoch and step that validation chose, with its top-1.
 
+    Args:
+        config: of the refit; it has the recipe of the run.
+
     Raises:
-        UserError: see `configuration`.
+        UserError: it has another recipe; or see `configuration`.
     """
     source = RunDirectory(run)
-    best, _ = _chosen(source)
+    best, content = _chosen(source)
+    own = KEY, "train.max_steps", *ITS_OWN
+    if changed := recipes.changes(completed(content["config"]), config.model_dump(mode="json"), but_for=own):
+        raise ConfigError(
+            f"{KEY}: this is another recipe than that of {run} ({', '.join(changed)}); give no configuration, as in "
+            f"`plumage train {KEY}={run}`, or plumage.refit from Python"
+        )
     return {
         "run": str(run),
         "checkpoint_sha256": files.digest_of_file(source.checkpoint("best")),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import pipeline as plumage
 from pipeline.cli import main
 from pipeline.common import files
 from pipeline.common.errors import ConfigError
@@ -76,6 +77,21 @@ def test_the_best_epoch_is_trained_again_with_the_validation_images(
     assert f"learned from train and validation, as a refit of {run}" in said.err
     assert main.run(["eval", "--config", str(made.config_file), "eval.split=val"]) == 2
     assert "eval.split: val has no image" in capsys.readouterr().err
+
+
+def test_another_recipe_is_no_refit(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A configuration of one's own with the key would be trained without a word as something else."""
+    run = of_epoch(trained, tmp_path, epoch=2, step=10, top1=0.5)
+    other = tiny.config(tmp_path, "optim.lr=0.5", f"train.refit={run}", "run.name=other")
+    with pytest.raises(ConfigError, match=r"another recipe than that of .*tiny \(optim\.lr 0\.02 -> 0\.5\)"):
+        plumage.train(other)
+    assert not (tmp_path / "runs/other/checkpoints").exists()
+    made = plumage.refit(run, {"run.name": "final"})
+    assert (made.run, made.step, made.chosen_by) == (tmp_path / "runs/final", 12, "last epoch")
+    with pytest.raises(ConfigError, match=r"optim\.lr 0\.02 -> 0\.5 would be another recipe"):
+        plumage.refit(run, {"optim.lr": 0.5})
 
 
 def test_train_and_validation_together_are_the_training_images(birds: Path, tmp_path: Path) -> None:
