@@ -17,7 +17,7 @@ from pipeline.data.transforms import CentreCrop
 from pipeline.distributed.process_group import Ranks, select_device
 from pipeline.evaluation import run_set_rule, training_state, unknown_threshold
 from pipeline.evaluation.fitted_temperature import fitted_temperature
-from pipeline.export import description, golden, hub_folder, onnx_file, small_forms
+from pipeline.export import description, golden, heat_maps, hub_folder, onnx_file, small_forms
 from pipeline.export.network import ExportedNetwork
 from pipeline.export.onnx_file import Graph, GraphFault, Images
 from pipeline.export.proof import TOLERANCE, Agreement, Trained, channels_first, compare, drawn_batches
@@ -70,10 +70,12 @@ def export_run(config: Config, forms: Collection[Form] = ()) -> dict[str, Any]:
     set_rule = run_set_rule.of_run(run, loaded.sha256, config.views)
     facts = description.describe(config, loaded, classes, content, temperature, unknown, set_rule)
     score = None if unknown is None else unknown.score
-    trained = Trained(loaded.network, temperature or 1.0, config.eval.tta, score)
+    mapped = loaded.model if heat_maps.are_logits(loaded.model, config.data.image_px) else None
+    trained = Trained(loaded.network, temperature or 1.0, config.eval.tta, score, mapped)
     data = _validation(config, content, loaded.path)
     with files.replacing_folder(run.export) as folder, memory_errors(*MEMORY):
         proof = _write_proved_graph(config, loaded.model, trained, data, folder / "model.onnx")
+        facts["heat_maps"] = None if mapped is None else heat_maps.MOST_CLASSES
         onnx_file.describe(folder / "model.onnx", facts)
         (folder / "predict.py").write_bytes(Path(__file__).with_name("standalone.py").read_bytes())
         (folder / "requirements.txt").write_text(description.requirements(), encoding="utf-8")
@@ -126,7 +128,8 @@ def _write_proved_graph(
     Args:
         model: that becomes the graph; trained: what it is compared with.
     """
-    network = ExportedNetwork(model, trained.temperature, trained.tta, trained.score)
+    maps = trained.mapped is not None
+    network = ExportedNetwork(model, trained.temperature, trained.tta, trained.score, maps=maps)
     failures = []
     for name, exporter in onnx_file.EXPORTERS.items():
         try:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from pipeline.common import seeding
@@ -15,24 +16,33 @@ from pipeline.data.tta import Kind
 from pipeline.distributed.process_group import Ranks
 from pipeline.evaluation import calibration
 from pipeline.evaluation.unknown_scores import Score
-from pipeline.export.network import KNOWN_SCORE, LOGITS, PROBABILITIES
+from pipeline.export import heat_maps
+from pipeline.export.network import HEAT_MAPS, KNOWN_SCORE, LOGITS, PROBABILITIES
 from pipeline.export.onnx_file import Graph, Images, Outputs
 from pipeline.inference.predict import Network, average_views, predict_batches
+from pipeline.models.classifier import Classifier
 
 TOLERANCE = 1e-5
 """largest difference that passes, relative to the units of `Agreement`"""
+MAPS_TOLERANCE = 1e-4
+"""the same of heat maps, each value of which is one position's part of a logit, with less to even rounding out"""
+ALLOWED = {LOGITS: TOLERANCE, PROBABILITIES: TOLERANCE, KNOWN_SCORE: TOLERANCE, HEAT_MAPS: MAPS_TOLERANCE}
 BATCHES = 1, 2, 3, 64
 SPECIES = 24
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A run's model in the form in which `eval` and `predict` compute it on a CPU, in fp32."""
+    """A run's model in the form in which `eval` and `predict` compute it on a CPU, in fp32.
+
+    mapped: the model whose class activation maps the graph gives; None: it gives none.
+    """
 
     network: Network
     temperature: float
     tta: Kind
     score: Score | None
+    mapped: Classifier | None = None
 
     def outputs(self, images: Images) -> Outputs:
         """uint8 [B, 3, P, P] -> what the graph has to give, by the names of its outputs."""
@@ -54,14 +64,24 @@ class Trained:
             else outputs | {KNOWN_SCORE: self.score.of(one.logits, one.features)}
         )
 
+    def heat_maps(self, images: Images, labels: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """uint8 [B, 3, P, P], int64 [B, K] -> what the graph has to give for these classes, float32 [B, K, h, w]."""
+        assert self.mapped is not None, "it gives none"
+        one, of = torch.from_numpy(images), torch.from_numpy(labels)
+        with torch.no_grad():
+            added = self.mapped.class_activations(one, of)
+            if self.tta == "flip":
+                added = (added + self.mapped.class_activations(one.flip(3), of).flip(3)) / 2
+        return np.asarray(added.clamp(min=0).numpy())
+
 
 @dataclass(frozen=True)
 class Agreement:
     """Of n images: how many have the label of the trained model, and the largest differences.
 
-    logits, known_score: relative to the largest one of the batch. probabilities: relative to the largest logit over the
-    temperature, from 1 on, for a difference of logits makes at most half of that of the probabilities. largest_logit:
-    of the trained model.
+    logits, known_score, heat_maps: relative to the largest one of the batch. probabilities: relative to the largest
+    logit over the temperature, from 1 on, for a difference of logits makes at most half of that of the probabilities.
+    largest_logit: of the trained model.
     """
 
     images: int
@@ -69,6 +89,7 @@ class Agreement:
     logits: float
     probabilities: float
     known_score: float
+    heat_maps: float
     largest_logit: float
 
     @property
@@ -77,9 +98,9 @@ class Agreement:
         said = []
         if self.labels_equal < self.images:
             said.append(f"{self.images - self.labels_equal:,} of {self.images:,} labels differ")
-        for name in (LOGITS, PROBABILITIES, KNOWN_SCORE):
-            if not (difference := getattr(self, name)) <= TOLERANCE:
-                said.append(f"{name} differ by {difference:.2g}, where {TOLERANCE:g} is allowed")
+        for name, allowed in ALLOWED.items():
+            if not (difference := getattr(self, name)) <= allowed:
+                said.append(f"{name} differ by {difference:.2g}, where {allowed:g} is allowed")
         return said
 
 
@@ -90,9 +111,14 @@ def compare(trained: Trained, graph: Graph, batches: Iterable[Images]) -> Agreem
         GraphFault: ONNX Runtime fails on a batch.
     """
     images, equal, largest = 0, 0, 0.0
-    worst = dict.fromkeys((LOGITS, PROBABILITIES, KNOWN_SCORE), 0.0)
+    worst = dict.fromkeys(ALLOWED, 0.0)
     for batch in batches:
         wanted, found = trained.outputs(batch), graph.outputs(batch)
+        if (
+            trained.mapped is not None
+        ):  # of the classes that the graph finds: near ties may be in another order
+            order = np.argsort(-found[LOGITS], axis=1, kind="stable")
+            wanted[HEAT_MAPS] = trained.heat_maps(batch, order[:, : heat_maps.MOST_CLASSES])
         images += len(batch)
         equal += int((found[LOGITS].argmax(1) == wanted[LOGITS].argmax(1)).sum())
         largest = max(largest, float(np.abs(wanted[LOGITS]).max()))
@@ -104,7 +130,7 @@ def compare(trained: Trained, graph: Graph, batches: Iterable[Images]) -> Agreem
             worst[name] = float(
                 np.maximum(worst[name], difference)
             )  # keeps what is no number, as `max` would not
-    return Agreement(images, equal, worst[LOGITS], worst[PROBABILITIES], worst[KNOWN_SCORE], largest)
+    return Agreement(images, equal, **worst, largest_logit=largest)
 
 
 def drawn_batches(image_px: int) -> Iterator[Images]:

@@ -84,6 +84,12 @@ class Classifier(nn.Module):
         with autocast(features.device, "fp32"):
             return torch.einsum("bdhw,bd->bhw", features, weight)
 
+    def class_activations(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The maps of several classes: [B, 3, H, W], int64 [B, K] -> float32 [B, K, h, w]; see `class_activation`."""
+        features, weight = self._evidence(images, labels)
+        with autocast(features.device, "fp32"):
+            return torch.einsum("bdhw,bkd->bkhw", features, weight)
+
     def part_activation(self, images: Tensor, labels: Tensor, draws: Tensor) -> Tensor:
         """The map of one channel that speaks for a class: [B, 3, H, W], int64 [B] -> float32 [B, h, w], at least 0.
 
@@ -105,7 +111,7 @@ class Classifier(nn.Module):
         return features.gather(1, channel[:, None, None, None].expand(-1, 1, *features.shape[2:]))[:, 0]
 
     def _evidence(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The last feature map, float32 [B, D, h, w], and the classifier's rows of the classes, float32 [B, D]."""
+        """The last feature map, float32 [B, D, h, w], and the classifier's rows of the classes, float32 [B, ..., D]."""
         backbone: Any = self.backbone
         features = backbone.forward_features(self.normalised(images))
         weight = getattr(self.head, "weight", None)

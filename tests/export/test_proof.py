@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 from pipeline.config.model import ModelConfig
 from pipeline.evaluation.unknown_scores import NAMES, Score, fit
-from pipeline.export import onnx_file, proof
+from pipeline.export import heat_maps, onnx_file, proof
 from pipeline.export.network import ExportedNetwork
 from pipeline.export.onnx_file import Graph
 from pipeline.inference.linear_head import Images
@@ -27,15 +28,19 @@ CONFIGS = {
     "convnext_atto": ModelConfig(name="convnext_atto", pretrained=False),
     "vit": ModelConfig(name="test_vit", pretrained=False, options={"img_size": IMAGE_PX}),
     "plumage": ModelConfig(name="plumage/resnet_small", pretrained=False),
+    "two heads": ModelConfig(name="test_resnet", pretrained=False, mid_level_head=True),
     "two heads, gem": ModelConfig(name="test_resnet", pretrained=False, mid_level_head=True, pool="gem"),
 }
 
-QUICK = "mobilenetv2", "vit", "plumage"
+QUICK = "mobilenetv2", "vit", "plumage", "two heads"
+WITH_MAPS = "resnet18", "resnet50", "mobilenetv2", "efficientnet_lite0", "plumage", "two heads"
+"""whose heads are a mean over positions and one linear layer"""
 
 
 def trained(config: ModelConfig, **other: object) -> proof.Trained:
     model = fold_batchnorms(drawn_network(config, CLASSES, IMAGE_PX), IMAGE_PX)
-    keys = {"temperature": TEMPERATURE, "tta": "none", "score": None, **other}
+    mapped = model if heat_maps.are_logits(model, IMAGE_PX) else None
+    keys = {"temperature": TEMPERATURE, "tta": "none", "score": None, "mapped": mapped, **other}
     return proof.Trained(model, **keys)  # type: ignore[arg-type]
 
 
@@ -45,7 +50,8 @@ def some_batches() -> list[np.ndarray]:
 
 
 def exported(one: proof.Trained, path: Path, exporter: str = "dynamo") -> Graph:
-    network = ExportedNetwork(one.network, one.temperature, one.tta, one.score)
+    maps = one.mapped is not None
+    network = ExportedNetwork(one.network, one.temperature, one.tta, one.score, maps=maps)
     onnx_file.write(onnx_file.EXPORTERS[exporter], network, IMAGE_PX, path)
     return Graph(path)
 
@@ -59,6 +65,7 @@ def test_the_graph_of_a_network_agrees_in_batches_of_1_2_3_and_64(name: str, tmp
     assert agreement.faults == []
     assert (agreement.images, agreement.labels_equal) == (70, 70)
     assert 0 < agreement.logits <= 1e-5
+    assert (agreement.heat_maps > 0) == (name in WITH_MAPS)
     assert agreement.largest_logit > 0.01
 
 
@@ -142,3 +149,45 @@ def test_a_file_that_is_no_graph_is_a_fault(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"no graph")
     with pytest.raises(onnx_file.GraphFault, match="InvalidProtobuf"):
         Graph(tmp_path / "a.onnx")
+
+
+@pytest.mark.parametrize("tta", ["none", "flip"])
+@pytest.mark.parametrize("exporter", onnx_file.EXPORTERS)
+def test_the_mean_of_a_heat_map_and_the_bias_are_the_logit(exporter: str, tta: str, tmp_path: Path) -> None:
+    """Parts that speak against a class are 0 in the output: here all speak for it."""
+    one = trained(CONFIGS["plumage"], tta=tta)
+    with torch.no_grad():
+        one.network.head.weight.abs_()
+    graph, images = exported(one, tmp_path / "a.onnx", exporter), some_batches()[2]
+    found = graph.outputs(images)
+    order = np.argsort(-found["logits"], axis=1, kind="stable")[:, :5]
+    assert found["heat_maps"].shape == (3, 5, 16, 16)
+    views = [images, images[..., ::-1]] if tta == "flip" else [images]
+    with torch.no_grad():
+        logits = np.mean([one.network(torch.from_numpy(view.copy())).numpy() for view in views], axis=0)
+    bias = one.network.head.bias.detach().numpy()
+    said = found["heat_maps"].mean((2, 3)) + bias[order]
+    np.testing.assert_allclose(said, np.take_along_axis(logits, order, 1), rtol=1e-4)
+    assert proof.compare(one, graph, [images]).faults == []
+
+
+def test_heat_maps_of_other_classes_are_told_from_those_that_are_wanted(tmp_path: Path) -> None:
+    one = trained(CONFIGS["plumage"])
+    graph = exported(one, tmp_path / "a.onnx")
+    model = onnx.load(tmp_path / "a.onnx")
+    (last,) = (node for node in model.graph.node if "heat_maps" in node.output)
+    last.output[0] = "unturned"
+    model.graph.node.append(onnx.helper.make_node("Gather", ["unturned", "order"], ["heat_maps"], axis=1))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 0, 2, 3, 4]), "order"))
+    onnx.save(model, tmp_path / "b.onnx")
+    assert proof.compare(one, graph, some_batches()).faults == []
+    (fault,) = proof.compare(one, Graph(tmp_path / "b.onnx"), some_batches()).faults
+    assert fault.startswith("heat_maps differ by ")
+
+
+def test_a_head_that_is_no_mean_of_positions_has_no_heat_maps() -> None:
+    """A maximum in place of the mean: the evidence of a position is not what it adds."""
+    model = drawn_network(CONFIGS["plumage"], CLASSES, IMAGE_PX)
+    assert heat_maps.are_logits(model, IMAGE_PX)
+    model.backbone.global_pool = torch.nn.Sequential(torch.nn.AdaptiveMaxPool2d(1), torch.nn.Flatten())
+    assert not heat_maps.are_logits(model, IMAGE_PX)
