@@ -28,6 +28,7 @@ def describe(
     temperature: float | None,
     unknown: UnknownThreshold | None,
     set_rule: SetRule | None,
+    heat_maps: int | None,
 ) -> dict[str, Any]:
     """The metadata of model.onnx, in plain types.
 
@@ -36,6 +37,7 @@ def describe(
         temperature: that an evaluation has fitted; None: the probabilities are not calibrated.
         unknown: threshold below which a picture is of none of the classes.
         set_rule: of prediction sets.
+        heat_maps: number of classes that have one; None: the network has none.
     """
     return {
         "program": f"plumage {__version__}",
@@ -48,6 +50,7 @@ def describe(
         if unknown is None
         else {"score": unknown.score.name, "lowest_score": unknown.lowest, "kept": unknown.kept},
         "prediction_set": None if set_rule is None else dataclasses.asdict(set_rule),
+        "heat_maps": heat_maps,
         "origin": {
             "run": config.run.name,
             "epoch": model.epoch,

@@ -68,14 +68,14 @@ def export_run(config: Config, forms: Collection[Form] = ()) -> dict[str, Any]:
         loaded = dataclasses.replace(loaded, precision="fp32", fused=None)
     unknown = unknown_threshold.of_run(run, loaded.sha256, config.views)
     set_rule = run_set_rule.of_run(run, loaded.sha256, config.views)
-    facts = description.describe(config, loaded, classes, content, temperature, unknown, set_rule)
-    score = None if unknown is None else unknown.score
     mapped = loaded.model if heat_maps.are_logits(loaded.model, config.data.image_px) else None
+    maps = None if mapped is None else min(heat_maps.MOST_CLASSES, len(classes))
+    facts = description.describe(config, loaded, classes, content, temperature, unknown, set_rule, maps)
+    score = None if unknown is None else unknown.score
     trained = Trained(loaded.network, temperature or 1.0, config.eval.tta, score, mapped)
     data = _validation(config, content, loaded.path)
     with files.replacing_folder(run.export) as folder, memory_errors(*MEMORY):
         proof = _write_proved_graph(config, loaded.model, trained, data, folder / "model.onnx")
-        facts["heat_maps"] = None if mapped is None else heat_maps.MOST_CLASSES
         onnx_file.describe(folder / "model.onnx", facts)
         (folder / "predict.py").write_bytes(Path(__file__).with_name("standalone.py").read_bytes())
         (folder / "requirements.txt").write_text(description.requirements(), encoding="utf-8")

@@ -80,10 +80,11 @@ def _add_predict(app: FastAPI, service: Service, locked: Sequence[Depends]) -> N
     async def predict(
         request: Request,
         top: Annotated[int, Query(ge=1, le=MOST_CLASSES, description="number of classes of a picture")] = 5,
+        heat_maps: Annotated[bool, Query(description="where the picture speaks for each class")] = False,
     ) -> JSONResponse:
         with service.load.request() as held:
             files = await uploads.read(request, service.limits, held)
-            found = await service.answers(files, top)
+            found = await service.answers(files, top, heat_maps=heat_maps)
         named = [
             {"image": file.name, **({"error": one.reason} if isinstance(one, Unreadable) else one)}
             for file, one in zip(files, found, strict=True)

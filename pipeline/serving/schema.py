@@ -34,6 +34,11 @@ class Picture(BaseModel):
     prediction_set: list[str] | None = Field(
         None, description="classes of which one is right with the promised frequency; left out without a rule"
     )
+    heat_maps: list[list[list[float]]] | None = Field(
+        None,
+        description="where asked for: of each of the first classes, as far as the model has them, the rows of a grid "
+        "over the centre of the picture, with what each place adds to the logit; left out where the network has none",
+    )
     error: str | None = Field(None, description="in place of classes, where the file cannot be read")
 
 

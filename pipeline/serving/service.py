@@ -12,6 +12,8 @@ from pipeline.serving.metrics import Metrics
 from pipeline.serving.served_model import ServedModel
 from pipeline.serving.uploads import Upload
 
+MAP_DIGITS = 3
+
 
 class Service:
     """A model with the threads that work for it."""
@@ -39,24 +41,27 @@ class Service:
         """Whether new requests are welcome."""
         return self.healthy and not self.stopping
 
-    async def answers(self, uploads: Sequence[Upload], top: int) -> list[dict[str, Any] | Unreadable]:
+    async def answers(
+        self, uploads: Sequence[Upload], top: int, *, heat_maps: bool
+    ) -> list[dict[str, Any] | Unreadable]:
         """What the model says of each file, as predict.py says it, or why it cannot be read.
 
         Args:
             top: number of classes of a picture.
+            heat_maps: where the picture speaks for each of the classes, where the model gives that.
 
         Raises:
             Refusal: more pictures are in hand than are allowed.
         """
         with self.load.waiting(len(uploads)):
-            found = await asyncio.gather(*(self._answer(upload, top) for upload in uploads))
+            found = await asyncio.gather(*(self._answer(upload, top, heat_maps) for upload in uploads))
         for one in found:
             none = isinstance(one, dict) and one.get("none_of_these")
             outcome = "refused" if isinstance(one, Unreadable) else "none_of_these" if none else "answered"
             self.metrics.pictures.labels(outcome).inc()
         return found
 
-    async def _answer(self, upload: Upload, top: int) -> dict[str, Any] | Unreadable:
+    async def _answer(self, upload: Upload, top: int, heat_maps: bool) -> dict[str, Any] | Unreadable:
         given = self.model.facts["preprocessing"]
         try:
             crop = await asyncio.get_running_loop().run_in_executor(
@@ -64,7 +69,11 @@ class Service:
             )
         except Unreadable as unreadable:
             return unreadable
-        return self.model.named(await self._model_threads.submit(crop), top)
+        found = await self._model_threads.submit(crop)
+        said = self.model.named(found, top)
+        if heat_maps and "heat_maps" in found:
+            said["heat_maps"] = found["heat_maps"][:top].astype(float).round(MAP_DIGITS).tolist()
+        return said
 
     def close(self) -> None:
         """Finish what was begun, and end the threads."""

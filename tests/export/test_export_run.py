@@ -112,6 +112,7 @@ def test_the_verb_says_what_was_compared(own_run: RunDirectory, result: dict[str
         compared = result["compared"][images]
         assert (compared["images"], compared["labels_equal"]) == (count, count)
         assert 0 < compared["logits"] <= result["tolerance"] == 1e-5
+        assert 0 < compared["heat_maps"] <= 1e-4
 
 
 def test_the_folder_is_whole_and_nothing_else_is_left(own_run: RunDirectory, result: dict[str, Any]) -> None:
@@ -146,7 +147,8 @@ def test_the_metadata_say_what_the_model_is(own_run: RunDirectory, result: dict[
     assert facts["origin"]["config_sha256"] == files.digest_of_file(own_run.config_file)
     assert facts["weights"] == {"source": "random", "sha256": None, "licence": "random weights"}
     assert str(own_run.path.parent).encode() not in (own_run.export / "model.onnx").read_bytes()
-    assert [one.name for one in model.graph.output] == ["logits", "probabilities", "known_score"]
+    assert [one.name for one in model.graph.output] == ["logits", "probabilities", "known_score", "heat_maps"]
+    assert facts["heat_maps"] == 5
     batch = model.graph.input[0].type.tensor_type
     assert (batch.elem_type, batch.shape.dim[0].dim_param) == (onnx.TensorProto.UINT8, "batch")
 

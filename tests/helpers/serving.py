@@ -51,12 +51,14 @@ def graph(seed: int) -> onnx.ModelProto:
         helper.make_node("Softmax", ["logits"], ["probabilities"]),
         helper.make_node("ReduceMax", ["logits", "axis"], ["highest"], keepdims=0),
         helper.make_node("Cast", ["highest"], ["known_score"], to=TensorProto.DOUBLE),
+        helper.make_node("Concat", ["means", "means"], ["heat_maps"], axis=1),
     ]
     values = {"weights": drawn, "scale": np.float32(0.01), "axis": np.array([1])}
     outputs = [
         helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", CLASSES]),
         helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", CLASSES]),
         helper.make_tensor_value_info("known_score", TensorProto.DOUBLE, ["batch"]),
+        helper.make_tensor_value_info("heat_maps", TensorProto.FLOAT, ["batch", 6, 2, 2]),
     ]
     images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 3, 32, 32])
     constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()]

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from pipeline.common import files
+from pipeline.export.standalone import Exported, crop_of
 from pipeline.serving.limits import Limits
 from tests.helpers import serving
 from tests.helpers.serving import HeldModel, Running, expected, picture, running, sent, small_export
@@ -60,6 +62,27 @@ def test_top_is_the_number_of_classes(server: Running) -> None:
     for wrong in (0, -1, "many", 10**9):
         assert of(wrong).status_code == 422
         assert of(wrong).json()["error"].startswith("top: ")
+
+
+def test_heat_maps_are_those_of_the_graph_where_they_are_asked_for(
+    server: Running, export: Path, tmp_path: Path
+) -> None:
+    content = picture(5)
+    (tmp_path / "a.png").write_bytes(content)
+    model = Exported(export)
+    maps = model.outputs(crop_of(tmp_path / "a.png", model.facts["preprocessing"]))["heat_maps"]
+
+    def of(top: int, wanted: str) -> dict[str, Any]:
+        parameters = {"top": top, "heat_maps": wanted}
+        said = httpx.post(f"{server.url}/predict", params=parameters, files=sent(content))
+        found: dict[str, Any] = said.json()["pictures"][0]
+        return found
+
+    found = of(3, "true")["heat_maps"]
+    assert len(found) == 3 and maps.max() > 100
+    np.testing.assert_allclose(found, maps[:3], atol=5.001e-4)
+    assert found != maps[:3].tolist()  # three digits are enough
+    assert "heat_maps" not in of(3, "false")
 
 
 def test_a_request_has_many_pictures_and_a_bad_one_is_its_own_fault(
