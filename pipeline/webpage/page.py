@@ -23,10 +23,10 @@ FORMS: dict[Form, tuple[str, str]] = {
 }
 """file of the model, and that of its golden logits"""
 COMPANIONS = "page.json"
-PICTURES = "jpeg_coefficients.js", "jpeg_pixels.js", "png.js", "resize.js", "picture.js"
+PICTURES = "jpeg_coefficients.js", "jpeg_pixels.js", "png.js", "stored_size.js", "resize.js", "picture.js"
 OFFLINE = *PICTURES, "offline_engine.js"
-SERVED = ("served_engine.js",)
-VIEW = "answer_view.js", "page.js"
+SERVED = "stored_size.js", "served_engine.js"
+VIEW = "heat_map.js", "answer_view.js", "page.js"
 
 
 def facts_of(folder: Path) -> dict[str, Any]:
@@ -74,6 +74,7 @@ def _values(folder: Path) -> dict[str, Any]:
         "calibrated": facts.get("temperature") is not None,
         "unknown": facts.get("unknown"),
         "prediction_set": facts.get("prediction_set"),
+        "heat_maps": facts.get("heat_maps"),
         "model": facts.get("model"),
         "origin": facts["origin"],
         "weights": facts["weights"],

@@ -51,14 +51,16 @@ def graph(seed: int) -> onnx.ModelProto:
         helper.make_node("Softmax", ["logits"], ["probabilities"]),
         helper.make_node("ReduceMax", ["logits", "axis"], ["highest"], keepdims=0),
         helper.make_node("Cast", ["highest"], ["known_score"], to=TensorProto.DOUBLE),
-        helper.make_node("Concat", ["means", "means"], ["heat_maps"], axis=1),
+        helper.make_node("Concat", ["means", "means"], ["colours"], axis=1),
+        helper.make_node("Slice", ["colours", "first", "behind", "axis"], ["heat_maps"]),
     ]
     values = {"weights": drawn, "scale": np.float32(0.01), "axis": np.array([1])}
+    values |= {"first": np.array([0]), "behind": np.array([CLASSES])}
     outputs = [
         helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", CLASSES]),
         helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", CLASSES]),
         helper.make_tensor_value_info("known_score", TensorProto.DOUBLE, ["batch"]),
-        helper.make_tensor_value_info("heat_maps", TensorProto.FLOAT, ["batch", 6, 2, 2]),
+        helper.make_tensor_value_info("heat_maps", TensorProto.FLOAT, ["batch", CLASSES, 2, 2]),
     ]
     images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 3, 32, 32])
     constants = [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()]
@@ -78,6 +80,7 @@ def small_export(folder: Path, seed: int = 0) -> Path:
         "temperature": 0.7,
         "unknown": {"score": "max_logit", "lowest_score": 6.5, "kept": 0.95},
         "prediction_set": {"method": "lac", "coverage": 0.9, "n": 99, "threshold": 0.9},
+        "heat_maps": CLASSES,
         "origin": {"run": f"small-{seed}", "epoch": 1, "step": 2, "checkpoint_sha256": f"{seed:064x}"},
         "weights": {"source": "drawn", "sha256": None, "licence": "mit"},
         "packages": {},

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
 from pipeline.common.errors import DataError
+from pipeline.export.standalone import Exported, crop_of, stored_size
 from pipeline.webpage import page, runtime_files
 from tests.helpers.serving import expected, picture, small_export
 
@@ -137,8 +139,8 @@ def test_its_answer_is_that_of_predict(opened: Opened, folder: Path, tmp_path: P
         wanted = expected(folder, content, tmp_path, 4)
         found = opened.page.evaluate(
             "async text => { const bytes = Uint8Array.from(atob(text), (one) => one.charCodeAt(0));"
-            " const { crop, logits, exact, ...said } = await plumage.engine.answer(new File([bytes], 'a'), 4);"
-            " return { ...said, exact }; }",
+            " const found = await plumage.engine.answer(new File([bytes], 'a'), 4);"
+            " const { crop, logits, heat_maps, ...said } = found; return said; }",
             base64.b64encode(content).decode(),
         )
         assert found.pop("exact") is True
@@ -147,8 +149,72 @@ def test_its_answer_is_that_of_predict(opened: Opened, folder: Path, tmp_path: P
             assert one["probability"] == pytest.approx(other["probability"], abs=1e-5)
         assert found == wanted
         best = wanted.get("none_of_these")
-        words = opened.answer(content)
-        assert words.startswith("None of these" if best else "Bird")
+        opened.answer(content)
+        headline = opened.page.locator("h2").first.inner_text()
+        assert headline.startswith("None of these" if best else "Bird")
+
+
+def opacity(opened: Opened) -> np.ndarray:
+    """Of the heat map that is shown, 0..255."""
+    read = (
+        "const copy = new OffscreenCanvas(2, 2).getContext('2d', { willReadFrequently: true });"
+        " copy.drawImage(document.querySelector('.heat'), 0, 0); return [...copy.getImageData(0, 0, 2, 2).data];"
+    )
+    return np.array(opened.page.evaluate(f"(() => {{ {read} }})()")).reshape(2, 2, 4)[..., 3]
+
+
+def test_the_heat_map_of_each_class_is_that_of_the_graph_and_said_in_words(
+    opened: Opened, folder: Path, tmp_path: Path
+) -> None:
+    content = picture(7, 300, 220, "JPEG", quality=90)
+    (tmp_path / "a.jpg").write_bytes(content)
+    model = Exported(folder)
+    maps = model.outputs(crop_of(tmp_path / "a.jpg", model.facts["preprocessing"]))["heat_maps"]
+    opened.answer(content)
+    rows = opened.page.locator(".bars button")
+    names = rows.locator(".bar-name").all_inner_texts()
+    for place in (0, 1, 2):
+        rows.nth(place).click()
+        assert [rows.nth(n).get_attribute("aria-pressed") for n in range(4)] == [
+            str(n == place).lower() for n in range(4)
+        ]
+        np.testing.assert_allclose(opacity(opened), 0.75 * 255 * maps[place] / maps[place].max(), atol=1)
+        assert opened.page.inner_text(".asked p").startswith(
+            f"Warm colours: what speaks for {names[place]}, most of it "
+        )
+    assert opened.page.locator(".seen.heated").count() == 1
+    button = opened.page.get_by_role("button", name="Heat map")
+    button.press("Enter")
+    assert button.get_attribute("aria-pressed") == "false"
+    assert opened.page.locator(".seen.heated").count() == 0
+    assert opened.page.inner_text(".asked p") == ""
+
+
+def test_the_place_of_the_heat_is_its_middle(opened: Opened) -> None:
+    def words(grid: list[list[float]]) -> str:
+        return str(opened.page.evaluate("grid => plumage.heatInWords(grid, 'Owl')", grid))
+
+    assert words([[1, 0], [0, 0]]).endswith("Owl, most of it at the upper left.")
+    assert words([[0, 0], [1, 1]]).endswith("at the bottom.")
+    assert words([[1, 1], [1, 1]]).endswith("around the centre.")
+    assert words([[0, 0], [0, 0]]) == "Nothing in the picture speaks for Owl."
+
+
+def test_an_export_without_heat_maps_has_its_page(
+    tmp_path: Path, chromium: Any, engine: runtime_files.Engine
+) -> None:
+    """As those of earlier versions, and of vision transformers."""
+    folder = small_export(tmp_path / "export")
+    model = onnx.load(folder / "model.onnx")
+    del model.graph.output[-1]
+    onnx.save(model, folder / "model.onnx")
+    opened = Opened(chromium, write(folder, engine).as_uri())
+    opened.page.wait_for_selector(READY)
+    assert "Bird" in opened.answer(picture(8))
+    assert opened.page.locator(".asked > canvas").count() == 1
+    assert opened.page.locator(".heat, .bars button").count() == 0
+    assert opened.said == []
+    opened.context.close()
 
 
 def test_what_only_the_browser_decodes_is_said(opened: Opened, folder: Path, tmp_path: Path) -> None:
@@ -181,9 +247,12 @@ def test_the_keyboard_reaches_all_and_the_camera_is_there(opened: Opened) -> Non
     chooser.value.set_files({"name": "a.png", "mimeType": "image/png", "buffer": picture(4)})
     opened.page.wait_for_selector(".answer")
     assert opened.page.locator("#camera").get_attribute("capture") == "environment"
-    nameless = "[...document.querySelectorAll('button, input, canvas, img')].filter((one) => !(one.textContent.trim()"
-    rest = "|| one.getAttribute('aria-label') || one.hasAttribute('alt'))).map((one) => one.outerHTML)"
-    assert opened.page.evaluate(nameless + rest) == []
+    nameless = (
+        "[...document.querySelectorAll('button, input, canvas:not([aria-hidden]), img')]"
+        ".filter((one) => !(one.textContent.trim() || one.getAttribute('aria-label') || one.hasAttribute('alt')))"
+        ".map((one) => one.outerHTML)"
+    )
+    assert opened.page.evaluate(nameless) == []
 
 
 def test_a_phone_needs_no_sideways_scrolling_and_has_large_buttons(folder: Path, chromium: Any) -> None:
@@ -273,6 +342,7 @@ def test_the_page_of_a_server_asks_it_and_shows_its_answer(
 ) -> None:
     content = picture(0)
     said = expected(folder, content, tmp_path)
+    said["heat_maps"] = [[[0.0, 1.0], [2.0, 4.0]]] * 4
     asked: list[Any] = []
     replies = [
         (401, {"error": "a token"}),
@@ -294,9 +364,18 @@ def test_the_page_of_a_server_asks_it_and_shows_its_answer(
     opened.page.get_by_label("Token").fill("a secret of this server")
     opened.page.get_by_role("button", name="Send").click()
     opened.page.wait_for_selector(".answer")
+    assert "what speaks for" in opened.page.inner_text(".asked")
+    given = page.facts_of(folder)["preprocessing"]
+    with Image.open(io.BytesIO(content)) as image:
+        sides = stored_size(image.size, given)
+    style = opened.page.evaluate(
+        "(({ width, height }) => [width, height])(document.querySelector('.heat').style)"
+    )
+    wanted = [100 * given["image_px"] / side for side in sides]
+    assert [float(text.removesuffix("%")) for text in style] == pytest.approx(wanted, abs=1e-3)
     shown = opened.page.locator(".bar-name").all_inner_texts()
     assert shown == [one["class"].split(".")[1] for one in said["classes"]]
-    assert [request.url for request in asked] == [f"{SERVER}predict?top=5"] * 2
+    assert [request.url for request in asked] == [f"{SERVER}predict?top=5&heat_maps=true"] * 2
     assert [request.headers.get("authorization") for request in asked] == [
         None,
         "Bearer a secret of this server",

@@ -45,27 +45,38 @@ function answerView(answer, preview, values) {
   } else if (answer.prediction_set) {
     said.append(element("p", { class: "set", text: setInWords(answer.prediction_set.map(readable), values.prediction_set) }));
   }
-  said.append(bars(answer.classes, readable, labels, values));
+  const region = (picture) => seenRegion(picture, values.preprocessing);
+  const heated = heatedPicture(preview, answer.heat_maps, answer.classes.map((one) => readable(one.class)), region);
+  said.append(bars(answer.classes, readable, labels, values, heated.show && answer.heat_maps.length, heated.show));
   if (!answer.exact) said.append(element("p", { class: "soft", text: "Your browser has decoded this picture, so that its pixels may differ slightly from those of training." }));
-  const view = element("article", { class: "answer" }, element("div", { class: "asked" }, preview), said);
+  const view = element("article", { class: "answer" }, heated.view, said);
   const alike = lookAlikes(bestLabel, values);
   if (alike) view.append(alike);
   return view;
 }
 
-function bars(classes, readable, labels, values) {
+// The first `mapped` of the classes are buttons that show the heat map of theirs.
+function bars(classes, readable, labels, values, mapped, showMap) {
   const list = element("ol", { class: "bars", "aria-label": "the most likely classes" });
-  for (const { class: name, probability } of classes) {
+  const choose = (place) => {
+    list.querySelectorAll("button").forEach((one, n) => one.setAttribute("aria-pressed", String(n === place)));
+    showMap(place);
+  };
+  for (const [place, { class: name, probability }] of classes.entries()) {
     const fill = element("span", { class: "fill" });
     fill.style.width = `${Math.max(0.5, 100 * probability)}%`;
-    const row = element(
-      "div",
+    const words = element(
+      "span",
       { class: "bar-text" },
       element("span", { class: "bar-name", text: readable(name) }),
       element("span", { class: "share", text: percent(probability) }),
       element("span", { class: "track", "aria-hidden": "true" }, fill),
     );
-    list.append(element("li", {}, values.pictures.length ? thumb(labels.get(name), values) : null, row));
+    const parts = [values.pictures.length ? thumb(labels.get(name), values) : null, words];
+    const pressed = { type: "button", class: "row", title: "Show its heat map", "aria-pressed": String(place === 0) };
+    const row = place < mapped ? element("button", pressed, ...parts) : element("span", { class: "row" }, ...parts);
+    if (place < mapped) row.addEventListener("click", () => choose(place));
+    list.append(element("li", {}, row));
   }
   return list;
 }

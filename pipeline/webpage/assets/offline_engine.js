@@ -65,14 +65,17 @@ class OfflineEngine {
     }
     const images = new this.ort.Tensor("uint8", planes, [1, 3, side, side]);
     const found = await this.session.run({ images });
-    return Object.fromEntries(Object.entries(found).map(([name, tensor]) => [name, tensor.data]));
+    const outputs = Object.fromEntries(Object.entries(found).map(([name, tensor]) => [name, tensor.data]));
+    if (found.heat_maps) outputs.heat_maps = grids(found.heat_maps);
+    return outputs;
   }
 
   // What the model says of a file, as predict.py and the server do, and the crop that it saw.
   async answer(file, top) {
     const { crop, exact } = await readPicture(new Uint8Array(await file.arrayBuffer()), this.values.preprocessing);
     const found = await this.outputs(crop);
-    return { ...this.named(found, top), crop, exact, logits: found.logits };
+    const maps = found.heat_maps ? { heat_maps: found.heat_maps.slice(0, top) } : {};
+    return { ...this.named(found, top), ...maps, crop, exact, logits: found.logits };
   }
 
   named(found, top) {
@@ -89,6 +92,13 @@ class OfflineEngine {
     }
     return said;
   }
+}
+
+// A tensor [1, K, h, w] as K grids of rows.
+function grids({ data, dims: [, count, height, width] }) {
+  const row = (start) => Array.from(data.subarray(start, start + width));
+  return Array.from({ length: count }, (_, k) =>
+    Array.from({ length: height }, (_, y) => row((k * height + y) * width)));
 }
 
 function bytes64(text) {

@@ -116,4 +116,4 @@ ready = new Promise((resolve) => {
 ready.then((good) => {
   if (good) document.body.dataset.state = "ready";
 });
-window.plumage = { engine, ready, inWords: setInWords };
+window.plumage = { engine, ready, inWords: setInWords, heatInWords };

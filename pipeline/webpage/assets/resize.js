@@ -12,19 +12,6 @@ function cropOf(picture, [width, height], given) {
   return centreCrop(pixels, given.pad_px, given.image_px);
 }
 
-function storedSize(width, height, given) {
-  const side = given.resize_px;
-  if (given.resize === "squash") return [side, side];
-  const scale = side / Math.min(width, height);
-  return [width, height].map((length) => Math.max(side, roundedToEven(length * scale)));
-}
-
-function roundedToEven(value) {
-  const low = Math.floor(value);
-  const rest = value - low;
-  return rest < 0.5 || (rest === 0.5 && low % 2 === 0) ? low : low + 1;
-}
-
 function centreCrop(pixels, pad, side) {
   const crop = new Uint8Array(3 * side * side);
   const top = Math.floor((pixels.height + 2 * pad - side) / 2) - pad;

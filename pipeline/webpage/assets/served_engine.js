@@ -15,7 +15,7 @@ class ServedEngine {
     const form = new FormData();
     form.append("pictures", file, file.name || "picture");
     const headers = this.token ? { Authorization: `Bearer ${this.token}` } : {};
-    const response = await fetch(`predict?top=${top}`, { method: "POST", body: form, headers }).catch(() => null);
+    const response = await fetch(`predict?top=${top}&heat_maps=${Boolean(this.values.heat_maps)}`, { method: "POST", body: form, headers }).catch(() => null);
     if (!response) throw new Error("The server does not answer; is it still there?");
     if (response.status === 401) {
       this.token = await askForToken(this.token !== null);
