@@ -12,6 +12,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,6 +81,21 @@ def confirmed(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     preregister([tmp / "tiny.yaml"], [0], [], [], "top1", None, [])
     assert tiny.do("eval", tmp) == 0
     return tmp
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """Debian's chromium or Chrome, driven by playwright; without one of them the test is skipped."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    names = "chromium", "chromium-browser", "google-chrome"
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        pytest.skip("no chromium here: apt-get install chromium")
+    with sync_api.sync_playwright() as playwright:
+        sandbox = [] if os.getuid() else ["--no-sandbox"]  # root cannot have it
+        browser = playwright.chromium.launch(executable_path=program, args=sandbox)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import logging
 import sys
 import traceback
 from datetime import UTC, datetime
-from typing import Any, TextIO
+from typing import Any
 
 logger = logging.getLogger("plumage.serving")
 
@@ -26,18 +26,9 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-class StandardError(logging.StreamHandler[TextIO]):
-    """Writes to what is standard error at that moment: a program that holds a server may exchange it."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Of logging.Handler."""
-        self.stream = sys.stderr
-        super().emit(record)
-
-
 def start() -> None:
     """Write the lines of the server, and the warnings of the library that speaks HTTP, from here on."""
-    handler = StandardError()
+    handler = logging.StreamHandler(sys.__stderr__)  # a thread may write while a program exchanges sys.stderr
     handler.setFormatter(JsonLines())
     for name, level in ((logger.name, logging.INFO), ("uvicorn.error", logging.WARNING)):
         one = logging.getLogger(name)

@@ -1,10 +1,10 @@
-"""One HTML file that names the classes of pictures: without a server (`plumage page`), or as a server's front."""
+"""A page that names the classes of pictures: one file, a folder for a web server, or the front of `plumage serve`."""
 
 import base64
 import gzip
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,10 @@ import jinja2
 from pipeline.common import files
 from pipeline.common.errors import DataError
 from pipeline.report.page_values import readable
+from pipeline.webpage.runtime_files import Engine
 
+Kind = Literal["file", "folder", "served"]
+"""all in one file; the same with its parts beside it, to be installed; the front of `plumage serve`"""
 Form = Literal["fp32", "fp16", "int8"]
 FORMS: dict[Form, tuple[str, str]] = {
     "fp32": ("model.onnx", "golden.json"),
@@ -26,6 +29,7 @@ COMPANIONS = "page.json"
 PICTURES = "jpeg_coefficients.js", "jpeg_pixels.js", "png.js", "stored_size.js", "resize.js", "picture.js"
 OFFLINE = *PICTURES, "offline_engine.js"
 SERVED = "stored_size.js", "served_engine.js"
+INSTALL = ("install.js",)
 VIEW = "heat_map.js", "answer_view.js", "page.js"
 
 
@@ -44,23 +48,47 @@ def facts_of(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def offline_page(folder: Path, form: Form, module: bytes, wasm: bytes) -> str:
+def offline_page(folder: Path, form: Form, engine: Engine) -> str:
     """The page that computes itself, with the model inside.
 
     Args:
         folder: of the export.
         form: of the model.
-        module, wasm: of onnxruntime-web.
+        engine: onnxruntime-web.
     """
-    model, golden = FORMS[form]
-    values = _values(folder) | {"form": form, "golden": _golden(folder / "golden", golden)}
-    parts = {"engine-module": module, "engine-wasm": wasm, "model": (folder / model).read_bytes()}
-    return _render(values, OFFLINE, {name: _packed(content) for name, content in parts.items()})
+    values = _computing(folder, form)
+    return _render(
+        "file",
+        values,
+        (*OFFLINE, "parts_inside.js", *VIEW),
+        {name: _packed(content) for name, content in parts(folder, form, engine).items()},
+    )
+
+
+def folder_page(folder: Path, form: Form, names: Mapping[str, str]) -> str:
+    """The same with its parts in files beside it; names: of the parts' files."""
+    values = _computing(folder, form) | {"files": dict(names)}
+    return _render("folder", values, (*OFFLINE, "parts_beside.js", *VIEW, *INSTALL))
 
 
 def served_page(folder: Path) -> str:
     """The page that asks the server from which it came; folder: of the export."""
-    return _render(_values(folder), SERVED, {})
+    return _render("served", _values(folder), (*SERVED, *VIEW))
+
+
+def parts(folder: Path, form: Form, engine: Engine) -> dict[str, bytes]:
+    """What a page that computes takes beside itself, by name."""
+    model, _ = FORMS[form]
+    return {
+        "engine-module": engine.module,
+        "engine-wasm": engine.wasm,
+        "model": (folder / model).read_bytes(),
+    }
+
+
+def _computing(folder: Path, form: Form) -> dict[str, Any]:
+    """What the script of a page that computes knows."""
+    return _values(folder) | {"form": form, "golden": _golden(folder / "golden", FORMS[form][1])}
 
 
 def _values(folder: Path) -> dict[str, Any]:
@@ -96,17 +124,20 @@ def _packed(content: bytes) -> str:
     return base64.b64encode(gzip.compress(content, 9, mtime=0)).decode("ascii")
 
 
-def _render(values: Mapping[str, Any], engine: tuple[str, ...], parts: Mapping[str, str]) -> str:
-    css = _asset("page.css")
-    script = '"use strict";\n(() => {\n' + "".join(map(_asset, (*engine, *VIEW))) + "})();\n"
+def _render(
+    kind: Kind, values: Mapping[str, Any], scripts: Sequence[str], inside: Mapping[str, str] | None = None
+) -> str:
+    """inside: parts of the page, as text, by name."""
+    css = asset("page.css")
+    script = '"use strict";\n(() => {\n' + "".join(map(asset, scripts)) + "})();\n"
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return environment.from_string(_asset("page.html")).render(
+    return environment.from_string(asset("page.html")).render(
         css=css,
         script=script,
-        policy=policy(script, css, served=not parts),
+        policy=_policy(kind, script, css),
         values=json.dumps(values, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c"),
-        parts=parts,
-        served=not parts,
+        parts=inside or {},
+        kind=kind,
         count=len(values["classes"]),
         origin=values["origin"],
         model=values["model"],
@@ -115,17 +146,19 @@ def _render(values: Mapping[str, Any], engine: tuple[str, ...], parts: Mapping[s
     )
 
 
-def policy(script: str, css: str, *, served: bool) -> str:
+def _policy(kind: Kind, script: str, css: str) -> str:
     """The Content-Security-Policy: nothing but the page itself, and the server where there is one."""
-    code = f"script-src {_hash_source(script)}" + ("" if served else " blob: 'wasm-unsafe-eval'")
-    asks = "'self'" if served else "'none'"
+    code = "" if kind == "served" else " blob: 'wasm-unsafe-eval'"
+    own = " 'self'" if kind == "folder" else ""
+    asks = "'none'" if kind == "file" else "'self'"
     return "; ".join(
         (
             "default-src 'none'",
-            code,
+            f"script-src {_hash_source(script)}{code}",
             f"style-src {_hash_source(css)}",
-            "img-src data: blob:",
+            f"img-src data: blob:{own}",
             f"connect-src {asks}",
+            *(["manifest-src 'self'", "worker-src 'self'"] if kind == "folder" else []),
             "base-uri 'none'",
             "form-action 'none'",
         )
@@ -137,5 +170,6 @@ def _hash_source(text: str) -> str:
     return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """The text of a file of this program."""
     return resources.files("pipeline.webpage").joinpath("assets", name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The verb `page`: RUN/export/page.html, which names the classes of pictures without a server and without a network."""
+"""The verb `page`: RUN/export/page.html, or RUN/export/page/, which names the classes of pictures by itself."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from pipeline.common import console, files
 from pipeline.common.errors import DataError
 from pipeline.config.schema import Config
 from pipeline.runs.directory import RunDirectory
-from pipeline.webpage import page, runtime_files
+from pipeline.webpage import folder_page, page, runtime_files
 from pipeline.webpage.companions import companions
 from pipeline.webpage.page import FORMS, Form
 
@@ -16,12 +16,13 @@ EXACT: tuple[Form, ...] = "fp32", "fp16"
 """forms that compute in fp32; the kernels of int8 round otherwise in a browser, by some percent of a logit"""
 
 
-def write_page(config: Config, form: Form | None, *, pictures: bool) -> dict[str, Any]:
-    """Write RUN/export/page.html, and what it shows beside an answer as page.json; in plain types, where and how large.
+def write_page(config: Config, form: Form | None, *, pictures: bool, as_folder: bool) -> dict[str, Any]:
+    """Write the page, and what it shows beside an answer as page.json; in plain types, where and how large.
 
     Args:
         form: of the model; None: the smaller of those whose logits are the trained model's in every browser.
         pictures: show some of the data's pictures.
+        as_folder: RUN/export/page/, for a web server; else RUN/export/page.html.
 
     Raises:
         DataError: the run is not exported, or not in that form, or of JPEGs; or onnxruntime-web cannot be had.
@@ -37,12 +38,14 @@ def write_page(config: Config, form: Form | None, *, pictures: bool) -> dict[str
     engine = runtime_files.engine()
     beside = companions(config, folder, facts, pictures=pictures)
     files.write_json(folder / page.COMPANIONS, beside)
-    path = folder / "page.html"
-    files.write_text(path, page.offline_page(folder, form, engine.module, engine.wasm))
-    size_bytes = path.stat().st_size
-    console.say(
-        f"page  {path}: {files.size_in_words(size_bytes)}, with the model in {form}; open it in a browser"
-    )
+    if as_folder:
+        path, then = folder / "page", "put it on a web server, with https"
+        size_bytes = folder_page.write(path, folder, form, engine)
+    else:
+        path, then = folder / "page.html", "open it in a browser"
+        files.write_text(path, page.offline_page(folder, form, engine))
+        size_bytes = path.stat().st_size
+    console.say(f"page  {path}: {files.size_in_words(size_bytes)}, with the model in {form}; {then}")
     if size_bytes > MOST_BYTES:
         console.warn(
             f"{path}: phones open so large a file slowly; `plumage export {config.run_dir} --fp16 --int8` may make the "

@@ -1,6 +1,5 @@
 """The report in a real browser: Debian's chromium or Chrome, driven by playwright; skipped where there is none."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +12,6 @@ from pipeline.report import content
 from pipeline.report.content import readable
 from tests.helpers import tiny
 
-sync_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
-
 PHONE = {"width": 390, "height": 844}
 
 
@@ -27,15 +22,6 @@ def folder(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert tiny.do("train", tmp) == 0
     assert tiny.do("eval", tmp, "report.write=true", "report.pairs=4") == 0
     return tmp / "runs/tiny/eval/test"
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        sandbox = [] if os.getuid() else ["--no-sandbox"]  # root cannot have it
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=sandbox)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

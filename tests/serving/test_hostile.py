@@ -24,17 +24,11 @@ from tests.helpers.serving import (
     head,
     picture,
     running,
-    small_export,
 )
 
 LIMITS = Limits(request_bytes=4_000_000, pixels=1_000_000, seconds=60)
 FUZZED = [name for name in FORMATS if name != "HEIF"]
 CASES_A_FORMAT = 40
-
-
-@pytest.fixture(scope="module")
-def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_export(tmp_path_factory.mktemp("export") / "small")
 
 
 @pytest.fixture(scope="module")

@@ -23,15 +23,9 @@ from tests.helpers.serving import (
     picture,
     running,
     sent,
-    small_export,
 )
 
 LIMITS = Limits(request_bytes=100_000, pixels=10_000, files=3, requests=4, pictures=5)
-
-
-@pytest.fixture(scope="module")
-def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_export(tmp_path_factory.mktemp("export") / "small")
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,6 @@ from tests.helpers.serving import HeldModel, Running, expected, picture, running
 
 
 @pytest.fixture(scope="module")
-def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_export(tmp_path_factory.mktemp("export") / "small")
-
-
-@pytest.fixture(scope="module")
 def server(export: Path) -> Iterator[Running]:
     with running(HeldModel(export)) as one:
         yield one

@@ -77,7 +77,7 @@ def digest(text: str) -> str:
 @pytest.mark.parametrize("served", [False, True])
 def test_the_policy_allows_this_script_and_this_style_and_nothing_else(served: bool, tmp_path: Path) -> None:
     folder = small_export(tmp_path / "export")
-    html = page.served_page(folder) if served else page.offline_page(folder, "fp32", MODULE, WASM)
+    html = page.served_page(folder) if served else page.offline_page(folder, "fp32", Engine(MODULE, WASM))
     parsed = Parsed(html)
     code = digest(parsed.text_of("script")) + ("" if served else " blob: 'wasm-unsafe-eval'")
     assert dict(part.split(" ", 1) for part in parsed.policy.split("; ")) == {
@@ -97,7 +97,7 @@ def test_the_policy_allows_this_script_and_this_style_and_nothing_else(served: b
 
 def test_the_page_has_all_parts_and_is_the_same_each_time(tmp_path: Path) -> None:
     folder = small_export(tmp_path / "export")
-    html = page.offline_page(folder, "fp32", MODULE, WASM)
+    html = page.offline_page(folder, "fp32", Engine(MODULE, WASM))
     parsed = Parsed(html)
     parts = {"engine-module": MODULE, "engine-wasm": WASM, "model": (folder / "model.onnx").read_bytes()}
     for name, content in parts.items():
@@ -109,7 +109,7 @@ def test_the_page_has_all_parts_and_is_the_same_each_time(tmp_path: Path) -> Non
         assert shown == wanted
     assert values["classes"] == ["Bird 0", "Bird 1", "Bird 2", "Bird 3"]
     assert values["unknown"] == page.facts_of(folder)["unknown"]
-    assert page.offline_page(folder, "fp32", MODULE, WASM) == html
+    assert page.offline_page(folder, "fp32", Engine(MODULE, WASM)) == html
 
 
 def test_a_class_name_is_never_markup(tmp_path: Path) -> None:
@@ -190,6 +190,21 @@ def test_the_verb_writes_the_page(exported: Path, capsys: pytest.CaptureFixture[
     assert run(["page", str(exported), "--no-pictures"]) == 0
     assert "data:image" not in path.read_text()
     assert json.loads(capsys.readouterr().out)["pictures"] is False
+
+
+def test_the_verb_writes_the_page_as_a_folder(exported: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["page", str(exported), "--folder", "--no-pictures"]) == 0
+    said = capsys.readouterr()
+    path = exported / "export/page"
+    size_bytes = sum(one.stat().st_size for one in path.iterdir())
+    assert json.loads(said.out) == {
+        "page": str(path),
+        "size_bytes": size_bytes,
+        "form": "fp32",
+        "pictures": False,
+    }
+    assert "put it on a web server, with https" in said.err
+    assert not (exported / "export/page.html").exists()
 
 
 def test_without_the_data_the_page_has_no_pictures_and_says_so(

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,14 +13,10 @@ import onnx
 import pytest
 from PIL import Image
 
-from pipeline.common.errors import DataError
 from pipeline.export.standalone import Exported, crop_of, stored_size
 from pipeline.webpage import page, runtime_files
 from tests.helpers.serving import expected, picture, small_export
 
-sync_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 READY = "body[data-state=ready]"
 SERVER = "http://page.test/app/"
@@ -33,23 +28,6 @@ DROP = """([text, kind]) => {
     : new ClipboardEvent("paste", { clipboardData: held, bubbles: true });
   document.body.dispatchEvent(event);
 }"""
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        sandbox = [] if os.getuid() else ["--no-sandbox"]  # root cannot have it
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=sandbox)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture(scope="module")
-def engine() -> runtime_files.Engine:
-    try:
-        return runtime_files.engine()
-    except DataError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, engine: runtime_files.Engin
 
 def write(folder: Path, engine: runtime_files.Engine) -> Path:
     path = folder / "page.html"
-    path.write_text(page.offline_page(folder, "fp32", engine.module, engine.wasm), encoding="utf-8")
+    path.write_text(page.offline_page(folder, "fp32", engine), encoding="utf-8")
     return path
 
 

@@ -19,6 +19,11 @@ def _arguments(parser: ArgumentParser) -> None:
         help="form of the exported model; default: the smaller of fp32 and fp16",
     )
     parser.add_argument(
+        "--folder",
+        action="store_true",
+        help="write RUN/export/page/ for a web server instead, which phones can install",
+    )
+    parser.add_argument(
         "--no-pictures",
         action="store_true",
         help="show no pictures of the data, which may not be yours to publish",
@@ -29,6 +34,7 @@ def page(arguments: Namespace) -> Result:
     """Write one HTML file that names pictures in a browser, offline.
 
     RUN/export/page.html has the model inside, verifies it by the golden pictures as it opens, and asks nobody anything.
+    With --folder it becomes a folder for a web server, stored by the browser at the first visit.
     """
     from importlib.util import find_spec
 
@@ -46,13 +52,13 @@ def page(arguments: Namespace) -> Result:
     with importing():
         from pipeline.webpage.write_page import write_page
 
-    return write_page(config, arguments.model, pictures=not arguments.no_pictures)
+    return write_page(config, arguments.model, pictures=not arguments.no_pictures, as_folder=arguments.folder)
 
 
 VERBS = {
     "page": Verb(
         page,
         _arguments,
-        ("plumage page runs/low_lr", "plumage page runs/low_lr --model int8 --no-pictures"),
+        ("plumage page runs/low_lr", "plumage page runs/low_lr --folder --model int8 --no-pictures"),
     ),
 }

@@ -1,4 +1,4 @@
-// The engine within this file: onnxruntime-web in one thread, on the model that the file holds.
+// The engine in the page: onnxruntime-web in one thread, on the model that came with the page.
 
 const GRAVE = 0.05; // a relative difference of logits from which on the page does not answer
 
@@ -9,7 +9,7 @@ class OfflineEngine {
 
   // Load, and verify the golden pictures. Gives a sentence; throws where the model does not answer as it should.
   async start() {
-    const [module, wasm, model] = await Promise.all(["engine-module", "engine-wasm", "model"].map(unpacked64));
+    const [module, wasm, model] = await Promise.all(["engine-module", "engine-wasm", "model"].map(part));
     const address = URL.createObjectURL(new Blob([module], { type: "text/javascript" }));
     const ort = await import(address);
     URL.revokeObjectURL(address);
@@ -107,15 +107,6 @@ function bytes64(text) {
   const bytes = new Uint8Array(binary.length);
   for (let n = 0; n < bytes.length; n++) bytes[n] = binary.charCodeAt(n);
   return bytes;
-}
-
-// The bytes of a part of this file: base64 of gzip.
-async function unpacked64(id) {
-  const element = document.getElementById(id);
-  const packed = new Blob([bytes64(element.textContent.trim())]);
-  element.remove();
-  const stream = packed.stream().pipeThrough(new DecompressionStream("gzip"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
 // The browser's own where the page is in a secure context; a file is one in Chrome and Firefox, and not in every browser.
