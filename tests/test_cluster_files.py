@@ -155,6 +155,16 @@ def test_constraints_pin_every_runtime_dependency_as_the_project_asks() -> None:
     assert not [name for name in pinned if name.startswith(("nvidia-", "cuda-", "triton"))]
 
 
+def test_both_images_have_the_same_version_of_what_they_share() -> None:
+    both = [
+        dict(line.split("==") for line in (ROOT / name).read_text().splitlines() if not line.startswith("#"))
+        for name in ("constraints.txt", "constraints-serve.txt")
+    ]
+    shared = both[0].keys() & both[1].keys()
+    assert {"numpy", "pydantic", "opencv-python-headless"} <= shared
+    assert [name for name in sorted(shared) if both[0][name] != both[1][name]] == []
+
+
 def test_what_the_image_sets_makes_make_use_its_packages() -> None:
     flags = re.search(r'MAKEFLAGS="(.*?)"', (ROOT / "Dockerfile").read_text())
     assert flags is not None
