@@ -12,6 +12,7 @@ from pipeline.config.schema import Config
 from pipeline.data import pictures
 from pipeline.evaluation.set_rule import SetRule
 from pipeline.evaluation.unknown_threshold import UnknownThreshold
+from pipeline.export.numbers import measured
 from pipeline.inference.load_model import LoadedModel
 from pipeline.models.licences import licence_of
 from pipeline.runs.directory import RunDirectory
@@ -60,6 +61,7 @@ def describe(
             "sample_table_sha256": content["samples"],
         },
         "weights": weights(config.model.name, content["weights"]),
+        "numbers": measured(config, model.sha256),
         "packages": {name: metadata.version(name) for name in READERS},
     }
 

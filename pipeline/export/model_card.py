@@ -1,14 +1,11 @@
 """README.md of a hub folder: the model card (Mitchell et al. 2019, arXiv:1810.03993), made of what the run knows."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.config.schema import Config
-from pipeline.runs import predictions
-from pipeline.runs.directory import RunDirectory
 
-SPLITS = "test", "val"
 NUMBERS = {
     "top1": "top-1",
     "top5": "top-5",
@@ -82,7 +79,7 @@ def text(config: Config, facts: Mapping[str, Any]) -> str:
         resize=given["resize"],
         resize_px=given["resize_px"],
         image_px=given["image_px"],
-        numbers=_numbers(config, origin["checkpoint_sha256"]),
+        numbers=_numbers(facts["numbers"]),
         calibrated="not calibrated"
         if temperature is None
         else f"of logits over {temperature:.3f}, fitted on validation",
@@ -91,23 +88,20 @@ def text(config: Config, facts: Mapping[str, Any]) -> str:
     )
 
 
-def _numbers(config: Config, checkpoint_sha256: str) -> str:
-    """A table of what the evaluations of this checkpoint measured, with 95 % intervals."""
-    lines = ["| split | images | number | value | 95 % interval |", "|---|---|---|---|---|"]
-    for split in SPLITS:
-        folder = RunDirectory(config.run_dir).evaluation(split)
-        if not folder.metrics_file.is_file():
-            continue
-        metrics = predictions.read_metrics(folder)
-        if (metrics.get("checkpoint_sha256"), predictions.views(metrics)) != (
-            checkpoint_sha256,
-            config.views,
-        ):
-            continue
-        lines += [
-            f"| {split} | {metrics['n']:,} | {words} | {metrics[name]:.4f} | {metrics[f'{name}_low']:.4f} to "
-            f"{metrics[f'{name}_high']:.4f} |"
-            for name, words in NUMBERS.items()
-            if f"{name}_low" in metrics
-        ]
-    return "\n".join(lines) if len(lines) > 2 else "Not measured: no `plumage eval` of this checkpoint."
+def _numbers(measured: Sequence[Mapping[str, Any]]) -> str:
+    """A table of what was measured, with 95 % intervals."""
+    lines = [
+        f"| {_split_in_words(entry)} | {entry['n']:,} | {words} | {number['value']:.4f} | {number['low']:.4f} to "
+        f"{number['high']:.4f} |"
+        for entry in measured
+        for name, words in NUMBERS.items()
+        if (number := entry.get(name)) is not None
+    ]
+    head = ["| split | images | number | value | 95 % interval |", "|---|---|---|---|---|"]
+    return "\n".join([*head, *lines]) if lines else "Not measured: no `plumage eval` of this checkpoint."
+
+
+def _split_in_words(entry: Mapping[str, Any]) -> str:
+    labels = "" if entry["labels"] is None else f", labels of {entry['labels']}"
+    protocol = "" if entry["protocol"] is None else f" ({entry['protocol']})"
+    return f"{entry['split']}{labels}{protocol}"

@@ -77,6 +77,21 @@ class Model(BaseModel):
     classes: list[str]
     origin: dict[str, Any]
     weights: dict[str, Any]
+    numbers: list[dict[str, Any]] | None = Field(
+        None,
+        description="what was measured of it, by split and label set, with 95 % intervals; left out by earlier exports",
+        examples=[
+            [
+                {
+                    "split": "test",
+                    "labels": None,
+                    "n": 652,
+                    "protocol": "confirmatory",
+                    "top1": {"value": 0.84, "low": 0.81, "high": 0.866},
+                }
+            ]
+        ],
+    )
     onnx_sha256: str
     proof: dict[str, Any]
     limits: dict[str, float]

@@ -106,6 +106,7 @@ def _values(folder: Path) -> dict[str, Any]:
         "model": facts.get("model"),
         "origin": facts["origin"],
         "weights": facts["weights"],
+        "numbers": facts.get("numbers", []),
         "look_alikes": kept.get("look_alikes", []),
         "pictures": kept.get("pictures", []),
     }
@@ -142,6 +143,7 @@ def _render(
         origin=values["origin"],
         model=values["model"],
         weights=values["weights"],
+        numbers=values["numbers"],
         calibrated=values["calibrated"],
     )
 

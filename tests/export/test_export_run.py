@@ -51,7 +51,13 @@ def evaluated_copy(trained: Path, tmp: Path) -> RunDirectory:
     own_run = RunDirectory(tmp / "runs/tiny")
     metrics = own_run.evaluation("test").metrics_file
     rule = {"method": "lac", "coverage": 0.8, "n": 99, "threshold": SET_THRESHOLD}
-    fitted = {"temperature": TEMPERATURE, "temperature_at_bound": False, "prediction_sets": {"lac": rule}}
+    clean = {"n": 17, "relabelled": 0, "left_out": 1, "top1": 0.5, "top1_low": 0.3, "top1_high": 0.7}
+    fitted = {
+        "temperature": TEMPERATURE,
+        "temperature_at_bound": False,
+        "prediction_sets": {"lac": rule},
+        "label_sets": {"clean": clean},
+    }
     metrics.write_text(json.dumps(json.loads(metrics.read_text()) | fitted))
     return own_run
 
@@ -149,6 +155,20 @@ def test_the_metadata_say_what_the_model_is(own_run: RunDirectory, result: dict[
     assert str(own_run.path.parent).encode() not in (own_run.export / "model.onnx").read_bytes()
     assert [one.name for one in model.graph.output] == ["logits", "probabilities", "known_score", "heat_maps"]
     assert facts["heat_maps"] == 5
+    metrics = json.loads(own_run.evaluation("test").metrics_file.read_text())
+    official, clean = facts["numbers"]
+    place = {"split": "test", "protocol": "exploratory"}
+    top1 = {"value": 0.5, "low": 0.3, "high": 0.7}
+    assert clean == {**place, "labels": "clean", "n": 17, "top1": top1}
+    assert official == {
+        **place,
+        "labels": None,
+        "n": 18,
+        **{
+            name: {"value": metrics[name], "low": metrics[f"{name}_low"], "high": metrics[f"{name}_high"]}
+            for name in ("top1", "top5", "per_class_mean", "nll")
+        },
+    }
     batch = model.graph.input[0].type.tensor_type
     assert (batch.elem_type, batch.shape.dim[0].dim_param) == (onnx.TensorProto.UINT8, "batch")
 

@@ -60,7 +60,7 @@ def test_timm_reads_the_network_and_its_logits_are_those_of_the_run(
         assert logits == pytest.approx(picture["logits"], abs=1e-5 * float(np.abs(picture["logits"]).max()))
     assert said["label_names"] == facts["classes"]
     card = (own_run.export / "hub/README.md").read_text()
-    assert "| test | 18 | top-1 | " in card
+    assert "| test (exploratory) | 18 | top-1 | " in card
     assert "license: other" in card
 
 
@@ -103,8 +103,16 @@ def test_a_card_of_weights_with_a_licence_names_it_and_one_without_numbers_says_
         "unknown": None,
         "origin": dict.fromkeys(["epoch", "checkpoint_sha256", "config_sha256", "sample_table_sha256"], "1"),
         "weights": {"source": "timm/x", "sha256": None, "licence": "apache-2.0"},
+        "numbers": [],
     }
     card = text(tiny.config(tmp_path), facts)
     assert "license: apache-2.0\n" in card
     assert "Not measured: no `plumage eval` of this checkpoint." in card
     assert "Probabilities are not calibrated." in card
+    top1 = {"value": 0.5, "low": 0.25, "high": 0.75}
+    entries = [("test", None, "confirmatory"), ("test", "clean", "confirmatory"), ("val", None, None)]
+    names = "split", "labels", "protocol"
+    facts["numbers"] = [{**dict(zip(names, one, strict=True)), "n": 1234, "top1": top1} for one in entries]
+    for split in ("test (confirmatory)", "test, labels of clean (confirmatory)", "val"):
+        row = f"| {split} | 1,234 | top-1 | 0.5000 | 0.2500 to 0.7500 |"
+        assert row in text(tiny.config(tmp_path), facts)

@@ -81,6 +81,15 @@ def small_export(folder: Path, seed: int = 0) -> Path:
         "unknown": {"score": "max_logit", "lowest_score": 6.5, "kept": 0.95},
         "prediction_set": {"method": "lac", "coverage": 0.9, "n": 99, "threshold": 0.9},
         "heat_maps": CLASSES,
+        "numbers": [
+            {
+                "split": "test",
+                "labels": None,
+                "n": 8,
+                "protocol": None,
+                "top1": {"value": 0.5, "low": 0.2, "high": 0.8},
+            }
+        ],
         "origin": {"run": f"small-{seed}", "epoch": 1, "step": 2, "checkpoint_sha256": f"{seed:064x}"},
         "weights": {"source": "drawn", "sha256": None, "licence": "mit"},
         "packages": {},

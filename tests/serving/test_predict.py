@@ -146,6 +146,7 @@ def test_the_model_says_what_it_is(server: Running, export: Path) -> None:
     assert said["onnx_sha256"] == files.digest_of_file(export / "model.onnx")
     assert said["origin"]["checkpoint_sha256"] == "0" * 64
     assert said["weights"]["licence"] == "mit"
+    assert [(one["split"], one["top1"]["value"]) for one in said["numbers"]] == [("test", 0.5)]
     assert said["proof"] == {"exporter": "drawn", "compared": {}}
     assert said["limits"]["files"] == Limits().files
 

@@ -112,6 +112,11 @@ def test_the_page_has_all_parts_and_is_the_same_each_time(tmp_path: Path) -> Non
     assert page.offline_page(folder, "fp32", Engine(MODULE, WASM)) == html
 
 
+def test_the_page_says_what_was_measured_of_the_model(tmp_path: Path) -> None:
+    html = page.served_page(small_export(tmp_path / "export"))
+    assert "<dt>Right of test</dt><dd>50.0 % (20.0 to 80.0, 95 %) of 8 pictures</dd>" in html
+
+
 def test_a_class_name_is_never_markup(tmp_path: Path) -> None:
     plain = Parsed(page.served_page(small_export(tmp_path / "plain")))
     hostile = Parsed(page.served_page(with_names(tmp_path / "hostile", HOSTILE)))
