@@ -21,6 +21,7 @@ from pipeline.serving.limits import HEAD_S, Limits
 from pipeline.serving.served_model import ServedModel, find_export, warn_of_another_checkpoint
 from pipeline.serving.service import Service
 from pipeline.serving.timed_http import TimedHttp
+from pipeline.webpage.page import Form
 
 TOKEN = "PLUMAGE_SERVE_TOKEN"
 SHORTEST_TOKEN = 16
@@ -38,6 +39,8 @@ class Wishes:
     """that decode, and as many that compute; None: one a core"""
     drain_s: float = 0.0
     """seconds from a signal, when readiness goes, until no connection is taken any more"""
+    form: Form = "fp32"
+    """of the model"""
     limits: Limits = field(default_factory=Limits)
 
 
@@ -50,7 +53,7 @@ def serve(path: Path, wishes: Wishes) -> dict[str, Any]:
     """
     token = _token()
     folder = find_export(path)
-    model = ServedModel(folder, wishes.limits.batch)
+    model = ServedModel(folder, wishes.limits.batch, wishes.form)
     if folder != path:
         warn_of_another_checkpoint(path, model)
     listener = listen(wishes.host, wishes.port)

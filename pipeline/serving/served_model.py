@@ -13,7 +13,7 @@ from pipeline.common.errors import DataError, ExportError
 from pipeline.data.pictures import Pixels
 from pipeline.export.standalone import Exported, crop_of
 from pipeline.runs.directory import RunDirectory
-from pipeline.webpage.page import served_page
+from pipeline.webpage.page import FORMS, Form, served_page
 
 MODEL, GOLDEN = "model.onnx", "golden"
 FACTS = {"classes", "preprocessing", "temperature", "unknown", "origin", "weights"}
@@ -42,7 +42,7 @@ def find_export(path: Path) -> Path:
 class ServedModel(Exported):
     """An exported model that has proved itself here. Any thread may ask it."""
 
-    def __init__(self, folder: Path, most: int) -> None:
+    def __init__(self, folder: Path, most: int, form: Form = "fp32") -> None:
         """Load and verify.
 
         A call computes in one thread: so the bits of a picture do not depend on what else is asked.
@@ -50,15 +50,16 @@ class ServedModel(Exported):
         Args:
             folder: of the export.
             most: pictures of a batch.
+            form: of the model.
 
         Raises:
             DataError, ExportError: it cannot be read, or does not answer as the trained model did.
         """
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        path = folder / MODEL
+        path = _file_of(folder, form)
         try:
-            super().__init__(folder)
+            super().__init__(folder, path.name)
             self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime has a type for each of its faults
             line = (str(error).splitlines() or [type(error).__name__])[0]
@@ -67,7 +68,7 @@ class ServedModel(Exported):
             raise DataError(
                 f"{path}: says nothing of its {', '.join(sorted(missing))}; serve what `plumage export` has written"
             )
-        for name in (f"{GOLDEN}/golden.json", "export.json"):
+        for name in (f"{GOLDEN}/{self.golden}", "export.json"):
             if not (folder / name).is_file():
                 raise DataError(f"{folder}: has no {name}, so that nothing is proved; export the run again")
         self.sha256 = files.digest_of_file(path)
@@ -84,10 +85,6 @@ class ServedModel(Exported):
 
     def _verify(self, folder: Path) -> None:
         """Compare with golden/."""
-        if not (folder / GOLDEN / "golden.json").is_file():
-            raise DataError(
-                f"{folder}: has no golden/golden.json to verify the model with; export the run again"
-            )
         if differences := self.differences(folder / GOLDEN):
             raise ExportError(
                 f"{folder}: does not answer here as the trained model did: {'; '.join(differences)}; it is not served"
@@ -95,7 +92,7 @@ class ServedModel(Exported):
 
     def _largest_batch(self, folder: Path, most: int) -> int:
         """The largest number of pictures up to `most` of which every batch up to it gives the bits of one."""
-        golden = json.loads((folder / GOLDEN / "golden.json").read_text(encoding="utf-8"))
+        golden = json.loads((folder / GOLDEN / self.golden).read_text(encoding="utf-8"))
         paths = [folder / GOLDEN / picture["file"] for picture in golden["pictures"]]
         crops = [crop_of(path, self.facts["preprocessing"]).transpose(2, 0, 1) for path in paths]
         alone = [self.batch_outputs([crop])[0] for crop in crops]
@@ -108,6 +105,16 @@ class ServedModel(Exported):
                     )
                     return size - 1
         return most
+
+
+def _file_of(folder: Path, form: Form) -> Path:
+    path = folder / FORMS[form][0]
+    if not path.is_file():
+        present = ", ".join(one for one, (name, _) in FORMS.items() if (folder / name).is_file())
+        raise DataError(
+            f"{path}: missing; export the run with --{form}, which writes it if it passes, or serve {present}"
+        )
+    return path
 
 
 def _proof(folder: Path) -> dict[str, Any]:

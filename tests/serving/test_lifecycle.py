@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -14,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import onnx
 import pytest
 
 from pipeline.cli.main import run
+from pipeline.common import files
+from pipeline.serving.served_model import ServedModel
 from tests.helpers import tiny
 from tests.helpers.serving import (
     WAIT_S,
@@ -58,6 +62,29 @@ def test_a_model_that_does_not_give_goldens_logits_is_not_served(
     said = refused(capfd, folder)
     assert "does not answer here as the trained model did: 1-plain.jpg: " in said
     assert said.endswith("it is not served")
+
+
+def test_a_smaller_form_is_served_that_gives_its_own_golden_logits(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, smaller = small_export(tmp_path / "small"), small_export(tmp_path / "other", seed=1)
+    said = refused(capfd, folder, "--model", "int8")
+    assert (
+        "model.int8.onnx: missing; export the run with --int8, which writes it if it passes, or serve fp32"
+        in said
+    )
+    shutil.copy(smaller / "model.onnx", folder / "model.int8.onnx")
+    assert "has no golden/golden.int8.json" in refused(capfd, folder, "--model", "int8")
+    shutil.copy(folder / "golden/golden.json", folder / "golden/golden.int8.json")
+    assert "does not answer here as the trained model did" in refused(capfd, folder, "--model", "int8")
+    shutil.copy(smaller / "golden/golden.json", folder / "golden/golden.int8.json")
+    crop = np.zeros((3, 32, 32), np.uint8)
+    crop[:, :16] = 200
+    served = ServedModel(folder, 2, "int8")
+    assert served.sha256 == files.digest_of_file(folder / "model.int8.onnx")
+    (found,), (wanted,) = (one.batch_outputs([crop]) for one in (served, ServedModel(smaller, 2)))
+    np.testing.assert_array_equal(found["logits"], wanted["logits"])
+    assert found["logits"].argmax() != ServedModel(folder, 2).batch_outputs([crop])[0]["logits"].argmax()
 
 
 def test_a_damaged_export_is_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -35,6 +35,12 @@ def _arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--port", type=_number(int, 0, 65535), default=8000, help="0: a free one; default: %(default)s"
     )
+    parser.add_argument(
+        "--model",
+        choices=("fp32", "fp16", "int8"),
+        default="fp32",
+        help="form of the exported model; default: %(default)s",
+    )
     numbers = parser.add_argument_group("limits: what goes beyond them is refused")
     for name, kind, default, lowest, highest, words in (
         ("threads", int, None, 1, 1024, "that decode, and as many that compute; default: one a core"),
@@ -91,7 +97,10 @@ def serve(arguments: Namespace) -> Result:
         pictures=arguments.max_pictures,
         batch=arguments.batch,
     )
-    wishes = Wishes(arguments.host, arguments.port, arguments.threads, arguments.drain_seconds, limits)
+    wishes = Wishes(
+        *(arguments.host, arguments.port, arguments.threads, arguments.drain_seconds),
+        *(arguments.model, limits),
+    )
     return serve_until_stopped(paths[0], wishes)
 
 
