@@ -79,7 +79,7 @@ class Model(BaseModel):
     weights: dict[str, Any]
     numbers: list[dict[str, Any]] | None = Field(
         None,
-        description="what was measured of it, by split and label set, with 95 % intervals; left out by earlier exports",
+        description="what was measured of it, by split and label set, with 95 % intervals; null of earlier exports",
         examples=[
             [
                 {
