@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.config.schema import Config
+from pipeline.export import numbers
+from pipeline.runs.directory import RunDirectory
 
 NUMBERS = {
     "top1": "top-1",
@@ -41,7 +43,7 @@ give somewhat other pixels. `predict.py`, in the folder above, gives the program
 ## Numbers
 
 {numbers}
-
+{per_class}
 ## Limits
 
 - Probabilities are {calibrated}.
@@ -51,6 +53,7 @@ give somewhat other pixels. `predict.py`, in the folder above, gives the program
 ## Reproduce
 
 The configuration of the run has SHA-256 {config}; `plumage train --config config.yaml`, then `plumage eval`.
+{effort}
 """
 
 
@@ -80,6 +83,8 @@ def text(config: Config, facts: Mapping[str, Any]) -> str:
         resize_px=given["resize_px"],
         image_px=given["image_px"],
         numbers=_numbers(facts["numbers"]),
+        per_class=_per_class(config, origin["checkpoint_sha256"]),
+        effort=_effort(RunDirectory(config.run_dir)),
         calibrated="not calibrated"
         if temperature is None
         else f"of logits over {temperature:.3f}, fitted on validation",
@@ -99,6 +104,40 @@ def _numbers(measured: Sequence[Mapping[str, Any]]) -> str:
     ]
     head = ["| split | images | number | value | 95 % interval |", "|---|---|---|---|---|"]
     return "\n".join([*head, *lines]) if lines else "Not measured: no `plumage eval` of this checkpoint."
+
+
+def _per_class(config: Config, checkpoint_sha256: str) -> str:
+    """A section with a row a class; nothing where nothing was evaluated."""
+    found = numbers.per_class(config, checkpoint_sha256)
+    if found is None:
+        return ""
+    split, table = found
+    rows = [
+        f"| {_cell(row['class_name'])} | {row['n']:,} | {row['accuracy']:.3f} | {row['accuracy_low']:.3f} to "
+        f"{row['accuracy_high']:.3f} |"
+        for row in table[table["n"] > 0].to_dict("records")
+    ]
+    head = [
+        f"\n## Classes\n\nOf {split}:\n",
+        "| class | images | right | 95 % interval |",
+        "|---|---|---|---|",
+    ]
+    return "\n".join([*head, *rows, ""])
+
+
+def _cell(text: str) -> str:
+    """A name in a cell of a table, as it is."""
+    return re.sub(r"([\\|`*_<\[])", r"\\\1", text)
+
+
+def _effort(run: RunDirectory) -> str:
+    """How long the training took, on what; nothing where the run does not say."""
+    about = run.read_environment()
+    clocked = [one for one in run.read_log(steps=False) if one.get("seconds")] if about else []
+    if not clocked:
+        return ""
+    device = about.get("cpu") or about.get("device") or "a device that is not known"
+    return f"The training took {clocked[-1]['seconds']:,.0f} s in {about.get('precision')} on {device}."
 
 
 def _split_in_words(entry: Mapping[str, Any]) -> str:

@@ -3,6 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import pandas as pd
+
+from pipeline.common import tables
 from pipeline.config.schema import Config
 from pipeline.runs import predictions
 from pipeline.runs.directory import RunDirectory
@@ -24,6 +27,15 @@ def measured(config: Config, checkpoint_sha256: str) -> list[dict[str, Any]]:
         if (metrics := _metrics(config, split, checkpoint_sha256)) is not None
         for entry in _entries(split, metrics)
     ]
+
+
+def per_class(config: Config, checkpoint_sha256: str) -> tuple[str, pd.DataFrame] | None:
+    """The first split that was evaluated, and its per_class.csv; None where none was."""
+    for split in SPLITS:
+        path = RunDirectory(config.run_dir).evaluation(split).table("per_class")
+        if _metrics(config, split, checkpoint_sha256) is not None and path.is_file():
+            return split, tables.read_csv(path, {"class_name": str}, predictions.AGAIN)
+    return None
 
 
 def _metrics(config: Config, split: str, checkpoint_sha256: str) -> dict[str, Any] | None:

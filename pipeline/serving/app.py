@@ -102,7 +102,13 @@ def _add_predict(app: FastAPI, service: Service, locked: Sequence[Depends]) -> N
 def _add_facts(app: FastAPI, service: Service, locked: Sequence[Depends]) -> None:
     model = service.model
     limits = dataclasses.asdict(service.limits)
-    facts = {"numbers": None, **model.facts, "onnx_sha256": model.sha256, "proof": model.proof, "limits": limits}
+    facts = {
+        "numbers": None,
+        **model.facts,
+        "onnx_sha256": model.sha256,
+        "proof": model.proof,
+        "limits": limits,
+    }
 
     @app.get("/model", summary="What is served", response_model=Model, dependencies=locked)
     async def describe() -> JSONResponse:

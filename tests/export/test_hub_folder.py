@@ -10,6 +10,7 @@ import timm
 import torch
 
 from pipeline.cli.main import run
+from pipeline.common import tables
 from pipeline.export import hub_folder, onnx_file
 from pipeline.export.model_card import text
 from pipeline.export.standalone import crop_of
@@ -62,6 +63,12 @@ def test_timm_reads_the_network_and_its_logits_are_those_of_the_run(
     card = (own_run.export / "hub/README.md").read_text()
     assert "| test (exploratory) | 18 | top-1 | " in card
     assert "license: other" in card
+    for row in tables.read_csv(own_run.evaluation("test").table("per_class")).to_dict("records"):
+        name = row["class_name"].replace("_", r"\_")
+        interval = f"{row['accuracy_low']:.3f} to {row['accuracy_high']:.3f}"
+        assert f"\n| {name} | {row['n']} | {row['accuracy']:.3f} | {interval} |\n" in card
+    seconds = own_run.read_log()[-1]["seconds"]
+    assert f"The training took {seconds:,.0f} s in fp32 on " in card
 
 
 def test_a_network_of_this_program_has_no_hub_folder_and_that_is_said(
