@@ -21,8 +21,6 @@ from pipeline.runs import environment, registration
 from pipeline.runs.directory import RunDirectory, find_run_directories
 from pipeline.runs.registration import Arm, Registration
 
-CONFIRMATORY, EXPLORATORY = "confirmatory", "exploratory"
-
 
 @dataclass(frozen=True)
 class Averaged:
@@ -98,7 +96,7 @@ class Judgement:
     @property
     def is_confirmatory(self) -> bool:
         """Whether nothing speaks against it."""
-        return bool(self.protocol["status"] == CONFIRMATORY)
+        return bool(self.protocol["status"] == registration.CONFIRMATORY)
 
     @property
     def purpose(self) -> str:
@@ -251,4 +249,4 @@ def _registrations(config: Config) -> tuple[list[tuple[Path, Registration]], lis
 
 
 def _verdict(reasons: list[str]) -> dict[str, Any]:
-    return {"status": EXPLORATORY if reasons else CONFIRMATORY, "reasons": reasons}
+    return {"status": registration.EXPLORATORY if reasons else registration.CONFIRMATORY, "reasons": reasons}

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.common.errors import DataError, name_some
-from pipeline.evaluation.confirmatory import CONFIRMATORY
 from pipeline.runs import registration
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.registration import Registration
@@ -24,7 +23,7 @@ class Reading:
     @property
     def arm(self) -> str | None:
         """The registered arm that it is of; None of an exploratory one."""
-        if self.protocol is None or self.protocol["status"] != CONFIRMATORY:
+        if self.protocol is None or self.protocol["status"] != registration.CONFIRMATORY:
             return None
         return str(self.protocol["arm"])
 

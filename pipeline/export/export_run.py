@@ -61,11 +61,7 @@ def export_run(config: Config, forms: Collection[Form] = ()) -> dict[str, Any]:
     content = _content(loaded)
     temperature, calibrated = fitted_temperature(config, loaded)
     console.say(f"export  {loaded.path}, epoch {loaded.epoch}; {calibrated}")
-    if loaded.precision != "fp32":
-        console.say(
-            f"export  the graph computes in fp32, and is compared with the model in fp32, not {loaded.precision}"
-        )
-        loaded = dataclasses.replace(loaded, precision="fp32", fused=None)
+    loaded = _in_fp32(loaded)
     unknown = unknown_threshold.of_run(run, loaded.sha256, config.views)
     set_rule = run_set_rule.of_run(run, loaded.sha256, config.views)
     mapped = loaded.model if heat_maps.are_logits(loaded.model, config.data.image_px) else None
@@ -89,6 +85,16 @@ def export_run(config: Config, forms: Collection[Form] = ()) -> dict[str, Any]:
         size_bytes = (folder / "model.onnx").stat().st_size
     console.say(f"export  {run.export}: model.onnx, {files.size_in_words(size_bytes)}; try predict.py there")
     return {"export": str(run.export), "size_bytes": size_bytes, **proof}
+
+
+def _in_fp32(loaded: LoadedModel) -> LoadedModel:
+    """The model as the graph computes it."""
+    if loaded.precision == "fp32":
+        return loaded
+    console.say(
+        f"export  the graph computes in fp32, and is compared with the model in fp32, not {loaded.precision}"
+    )
+    return dataclasses.replace(loaded, precision="fp32", fused=None)
 
 
 def _content(loaded: LoadedModel) -> dict[str, Any]:

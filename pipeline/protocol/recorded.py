@@ -200,7 +200,7 @@ def check_registration(run: RunDirectory, evaluated: list[Evaluated]) -> Claim:
         return Claim.unchecked(about, "test was not evaluated, or by an earlier version")
     try:
         protocol = _Protocol.model_validate(judged.metrics["protocol"])
-        if protocol.status == confirmatory.EXPLORATORY:
+        if protocol.status == registration.EXPLORATORY:
             return Claim.unchecked(about, f"the evaluation is exploratory: {'; '.join(protocol.reasons)}")
         kept = registration.read(run.registration_file)
     except ValidationError as error:

@@ -15,6 +15,8 @@ from pipeline.config.key_effects import effect_of
 from pipeline.config.load import completed, flatten
 
 SCHEMA, VERSION = "plumage/registration", 1
+CONFIRMATORY, EXPLORATORY = "confirmatory", "exploratory"
+"""a reading of test that kept to a registration, and any other"""
 EVALUATION_KEYS = ("eval.checkpoint", "eval.tta", "eval.image_px")
 """keys of an evaluation that change its numbers"""
 RESTORE = "take the file as it was written: a registration is never changed"
