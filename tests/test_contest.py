@@ -188,3 +188,12 @@ def test_a_comment_in_the_recipe_starts_no_run_anew(tmp_path: Path) -> None:
 def test_the_articles_steps_are_those_of_88_epochs() -> None:
     rates = [2e-3 * run_article.factor(epoch / 88) for epoch in (0, 19, 20, 29, 30, 49, 50, 87)]
     assert rates == pytest.approx([2e-3, 2e-3, 1e-3, 1e-3, 5e-4, 5e-4, 1e-4, 1e-4])
+
+
+def test_a_setting_has_a_score_when_each_of_its_seeds_has_one() -> None:
+    """Else the quickest seed would say when a contestant is there."""
+    quick = Result("a", 0.1, 1, 0, None, (Point(5, 5, 0.9, 0.8),))
+    slow = Result("a", 0.1, 1, 1, None, (Point(9, 9, 0.9, 0.6),))
+    assert scores.score([quick, slow], "cpu_s", 8) is None
+    assert scores.curve([quick, slow], "cpu_s") == [(9, pytest.approx(0.7))]
+    assert scores.seconds_to([quick, slow], 0.65, "cpu_s") == 9

@@ -54,12 +54,15 @@ def best_point(points: Iterable[Point], clock: Clock, until_s: float = float("in
 def score(results: Iterable[Result], clock: Clock, until_s: float = float("inf")) -> Score | None:
     """What one contestant has by a moment: of its settings (rate, epochs) the one with the best validation.
 
-    A setting's accuracies are the means over those of its seeds that have ended an epoch. None: no epoch has ended.
+    A setting's accuracies are the means over its seeds, and it has none before each of them has ended an epoch: the
+    quickest seed does not speak for the others. None: no setting has.
     """
-    settings: dict[tuple[float, int], list[Point]] = defaultdict(list)
+    settings: dict[tuple[float, int], list[Point | None]] = defaultdict(list)
     for result in results:
-        if point := best_point(result.points, clock, until_s):
-            settings[result.lr, result.epochs].append(point)
+        settings[result.lr, result.epochs].append(best_point(result.points, clock, until_s))
+    whole = {
+        setting: [point for point in points if point] for setting, points in settings.items() if all(points)
+    }
     scores = [
         Score(
             statistics.mean(point.test_top1 for point in points),
@@ -69,7 +72,7 @@ def score(results: Iterable[Result], clock: Clock, until_s: float = float("inf")
             epochs,
             len(points),
         )
-        for (lr, epochs), points in settings.items()
+        for (lr, epochs), points in whole.items()
     ]
     return max(scores, key=lambda one: (one.val_top1, -one.seconds), default=None)
 
