@@ -5,7 +5,7 @@ Nor does a wait for another process: `patience` ends it when it takes too long, 
 
 import itertools
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -67,11 +67,14 @@ def requested() -> str | None:
 
 
 @contextmanager
-def patience(seconds: float) -> Iterator[None]:
+def patience(seconds: float, look: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Limit the time of a block that waits for other processes, wherever it blocks. For the main thread.
 
-    A timer looks every second. The seconds in which this process is suspended do not count: while it is, at most
+    A timer ticks every second. The seconds in which this process is suspended do not count: while it is, at most
     one tick comes.
+
+    Args:
+        look: called at each tick; what it raises ends the block.
 
     Raises:
         WaitedTooLong: the block takes longer.
@@ -79,14 +82,15 @@ def patience(seconds: float) -> Iterator[None]:
     """
     ticks, asked = itertools.count(1), itertools.count(1)
 
-    def look(_number: int, _frame: FrameType | None) -> None:
+    def tick(_number: int, _frame: FrameType | None) -> None:
+        look()
         if next(ticks) * TICK_S >= seconds:
             raise WaitedTooLong
         name = requested()
         if name is not None and next(asked) * TICK_S >= GRACE_S:
             raise StoppedWaiting(name)
 
-    before = signal.signal(signal.SIGALRM, look)
+    before = signal.signal(signal.SIGALRM, tick)
     signal.setitimer(signal.ITIMER_REAL, TICK_S, TICK_S)
     try:
         yield

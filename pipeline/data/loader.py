@@ -190,33 +190,42 @@ class Loader:
             self._processes += set(multiprocessing.active_children()) - before
 
     def _await(self, ask: Callable[[], Answer]) -> Answer:
-        """What DataLoader answers: by itself it would wait for its processes without end."""
+        """What DataLoader answers; an error leaves no loader process behind."""
         if not self._loader.num_workers:
             return ask()
         try:
-            with signals.patience(BATCH_PATIENCE_S):
+            return self._with_patience(ask)
+        except BaseException:  # a signal's, too
+            self._kill()
+            raise
+
+    def _with_patience(self, ask: Callable[[], Answer]) -> Answer:
+        """By itself DataLoader would wait for its processes without end."""
+        try:
+            with signals.patience(BATCH_PATIENCE_S, self._raise_if_killed):
                 return ask()
         except WaitedTooLong as error:
-            self._kill()
             raise DataError(
                 f"no batch came in {BATCH_PATIENCE_S:g} s, and the loader processes live; see whether the disk of "
                 "data.root answers; the same command goes on from the last checkpoint"
             ) from error
         except (RuntimeError, OSError, EOFError) as error:
-            # The end of a process is seen by its broken connection first.
-            ended = wait([process.sentinel for process in self._processes], ENDS_SHOW_S)
-            if ended and (name := signals.requested()) is not None:
-                raise StoppedWaiting(name) from error
-            for process in self._processes:
-                if process.sentinel in ended and (process.exitcode or 0) < 0:
-                    self._kill()
-                    raise loader_processes.killed(process) from error
+            self._raise_if_killed(ENDS_SHOW_S)
             if (cause := self._errors_of_pinning.get(self._pinning_thread)) is not None:
                 raise error from cause
             raise
-        except BaseException:  # a signal's
-            self._kill()
-            raise
+
+    def _raise_if_killed(self, wait_s: float = 0) -> None:
+        """Raise where loader processes were killed: DataLoader may wait for a lock that one of them held.
+
+        wait_s: for an end to be seen. The end of a process is seen by its broken connection first.
+        """
+        ended = wait([process.sentinel for process in self._processes], wait_s)
+        if ended and (name := signals.requested()) is not None:
+            raise StoppedWaiting(name)
+        for process in self._processes:
+            if process.sentinel in ended and (process.exitcode or 0) < 0:
+                raise loader_processes.killed(process)
 
     @property
     def _pinning_thread(self) -> threading.Thread | None:

@@ -34,9 +34,12 @@ def _stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
 
 
+def loader_of(birds: Path, device: torch.device = GPU) -> loader.Loader:
+    return loader.Loader(images_of(birds, CentreCrop(tiny.config(birds).data)), 2, device)
+
+
 def served(birds: Path, device: torch.device = GPU) -> Iterator[Batch]:
-    server = loader.Loader(images_of(birds, CentreCrop(tiny.config(birds).data)), 2, device)
-    return server.batches(0, in_batches(np.arange(60), 2))
+    return loader_of(birds, device).batches(0, in_batches(np.arange(60), 2))
 
 
 def pinning_threads() -> list[threading.Thread]:
@@ -64,6 +67,21 @@ def test_a_killed_loader_process_is_named_by_its_signal(birds: Path) -> None:
     with pytest.raises(DataError, match="killed by signal 9 .*lower"):
         list(batches)
     assert not pinning_threads()
+
+
+def test_a_killed_loader_process_is_named_though_it_held_a_lock_that_dataloader_waits_for(
+    birds: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signals, "TICK_S", 0.05)
+    monkeypatch.setattr(loader, "BATCH_PATIENCE_S", 20.0)
+    server = loader_of(birds)
+    batches = server.batches(0, in_batches(np.arange(60), 2))
+    next(batches)
+    with server._iterator._workers_done_event._cond:  # as the killed process left it
+        signal_loader_processes(signal.SIGKILL)
+        with pytest.raises(DataError, match="killed by signal 9 .*lower"):
+            list(batches)
+    assert not any(process.is_alive() for process in server._processes)
 
 
 def test_a_signal_ends_a_wait_for_a_batch_that_never_comes(
