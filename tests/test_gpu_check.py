@@ -23,6 +23,8 @@ ON_GPU: list[dict[str, Any]] = [
     {"check": "half", "case": "fp16", "last_loss": 5.1},
     {"check": "compiled", "case": "ours, compiled", "images_per_s": 1280.0, "ms": 50.0, "host_ms": 9.0},
     {"check": "compiled", "case": "bare loop, compiled", "images_per_s": 1300.0},
+    {"check": "graphs", "case": "compiled", "images_per_s": 500.0},
+    {"check": "graphs", "case": "CUDA graphs", "images_per_s": 800.0, "losses_apart": 0.0},
     {"check": "whole_runs", "case": "compiled, ema", "steps": 76, "epoch_s": 4.2, "data_wait": 0.01},
 ]
 
@@ -59,6 +61,8 @@ def test_goals_are_met_missed_or_not_measured(tmp_path: Path) -> None:
         ("half", "fp16", {"last_loss": 6.0}, "fp16 learns"),
         ("compiled", "ours, compiled", {"host_ms": 20.0}, "the host is done"),
         ("compiled", "bare loop, compiled", {"images_per_s": 1400.0}, "a compiled step"),
+        ("graphs", "CUDA graphs", {"images_per_s": 490.0}, "CUDA graphs"),
+        ("graphs", "CUDA graphs", {"losses_apart": 2e-3}, "CUDA graphs"),
         ("whole_runs", "compiled, ema", {"data_wait": 0.05}, "less than 3 %"),
         ("whole_runs", "compiled, ema", {"epoch_s": 4.5}, "an epoch takes"),
     ],
@@ -108,5 +112,5 @@ def test_what_is_exact_is_so_on_a_cpu(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_all_of_it_runs_small(tmp_path: Path) -> None:
     found = check_tiny(tmp_path)
-    assert len(found) == 13
+    assert len(found) == 14
     assert all(row["images_per_s"] > 0 for row in found["step"] + found["compiled"] + found["loader"])

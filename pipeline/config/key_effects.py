@@ -126,6 +126,7 @@ KEY_EFFECTS = {
     "train.tf32": ROUNDING,
     "train.channels_last": ROUNDING,
     "train.compile": ROUNDING,
+    "train.cuda_graphs": ROUNDING,
     "train.deterministic": ROUNDING,
     "distributed.timeout_s": NOTHING,
     "distributed.data_timeout_minutes": NOTHING,

@@ -52,6 +52,7 @@ class Config(Section):
             )
             raise ValueError(f"{lacking[0]} needs validation, and {why}")
         self._check_sharding()
+        self._check_cuda_graphs()
         self._check_start()
         self._check_phases()
         self._check_lengths()
@@ -130,6 +131,22 @@ class Config(Section):
         }
         if conflicts := [name for name, used in unsupported.items() if used]:
             raise ValueError(f"distributed.shard=full does not support {conflicts[0]}; drop one of the two")
+
+    def _check_cuda_graphs(self) -> None:
+        """A step is one pass: the next would be recorded into the memory of gradients that are still to be added to."""
+        if not self.train.cuda_graphs:
+            return
+        if not self.train.compile:
+            raise ValueError(
+                "train.cuda_graphs records what torch.compile makes; set train.compile=true, too"
+            )
+        at_once = self.optim.batch_size
+        of_steps = [self.optim.images_per_step, *(stage.images_per_step for stage in self.data.progressive)]
+        if at_once == "auto" or any(images is not None and images > at_once for images in of_steps):
+            raise ValueError(
+                "train.cuda_graphs takes each step in one pass; give optim.batch_size as a number, and no more images "
+                "a step"
+            )
 
     @property
     def validates(self) -> bool:

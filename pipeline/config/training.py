@@ -77,6 +77,8 @@ class TrainConfig(Section):
     """memory layout NHWC, for faster convolutions on tensor cores and CPUs"""
     compile: bool = False
     """torch.compile for the training step"""
+    cuda_graphs: bool = False
+    """the kernels of a compiled pass recorded once, then replayed: for GPUs that wait for the host at small batches"""
     deterministic: bool = False
     """deterministic algorithms on CUDA, slower; on the CPU a run is always bit-identical"""
 

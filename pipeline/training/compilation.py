@@ -25,7 +25,8 @@ def compiled(model: nn.Module, config: Config) -> nn.Module:
     """
     graphs = GRAPHS_OF_AN_IMAGE_SIZE * (1 + len(config.data.progressive))
     torch._dynamo.config.recompile_limit = max(MOST_GRAPHS, graphs)
-    return cast(nn.Module, torch.compile(model, dynamic=False))
+    mode = "reduce-overhead" if config.train.cuda_graphs else None
+    return cast(nn.Module, torch.compile(model, dynamic=False, mode=mode))
 
 
 class Compilation:
@@ -58,12 +59,16 @@ class Compilation:
             yield
 
 
-def check_compiler(device: torch.device) -> None:
+def check_compiler(config: Config, device: torch.device) -> None:
     """Compile a function of one line; the model itself is compiled for the sizes of its own batches.
 
     Raises:
-        ConfigError: torch.compile fails here.
+        ConfigError: torch.compile fails here, or there is nothing that CUDA graphs could be replayed on.
     """
+    if config.train.cuda_graphs and device.type != "cuda":
+        raise ConfigError(
+            "train.cuda_graphs needs a GPU, and this run is on the CPU; set train.cuda_graphs=false"
+        )
     with compile_errors():
         torch.compile(_double)(torch.ones(2, device=device))
 

@@ -66,7 +66,7 @@ def check_passes(
         _evaluate(config, ranks, state.eval_model, precision, classes)
         _step_optimizers(config, state.model, build)
     if config.train.compile:
-        check_compiler(ranks.device)
+        check_compiler(config, ranks.device)
 
 
 def epochs_to_try(

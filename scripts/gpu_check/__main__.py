@@ -43,6 +43,7 @@ CHECKS = {  # the module of each, and the seconds that it may take on a GPU, at 
     "half": ("runs", 90),
     "compiled": ("speed", 240),
     "whole_runs": ("runs", 180),
+    "graphs": ("speed", 150),
 }
 Row = dict[str, Any]
 TINY_S = 600

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import timm
 import torch
-from setting import Rows, Setting
+from setting import Rows, Setting, largest
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -88,15 +89,33 @@ def compiled(setting: Setting) -> Rows:
         yield {"case": case, **measured, "tflops": round(measured["images_per_s"] * work, 1)}
 
 
-def our_step(setting: Setting, sizes: list[int], *overrides: str) -> Callable[[], object]:
+def graphs(setting: Setting) -> Rows:
+    """What CUDA graphs bring where the host sets the pace, at few images a step; and whether they change a loss."""
+    images = setting.batch_size // 8
+    ways = {"compiled": ["train.compile=true"]}
+    if setting.on_gpu:
+        ways["CUDA graphs"] = ["train.compile=true", "train.cuda_graphs=true"]
+    losses = {}
+    for case, overrides in ways.items():
+        once = our_step(setting, [images, images], "train.ema_decay=0.999", "optim.clip_norm=5", *overrides)
+        losses[case] = [float(once()[0]) / images for _ in range(8)]  # graphs are recorded in the second step
+        apart = [abs(one / other - 1) for one, other in zip(losses[case], losses["compiled"], strict=True)]
+        yield {"case": case, **setting.measure(once, images=images), "losses_apart": largest(apart)}
+    if setting.on_gpu:
+        once = our_step(setting, [setting.batch_size], *ways["CUDA graphs"])
+        case = f"CUDA graphs, {setting.batch_size} images"
+        yield {"case": case, **setting.measure(once, images=setting.batch_size, warm_up=4)}
+
+
+def our_step(setting: Setting, sizes: list[int], *overrides: str) -> Callable[[], Tensor]:
     """A step of `train`, with batches of these sizes in turn."""
     trainer = setting.trainer(f"optim.batch_size={max(sizes)}", *overrides)
     trainer._set_train_mode(0)  # a run's own way to wrap and compile its model
     batches = itertools.cycle([setting.random_batch(size) for size in sizes])
 
-    def once() -> None:
+    def once() -> Tensor:
         batch = next(batches)
-        train_step(trainer.state, trainer.ddp_model, batch, len(batch.label), RATES, trainer.settings)
+        return train_step(trainer.state, trainer.ddp_model, batch, len(batch.label), RATES, trainer.settings)
 
     return once
 

@@ -90,6 +90,11 @@ def _speed_goals() -> list[Goal]:
         share = value("compiled", "ours, compiled", "host_ms") / value("compiled", "ours, compiled", "ms")
         return f"{share:.2f} of the step", share < 1 / 3
 
+    def graphs(value: Value) -> tuple[str, bool]:
+        ratio = value("graphs", "CUDA graphs", "images_per_s") / value("graphs", "compiled", "images_per_s")
+        apart = value("graphs", "CUDA graphs", "losses_apart")
+        return f"{ratio:.2f} times as fast, losses {apart:.1e} apart", ratio >= 1 and apart <= 1e-3
+
     def waiting(value: Value) -> tuple[str, bool]:
         share = value("whole_runs", "compiled, ema", "data_wait")
         return f"{share:.1%}", share < 0.03
@@ -113,6 +118,7 @@ def _speed_goals() -> list[Goal]:
         ("a step as fast as a bare loop's, 0.98 times or more", beside("ours", "bare loop")),
         ("a compiled step as fast, too", beside("ours, compiled", "bare loop, compiled")),
         ("the host is done with a compiled step in a third of its time", host),
+        ("CUDA graphs make a step of few images faster, losses within 1e-3", graphs),
         ("less than 3 % of an epoch waits for data", waiting),
         ("an epoch takes at most 1.15 times its steps", epoch),
         ("auto uses more than 75 % of the memory", memory),

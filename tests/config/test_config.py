@@ -242,6 +242,25 @@ def test_a_wrong_override_is_one_sentence(override: str, sentence: str) -> None:
             ["distributed.shard=full", "train.compile=true"],
             "distributed.shard=full does not support train.compile; drop one of the two",
         ),
+        (
+            ["train.cuda_graphs=true"],
+            "train.cuda_graphs records what torch.compile makes; set train.compile=true, too",
+        ),
+        *(
+            (
+                ["train.cuda_graphs=true", "train.compile=true", *more],
+                "train.cuda_graphs takes each step in one pass; give optim.batch_size as a number, and no more images "
+                "a step",
+            )
+            for more in (
+                ["optim.batch_size=8", "optim.effective_batch_size=16"],
+                ["optim.batch_size=auto", "optim.effective_batch_size=16"],
+                [
+                    "optim.batch_size=8",
+                    "data.progressive=[{until_epoch: 3, image_px: 64, images_per_step: 16}]",
+                ],
+            )
+        ),
         (["lr_find.lowest=1", "lr_find.highest=0.1"], "lr_find: lowest 1 must be below highest 0.1"),
     ],
 )

@@ -26,7 +26,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return graph.forward
 
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
-    monkeypatch.setattr(preflight, "check_compiler", lambda _: None)
+    monkeypatch.setattr(preflight, "check_compiler", lambda *_: None)
     torch.compiler.reset()
     return found
 
@@ -92,6 +92,24 @@ def test_only_the_first_step_of_each_size_compiles(tmp_path: Path) -> None:
     assert not off.is_due(batch(32), 8)
     model = nn.Identity()
     assert off.of(model) is model
+
+
+@pytest.mark.parametrize(("setting", "mode"), [("false", None), ("true", "reduce-overhead")])
+def test_cuda_graphs_are_a_mode_of_the_compiler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, mode: str | None
+) -> None:
+    """Torch's name for them, as their kernels run on a GPU alone."""
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda model, **options: asked.append(options) or model)
+    compiled(nn.Identity(), tiny.config(tmp_path, "train.compile=true", f"train.cuda_graphs={setting}"))
+    assert asked == [{"dynamic": False, "mode": mode}]
+
+
+def test_cuda_graphs_are_refused_on_the_cpu(
+    birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tiny.do("train", tmp_path, "train.compile=true", "train.cuda_graphs=true") == 2
+    assert "train.cuda_graphs needs a GPU, and this run is on the CPU; set" in capsys.readouterr().err
 
 
 def test_the_limit_of_graphs_grows_with_the_sizes(tmp_path: Path) -> None:

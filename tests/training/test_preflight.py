@@ -190,7 +190,7 @@ def test_a_model_that_cannot_be_compiled_is_one_sentence(
     def fail(*_: Any) -> None:
         raise Unsupported("call_function in a generator", case_name="test")
 
-    monkeypatch.setattr(preflight, "check_compiler", lambda _: None)  # the machine can compile
+    monkeypatch.setattr(preflight, "check_compiler", lambda *_: None)  # the machine can compile
     monkeypatch.setattr("pipeline.training.trainer.train_step", fail)
     assert tiny.do("train", tmp_path, "train.compile=true") == 2
     assert "train.compile: torch.compile fails here (Unsupported: call_function" in capsys.readouterr().err
