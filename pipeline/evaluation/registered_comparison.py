@@ -1,12 +1,14 @@
 """Whether a comparison of runs is the one that `preregister` fixed: its base, its arms, and all of their seeds."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from pipeline.common import console
 from pipeline.common.errors import DataError, name_some
 from pipeline.runs import registration
-from pipeline.runs.directory import RunDirectory
+from pipeline.runs.directory import RunDirectory, find_run_directories
 from pipeline.runs.registration import Registration
 
 REGISTERED, OTHER = "registered", "not registered"
@@ -33,7 +35,7 @@ def judge(groups: Sequence[Sequence[Reading]], split: str) -> dict[str, Any]:
 
     Returns:
         status, `registered` or `not registered`; reasons, of the latter; and, where the runs kept to a registration,
-        digest and written (UTC, ISO 8601) of it.
+        digest and written (UTC, ISO 8601) of it, and not_kept, the registered soups that there are none of.
     """
     if split != "test":
         return _verdict([f"it is of {split}, and a registration is of test"])
@@ -49,33 +51,72 @@ def judge(groups: Sequence[Sequence[Reading]], split: str) -> dict[str, Any]:
         return _verdict([str(error)])
     if found.digest not in digests:
         return _verdict([f"{runs[0].run.registration_file}: is another one than metrics.json names"])
-    return {**_verdict(list(_departures(groups, found))), "digest": found.digest, "written": found.written}
+    not_kept = _soups_not_kept(groups, found)
+    return {
+        **_verdict(list(_departures(groups, found, not_kept))),
+        "digest": found.digest,
+        "written": found.written,
+        "not_kept": not_kept,
+    }
 
 
 def in_words(judged: Mapping[str, Any]) -> str:
     """One line for the screen."""
     if judged["status"] == REGISTERED:
-        return f"registered: this comparison was fixed on {judged['written'][:10]}, digest {judged['digest'][:12]}"
+        words = f"registered: this comparison was fixed on {judged['written'][:10]}, digest {judged['digest'][:12]}"
+        for soup in judged["not_kept"]:
+            words += f"; there is no {soup}, which `plumage soup` keeps only if validation says so"
+        return words
     return f"not a registered comparison: {'; '.join(judged['reasons'])}"
 
 
-def _departures(groups: Sequence[Sequence[Reading]], found: Registration) -> Iterator[str]:
+def _departures(
+    groups: Sequence[Sequence[Reading]], found: Registration, not_kept: Collection[str]
+) -> Iterator[str]:
     if found.comparison is None:
         yield "the registration fixes no comparison"
         return
-    arms = ["/".join(sorted({str(reading.arm) for reading in group})) for group in groups]
+    arms = [_name(group) for group in groups]
     base, *others = found.comparison.arms
     if arms[0] != base:
         yield f"the base is {arms[0]}, and {base} was registered"
     if more := sorted(set(arms) - set(found.comparison.arms)):
         yield f"it has {name_some(more)}, and {name_some(found.comparison.arms)} were registered"
-    if absent := [arm for arm in others if arm not in arms]:
+    if absent := [arm for arm in others if arm not in (*arms, *not_kept)]:
         yield f"registered and not here: {name_some(absent)}"
     soups = {registration.soup_of(arm) for arm in found.soups}
     for arm, group in zip(arms, groups, strict=True):
         seeds = sorted(int(reading.seed or 0) for reading in group)
         if arm not in soups and seeds != sorted(found.seeds):
             yield f"{arm} has the seeds {name_some(seeds)}, and {name_some(found.seeds)} were registered"
+
+
+def _name(group: Sequence[Reading]) -> str:
+    return "/".join(sorted({str(reading.arm) for reading in group}))
+
+
+def _soups_not_kept(groups: Sequence[Sequence[Reading]], found: Registration) -> list[str]:
+    """The registered soups of the groups' runs that no run directory beside them is."""
+    if not found.soups:
+        return []
+    arms = {_name(group): {reading.run.path.name for reading in group} for group in groups}
+    root = registration.folder_of(groups[0][0].run.path.resolve().parent).parent
+    made_of = [runs for run in find_run_directories(root) if (runs := _averaged(run))]
+    return [
+        registration.soup_of(arm)
+        for arm in found.soups
+        if arm in arms and not any(runs <= arms[arm] for runs in made_of)
+    ]
+
+
+def _averaged(run: RunDirectory) -> set[str]:
+    """The names of the runs that a soup was chosen from; of any other run none."""
+    try:
+        about = run.read_environment().get("soup")
+    except DataError as error:
+        console.warn(f"left out: {error}")
+        return set()
+    return {Path(one["run"]).name for one in about["runs"]} if about else set()
 
 
 def _verdict(reasons: list[str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.common import files
 from pipeline.evaluation import registered_comparison
 from pipeline.evaluation.registered_comparison import Reading
 from pipeline.runs import registration
@@ -36,9 +37,18 @@ def group(
 ) -> list[Reading]:
     """Confirmatory readings of an arm."""
     fixed = fixed or registered()
-    registration.write(folder / "registration.json", fixed)
+    runs = [RunDirectory(folder / f"{arm}-seed{seed}") for seed in seeds]
+    for run in runs:
+        registration.write(run.registration_file, fixed)
     protocol = {"status": "confirmatory", "reasons": [], "arm": arm, "digest": fixed.digest}
-    return [Reading(RunDirectory(folder), seed, protocol) for seed in seeds]
+    return [Reading(run, seed, protocol) for run, seed in zip(runs, seeds, strict=True)]
+
+
+def write_soup(run: RunDirectory, of: list[str]) -> None:
+    files.write_text(run.config_file, "run: {}\n")
+    files.write_text(run.log_file, "")
+    made_of = {"runs": [{"run": f"elsewhere/{name}"} for name in of]}
+    files.write_json(run.environment_file, {"packages": {}, "soup": made_of})
 
 
 def judged(*groups: list[Reading]) -> dict[str, Any]:
@@ -46,17 +56,35 @@ def judged(*groups: list[Reading]) -> dict[str, Any]:
 
 
 def test_the_registered_comparison_is_named_by_date_and_digest(tmp_path: Path) -> None:
-    groups = [group(tmp_path, "plain"), group(tmp_path, "soup-strong", (0,)), group(tmp_path, "strong")]
+    groups = [group(tmp_path, "plain"), group(tmp_path, "strong")]
     found = judged(*groups)
     assert found == {
         "status": "registered",
         "reasons": [],
         "digest": registered().digest,
         "written": WRITTEN,
+        "not_kept": ["soup-strong"],
     }
     assert registered_comparison.in_words(found) == (
-        f"registered: this comparison was fixed on 2026-01-02, digest {registered().digest[:12]}"
+        f"registered: this comparison was fixed on 2026-01-02, digest {registered().digest[:12]}; there is no "
+        "soup-strong, which `plumage soup` keeps only if validation says so"
     )
+
+
+def test_a_soup_that_validation_kept_has_to_be_in_the_comparison(tmp_path: Path) -> None:
+    groups = [group(tmp_path, "plain"), group(tmp_path, "strong")]
+    other = RunDirectory(tmp_path / "soup-other")
+    write_soup(other, ["strong-seed0", "other-seed1"])
+    assert judged(*groups)["not_kept"] == ["soup-strong"]
+    soup = RunDirectory(tmp_path / "under-another-name")
+    write_soup(soup, ["strong-seed0", "strong-seed1"])
+    found = judged(*groups)
+    assert found["reasons"] == ["registered and not here: soup-strong (1 in all)"]
+    assert found["not_kept"] == []
+    found = judged(groups[0], group(tmp_path, "soup-strong", (0,)), groups[1])
+    assert (found["status"], found["not_kept"]) == ("registered", [])
+    other.environment_file.write_text("{")
+    assert judged(*groups)["not_kept"] == []
 
 
 @pytest.mark.parametrize(
@@ -66,7 +94,7 @@ def test_the_registered_comparison_is_named_by_date_and_digest(tmp_path: Path) -
             {"strong": (0, 1), "plain": (0, 1), "soup-strong": (0,)},
             "the base is strong, and plain was registered",
         ),
-        ({"plain": (0, 1), "strong": (0, 1)}, "registered and not here: soup-strong (1 in all)"),
+        ({"plain": (0, 1), "soup-strong": (0,)}, "registered and not here: strong (1 in all)"),
         (
             {"plain": (0, 1), "strong": (0, 1), "soup-strong": (0,), "other": (0, 1)},
             "it has other (1 in all), and plain, strong, soup-strong (3 in all) were registered",
@@ -99,9 +127,9 @@ def test_a_registration_without_a_comparison_or_another_file_of_it_makes_none(tm
     alone = registered(())
     groups = [group(tmp_path, arm, fixed=alone) for arm in ("plain", "strong")]
     assert judged(*groups)["reasons"] == ["the registration fixes no comparison"]
-    registration.write(tmp_path / "registration.json", registered())
+    registration.write(groups[0][0].run.registration_file, registered())
     assert "is another one than metrics.json names" in judged(*groups)["reasons"][0]
-    (tmp_path / "registration.json").unlink()
+    groups[0][0].run.registration_file.unlink()
     assert "no such registration" in judged(*groups)["reasons"][0]
 
 
