@@ -9,15 +9,16 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from pipeline.common import console, signals
-from pipeline.common.errors import Diverged, Stopped, UserError, refusals_as_sentences
+from pipeline.common import console, hardware, signals
+from pipeline.common.errors import ConfigError, Diverged, Stopped, UserError, refusals_as_sentences
 from pipeline.common.hardware import DEVICES, SHARING
+from pipeline.config.schema import Config
 
 SPAWN = multiprocessing.get_context("spawn")  # a fork would inherit PyTorch's threads
 POLL_S = 0.2
@@ -34,6 +35,26 @@ class Outcome:
     message: str = ""
     """the sentence of a failure, or the traceback of a bug"""
     result: Any = None
+
+
+@dataclass(frozen=True)
+class Places:
+    """jobs: tasks at once; gpus: given to their workers in turn, each by its value of `CUDA_VISIBLE_DEVICES`."""
+
+    jobs: int
+    gpus: list[str]
+
+
+def places(asked: int | None, configs: Iterable[Config]) -> Places:
+    """Where the runs of these configurations are done; a job a GPU, or where there is none a core, if none is asked for.
+
+    Raises:
+        ConfigError: fewer than one job is asked for.
+    """
+    if asked is not None and asked < 1:
+        raise ConfigError(f"--jobs {asked}: has to be at least 1")
+    gpus = hardware.gpus() if any(config.train.device != "cpu" for config in configs) else []
+    return Places(asked or len(gpus) or hardware.cores(), gpus)
 
 
 class Task(Protocol):
@@ -106,14 +127,13 @@ class WorkerProcess(Generic[AnyTask]):
 
 
 def run_tasks(
-    next_task: Callable[[], AnyTask | None], jobs: int, gpus: Sequence[str] = ()
+    next_task: Callable[[], AnyTask | None], places: Places
 ) -> Generator[tuple[AnyTask, Outcome], None, None]:
-    """Run tasks, `jobs` at once, and yield each as it ends. Close the generator when you stop taking from it.
+    """Run tasks side by side, and yield each as it ends. Close the generator when you stop taking from it.
 
     Args:
         next_task: called when a worker is free; None: no task now, but maybe when another has ended.
-        jobs: workers at once.
-        gpus: given to the workers in turn; none: all see what this process sees.
+        places: without GPUs all see what this process sees.
 
     Raises:
         Stopped: a signal came; the running tasks have saved their state.
@@ -123,7 +143,7 @@ def run_tasks(
         try:
             while True:
                 workers = [worker for worker in workers if worker.task or worker.is_alive]
-                assign_tasks(next_task, workers, jobs, gpus)
+                assign_tasks(next_task, workers, places)
                 busy = {worker.connection: worker for worker in workers if worker.task}
                 if not busy:
                     return
@@ -142,18 +162,18 @@ def run_tasks(
 def assign_tasks(
     next_task: Callable[[], AnyTask | None],
     workers: list[WorkerProcess[AnyTask]],
-    jobs: int,
-    gpus: Sequence[str],
+    places: Places,
 ) -> None:
-    """Start tasks on idle workers; add workers to the list while tasks come and there are fewer than `jobs`."""
+    """Start tasks on idle workers; add workers to the list while tasks come and there are fewer than `places.jobs`."""
     idle = [worker for worker in workers if not worker.task]
-    while idle or len(workers) < jobs:
+    while idle or len(workers) < places.jobs:
         task = next_task()
         if task is None:
             return
         if not idle:
             used = [worker.gpu for worker in workers]
-            idle = [WorkerProcess(min(gpus, key=used.count), jobs) if gpus else WorkerProcess()]
+            gpu = min(places.gpus, key=used.count, default=None)
+            idle = [WorkerProcess(gpu, sharing=places.jobs if places.gpus else 1)]
             workers += idle
         idle.pop().start(task)
 

@@ -16,7 +16,7 @@ from pipeline.cli.verbs.many_runs import seeds_of
 from pipeline.common import files
 from pipeline.evaluation.compare import compare_runs
 from pipeline.experiments import worker_pool
-from pipeline.experiments.worker_pool import Outcome
+from pipeline.experiments.worker_pool import Outcome, Places
 from pipeline.runs.directory import RunDirectory
 from tests.helpers import tiny
 
@@ -25,7 +25,7 @@ from tests.helpers import tiny
 def _in_this_process() -> Iterator[None]:
     """No worker processes: `test_studies` has those, and each takes seconds to start."""
 
-    def run_tasks(next_task: Callable[[], Any], _jobs: int) -> Iterator[tuple[Any, Outcome]]:
+    def run_tasks(next_task: Callable[[], Any], _places: Places) -> Iterator[tuple[Any, Outcome]]:
         while task := next_task():
             yield task, worker_pool._run(task)  # private: what a worker does with a task
 

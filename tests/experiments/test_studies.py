@@ -237,7 +237,7 @@ def test_a_bug_in_a_run_is_a_bug_of_the_study_and_the_others_are_done(
     assert sorted(stamps) == ["slow-seed1", "tuned-seed0", "tuned-seed1"]
 
 
-def _with_a_bug(next_task: Any, _jobs: int) -> Any:
+def _with_a_bug(next_task: Any, _places: Any) -> Any:
     yield next_task(), worker_pool.Outcome("bug", "Traceback ...\nKeyError: 'a bug'")
     while task := next_task():
         yield task, worker_pool.Outcome("done")

@@ -6,13 +6,16 @@ import os
 import signal
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.common import hardware
-from pipeline.common.errors import REFUSALS, DataError, Diverged
+from pipeline.common.errors import REFUSALS, ConfigError, DataError, Diverged
 from pipeline.experiments import worker_pool
+from pipeline.experiments.worker_pool import Places
+from tests.helpers import tiny
 
 
 def test_workers_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +29,7 @@ def test_workers_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_pool, "WorkerProcess", NoProcess)
     for gpus, expected in ((["0", "GPU-5"], ["0", "GPU-5", "0"]), ([], [None] * 3)):
         workers: list[Any] = []
-        worker_pool.assign_tasks(lambda: "a task", workers, 3, gpus)  # type: ignore[arg-type,return-value]
+        worker_pool.assign_tasks(lambda: "a task", workers, Places(3, gpus))  # type: ignore[arg-type,return-value]
         assert [worker.gpu for worker in workers] == expected
         assert {worker.sharing for worker in workers} == {3 if gpus else 1}
 
@@ -37,6 +40,22 @@ def test_gpus_are_those_that_cuda_may_see(monkeypatch: pytest.MonkeyPatch) -> No
         assert hardware.gpus() == expected
 
 
+def test_one_run_at_a_time_on_each_gpu_and_on_each_core_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "cores", lambda: 16)
+    on_cpu = tiny.config(tmp_path, "train.device=cpu")
+    free = tiny.config(tmp_path, "train.device=auto")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
+    assert worker_pool.places(None, [free, free]) == Places(2, ["0", "2"])
+    assert worker_pool.places(5, [free]) == Places(5, ["0", "2"])
+    assert worker_pool.places(None, [on_cpu]) == Places(16, [])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert worker_pool.places(None, [free]) == Places(16, [])
+    with pytest.raises(ConfigError, match="--jobs 0: has to be at least 1"):
+        worker_pool.places(0, [free])
+
+
 class CountCores:
     def run(self) -> worker_pool.Outcome:
         return worker_pool.Outcome("done", result=hardware.cores())
@@ -44,7 +63,7 @@ class CountCores:
 
 def test_a_worker_with_a_gpu_has_its_part_of_the_cores() -> None:
     tasks = iter([CountCores()])
-    ((_, outcome),) = worker_pool.run_tasks(lambda: next(tasks, None), jobs=2, gpus=["0"])
+    ((_, outcome),) = worker_pool.run_tasks(lambda: next(tasks, None), Places(2, ["0"]))
     assert outcome.result == max(1, hardware.cores() // 2)
 
 
@@ -83,7 +102,7 @@ def test_an_exception_is_the_outcome_of_its_kind() -> None:
     full = OSError(errno.ENOSPC, "No space left on device", "last.pt")
     errors = [Diverged("the loss is nan"), DataError("no such file"), full, KeyError("a bug")]
     tasks = iter(map(Raise, errors))
-    outcomes = [outcome for _, outcome in worker_pool.run_tasks(lambda: next(tasks, None), 1)]
+    outcomes = [outcome for _, outcome in worker_pool.run_tasks(lambda: next(tasks, None), Places(1, []))]
     assert [outcome.status for outcome in outcomes] == ["diverged", "failed", "failed", "bug"]
     assert [outcome.message for outcome in outcomes[:2]] == ["the loss is nan", "no such file"]
     assert outcomes[2].message == f"last.pt: {REFUSALS[errno.ENOSPC]}"

@@ -13,7 +13,7 @@ MOST_SEEDS = 1000
 def _study_arguments(parser: ArgumentParser) -> None:
     names = f"a file of configs/studies, a path, or all; then {OVERRIDE} of every run"
     parser.add_argument("positionals", nargs="+", metavar="NAME", help=names)
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at once; default: one a core")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at once; default: one a GPU or core")
 
 
 def study(arguments: Namespace) -> Result:
@@ -42,7 +42,7 @@ def _repeat_arguments(parser: ArgumentParser) -> None:
     seeds = "such as 0-4 or 0,3,7; default: 0-4"
     parser.add_argument("positionals", nargs="+", metavar="CONFIG", help=what)
     parser.add_argument("--seeds", type=seeds_of, default=seeds_of("0-4"), metavar="SEEDS", help=seeds)
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at once; default: one a core")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at once; default: one a GPU or core")
 
 
 def repeat(arguments: Namespace) -> Result:

@@ -10,9 +10,10 @@ from pipeline.common import console, files, tables
 from pipeline.evaluation import compare, compare_otherwise, measures
 from pipeline.evaluation.compare import ComparedRun
 from pipeline.evaluation.measures import Measure
+from pipeline.experiments import worker_pool
 from pipeline.experiments.studies import figures, results
 from pipeline.experiments.studies.plan import RepeatPlan
-from pipeline.experiments.studies.study import jobs_at_once, run_missing
+from pipeline.experiments.studies.study import run_missing
 from pipeline.runs import repeats
 from pipeline.runs.directory import RunDirectory
 
@@ -24,17 +25,17 @@ def repeat(path: Path, seeds: Sequence[int], jobs: int | None, overrides: Sequen
 
     Args:
         seeds: different ones, at least one.
-        jobs: runs at once; None: one a core.
+        jobs: runs at once; None: one a GPU, or one a core.
         overrides: of every run.
 
     Raises:
         UserError: the configuration is wrong, or runs failed; the others went on.
         Stopped: a signal came; the same command goes on.
     """
-    jobs = jobs_at_once(jobs)
     plan = RepeatPlan(path, seeds, overrides)
     members = plan.members({})
-    run_missing(plan.name, members, jobs, test=True)
+    places = worker_pool.places(jobs, (member.config for member in members))
+    run_missing(plan.name, members, places, test=True)
     folders = [member.config.run_dir for member in members]
     runs = [compare.read(folder, "test", folder.name) for folder in folders]
     for run in runs[1:]:

@@ -10,14 +10,14 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.common import console, files, hardware, tables
-from pipeline.common.errors import ConfigError, DataError
+from pipeline.common import console, files, tables
+from pipeline.common.errors import DataError
 from pipeline.data.prepare import prepare
 from pipeline.experiments import worker_pool
 from pipeline.experiments.studies import batch_norm, figures, parity, results
 from pipeline.experiments.studies.plan import Member, StudyPlan, find
 from pipeline.experiments.studies.task import RunTask
-from pipeline.experiments.worker_pool import Outcome
+from pipeline.experiments.worker_pool import Outcome, Places
 from pipeline.runs.log import best_record
 
 
@@ -34,14 +34,13 @@ def study(name: str, jobs: int | None, overrides: Sequence[str]) -> dict[str, An
 
     Args:
         name: the name of a file in configs/studies, a path, or "all".
-        jobs: runs at once; None: one a core.
+        jobs: runs at once; None: one a GPU, or one a core.
         overrides: of every run.
 
     Raises:
         UserError: a study file or a configuration is wrong, or runs failed; the others went on.
         Stopped: a signal came; the same command goes on.
     """
-    jobs = jobs_at_once(jobs)
     plans = [StudyPlan(path, overrides) for path in find(name)]
     for plan in plans:  # all mistakes are found before anything runs
         plan.tuning_members(), plan.members({})
@@ -49,24 +48,14 @@ def study(name: str, jobs: int | None, overrides: Sequence[str]) -> dict[str, An
     return summaries[0] if len(summaries) == 1 else {"studies": summaries}
 
 
-def jobs_at_once(asked: int | None) -> int:
-    """The number of runs at once; one a core where none is asked for.
-
-    Raises:
-        ConfigError: it is below 1.
-    """
-    if asked is not None and asked < 1:
-        raise ConfigError(f"--jobs {asked}: has to be at least 1")
-    return asked or hardware.cores()
-
-
-def _do_study(plan: StudyPlan, jobs: int) -> dict[str, Any]:
+def _do_study(plan: StudyPlan, jobs: int | None) -> dict[str, Any]:
     started, started_cpu = time.monotonic(), _cpu_seconds()
+    places = worker_pool.places(jobs, (member.config for member in plan.members({})))
     tuning = plan.tuning_members()
-    run_missing(f"{plan.name}, learning rates", tuning, jobs, test=False)
+    run_missing(f"{plan.name}, learning rates", tuning, places, test=False)
     chosen, tried = _choose_learning_rates(tuning)
     members = plan.members(chosen)
-    run_missing(plan.name, members, jobs, test=True)
+    run_missing(plan.name, members, places, test=True)
     runs = pd.DataFrame([results.run_row(member) for member in members])
     summary, differences = results.summary_table(runs), results.differences(runs)
     folder = plan.folder
@@ -85,7 +74,7 @@ def _do_study(plan: StudyPlan, jobs: int) -> dict[str, Any]:
         "folder": str(folder),
         "runs": len(members),
         "tries": len(tuning),
-        "jobs": jobs,
+        "jobs": places.jobs,
         "seconds": round(time.monotonic() - started, 1),
         "cpu_seconds": round(_cpu_seconds() - started_cpu, 1),
     }
@@ -105,7 +94,7 @@ def _cpu_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def run_missing(label: str, members: Sequence[Member], jobs: int, *, test: bool) -> None:
+def run_missing(label: str, members: Sequence[Member], places: Places, *, test: bool) -> None:
     """Do the runs that are not done; test: evaluate each once on the test split.
 
     Raises:
@@ -121,7 +110,7 @@ def run_missing(label: str, members: Sequence[Member], jobs: int, *, test: bool)
     done = len(members) - len(missing)
     with (
         console.bar(label, len(members), "runs", done) as bar,
-        contextlib.closing(worker_pool.run_tasks(lambda: next(tasks, None), jobs)) as ended,
+        contextlib.closing(worker_pool.run_tasks(lambda: next(tasks, None), places)) as ended,
     ):
         for task, outcome in ended:
             member = missing[task.config.run_dir]

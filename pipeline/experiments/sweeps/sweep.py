@@ -5,12 +5,13 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from pipeline.common import console, files, hardware, tables
+from pipeline.common import console, files, tables
 from pipeline.common.errors import ConfigError, DataError
 from pipeline.common.locks import Lock
 from pipeline.config.load import completed, differences
@@ -125,12 +126,12 @@ def _run_trials(trials: Trials, task: TrialTask, jobs: int | None) -> None:
         RuntimeError: a bug ended a trial; the message holds the traceback.
     """
     plan = task.plan
-    gpus = hardware.gpus() if plan.common.train.device != "cpu" else []
     missing, any_left = task.limit - len(trials.finished()), True
-    jobs = min(jobs or len(gpus) or hardware.cores(), missing)
+    places = worker_pool.places(jobs, [plan.common])
+    places = replace(places, jobs=min(places.jobs, missing))
     with (
         console.bar(plan.name, task.limit, "trials", task.limit - missing) as bar,
-        contextlib.closing(worker_pool.run_tasks(lambda: task if any_left else None, jobs, gpus)) as ended,
+        contextlib.closing(worker_pool.run_tasks(lambda: task if any_left else None, places)) as ended,
     ):
         for _, outcome in ended:
             if outcome.status == "bug":
