@@ -2,13 +2,14 @@
 
 import difflib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import timm
 from pydantic import ValidationError
 from timm.models._builder import build_model_with_cfg
 
+from pipeline.common import console
 from pipeline.common.errors import ConfigError, WeightsError
 from pipeline.config import messages
 from pipeline.config.model import ModelConfig
@@ -61,7 +62,24 @@ def build_model(config: ModelConfig, classes: int) -> tuple[Classifier, dict[str
         pool_by_gem(backbone)
     mid_head = mid_level_head(backbone, classes) if config.mid_level_head else None
     mean, std = config.mean or pretrained_cfg["mean"], config.std or pretrained_cfg["std"]
+    if (
+        from_hub or config.weights == packaged_weights.PACKAGE
+    ):  # what a file of weights has learned from is not known
+        _check_normalisation(mean, std, pretrained_cfg)
     return Classifier(backbone, mean, std, mid_head, grey=channels == 1), origin
+
+
+def _check_normalisation(
+    mean: Sequence[float], std: Sequence[float], pretrained_cfg: Mapping[str, Any]
+) -> None:
+    """Warn where images are normalised otherwise than those that the weights have learned from."""
+    for key, value in (("mean", mean), ("std", std)):
+        own = list(pretrained_cfg[key])
+        if list(value) != own:
+            console.warn(
+                f"model.{key}: {list(value)} is given, and these weights have learned from images with {own}; leave "
+                f"model.{key} out, or name the file of weights that it belongs to (model.weights=PATH)"
+            )
 
 
 def without_weights(config: ModelConfig) -> ModelConfig:

@@ -192,3 +192,18 @@ def test_the_real_package_holds_the_weights_of_tensorflows_network() -> None:
     assert origin["share"] == 1
     content = b"".join(tensor.numpy().tobytes() for tensor in backbone_tensors(backbone).values())
     assert hashlib.sha256(content).hexdigest() == BODY
+
+
+def test_another_normalisation_than_that_of_the_weights_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: State, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(tmp_path, published)
+    monkeypatch.syspath_prepend(tmp_path)
+    load(mean=(0.5, 0.5, 0.5))
+    assert capsys.readouterr().err == ""
+    load(mean=(0.485, 0.456, 0.406))
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.startswith(
+        "warning: model.mean: [0.485, 0.456, 0.406] is given, and these weights have learned from images with "
+        "[0.5, 0.5, 0.5]; leave model.mean out, or name the file"
+    )
