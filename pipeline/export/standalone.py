@@ -20,15 +20,16 @@ from PIL import Image
 TURNS = dict(
     zip(range(2, 9), (Image.Transpose(turn) for turn in (0, 3, 1, 5, 4, 6, 2)), strict=True)
 )  # by EXIF
+HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 cv2.setNumThreads(0)  # as in training
 
 
 class Exported:
-    """A model of a folder with what is known of it. facts: its metadata; golden: the file that it is verified by."""
+    """A model of a folder with what is known of it. facts: its metadata; golden_file: what it is verified by."""
 
     def __init__(self, folder: Path, model: str = "model.onnx") -> None:
         self.session = onnxruntime.InferenceSession(folder / model, providers=["CPUExecutionProvider"])
-        self.golden = f"golden{Path(model).stem.removeprefix('model')}.json"
+        self.golden_file = f"golden{Path(model).stem.removeprefix('model')}.json"
         metadata = self.session.get_modelmeta().custom_metadata_map
         self.facts: dict[str, Any] = {name: json.loads(text) for name, text in metadata.items()}
 
@@ -63,7 +64,7 @@ class Exported:
 
     def differences(self, folder: Path) -> list[str]:
         """What differs between this machine's outputs for the pictures of golden/ and those that are written there."""
-        golden, said = json.loads((folder / self.golden).read_text(encoding="utf-8")), []
+        golden, said = json.loads((folder / self.golden_file).read_text(encoding="utf-8")), []
         for expected in golden["pictures"]:
             crop = crop_of(folder / expected["file"], self.facts["preprocessing"])
             logits, wanted = self.outputs(crop)["logits"], np.array(expected["logits"])
@@ -84,6 +85,8 @@ def crop_of(path: Path, given: dict[str, Any]) -> Any:
     given: `preprocessing` of the metadata.
     """
     with path.open("rb") as stream:
+        if is_heif(stream.peek(64)):
+            raise ValueError("HEIC, which this script does not read; save it as JPEG")
         return crop_of_stream(stream, given)
 
 
@@ -104,6 +107,12 @@ def crop_of_stream(stream: BinaryIO, given: dict[str, Any]) -> Any:
     pixels = np.pad(as_stored(pixels, width, height, given), [(given["pad_px"],) * 2] * 2 + [(0, 0)])
     top, left = ((side - given["image_px"]) // 2 for side in pixels.shape[:2])
     return pixels[top : top + given["image_px"], left : left + given["image_px"]]
+
+
+def is_heif(head: bytes) -> bool:
+    """Whether a file begins as one of a phone, with pictures of HEVC: by its brands, of which AVIF has others."""
+    brands = {head[at : at + 4] for at in range(8, min(len(head), 64), 4)}
+    return head[4:8] == b"ftyp" and bool(brands & HEIF_BRANDS) and not brands & {b"avif", b"avis"}
 
 
 def as_rgb(image: Image.Image, given: dict[str, Any]) -> Image.Image:
@@ -167,7 +176,7 @@ def main() -> int:
     if wanted.check:
         differences = model.differences(folder / "golden")
         for line in differences or [
-            f"every picture of golden/ has the label and the logits of {model.golden}"
+            f"every picture of golden/ has the label and the logits of {model.golden_file}"
         ]:
             print(line, file=sys.stderr if differences else sys.stdout)
         failed += len(differences)

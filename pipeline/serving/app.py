@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 from pipeline import __version__
 from pipeline.serving import uploads
 from pipeline.serving.decoding import Unreadable
-from pipeline.serving.gate import Gate, refused
+from pipeline.serving.gate import METRICS, Gate, refused
 from pipeline.serving.limits import Refusal
 from pipeline.serving.schema import ANSWERED, Answers, Model, State, body, refusals
 from pipeline.serving.service import Service
@@ -23,11 +23,12 @@ from pipeline.serving.service import Service
 MOST_CLASSES = 10_000
 
 
-def application(service: Service, token: str | None) -> ASGIApp:
+def application(service: Service, token: str | None, *, open_metrics: bool = False) -> ASGIApp:
     """Everything that answers, behind its gate.
 
     Args:
         token: that a request has to show; None: none is asked for.
+        open_metrics: whether /metrics needs none, either.
     """
     app = FastAPI(
         title="Plumage",
@@ -42,9 +43,10 @@ def application(service: Service, token: str | None) -> ASGIApp:
     locked = [] if token is None else [Security(bearer)]
     _add_predict(app, service, locked)
     _add_facts(app, service, locked)
+    _add_metrics(app, service, [] if open_metrics else locked)
     _add_page(app, service.model.page)
     paths = frozenset(path for route in app.routes if (path := getattr(route, "path", None)))
-    return Gate(app, service, paths, token)
+    return Gate(app, service, paths, token, open_metrics=open_metrics)
 
 
 def _say_refusals(app: FastAPI) -> None:
@@ -122,8 +124,10 @@ def _add_facts(app: FastAPI, service: Service, locked: Sequence[Depends]) -> Non
     async def readiness() -> JSONResponse:
         return _state(service.ready)
 
+
+def _add_metrics(app: FastAPI, service: Service, locked: Sequence[Depends]) -> None:
     @app.get(
-        "/metrics",
+        METRICS,
         summary="Counters in the text format of Prometheus",
         response_class=PlainTextResponse,
         dependencies=locked,

@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from pipeline.data.pictures import DAMAGE, Pixels, reason_of
-from pipeline.export.standalone import crop_of_stream
-from pipeline.serving.limits import Limits
+from pipeline.export.standalone import crop_of_stream, is_heif
+from pipeline.serving.limits import DecodingRoom, Limits
 
 SCAN = b"\xff\xda"
 MOST_SCANS = 100
@@ -27,27 +27,37 @@ class Unreadable(Exception):
         self.status, self.reason = status, reason
 
 
-def crop_of(content: bytes, preprocessing: dict[str, Any], limits: Limits) -> Pixels:
+def crop_of(content: bytes, preprocessing: dict[str, Any], limits: Limits, room: DecodingRoom) -> Pixels:
     """uint8 [3, P, P], RGB, of the bytes of a file.
 
     Args:
         preprocessing: of the metadata of the export.
+        room: of all threads; it is waited for, once the header says how much the picture takes.
 
     Raises:
         Unreadable: it is no picture, damaged, has too many pixels, or pixels of a kind that predict.py refuses.
     """
     if not content:
         raise Unreadable(422, "an empty file")
+    if is_heif(content):
+        raise Unreadable(422, "HEIC, which this server does not read; save it as JPEG")
     try:
-        with Image.open(io.BytesIO(content), formats=preprocessing["formats"]) as image:
-            width, height, is_jpeg = *image.size, image.format in ("JPEG", "MPO")
-        if width * height > limits.pixels:
-            raise Unreadable(413, f"{width} x {height} pixels; a picture may have {limits.pixels:,}")
-        if is_jpeg and content.count(SCAN) > MOST_SCANS:
-            raise Unreadable(422, f"a JPEG of more than {MOST_SCANS} scans")
-        crop = crop_of_stream(io.BytesIO(content), preprocessing)
+        pixels = _checked_pixels(content, preprocessing["formats"], limits)
+        with room.holding(pixels):
+            crop = crop_of_stream(io.BytesIO(content), preprocessing)
     except Image.DecompressionBombError:
         raise Unreadable(413, f"too many pixels; a picture may have {limits.pixels:,}") from None
     except DAMAGE as error:
         raise Unreadable(422, reason_of(error)) from error
     return np.ascontiguousarray(crop.transpose(2, 0, 1))
+
+
+def _checked_pixels(content: bytes, formats: list[str], limits: Limits) -> int:
+    """Width times height of a picture, as its header says: within the limits, like what else of it takes long."""
+    with Image.open(io.BytesIO(content), formats=formats) as image:
+        width, height, is_jpeg = *image.size, image.format in ("JPEG", "MPO")
+    if width * height > limits.pixels:
+        raise Unreadable(413, f"{width} x {height} pixels; a picture may have {limits.pixels:,}")
+    if is_jpeg and content.count(SCAN) > MOST_SCANS:
+        raise Unreadable(422, f"a JPEG of more than {MOST_SCANS} scans")
+    return width * height

@@ -11,7 +11,8 @@ from pipeline.serving import logs
 from pipeline.serving.limits import Refusal, busy
 from pipeline.serving.service import Service
 
-PROBES = "/healthz", "/readyz", "/metrics"
+METRICS = "/metrics"
+PROBES = "/healthz", "/readyz", METRICS
 OPEN = "/", "/healthz", "/readyz"
 """paths that need no token: the page asks for it"""
 HEADERS = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
@@ -20,10 +21,25 @@ HEADERS = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosnif
 class Gate:
     """An ASGI application in front of the one that answers."""
 
-    def __init__(self, app: ASGIApp, service: Service, paths: frozenset[str], token: str | None) -> None:
-        """paths: that may be named in a log; others are "other"."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        service: Service,
+        paths: frozenset[str],
+        token: str | None,
+        *,
+        open_metrics: bool = False,
+    ) -> None:
+        """Guard an application.
+
+        Args:
+            paths: that may be named in a log; others are "other".
+            token: that a request has to show; None: none.
+            open_metrics: whether /metrics needs none, either.
+        """
         self._app, self._service, self._paths = app, service, paths
-        self._wanted = None if token is None else f"Bearer {token}".encode()
+        self._token = None if token is None else token.encode()
+        self._open = (*OPEN, METRICS) if open_metrics else OPEN
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or refuse it."""
@@ -43,10 +59,10 @@ class Gate:
             self._note(scope, exchange, time.perf_counter() - started)
 
     def _check_token(self, scope: Scope) -> None:
-        if self._wanted is None or scope["path"] in OPEN:
+        if self._token is None or scope["path"] in self._open:
             return
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        if not hmac.compare_digest(given, self._wanted):
+        scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(b" "), self._token):
             raise Refusal(401, "send the token of this server: `Authorization: Bearer TOKEN`")
 
     def _note(self, scope: Scope, exchange: "_Exchange", seconds: float) -> None:

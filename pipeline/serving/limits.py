@@ -1,5 +1,6 @@
-"""What one server takes on. What goes beyond it is refused at once, in one sentence."""
+"""What one server takes on. What goes beyond it is refused at once, in one sentence; only decoding waits."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ class Limits:
     """of the bodies of all requests together"""
     pixels: int = 50_000_000
     """of one picture, width times height, as its header says"""
+    decoding_pixels: int = 100_000_000
+    """of all pictures that are being decoded at one time; a larger one is decoded alone"""
     files: int = 16
     """in one request"""
     seconds: float = 30.0
@@ -61,7 +64,7 @@ class Load:
         self.requests = self.pictures = self.bytes = 0
 
     @contextmanager
-    def request(self) -> Iterator["Body"]:
+    def request(self) -> Iterator["ReceivedBytes"]:
         """Take a request on for the time of the block.
 
         Raises:
@@ -70,7 +73,7 @@ class Load:
         if self.requests >= self.limits.requests:
             raise busy(f"with {self.requests} requests")
         self.requests += 1
-        body = Body(self)
+        body = ReceivedBytes(self)
         try:
             yield body
         finally:
@@ -93,7 +96,7 @@ class Load:
             self.pictures -= pictures
 
 
-class Body:
+class ReceivedBytes:
     """The bytes that one request has sent so far."""
 
     def __init__(self, load: Load) -> None:
@@ -112,6 +115,33 @@ class Body:
             raise busy(f"with {self._load.bytes / MIB:.0f} MiB of pictures")
         self.bytes += size_bytes
         self._load.bytes += size_bytes
+
+
+class DecodingRoom:
+    """How many pixels may be decoded at one time, over all threads: they are what decoding takes memory for."""
+
+    def __init__(self, pixels: int) -> None:
+        self.pixels, self.taken = pixels, 0
+        self._first = threading.Lock()
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def holding(self, pixels: int) -> Iterator[None]:
+        """Wait until a picture of so many pixels has room, and hold it for the time of the block.
+
+        The wait ends: those who hold room decode, and wait for nothing. One thread waits for room and the others for
+        that one, so that small pictures never keep a large one waiting.
+        """
+        wanted = min(pixels, self.pixels)
+        with self._first, self._changed:
+            self._changed.wait_for(lambda: self.taken + wanted <= self.pixels)
+            self.taken += wanted
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.taken -= wanted
+                self._changed.notify_all()
 
 
 def too_large(limits: Limits) -> Refusal:

@@ -42,6 +42,8 @@ class Wishes:
     form: Form = "fp32"
     """of the model"""
     limits: Limits = field(default_factory=Limits)
+    open_metrics: bool = False
+    """whether /metrics is answered without the token"""
 
 
 def serve(path: Path, wishes: Wishes) -> dict[str, Any]:
@@ -62,7 +64,9 @@ def serve(path: Path, wishes: Wishes) -> dict[str, Any]:
     service = Service(model, wishes.limits, wishes.threads or hardware.cores())
     try:
         with listener, signals.deferred() as stop:
-            asyncio.run(answer_until(stop, service, listener, token, wishes.drain_s))
+            asyncio.run(
+                answer_until(stop, service, listener, token, wishes.drain_s, open_metrics=wishes.open_metrics)
+            )
     finally:
         service.close()
     return service.metrics.totals() | {"stopped_by": stop.name}
@@ -85,14 +89,15 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket that takes connections.
 
     Raises:
-        ConfigError: the address is not free, not of this machine, or not permitted.
+        ConfigError: the address is not free, not of this machine, not permitted, or none.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=1024)
-    except OSError as error:  # with that of the name (gaierror)
+    except (OSError, UnicodeError) as error:  # with those of a name: gaierror, and one that can be none
+        reason = error.strerror if isinstance(error, OSError) else "no name of a machine"
         raise ConfigError(
-            f"{host}, port {port}: cannot be listened on ({error.strerror}); give another --host or --port"
+            f"{host}, port {port}: cannot be listened on ({reason}); give another --host or --port"
         ) from error
 
 
@@ -106,16 +111,19 @@ async def answer_until(
     listener: socket.socket,
     token: str | None = None,
     drain_s: float = 0.0,
+    *,
+    open_metrics: bool = False,
 ) -> None:
     """Answer what comes to a listening socket until a stop is requested, and finish what has come until then.
 
     Args:
         token: that requests have to show; None: none.
         drain_s: seconds between the end of readiness and the end of listening.
+        open_metrics: whether /metrics is answered without the token.
     """
     logs.start()
     config = uvicorn.Config(
-        application(service, token),
+        application(service, token, open_metrics=open_metrics),
         http=TimedHttp,
         ws="none",
         lifespan="off",

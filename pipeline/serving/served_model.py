@@ -68,7 +68,7 @@ class ServedModel(Exported):
             raise DataError(
                 f"{path}: says nothing of its {', '.join(sorted(missing))}; serve what `plumage export` has written"
             )
-        for name in (f"{GOLDEN}/{self.golden}", "export.json"):
+        for name in (f"{GOLDEN}/{self.golden_file}", "export.json"):
             if not (folder / name).is_file():
                 raise DataError(f"{folder}: has no {name}, so that nothing is proved; export the run again")
         self.sha256 = files.digest_of_file(path)
@@ -92,7 +92,7 @@ class ServedModel(Exported):
 
     def _largest_batch(self, folder: Path, most: int) -> int:
         """The largest number of pictures up to `most` of which every batch up to it gives the bits of one."""
-        golden = json.loads((folder / GOLDEN / self.golden).read_text(encoding="utf-8"))
+        golden = json.loads((folder / GOLDEN / self.golden_file).read_text(encoding="utf-8"))
         paths = [folder / GOLDEN / picture["file"] for picture in golden["pictures"]]
         crops = [crop_of(path, self.facts["preprocessing"]).transpose(2, 0, 1) for path in paths]
         alone = [self.batch_outputs([crop])[0] for crop in crops]

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.serving.batching import ModelThreads
 from pipeline.serving.decoding import Unreadable, crop_of
-from pipeline.serving.limits import Limits, Load
+from pipeline.serving.limits import DecodingRoom, Limits, Load
 from pipeline.serving.metrics import Metrics
 from pipeline.serving.served_model import ServedModel
 from pipeline.serving.uploads import Upload
@@ -26,6 +26,7 @@ class Service:
         origin = model.facts["origin"]
         self.identity = {"run": str(origin["run"]), "checkpoint_sha256": str(origin["checkpoint_sha256"])}
         self.metrics = Metrics(self.load, lambda: self.ready, self.identity)
+        self._room = DecodingRoom(limits.decoding_pixels)
         self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._model_threads = ModelThreads(
             model.batch_outputs, threads=threads, most=model.batch, observe=self.metrics.batches.observe
@@ -65,7 +66,7 @@ class Service:
         given = self.model.facts["preprocessing"]
         try:
             crop = await asyncio.get_running_loop().run_in_executor(
-                self._decoders, crop_of, upload.content, given, self.limits
+                self._decoders, crop_of, upload.content, given, self.limits, self._room
             )
         except Unreadable as unreadable:
             return unreadable

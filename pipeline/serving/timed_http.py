@@ -13,39 +13,39 @@ class TimedHttp(H11Protocol):
     An answer, with the arrival of its request's body, may take as long as the server waits for it when it ends.
     """
 
-    _limit: asyncio.TimerHandle | None = None
-    _limited_answer = False
+    _cut_timer: asyncio.TimerHandle | None = None
+    _timer_is_for_answer = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Of asyncio.Protocol."""
         super().connection_made(transport)
-        self._restart()
+        self._restart_timer()
         if len(self.connections) > MOST_CONNECTIONS:
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Of asyncio.Protocol."""
-        if self._limit is not None:
-            self._limit.cancel()
+        if self._cut_timer is not None:
+            self._cut_timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Of asyncio.Protocol."""
         super().data_received(data)
-        if self._answers() and not self._limited_answer:
-            self._restart()
+        if self._is_answering() and not self._timer_is_for_answer:
+            self._restart_timer()
 
     def on_response_complete(self) -> None:
         """Of uvicorn: an answer is written, and the next request may have come already."""
         super().on_response_complete()
-        self._restart()
+        self._restart_timer()
 
-    def _restart(self) -> None:
-        if self._limit is not None:
-            self._limit.cancel()
-        self._limited_answer = self._answers()
-        limit_s = self.config.timeout_graceful_shutdown if self._limited_answer else HEAD_S
-        self._limit = self.loop.call_later(limit_s or HEAD_S, self.transport.abort)
+    def _restart_timer(self) -> None:
+        if self._cut_timer is not None:
+            self._cut_timer.cancel()
+        self._timer_is_for_answer = self._is_answering()
+        limit_s = self.config.timeout_graceful_shutdown if self._timer_is_for_answer else HEAD_S
+        self._cut_timer = self.loop.call_later(limit_s or HEAD_S, self.transport.abort)
 
-    def _answers(self) -> bool:
+    def _is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete

@@ -7,7 +7,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from pipeline.serving.limits import Body, Limits, Refusal, too_large
+from pipeline.serving.limits import Limits, ReceivedBytes, Refusal, too_large
 
 FIELD = "pictures"
 LONGEST_NAME = 255
@@ -27,7 +27,7 @@ class _InMemory(MultiPartParser):
     spool_max_size = 2**62  # bytes until a file would go to a disk
 
 
-async def read(request: Request, limits: Limits, body: Body) -> list[Upload]:
+async def read(request: Request, limits: Limits, body: ReceivedBytes) -> list[Upload]:
     """The files of a request.
 
     Raises:
@@ -74,7 +74,7 @@ def _refusal(message: str, limits: Limits) -> Refusal:
     return Refusal(400, f"the form is damaged; {HOW}")
 
 
-async def _counted(request: Request, body: Body) -> AsyncGenerator[bytes, None]:
+async def _counted(request: Request, body: ReceivedBytes) -> AsyncGenerator[bytes, None]:
     """The body as it comes, counted before it is kept."""
     async for chunk in request.stream():
         body.add(len(chunk))

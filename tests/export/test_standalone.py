@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pipeline.data import pictures
 from pipeline.data.transforms import CentreCrop
@@ -104,3 +104,19 @@ def test_what_the_script_does_not_convert_is_refused(tmp_path: Path) -> None:
         image.save(tmp_path / name)
         with pytest.raises(ValueError, match=said):
             crop_of(tmp_path / name, given)
+
+
+def test_a_picture_of_a_phone_is_refused_by_name_and_avif_is_not_taken_for_one(tmp_path: Path) -> None:
+    given, path = preprocessing(tiny.config(tmp_path)), tmp_path / "phone"
+    heads = [b"heic\0\0\0\0mif1heic", b"mif1\0\0\0\0mif1heix", b"mif1\0\0\0\0mif1miaf"]
+    contents = [b"\0\0\0\x18ftyp" + head + bytes(40) for head in heads]
+    if "HEIF" in THERE:
+        save(path, scene(60, 50), 1, "HEIF")
+        contents.append(path.read_bytes())
+    for content in contents:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="HEIC, which this script does not read; save it as JPEG"):
+            crop_of(path, given)
+    path.write_bytes(b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif" + bytes(40))
+    with pytest.raises(UnidentifiedImageError):
+        crop_of(path, given)

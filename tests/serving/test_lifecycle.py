@@ -116,6 +116,11 @@ def test_an_address_that_is_taken_is_said(tmp_path: Path, capfd: pytest.CaptureF
     assert f"127.0.0.1, port {port}: cannot be listened on" in capfd.readouterr().err
     assert run(["serve", str(folder), "--host", "no.such.host.invalid"]) == 2
     assert "no.such.host.invalid, port 8000: cannot be listened on" in capfd.readouterr().err
+    for host in ("x..y", "a" * 64):
+        assert run(["serve", str(folder), "--host", host]) == 2
+        said = capfd.readouterr().err
+        assert f"{host}, port 8000: cannot be listened on (no name of a machine); give another --host" in said
+        assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("token", ["", "short", "0123456789 abcdef", "0123456789abcdeé"])

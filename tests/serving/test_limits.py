@@ -1,16 +1,23 @@
 """What goes beyond a limit is refused at once, in a sentence, and the next request is answered as ever."""
 
+import asyncio
+import re
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import httpx
 import pytest
 
-from pipeline.serving import timed_http
-from pipeline.serving.limits import MIB, Limits, Load, Refusal
+from pipeline.export.standalone import crop_of_stream
+from pipeline.serving import decoding, timed_http
+from pipeline.serving.app import application
+from pipeline.serving.limits import MIB, DecodingRoom, Limits, Load, Refusal
+from pipeline.serving.service import Service
 from tests.helpers.serving import (
     WAIT_S,
     HeldModel,
@@ -192,6 +199,74 @@ def test_pictures_in_hand_have_a_limit(export: Path) -> None:
     assert server.service.load.pictures == 0
 
 
+class Decoders:
+    """How many pictures are decoded at one time, each for a while."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = self.most = 0
+        self._lock = threading.Lock()
+        monkeypatch.setattr(decoding, "crop_of_stream", self._counted)
+
+    def _counted(self, stream: BinaryIO, given: dict[str, Any]) -> Any:
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        time.sleep(0.03)
+        try:
+            return crop_of_stream(stream, given)
+        finally:
+            with self._lock:
+                self.now -= 1
+
+
+@pytest.mark.parametrize(("room", "most"), [(6500, 2), (3000, 1), (10, 1)])
+def test_only_so_many_pixels_are_decoded_at_one_time_and_the_others_wait(
+    room: int, most: int, export: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contents = [picture(n, 60, 50) for n in range(8)]
+    with running(HeldModel(export), Limits(decoding_pixels=room), threads=8) as server:
+        decoders = Decoders(monkeypatch)
+        found = post(server, *contents[:4], b"no picture", *contents[4:]).json()["pictures"]
+    assert found.pop(4)["error"].startswith("not a picture")
+    assert found == [{"image": "a.png", **expected(export, content, tmp_path)} for content in contents]
+    assert decoders.most <= most
+
+
+def test_small_pictures_do_not_keep_a_large_one_waiting() -> None:
+    room, started = DecodingRoom(100), threading.Event()
+    order: list[str] = []
+
+    def decode(name: str, pixels: int) -> None:
+        started.set()
+        with room.holding(pixels):
+            order.append(name)
+
+    with room.holding(60):
+        threads = []
+        for name, pixels in (("large", 100), ("small", 10)):
+            threads.append(threading.Thread(target=decode, args=(name, pixels)))
+            threads[-1].start()
+            assert started.wait(WAIT_S)
+            started.clear()
+            time.sleep(0.1)  # it waits by now
+        assert order == []
+    for thread in threads:
+        thread.join(WAIT_S)
+    assert order == ["large", "small"]
+    with pytest.raises(ValueError), room.holding(70):
+        raise ValueError
+    assert room.taken == 0
+
+
+def test_the_pod_has_the_memory_that_the_limits_allow() -> None:
+    root = Path(__file__).parents[2]
+    [said] = re.findall(r"some (\d+) bytes a pixel", (root / "docs/serving.md").read_text())
+    [memory] = re.findall(r"limits: {memory: (\d+)Gi}", (root / "scripts/k8s/serve.yaml").read_text())
+    limits = Limits()
+    idle = 500 * MIB  # measured: 248 MiB at the start
+    assert int(memory) * 1024 * MIB > int(said) * limits.decoding_pixels + limits.held_bytes + idle
+
+
 def test_a_client_that_goes_away_leaves_nothing_behind(
     server: Running, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -209,7 +284,11 @@ def test_a_client_that_goes_away_leaves_nothing_behind(
         ({}, 401),
         ({"authorization": "Bearer wrong"}, 401),
         ({"authorization": "Basic 0123456789abcdef"}, 401),
+        ({"authorization": "Bearer0123456789abcdef"}, 401),
+        ({"authorization": "bearer 0123456789ABCDEF"}, 401),
         ({"authorization": "Bearer 0123456789abcdef"}, 200),
+        ({"authorization": "bearer 0123456789abcdef"}, 200),
+        ({"authorization": "BEARER  0123456789abcdef"}, 200),
     ],
 )
 def test_a_token_is_asked_for(header: dict[str, str], status: int, export: Path) -> None:
@@ -221,3 +300,19 @@ def test_a_token_is_asked_for(header: dict[str, str], status: int, export: Path)
             assert httpx.get(f"{server.url}/{path}", headers=header).status_code == status
         for path in ("", "healthz", "readyz"):
             assert httpx.get(f"{server.url}/{path}").status_code == 200
+
+
+def test_metrics_may_be_open_where_the_rest_asks_for_a_token(export: Path) -> None:
+    async def statuses(open_metrics: bool) -> dict[str, int]:
+        app = application(service, "0123456789abcdef", open_metrics=open_metrics)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
+            return {
+                path: (await client.get(path)).status_code for path in ("/metrics", "/model", "/openapi.json")
+            }
+
+    service = Service(HeldModel(export), Limits(), threads=1)
+    try:
+        assert asyncio.run(statuses(False)) == {"/metrics": 401, "/model": 401, "/openapi.json": 401}
+        assert asyncio.run(statuses(True)) == {"/metrics": 200, "/model": 401, "/openapi.json": 401}
+    finally:
+        service.close()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from pipeline.common import files
+from pipeline.data.pictures import FORMATS
 from pipeline.export.standalone import Exported, crop_of
 from pipeline.serving.limits import Limits
 from tests.helpers import serving
@@ -89,6 +90,28 @@ def test_a_request_has_many_pictures_and_a_bad_one_is_its_own_fault(
         {"image": "a.png", **expected(export, content, tmp_path)} for content in (good, other)
     ]
     assert pictures[1] == {"image": "a.png", "error": "not a picture, or of an unknown format"}
+
+
+def test_a_picture_of_a_phone_is_refused_by_name(server: Running, export: Path) -> None:
+    contents = [
+        b"\0\0\0\x18ftyp" + brands + bytes(40)
+        for brands in (b"heic\0\0\0\0mif1heic", b"mif1\0\0\0\0mif1miaf", b"hevc\0\0\0\0msf1hevc")
+    ]
+    if "HEIF" in FORMATS:
+        contents.append(picture(1, format_="HEIF"))
+    for content in contents:
+        answered = httpx.post(f"{server.url}/predict", files=sent(content))
+        words = "no picture: HEIC, which this server does not read; save it as JPEG"
+        assert (answered.status_code, answered.json()["error"]) == (422, words)
+    damaged = b"\0\0\0\x18ftypavif\0\0\0\0mif1avif" + bytes(40)
+    assert "HEIC" not in httpx.post(f"{server.url}/predict", files=sent(damaged)).text
+
+
+@pytest.mark.skipif("AVIF" not in FORMATS, reason="Pillow reads no AVIF here")
+def test_avif_is_no_picture_of_a_phone(server: Running, export: Path, tmp_path: Path) -> None:
+    content = picture(6, 90, 70, "AVIF")
+    answered = httpx.post(f"{server.url}/predict", files=sent(content))
+    assert answered.json()["pictures"] == [{"image": "a.png", **expected(export, content, tmp_path)}]
 
 
 def test_a_request_without_any_readable_picture_is_refused_with_each_reason(server: Running) -> None:

@@ -5,7 +5,9 @@ import gzip
 import hashlib
 import json
 import re
+import subprocess
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from pipeline.data.transforms import CentreCrop
 from pipeline.webpage import page, runtime_files, write_page
 from pipeline.webpage.companions import companions
 from pipeline.webpage.runtime_files import Engine
-from tests.helpers import tiny
+from tests.helpers import tiny, web_pixels
 from tests.helpers.serving import small_export
 
 HOSTILE = ["</script><script>alert(1)</script>", "<img src=x onerror=alert(2)>", "<!--", "\u2028'\"&amp;"]
@@ -115,6 +117,45 @@ def test_the_page_has_all_parts_and_is_the_same_each_time(tmp_path: Path) -> Non
 def test_the_page_says_what_was_measured_of_the_model(tmp_path: Path) -> None:
     html = page.served_page(small_export(tmp_path / "export"))
     assert "<dt>Right of test</dt><dd>50.0 % (20.0 to 80.0, 95 %) of 8 pictures</dd>" in html
+
+
+SHOWN = """
+const [made, freed, shown] = [[], [], []];
+globalThis.URL = { createObjectURL: () => `blob:${made.push(1)}`, revokeObjectURL: (address) => freed.push(address) };
+const view = (source) => {
+  const one = { focus() {}, scrollIntoView() {}, remove: () => shown.splice(shown.indexOf(one), 1) };
+  return Object.assign(one, { querySelector: () => one, querySelectorAll: () => source ? [{ src: source }] : [] });
+};
+const list = { prepend: (one) => shown.unshift(one), children: shown, setAttribute() {} };
+for (const name of ["lastChild", "lastElementChild"]) Object.defineProperty(list, name, { get: () => shown.at(-1) });
+const input = { addEventListener() {}, append() {}, textContent: JSON.stringify({ classes: [], pictures: [] }) };
+globalThis.document = {
+  getElementById: (name) => name === "results" ? list : input,
+  querySelectorAll: () => [], addEventListener() {}, body: { dataset: {} },
+};
+globalThis.window = {};
+globalThis.requestAnimationFrame = (then) => then();
+const setInWords = null, heatInWords = null;
+const element = (name, { src }) => view(src);
+const answerView = (answer, preview) => view(preview.querySelectorAll()[0].src);
+class Engine {
+  start() { return { whole: true, text: "" }; }
+  answer(file) { if (file.bad) throw new Error("is bad"); return {}; }
+}
+"""
+
+
+@pytest.mark.skipif(web_pixels.NODE is None, reason="no node here: apt-get install nodejs")
+def test_a_picture_that_is_no_longer_shown_is_let_go(tmp_path: Path) -> None:
+    script = resources.files("pipeline.webpage").joinpath("assets/page.js").read_text(encoding="utf-8")
+    asked = (
+        "await take(Array.from({ length: 53 }, () => ({ name: 'a' })));"
+        "await take(Array.from({ length: 2 }, () => ({ name: 'b', bad: true })));"
+        "console.log(JSON.stringify({ made: made.length, freed, shown: shown.length }));"
+    )
+    words = [str(web_pixels.NODE), "--input-type=module", "--eval", SHOWN + script + asked]
+    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60)
+    assert json.loads(done.stdout) == {"made": 53, "freed": [f"blob:{n}" for n in range(1, 6)], "shown": 50}
 
 
 def test_a_class_name_is_never_markup(tmp_path: Path) -> None:

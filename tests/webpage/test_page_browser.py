@@ -364,6 +364,26 @@ def test_the_page_of_a_server_asks_it_and_shows_its_answer(
     opened.context.close()
 
 
+def test_the_page_of_a_server_lets_go_of_the_pictures_that_it_no_longer_shows(
+    folder: Path, chromium: Any, tmp_path: Path
+) -> None:
+    content = picture(0)
+    said = {"calibrated": True, "pictures": [{"image": "a.png", **expected(folder, content, tmp_path)}]}
+    opened = Opened(chromium, SERVER, server(folder, [(200, said)] * 53, []))
+    opened.page.wait_for_selector(READY)
+    opened.page.evaluate(
+        "window.held = new Set(); const [make, free] = [URL.createObjectURL, URL.revokeObjectURL];"
+        "URL.createObjectURL = (file) => { const made = make(file); held.add(made); return made; };"
+        "URL.revokeObjectURL = (made) => { held.delete(made); free(made); };"
+    )
+    file = {"name": "a.png", "mimeType": "image/png", "buffer": content}
+    for _ in range(53):
+        opened.page.locator("#file").set_input_files(file)
+        opened.page.wait_for_selector(READY)
+    opened.page.wait_for_function("document.querySelectorAll('.answer').length === 50 && held.size === 50")
+    opened.context.close()
+
+
 def test_a_set_is_said_in_words(opened: Opened) -> None:
     names = opened.page.evaluate("plumage.inWords(['A', 'B', 'C'], { coverage: 0.9 })")
     assert names == "One of these three, right nine times in ten: A, B or C."

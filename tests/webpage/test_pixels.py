@@ -159,3 +159,14 @@ def test_a_damaged_file_is_refused_in_words(given: dict[str, Any], tmp_path: Pat
         "text.jpg": "is not a picture that this page reads; save it as JPEG, PNG or WebP",
         "cut off.png": "its header is damaged",
     }
+
+
+def test_a_picture_of_a_phone_is_refused_by_name(given: dict[str, Any], tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("heic", "mif1", "avif")]
+    for path in paths:
+        path.write_bytes(
+            b"\0\0\0\x18ftyp" + path.name.encode() + b"\0\0\0\0mif1" + path.name.encode() + bytes(40)
+        )
+    heic = "is HEIC, which this page does not read; save it as JPEG"
+    other = "is not a picture that this page reads; save it as JPEG, PNG or WebP"
+    assert [found.get("error") for found in web_pixels.crops(paths, given)] == [heic, heic, other]

@@ -9,6 +9,33 @@ from pipeline.common.errors import ConfigError, DataError
 PACKAGES = "fastapi", "uvicorn", "python_multipart", "prometheus_client", "onnxruntime"
 MIB = 2**20
 MEGAPIXEL = 1_000_000
+# Option, its type, default, lowest and highest value, and what it is a number of.
+NUMBERS: tuple[tuple[str, Callable[[str], float], float | None, float, float, str], ...] = (
+    ("threads", int, None, 1, 1024, "that decode, and as many that compute; default: one a core"),
+    ("batch", int, 8, 1, 256, "pictures that the model takes at once; default: %(default)s"),
+    ("max-mib", float, 32, 0.001, 4096, "size of a request; default: %(default)s"),
+    ("max-megapixels", float, 50, 0.01, 170, "size of a picture; default: %(default)s"),
+    (
+        "max-decoding-megapixels",
+        float,
+        100,
+        0.01,
+        1e6,
+        "of the pictures decoded at one time; others wait, a larger one is alone; default: %(default)s",
+    ),
+    ("max-files", int, 16, 1, 1000, "of a request; default: %(default)s"),
+    ("max-requests", int, 64, 1, 10_000, "at a time; default: %(default)s"),
+    ("max-pictures", int, 128, 1, 100_000, "in hand at a time; default: %(default)s"),
+    ("seconds", float, 30, 0.1, 3600, "for one request, with its arrival; default: %(default)s"),
+    (
+        "drain-seconds",
+        float,
+        0,
+        0,
+        3600,
+        "from a signal to the last new connection; default: %(default)s",
+    ),
+)
 
 
 def _number(kind: Callable[[str], float], lowest: float, highest: float) -> Callable[[str], float]:
@@ -41,25 +68,13 @@ def _arguments(parser: ArgumentParser) -> None:
         default="fp32",
         help="form of the exported model; default: %(default)s",
     )
+    parser.add_argument(
+        "--open-metrics",
+        action="store_true",
+        help="answer /metrics without the token: it names the run and no picture",
+    )
     numbers = parser.add_argument_group("limits: what goes beyond them is refused")
-    for name, kind, default, lowest, highest, words in (
-        ("threads", int, None, 1, 1024, "that decode, and as many that compute; default: one a core"),
-        ("batch", int, 8, 1, 256, "pictures that the model takes at once; default: %(default)s"),
-        ("max-mib", float, 32, 0.001, 4096, "size of a request; default: %(default)s"),
-        ("max-megapixels", float, 50, 0.01, 170, "size of a picture; default: %(default)s"),
-        ("max-files", int, 16, 1, 1000, "of a request; default: %(default)s"),
-        ("max-requests", int, 64, 1, 10_000, "at a time; default: %(default)s"),
-        ("max-pictures", int, 128, 1, 100_000, "in hand at a time; default: %(default)s"),
-        ("seconds", float, 30, 0.1, 3600, "for one request, with its arrival; default: %(default)s"),
-        (
-            "drain-seconds",
-            float,
-            0,
-            0,
-            3600,
-            "from a signal to the last new connection; default: %(default)s",
-        ),
-    ):
+    for name, kind, default, lowest, highest, words in NUMBERS:
         numbers.add_argument(
             f"--{name}", type=_number(kind, lowest, highest), default=default, metavar="N", help=words
         )
@@ -91,6 +106,7 @@ def serve(arguments: Namespace) -> Result:
     limits = Limits(
         request_bytes=round(arguments.max_mib * MIB),
         pixels=round(arguments.max_megapixels * MEGAPIXEL),
+        decoding_pixels=round(arguments.max_decoding_megapixels * MEGAPIXEL),
         files=arguments.max_files,
         seconds=arguments.seconds,
         requests=arguments.max_requests,
@@ -99,7 +115,7 @@ def serve(arguments: Namespace) -> Result:
     )
     wishes = Wishes(
         *(arguments.host, arguments.port, arguments.threads, arguments.drain_seconds),
-        *(arguments.model, limits),
+        *(arguments.model, limits, arguments.open_metrics),
     )
     return serve_until_stopped(paths[0], wishes)
 

@@ -41,16 +41,24 @@ async function show(file) {
   try {
     const answer = await engine.answer(file, TOP);
     const view = answerView(answer, await previewOf(file, answer, name), values);
-    results.prepend(view);
-    while (results.children.length > MOST_ANSWERS) results.lastChild.remove();
+    put(view);
     view.querySelector("h2").focus({ preventScroll: true });
     view.scrollIntoView({ block: "nearest" });
   } catch (error) {
     const words = String(error.message ?? error);
-    results.prepend(element("p", { class: "caution", role: "alert", text: /^[A-Z]/.test(words) ? words : `${name} ${words}.` }));
+    put(element("p", { class: "caution", role: "alert", text: /^[A-Z]/.test(words) ? words : `${name} ${words}.` }));
   }
   results.setAttribute("aria-busy", "false");
   document.body.dataset.state = "ready";
+}
+
+// The newest stands first. The browser keeps a picture that it shows by an address until the address is taken back.
+function put(view) {
+  results.prepend(view);
+  while (results.children.length > MOST_ANSWERS) {
+    for (const image of results.lastElementChild.querySelectorAll('img[src^="blob:"]')) URL.revokeObjectURL(image.src);
+    results.lastElementChild.remove();
+  }
 }
 
 // What the model saw of a picture; of a server's answer the file, as the browser shows it.

@@ -100,6 +100,7 @@ function turned(picture, orientation) {
 // What only the browser knows: WebP, GIF, BMP, and rare JPEGs and PNGs. Its pixels differ somewhat from Pillow's.
 async function browserPixels(bytes, given) {
   const kind = kindOf(bytes);
+  if (isHeif(bytes)) throw new Error("is HEIC, which this page does not read; save it as JPEG");
   if (!kind) throw new Error("is not a picture that this page reads; save it as JPEG, PNG or WebP");
   const options = { colorSpaceConversion: "none", imageOrientation: "from-image" };
   const bitmap = await createImageBitmap(new Blob([bytes], { type: kind }), options).catch(() => null);
@@ -115,6 +116,12 @@ async function browserPixels(bytes, given) {
   const data = new Uint8Array((rgba.length / 4) * 3);
   for (let from = 0, to = 0; from < rgba.length; from += 4) for (let c = 0; c < 3; c++) data[to++] = rgba[from + c];
   return { width: bitmap.width, height: bitmap.height, data };
+}
+
+// By its brands, as predict.py does.
+function isHeif(bytes) {
+  const brands = text(bytes, 8, 56);
+  return text(bytes, 4, 4) === "ftyp" && /hei[cxms]|hev[cxms]|m[is]f1/.test(brands) && !/avi[fs]/.test(brands);
 }
 
 function kindOf(bytes) {
