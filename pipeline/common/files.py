@@ -1,4 +1,4 @@
-"""Files appear whole or not at all; digests; stages that are done carry a stamp.
+"""Files appear whole or not at all; their digests.
 
 A writer fills a neighbour of the final path, syncs it and renames it, so that a kill at any
 moment leaves either what was there before or what was meant to be there. The neighbour's name
@@ -16,7 +16,7 @@ import secrets
 import shutil
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -285,16 +285,3 @@ def size_in_words(size_bytes: float) -> str:
             return f"{size_bytes:.0f} {unit}" if unit == "bytes" else f"{size_bytes:.1f} {unit}"
         size_bytes /= 1024
     return f"{size_bytes:.1f} TiB"
-
-
-def stamped(path: Path, inputs: Mapping[str, Any]) -> bool:
-    """Whether a finished stage left this stamp for the very same inputs; a damaged stamp says nothing."""
-    try:
-        return path.is_file() and read_json(path, dict[str, Any]).get("inputs") == digest_of(inputs)
-    except DataError:
-        return False
-
-
-def stamp(path: Path, inputs: Mapping[str, Any]) -> None:
-    """Record that a stage is done: the digest of its inputs."""
-    write_json(path, {"inputs": digest_of(inputs)})

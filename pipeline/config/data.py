@@ -93,7 +93,7 @@ class DataConfig(Section):
     test_fraction: Fraction = 0.2
     """share of each class of your own pictures drawn as the test where there is none, for all seeds alike; 0: no test"""
     val_fraction: Fraction = 0.1
-    """share of each training class held out for validation; 0: no validation, and the last epoch is the result"""
+    """share of each training class held out where the data set has no validation; 0: none, the last epoch counts"""
     folds: Annotated[int, Field(ge=2)] | None = None
     """number of folds of train, one of which is the validation set, instead of val_fraction; null: no folds"""
     fold: Annotated[int, Field(ge=0)] = 0
@@ -163,6 +163,11 @@ class DataConfig(Section):
         if ends != sorted(set(ends)):
             raise ValueError(f"progressive: until_epoch must rise from stage to stage, and is {ends}")
         return self
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether keys hold part of train out for validation, where the data set has none of its own."""
+        return self.folds is not None or self.val_images is not None or self.val_fraction > 0
 
     def stage(self, epoch: int) -> Smaller | None:
         """The progressive stage of an epoch (from 0); None: images have their full size."""

@@ -223,8 +223,12 @@ def _apply(tree: Any, override: str) -> None:
         raise ConfigError(f"{key[:80]}...: unknown key; no key has more than {MOST_DEPTH} parts")
     value = _value_of(key, text)
     for section in sections:
-        in_list = isinstance(tree, list)
-        tree = tree[_index(tree, section, key)] if in_list else tree.setdefault(section, {})
+        if isinstance(tree, list):
+            tree = tree[_index(tree, section, key)]
+        else:
+            if tree.get(section) is None:  # no key, or one without a value: a section may be empty
+                tree[section] = {}
+            tree = tree[section]
         if not isinstance(tree, dict | list):
             raise ConfigError(f"{key}: unknown key; {section} has a value, not keys below it")
     if isinstance(tree, list):

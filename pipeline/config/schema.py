@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from pipeline.config.data import DataConfig
+from pipeline.config.data import OWN, DataConfig
 from pipeline.config.evaluation import EvalConfig, ReportConfig, SummaryConfig, views_in_words
 from pipeline.config.model import ModelConfig
 from pipeline.config.optim import Cosine, OptimConfig, PlateauRule, ReduceOnPlateau, ScheduleConfig, SwatsRule
@@ -39,18 +39,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Config":
-        schedules = [self.schedule, *(phase.schedule for phase in self.optim.phases)]
-        need_validation = {
-            "schedule.name=plateau": any(isinstance(schedule, ReduceOnPlateau) for schedule in schedules),
-            "a phase until a plateau": any(isinstance(p.until, PlateauRule) for p in self.optim.phases),
-            "train.early_stop_epochs": self.train.early_stop_epochs is not None,
-            "train.eval_every_steps": self.train.eval_every_steps is not None,
-        }
-        if lacking := [name for name, used in need_validation.items() if used and not self.validates]:
-            why = (
-                "data.val_fraction is 0" if self.train.refit is None else "train.refit learns from its images"
-            )
-            raise ValueError(f"{lacking[0]} needs validation, and {why}")
+        if self.needs_validation and self.why_no_validation is not None:
+            raise ValueError(f"{self.needs_validation[0]} needs validation, and {self.why_no_validation}")
         self._check_sharding()
         self._check_cuda_graphs()
         self._check_start()
@@ -149,11 +139,26 @@ class Config(Section):
             )
 
     @property
-    def validates(self) -> bool:
-        """Whether part of train is held out for validation."""
-        data = self.data
-        held_out = data.folds is not None or data.val_images is not None or data.val_fraction > 0
-        return held_out and self.train.refit is None
+    def needs_validation(self) -> list[str]:
+        """The keys that are set and need validation images."""
+        schedules = [self.schedule, *(phase.schedule for phase in self.optim.phases)]
+        needing = {
+            "schedule.name=plateau": any(isinstance(schedule, ReduceOnPlateau) for schedule in schedules),
+            "a phase until a plateau": any(isinstance(p.until, PlateauRule) for p in self.optim.phases),
+            "train.early_stop_epochs": self.train.early_stop_epochs is not None,
+            "train.eval_every_steps": self.train.eval_every_steps is not None,
+        }
+        return [name for name, used in needing.items() if used]
+
+    @property
+    def why_no_validation(self) -> str | None:
+        """Why no image can validate; None where some may: held out by keys, or brought by pictures of one's own.
+
+        Whether those bring some is known when the data are loaded.
+        """
+        if self.train.refit is not None:
+            return "train.refit learns from its images"
+        return None if self.data.holds_out or self.data.source in OWN else "data.val_fraction is 0"
 
     @property
     def at_evaluation(self) -> "Config":

@@ -14,6 +14,8 @@ from pipeline.data.sample_table import GROUP
 
 Ids = npt.NDArray[np.int64]
 Counts = npt.NDArray[np.int64]
+TRAINS = -1
+"""in the place of a fold: of a group that no fold holds"""
 
 
 def of(table: pd.DataFrame) -> pd.Series | None:
@@ -56,16 +58,21 @@ def fold(
     """The images of one of several folds of whole groups.
 
     The largest groups first, and those of a size in a drawn order, each goes to the fold that has least of its classes
-    (as scikit-learn's StratifiedGroupKFold, whose order depends on its version).
+    (as scikit-learn's StratifiedGroupKFold, whose order depends on its version), of the folds that leave each class an
+    image for training. A group for which there is no such fold, as that with all images of a class, always trains.
     """
     names, counts = _counts(classes, group)
     shares = counts / counts.sum(axis=0)
     drawn = rng.permutation(len(names))
     order = drawn[np.argsort(-counts[drawn].sum(axis=1), kind="stable")]
-    filled, fold_of = np.zeros((folds, counts.shape[1])), np.zeros(len(names), int)
+    filled, fold_of = np.zeros((folds, counts.shape[1])), np.full(len(names), TRAINS)
+    held = np.zeros((folds, counts.shape[1]), np.int64)
     for row in order:
-        fold_of[row] = np.argmin(filled @ shares[row])
-        filled[fold_of[row]] += shares[row]
+        leaves_some = (held + counts[row] < counts.sum(axis=0))[:, counts[row] > 0].all(axis=1)
+        if leaves_some.any():
+            fold_of[row] = np.argmin(np.where(leaves_some, filled @ shares[row], np.inf))
+            filled[fold_of[row]] += shares[row]
+            held[fold_of[row]] += counts[row]
     return _images(classes, group, names[fold_of == index])
 
 

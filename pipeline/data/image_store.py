@@ -20,7 +20,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipeline.common import console, files, hardware
-from pipeline.common.errors import DataError, name_some
+from pipeline.common.errors import DataError, name_some, named, refused
 from pipeline.data.pictures import WHAT_TO_GIVE, Layout, PictureError, Pixels, make_entry, stored_pixels
 
 Item = TypeVar("Item")
@@ -53,7 +53,7 @@ class Store:
         self._bytes, self._opened = _map(folder / PIXELS)
         if opened is not None and opened != self._opened:
             raise DataError(f"{folder}: was made anew while this run used it; start the run again")
-        self._packed = folder.name.endswith("packed")
+        self._packed = "-packed" in folder.name  # see `prepare.output_paths`
         if damage := _damage(index, len(self._bytes), self._packed):
             raise DataError(f"{folder}: {damage}; run `make data`, which makes it anew")
         if ids is not None and not np.array_equal(ids, index["id"]):
@@ -151,7 +151,9 @@ def build(table: pd.DataFrame, images: Path, folder: Path, layout: Layout, skip_
         sample_table.PICTURE_COLUMNS), and the checksum of the pixels.
 
     Raises:
-        DataError: pictures do not decode (all are named), or with `skip_bad` none does, or the disk is too small.
+        DataError: pictures do not decode (all are named), or with `skip_bad` none does, or the disk or the memory is
+            too small.
+        OSError: the system does not let a picture be read, which says nothing of the picture.
     """
     paths = [images / path for path in table["path"]]
     per_pixel = 3.0 if layout.format == "packed" else JPEG_BYTES_PER_PIXEL
@@ -227,6 +229,7 @@ def _fill(path: Path, paths: Sequence[Path], layout: Layout) -> tuple[pd.DataFra
         try:
             return make_entry(paths[position], layout)
         except PictureError as error:
+            _raise_unless_damaged(error, paths[position])
             return str(error).removeprefix(f"{paths[position]}: ")
 
     with (
@@ -244,6 +247,19 @@ def _fill(path: Path, paths: Sequence[Path], layout: Layout) -> tuple[pd.DataFra
             bar.advance()
         checksum = pixels.checksum()
     return pd.DataFrame(rows), bad, checksum
+
+
+def _raise_unless_damaged(error: PictureError, path: Path) -> None:
+    """Raise what lies in the machine (no permission, a failing disk, no memory): it passes, and the picture is good."""
+    cause = error.__cause__
+    if isinstance(cause, MemoryError):
+        raise DataError(
+            f"{path}: no memory is left to decode it; end some programs and run again, or, where there is memory, put "
+            "a good copy in its place"
+        ) from cause
+    if isinstance(cause, OSError) and refused(cause) is not None:
+        with named(path):
+            raise cause
 
 
 def map_in_order(

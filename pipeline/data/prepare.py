@@ -23,9 +23,9 @@ from pipeline.common.errors import DataError, name_some
 from pipeline.config.data import DataConfig
 from pipeline.config.schema import Config
 from pipeline.data import corrections, image_store, sample_table, sampling, splits, stages, summary, taxonomy
-from pipeline.data.pictures import Layout
+from pipeline.data.pictures import FORMATS, Layout
 from pipeline.data.sources.source import source_of
-from pipeline.data.stages import Stage
+from pipeline.data.stages import Removal, Stage
 from pipeline.data.table_name import beside, table_name
 from pipeline.data.taxonomy import Taxonomy
 
@@ -90,7 +90,7 @@ def prepare(config: Config, verify: bool = False) -> Prepared:
         source_of(config.data).remember(_folder(config.data))
         prepared = load(config)
     summary.show(
-        prepared.samples, prepared.taxonomy, config.data, _samples_path(config), find_root(config.data)
+        prepared.samples, prepared.taxonomy, config.data, *output_paths(config), find_root(config.data)
     )
     return prepared
 
@@ -165,7 +165,7 @@ def _verify_fetched(config: DataConfig) -> None:
 
 def output_paths(config: Config) -> tuple[Path, Path]:
     """Where the sample table and the store of a configuration are, or will be."""
-    return _samples_path(config), _folder(config.data) / layout(config.data).name
+    return _samples_path(config), _folder(config.data) / _store_name(config.data)
 
 
 def pictures_digest(config: Config) -> str | None:
@@ -173,8 +173,8 @@ def pictures_digest(config: Config) -> str | None:
     return stages.digest_of_made(output_paths(config)[1])
 
 
-def stages_from(config: Config, root: Path) -> list[Stage]:
-    """The stages that make the store and the sample table from a source, in their order.
+def stages_from(config: Config, root: Path) -> list[Stage | Removal]:
+    """The stages that make the store, the sample table and the hierarchy from a source, in their order.
 
     Args:
         root: as `find_root` returns it.
@@ -204,20 +204,19 @@ def stages_from(config: Config, root: Path) -> list[Stage]:
             tables.write_csv(listed, beside(samples_path, "corrected"))
         drawn.to_csv(output, index=False)
 
-    inputs: dict[str, Any] = {"texts": source.digest(root)}
+    source_inputs: dict[str, Any] = {"texts": source.digest(root)}
     if _is_given(config.data):
-        inputs["pictures"] = _digest_of_pictures(folder, images["path"])
-    if skips:
-        inputs["on_bad"] = "skip"
-    state = files.digest_of(inputs)
-    store_inputs = {**inputs, "layout": layout(config.data).name}
-    if decided is not None:
-        inputs = {**inputs, "corrections": decided.digest}
+        source_inputs["pictures"] = _digest_of_pictures(folder, images["path"])
+    if skips:  # which pictures are left out depends on the formats that can be read here
+        source_inputs |= {"on_bad": "skip", "formats": FORMATS}
+    state = files.digest_of(source_inputs)
+    store_inputs = {**source_inputs, "layout": layout(config.data).name}
+    table_inputs = {**source_inputs, **({} if decided is None else {"corrections": decided.digest})}
     names = sample_table.class_names(images)
     # the same table serves stores of any size
     return [
         Stage("store", store_folder, store_inputs, build_store, source=state),
-        Stage("splits", samples_path, inputs, write_samples, is_folder=False, source=state),
+        Stage("splits", samples_path, table_inputs, write_samples, is_folder=False, source=state),
         *taxonomy.stages_of(config.data, source.taxonomy(root), _folder(config.data), names, root),
     ]
 
@@ -271,6 +270,12 @@ def _folder(config: DataConfig) -> Path:
 def layout(config: DataConfig) -> Layout:
     """How the store holds its pictures."""
     return Layout.of(config)
+
+
+def _store_name(config: DataConfig) -> str:
+    """The name of the layout; a store that may lack pictures has one of its own."""
+    name = layout(config).name
+    return f"{name}-skip" if config.on_bad == "skip" else name
 
 
 def _samples_path(config: Config) -> Path:

@@ -84,6 +84,11 @@ def gaps(table: pd.DataFrame) -> list[str]:
         sentences.append(
             f"no validation image of {name_some(unvalidated)}: validation says nothing of these classes"
         )
+    if counts.get("test", 0) and (untested := classes_without(table, "test")):
+        sentences.append(
+            f"no test image of {name_some(untested)}: the test says nothing of these classes, and means over classes "
+            "leave them out"
+        )
     if not counts.get("test", 0):
         what_next = "set eval.split=val" if counts.get("val", 0) else "hold some out with data.val_fraction"
         sentences.append(f"no test image at all; {what_next}, and `plumage eval` reads the validation images")

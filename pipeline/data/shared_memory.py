@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pipeline.common.errors import ConfigError
 from pipeline.common.files import size_in_words
-from pipeline.config.data import DataConfig
 from pipeline.config.schema import Config
 from pipeline.distributed.process_group import Ranks
 
@@ -45,7 +44,8 @@ def needed_bytes(config: Config, workers: int, ranks: Ranks) -> int:
     sizes = [(config.optim.images_per_step, data.image_px)]
     sizes += [(stage.images_per_step or sizes[0][0], stage.image_px) for stage in data.progressive]
     train = max(-(-images // ranks.world_size) * _image_bytes(px) for images, px in sizes)
-    val = config.eval.batch_size * _image_bytes(data.image_px) if _validates(data) else 0
+    predicts = config.why_no_validation is None or config.train.start_from == "probe"
+    val = config.eval.batch_size * _image_bytes(data.image_px) if predicts else 0
     batch = max(train, val) if config.train.eval_every_steps is None else train + val
     return ranks.local_world_size * (workers * PREFETCHED + IN_USE) * batch
 
@@ -81,7 +81,3 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 
 def _image_bytes(image_px: int) -> int:
     return 3 * image_px**2
-
-
-def _validates(data: DataConfig) -> bool:
-    return bool(data.val_fraction or data.folds or data.val_images)

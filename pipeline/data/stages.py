@@ -129,6 +129,32 @@ class Stage:
         write_stamp(self.output, Stamp(self.inputs_digest, self.source, made))
 
 
+@dataclass(frozen=True)
+class Removal:
+    """An output of ours that an earlier state of the source asked for, and that of today does not."""
+
+    name: str
+    output: Path
+
+    def due(self, verify: bool = False) -> str | None:  # noqa: ARG002  # as of a stage
+        """Why the output has to go, or None: it is not there."""
+        return "the source has none now" if self.output.exists() else None
+
+    def run(self, wait_minutes: float = WAIT_MINUTES, verify: bool = False) -> None:  # noqa: ARG002  # as of a stage
+        """Remove the output and its stamp, if they are there.
+
+        Raises:
+            DataError: another process prepares the same data set, and took too long.
+        """
+        if self.due() is not None:
+            with turn(self.output.parent, wait_minutes):
+                self.output.unlink(missing_ok=True)
+                stamp_of(self.output).unlink(missing_ok=True)
+            console.say(
+                f"{self.name}  {self.output} is removed, which `data` had made: the source has none now"
+            )
+
+
 @contextmanager
 def turn(folder: Path, wait_minutes: float) -> Iterator[None]:
     """Hold the lock of a data set's folder; a wait is said, again each minute, and ends.

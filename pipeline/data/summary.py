@@ -7,19 +7,25 @@ import pandas as pd
 from pipeline.common import console, files, tables
 from pipeline.common.errors import name_some
 from pipeline.config.data import DataConfig
-from pipeline.data import corrections, sample_table
+from pipeline.data import corrections, image_store, sample_table
 from pipeline.data.sources.source import source_of
 from pipeline.data.table_name import beside
 from pipeline.data.taxonomy import Taxonomy
 
 
 def show(
-    samples: pd.DataFrame, taxonomy: Taxonomy | None, data: DataConfig, samples_path: Path, root: Path | None
+    samples: pd.DataFrame,
+    taxonomy: Taxonomy | None,
+    data: DataConfig,
+    samples_path: Path,
+    store_folder: Path,
+    root: Path | None,
 ) -> None:
     """Say what is in a sample table.
 
     Args:
         samples_path: of the table.
+        store_folder: of the store, which lists the pictures that were left out, too.
         root: the folder of the source, see `prepare.find_root`; None: it is not there.
     """
     counts = samples["split"].value_counts()
@@ -44,8 +50,7 @@ def show(
     for sentence in _remarks(samples, data, root):
         console.say(sentence)
     if data.on_bad == "skip":
-        path = beside(samples_path, "skipped")
-        console.say(f"skipped  {len(tables.read_csv(path)):,} pictures that cannot be read, listed in {path}")
+        console.say(_skipped(samples_path, store_folder))
     if data.corrections is not None:
         console.say(corrections.sentence(data, beside(samples_path, "corrected")))
     for sentence in sample_table.gaps(samples):
@@ -55,6 +60,12 @@ def show(
             f"the boxes of image ids {name_some(outside)} lie outside their pictures, in whole or in part; give them "
             "in pixels of the picture as it is shown"
         )
+
+
+def _skipped(samples_path: Path, store_folder: Path) -> str:
+    kept, path = store_folder / image_store.SKIPPED, beside(samples_path, "skipped")
+    listed = path if path.is_file() else kept  # a list for the user, who may have moved it
+    return f"skipped  {len(tables.read_csv(kept)):,} pictures that cannot be read, listed in {listed}"
 
 
 def _remarks(samples: pd.DataFrame, data: DataConfig, root: Path | None) -> list[str]:

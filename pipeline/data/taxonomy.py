@@ -19,7 +19,7 @@ from pipeline.common.errors import DataError
 from pipeline.config.data import DataConfig
 from pipeline.data import stages
 from pipeline.data.sources.own_pictures import quoted, refuse, shown, twins, unwritable
-from pipeline.data.stages import Stage
+from pipeline.data.stages import Removal, Stage
 from pipeline.data.text_tables import plain, read_texts
 
 CLASS = "class"
@@ -182,8 +182,8 @@ def of(config: DataConfig, folder: Path, classes: Sequence[str]) -> Taxonomy | N
 
 def stages_of(
     config: DataConfig, own: pd.DataFrame | None, folder: Path, classes: Sequence[str], root: Path
-) -> list[Stage]:
-    """The stage that keeps a source's own hierarchy beside the prepared data; none where it has none.
+) -> list[Stage | Removal]:
+    """The stage that keeps a source's own hierarchy beside the prepared data, or takes away that of an earlier state.
 
     Args:
         own: as `Source.taxonomy` returns it.
@@ -195,7 +195,7 @@ def stages_of(
     if config.taxonomy is not None:
         read(config.taxonomy, classes)
     if own is None:
-        return []
+        return [Removal("taxonomy", _file(folder))]
     hierarchy = of_table(own, classes, root)
     inputs = {"taxonomy": hierarchy.digest}
     return [Stage("taxonomy", _file(folder), inputs, partial(Taxonomy.write, hierarchy), is_folder=False)]

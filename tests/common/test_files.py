@@ -214,22 +214,6 @@ def test_the_digest_of_a_value_depends_on_content_and_not_on_the_order_of_keys()
     assert files.digest_of({"a": "1", "b": [True, None, "ü"]}) != one
 
 
-def test_a_stamp_holds_for_the_same_inputs_only(tmp_path: Path) -> None:
-    path = tmp_path / "raw.stamp.json"
-    assert not files.stamped(path, {"md5": "a"})
-    files.stamp(path, {"md5": "a", "px": 512})
-    assert files.stamped(path, {"px": 512, "md5": "a"})
-    assert not files.stamped(path, {"md5": "a", "px": 511})
-    assert not files.stamped(path, {"md5": "a"})
-
-
-@pytest.mark.parametrize("text", ['{"inputs": ', "[]", "null", '{"inputs": 3}', "\udcff"])
-def test_a_damaged_stamp_says_that_the_stage_is_due(text: str, tmp_path: Path) -> None:
-    path = tmp_path / "raw.stamp.json"
-    path.write_bytes(text.encode(errors="surrogateescape"))
-    assert not files.stamped(path, {})
-
-
 @dataclass(frozen=True)
 class Bird:
     name: str

@@ -394,6 +394,27 @@ def test_phases_are_resolved_once_and_anew_for_a_copy() -> None:
     assert (phase.lr, copied.lr) == (0.025, 1.0)
 
 
+@pytest.mark.parametrize("source", ["folder", "csv", "hugging_face"])
+def test_pictures_of_ones_own_may_bring_validation(source: str) -> None:
+    own = [f"data.source={source}", "data.path=birds", "data.val_fraction=0"]
+    config = load_config(None, [*own, "train.early_stop_epochs=3", "schedule.name=plateau"])
+    assert config.needs_validation == ["schedule.name=plateau", "train.early_stop_epochs"]
+    assert config.why_no_validation is None and not config.data.holds_out
+    assert "train.refit learns from its images" in problem(
+        *own, "train.eval_every_steps=3", "train.refit=runs/a"
+    )
+
+
+def test_an_empty_section_takes_the_keys_of_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("data:\nrun:\noptim: {phases: [{name: sgd, until: }]}\ntrain: {refit: null}\n")
+    config = load_config(path, ["data.image_px=100", "data.synthetic.species=3", "run.name=b"])
+    assert (config.data.image_px, config.data.synthetic.species, config.run.name) == (100, 3, "b")
+    path.write_text("seed:\n")
+    with pytest.raises(ConfigError, match="seed: .* is not allowed; allowed: a whole number"):
+        load_config(path, ["seed.a=1"])
+
+
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
     path = tmp_path / "birds.yaml"
     path.write_text("# nothing departs\n")

@@ -59,6 +59,35 @@ def test_folds_of_groups_cover_all_images_once_and_are_of_one_size() -> None:
     assert [len(each) for each in ids] == [24] * 5
 
 
+def folds_of(samples: pd.DataFrame, folds: int) -> list[pd.DataFrame]:
+    """Each with classes by splits: the numbers of images."""
+    held = [draw(samples, folds=folds, fold=fold) for fold in range(folds)]
+    assert all(map(whole, held))
+    return [drawn.groupby(["label", "split"]).size().unstack(fill_value=0) for drawn in held]
+
+
+def test_no_fold_takes_the_only_group_of_a_class_out_of_training() -> None:
+    samples = table(groups_a_class=6)
+    samples = samples[(samples["label"] != 0) | samples["group"].isin(["0-0", "0-1"])]
+    for counts in folds_of(samples, folds=2):
+        assert counts["train"].tolist() == [4, *counts["train"][1:]]  # the test has the other one
+        assert counts["test"][0] == 4 and counts["val"][0] == 0
+        assert (counts.loc[1:, ["train", "val"]] > 0).all(axis=None)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_fold_takes_all_groups_of_a_class_out_of_training(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    size = 60
+    samples = table(groups_a_class=1, size=size, classes=4, official="train")
+    samples["group"] = random.integers(0, 6, len(samples)).astype(str)
+    samples = samples[(samples["label"] != 0) | samples["group"].isin(["0", "1"])]
+    samples = samples.groupby(["label", "group"]).head(3 + seed)
+    for folds in (2, 3):
+        for counts in folds_of(samples, folds):
+            assert (counts["train"] > 0).all()
+
+
 def test_groups_of_several_classes_and_images_without_one() -> None:
     samples = table(groups_a_class=10, classes=4)
     samples["group"] = samples["group"].str.replace(

@@ -1,11 +1,14 @@
 """Pictures that cannot be read: all named as an error, or left out, listed and counted (`data.on_bad`)."""
 
+import errno
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
-from pipeline.data import sample_table
+from pipeline.data import pictures, prepare, sample_table
 from tests.helpers import own_pictures, tiny
 from tests.helpers.own_pictures import class_folders
 
@@ -69,6 +72,85 @@ def test_skip_and_error_do_not_take_each_others_data(
     assert prepared(tmp_path, "skipped-*.csv").empty
     assert own_pictures.do("data", tmp_path, "folder", birds) == 0
     assert len(prepared(tmp_path, "samples-val0.1-seed0.csv")) == 32
+
+
+def test_skip_and_error_have_stores_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    birds = class_folders(tmp_path / "birds", NAMES)
+    for key in ("skip", "error"):
+        assert own_pictures.do("data", tmp_path, "folder", birds, f"data.on_bad={key}") == 0
+    capsys.readouterr()
+    for key in ("skip", "error"):
+        assert own_pictures.do("data", tmp_path, "folder", birds, f"data.on_bad={key}") == 0
+    assert capsys.readouterr().err.count("is up to date") == 4
+    stores = sorted(path.parent.name for path in (tmp_path / "data").glob("*/*/pixels.bin"))
+    assert stores == ["store-squash20-packed", "store-squash20-packed-skip"]
+
+
+@pytest.mark.parametrize(
+    ("cause", "sentence"),
+    [
+        (OSError(errno.EIO, "Input/output error"), "the disk fails to read or write it"),
+        (OSError(errno.EMFILE, "Too many open files"), "too many files are open"),
+        (PermissionError(errno.EACCES, "Permission denied"), "no permission to read or write it"),
+        (MemoryError(), "no memory is left to decode it; end some programs and run again"),
+    ],
+)
+def test_what_lies_in_the_machine_leaves_no_picture_out(
+    tmp_path: Path,
+    cause: Exception,
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    birds = class_folders(tmp_path / "birds", NAMES)
+
+    def failing(image: Image.Image) -> None:
+        if image.fp.name.endswith("owl/1.png"):
+            raise cause
+        whole(image)
+
+    whole = PngImageFile.load
+    monkeypatch.setattr(PngImageFile, "load", failing)
+    assert own_pictures.do("data", tmp_path, "folder", birds, "data.on_bad=skip") == 2
+    assert f"error: {birds / 'owl/1.png'}: {sentence}" in capsys.readouterr().err
+    assert not list((tmp_path / "data").glob("*/skipped-*.csv"))
+    monkeypatch.undo()
+    assert own_pictures.do("data", tmp_path, "folder", birds, "data.on_bad=skip") == 0
+    assert prepared(tmp_path, "skipped-*.csv").empty
+
+
+def test_a_format_that_can_be_read_now_brings_its_pictures_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    birds = class_folders(tmp_path / "birds", NAMES)
+    Image.new("RGB", (24, 20)).save(birds / "owl" / "one.gif")
+    formats = list(pictures.FORMATS)
+    without = [name for name in formats if name != "GIF"]
+
+    def skipped_with(readable: list[str], *more: str) -> list[str]:
+        monkeypatch.setattr(pictures, "FORMATS", readable)
+        monkeypatch.setattr(prepare, "FORMATS", readable)
+        assert own_pictures.do("data", tmp_path, "folder", birds, "data.on_bad=skip", *more) == 0
+        return prepared(tmp_path, "skipped-*.csv")["path"].tolist()
+
+    assert skipped_with(without) == ["owl/one.gif"]
+    assert skipped_with(formats) == []
+    assert skipped_with(without, "data.resize_px=24") == ["owl/one.gif"], (
+        "a store of another size, and fewer formats"
+    )
+    assert skipped_with(without) == ["owl/one.gif"]
+
+
+def test_a_list_of_skipped_pictures_that_is_gone_is_no_fault(
+    tmp_path: Path, birds: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert own_pictures.do("data", tmp_path, "folder", birds, "data.on_bad=skip") == 0
+    (listed,) = (tmp_path / "data").glob("*/skipped-*.csv")
+    listed.unlink()
+    capsys.readouterr()
+    assert own_pictures.do("data", tmp_path, "folder", birds, "data.on_bad=skip") == 0
+    kept = listed.parent / "store-squash20-packed-skip" / "skipped.csv"
+    assert f"skipped  3 pictures that cannot be read, listed in {kept}" in capsys.readouterr().err
 
 
 def test_a_class_that_loses_all_its_pictures_is_an_error(

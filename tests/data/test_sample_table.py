@@ -149,12 +149,15 @@ def test_a_table_without_gaps_has_no_sentence() -> None:
     assert [sentence.partition(";")[0] for sentence in sample_table.gaps(samples())] == [
         'no training image of null, Heermann "Gull" (2 in all): what the network says of these classes means nothing',
         'no validation image of NA, Heermann "Gull" (2 in all): validation says nothing of these classes',
+        "no test image of null, NA (2 in all): the test says nothing of these classes, and means over classes leave "
+        "them out",
     ]
 
 
 def test_without_validation_no_class_lacks_it() -> None:
     kept = samples().assign(split=["train", "train", "train", "test"])
-    assert sample_table.gaps(kept) == []
+    assert [sentence[:10] for sentence in sample_table.gaps(kept)] == ["no test im"]
+    assert sample_table.gaps(kept[kept["label"] == 1]) == []
 
 
 def test_a_box_is_outside_when_more_than_a_tenth_of_it_is() -> None:

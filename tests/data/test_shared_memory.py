@@ -27,6 +27,8 @@ IMAGE = 3 * 32 * 32  # bytes
         (["optim.batch_size=100"], 2, SINGLE, 6 * 100),
         (["optim.batch_size=100", "data.val_fraction=0"], 1, SINGLE, 4 * 100),
         (["optim.batch_size=8", "data.val_fraction=0"], 1, SINGLE, 4 * 8),
+        (["data.val_fraction=0", "data.source=folder", "data.path=birds"], 1, SINGLE, 4 * 64),
+        (["data.val_fraction=0", "train.start_from=probe", "model.pretrained=true"], 1, SINGLE, 4 * 64),
         (["train.eval_every_steps=1"], 1, SINGLE, 4 * (8 + 64)),
         (["optim.batch_size=101", "data.val_fraction=0"], 1, Ranks(0, 4, 2, CPU), 2 * 4 * 26),
         (

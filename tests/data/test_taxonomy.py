@@ -149,5 +149,25 @@ def test_the_hierarchy_that_a_source_brings_is_kept_beside_the_data_and_a_file_w
         found()
 
 
+def test_a_hierarchy_that_the_source_no_longer_has_is_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.data.sources.source.SOURCES", {"folder": WithFamilies})
+    birds = own_pictures.class_folders(tmp_path / "birds", ["crow", "chough", "owl"])
+    assert own_pictures.do("data", tmp_path, "folder", birds) == 0
+    monkeypatch.setattr("pipeline.data.sources.source.SOURCES", {"folder": ClassFolders})
+    config = tiny.config(tmp_path).model_copy(update={"data": own_pictures.config("folder", birds)})
+    (due,) = prepare.outdated(config, birds)
+    assert due == "hierarchy.csv (the source has none now)"
+    own_pictures.class_folders(birds, ["gull"])
+    capsys.readouterr()
+    assert own_pictures.do("data", tmp_path, "folder", birds) == 0
+    said = capsys.readouterr().err
+    assert "hierarchy.csv is removed, which `data` had made" in said and "taxonomy  2 family" not in said
+    assert not list((tmp_path / "data").glob("*/hierarchy*"))
+    assert prepare.load(config).taxonomy is None
+    assert prepare.outdated(config, birds) == []
+
+
 def test_data_without_a_hierarchy_have_none(birds: Path, tmp_path: Path) -> None:
     assert prepare.load(tiny.config(birds)).taxonomy is None

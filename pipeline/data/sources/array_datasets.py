@@ -20,7 +20,7 @@ from pipeline.common.errors import DataError
 from pipeline.config.data import DataConfig
 from pipeline.data import sample_table
 from pipeline.data.pictures import Pixels
-from pipeline.data.sources import given_folder
+from pipeline.data.sources import download, given_folder
 
 LIST = "pictures.csv"
 DIGITS = [str(digit) for digit in range(10)]
@@ -150,13 +150,20 @@ class ArraySource:
 
     @property
     def inputs(self) -> Mapping[str, Any] | None:
-        """The name alone: the arrays never change."""
-        return {"source": self.config.source}
+        """The name: what is downloaded never changes; of a given folder its content too, also when it is gone."""
+        named = {"source": self.config.source}
+        if self._given is None:
+            return named
+        if self._is_there:
+            return {**named, "content": self._content()}
+        content = given_folder.fetched(self.config.root / self.folder_name)
+        return named if content is None else {**named, "content": content}
 
     def fetch(self, output: Path) -> None:
         """Write the pictures and their list, after downloading the arrays where no folder is given."""
         archive = self.config.archive
-        arrays = self.load(archive or self.config.root / "downloads", archive is None)
+        with download.limited_silence():
+            arrays = self.load(archive or self.config.root / "downloads", archive is None)
         write(arrays, output)
 
     def find_root(self, raw: Path) -> Path:
@@ -182,21 +189,33 @@ class ArraySource:
         return None
 
     def digest(self, root: Path) -> str:
-        """The SHA-256 of the list."""
-        return files.digest_of_file(root / LIST)
+        """The SHA-256 of the list; of a given folder with its content, for other pictures may have the same list."""
+        listed = files.digest_of_file(root / LIST)
+        return listed if self._given is None else files.digest_of([listed, self.inputs])
 
     def remember(self, prepared: Path) -> None:
         """Record the given folder, as long as it is there."""
-        if self._given is not None and self._given.is_dir():
+        if self._given is not None and self._is_there:
             given_folder.remember(prepared, self._given, self._content())
 
     @property
     def _given(self) -> Path | None:
         return None if self.packaged else self.config.archive
 
-    def _content(self) -> str:
+    @property
+    def _is_there(self) -> bool:
+        return self._arrays.is_dir()
+
+    @property
+    def _arrays(self) -> Path:
         assert self._given is not None
-        folder = self._given / FOLDERS[self.config.source]
+        return self._given / FOLDERS[self.config.source]
+
+    def _content(self) -> str:
+        folder = self._arrays
+        if not folder.is_dir():
+            name = FOLDERS[self.config.source]
+            raise DataError(f"{folder}: no such folder; set data.archive to the folder that holds {name}")
         return files.digest_of(
             {path.name: files.digest_of_file(path) for path in sorted(folder.glob("*")) if path.is_file()}
         )

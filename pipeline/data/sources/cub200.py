@@ -15,7 +15,7 @@ import pandas as pd
 from pipeline.common.errors import DataError, name_some
 from pipeline.config.data import DataConfig
 from pipeline.data.sources import download, extract, given_folder
-from pipeline.data.sources.cub_layout import AGAIN, CubLayout, find_root, read, text_digest
+from pipeline.data.sources.cub_layout import AGAIN, CubLayout, find_root, read
 from pipeline.data.sources.download import Remote
 
 ARCHIVE = Remote(
@@ -51,8 +51,17 @@ class Cub200(CubLayout):
         return {"md5": _md5(self.config)} if self._unpacked is None else None
 
     def fetch(self, output: Path) -> None:
-        """Unpack the archive, after downloading it where none is given."""
+        """Unpack the archive, after downloading it where none is given.
+
+        Raises:
+            DataError: the archive is not as its digests say, or there is a digest of one that cannot be downloaded.
+        """
         archive = self.config.archive
+        if archive is None and not is_official(self.config):
+            raise DataError(
+                f"data.archive_md5={self.config.archive_md5}: of another archive than the published one, which alone is "
+                "downloaded; set data.archive to that archive, or leave data.archive_md5 out"
+            )
         if archive is None:
             archive = self.config.root / "downloads" / "CUB_200_2011.tgz"
             download.fetch(ARCHIVE, archive)
@@ -110,13 +119,16 @@ class Cub200(CubLayout):
 
     def _content(self) -> str:
         assert self.config.archive is not None
-        return text_digest(find_root(self.config.archive))
+        root = find_root(self.config.archive)
+        return given_folder.digest_of_content(read(root), self.images(root))
 
 
 def is_official(config: DataConfig) -> bool:
-    """Whether the data are the published archive of CUB-200-2011, by its digest; a folder has none."""
-    is_folder = config.archive is not None and config.archive.is_dir()
-    return config.source == "cub200" and not is_folder and _md5(config) == ARCHIVE.md5
+    """Whether the data are the published archive of CUB-200-2011, by its digest.
+
+    A folder has none, and neither has one that data were prepared from and that is not there now.
+    """
+    return config.source == "cub200" and Cub200(config).inputs == {"md5": ARCHIVE.md5}
 
 
 def _md5(config: DataConfig) -> str:

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import re
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -77,6 +78,17 @@ def fetch(remote: Remote, target: Path) -> None:
         f"{target.name}: not downloaded, for {'; '.join(reasons)}; bring the file yourself and set "
         "data.archive=PATH, or set https_proxy if this machine needs a proxy, and run again"
     )
+
+
+@contextmanager
+def limited_silence() -> Iterator[None]:
+    """Give new connections of this process `TIMEOUT_SECONDS` where they have no timeout of their own (torchvision's)."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT_SECONDS)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def verify_archive(path: Path, md5: str, size_bytes: int | None = None) -> None:

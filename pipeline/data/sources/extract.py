@@ -7,11 +7,14 @@ with or without the filters of `tarfile`. An archive is measured by what it writ
 
 import errno
 import gzip
+import lzma
 import shutil
 import stat
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
@@ -34,10 +37,11 @@ MOST_HEADER_BYTES = 1 << 26
 MOST_FOLDERS = 100
 """depth of a member's name"""
 DAMAGE = (
-    *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError),
+    *(tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError),
     *(ValueError, LookupError, ArithmeticError, RuntimeError, MemoryError),  # of headers that mean nothing
 )
-"""what `tarfile` and `zipfile` raise for damaged archives (RuntimeError: also for a zip that has a password)"""
+"""what `tarfile` and `zipfile` raise for damaged archives (RuntimeError: also for a zip that has a password), besides
+an `OSError` without `errno`, of bzip2"""
 
 
 class _Compressed:
@@ -93,11 +97,17 @@ class _Target:
                 self.parents.add(parent)
             if member.content is not None:
                 with path.open("wb") as out:
-                    shutil.copyfileobj(member.content, out, BUFFER_BYTES)
-        except gzip.BadGzipFile:  # of the archive, and an OSError
-            raise
+                    while chunk := self._read(member.content):
+                        out.write(chunk)
         except OSError as error:
+            if error.errno is None or error.filename == str(self.archive):  # of the archive
+                raise
             raise self._not_written(error, member.name) from error
+
+    def _read(self, content: IO[bytes]) -> bytes:
+        """The next bytes of a member; the disk's error of reading them names the archive."""
+        with _reading(self.archive):
+            return content.read(BUFFER_BYTES)
 
     def _measure(self, member: _Member) -> None:
         self.written_bytes += member.size_bytes + ENTRY_BYTES
@@ -150,7 +160,11 @@ def unpack(archive: Path, folder: Path) -> None:
     files.require_free(folder, size_bytes, f"unpacking {archive.name}")
     target = _Target(archive, folder)
     try:
-        with archive.open("rb") as stream, console.bar("unpack", total=size_bytes, unit="bytes") as bar:
+        with (
+            _reading(archive),
+            archive.open("rb") as stream,
+            console.bar("unpack", total=size_bytes, unit="bytes") as bar,
+        ):
             magic = stream.read(len(ZIP_MAGIC))
             stream.seek(0)
             if magic == ZIP_MAGIC:
@@ -161,12 +175,25 @@ def unpack(archive: Path, folder: Path) -> None:
                 _unpack_tar(
                     cast(IO[bytes], gzip.GzipFile(fileobj=compressed) if is_gzip else compressed), target
                 )
-    except DAMAGE as error:
+    except (*DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk
+            raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(
             f"{archive}: truncated, or not a tar, tar.gz or zip archive ({reason}); get a whole copy of it, or give the "
             "unpacked folder as data.archive"
         ) from error
+
+
+@contextmanager
+def _reading(archive: Path) -> Iterator[None]:
+    """Name the archive in the system's errors of reading it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:  # else it is damage
+            error.filename = error.filename or str(archive)
+        raise
 
 
 def _unpack_tar(stream: IO[bytes], target: _Target) -> None:

@@ -16,7 +16,7 @@ import pandas as pd
 from pipeline.common import files
 from pipeline.common.errors import DataError
 from pipeline.config.data import DataConfig
-from pipeline.data.sources import given_folder
+from pipeline.data.sources import download, given_folder
 from pipeline.data.sources.array_datasets import DAMAGE
 from pipeline.data.sources.own_pictures import finish
 
@@ -63,7 +63,8 @@ class FieldDataset:
 
     def fetch(self, output: Path) -> None:
         """Download and unpack."""
-        self.parts(output, download=True)
+        with download.limited_silence():
+            self.parts(output, download=True)
 
     def find_root(self, raw: Path) -> Path:
         """torchvision's root: the given folder, or `raw`."""
@@ -125,7 +126,8 @@ class FieldDataset:
 
     def _content(self) -> str:
         assert self.config.archive is not None
-        return self.digest(self.find_root(self.config.archive))
+        root = self.find_root(self.config.archive)
+        return given_folder.digest_of_content(self.read(root), self.images(root))
 
     def parts(self, root: Path, download: bool, **options: str) -> dict[str, Any]:
         """The splits, as torchvision's class has them with these options."""

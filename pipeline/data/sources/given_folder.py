@@ -1,13 +1,14 @@
 """A folder or table that the user gave as the source keeps its prepared data when it is moved, renamed or not there.
 
 The data prepared from it lie in PREFIX-DIGEST below `data.root`, with a record of the folder: where it was, the latest
-place last, and a digest of the files that say what the data set is.
+place last, and a digest of its content: of its table, and of its pictures' names and sizes.
 """
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.common import files
@@ -80,6 +81,22 @@ def remember(prepared: Path, folder: Path, content: str) -> None:
     earlier = [] if record is None else [each for each in record.folders if each != path]
     if record != (now := Record([*earlier, path], content)):
         files.write_json(prepared / RECORD, asdict(now))
+
+
+def digest_of_content(table: pd.DataFrame, images: Path) -> str:
+    """A digest of a sample table and of the sizes of its pictures; a moved or copied folder has the same.
+
+    Args:
+        images: the folder that the paths of the table are relative to.
+    """
+
+    def size_bytes(path: str) -> int | None:
+        try:
+            return (images / path).stat().st_size
+        except OSError:  # is named where pictures are decoded
+            return None
+
+    return files.digest_of([table.to_csv(index=False), [size_bytes(path) for path in table["path"]]])
 
 
 def fetched(prepared: Path) -> str | None:

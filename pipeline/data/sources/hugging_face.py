@@ -107,8 +107,9 @@ class HuggingFace(OwnPictures):
         return table
 
     def digest(self, root: Path) -> str:
-        """The SHA-256 of the table."""
-        return files.digest_of_file(root / LIST)
+        """The SHA-256 of the table; of a given folder with its content, for other pictures may have the same table."""
+        listed = files.digest_of_file(root / LIST)
+        return listed if self._is_of_hub else files.digest_of([listed, self.inputs])
 
     def remarks(self, root: Path) -> list[str]:  # noqa: ARG002  # the protocol's
         """None."""

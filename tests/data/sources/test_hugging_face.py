@@ -99,6 +99,16 @@ def test_pictures_are_taken_byte_for_byte_and_rows_keep_their_order(tmp_path: Pa
         assert np.array_equal(picture(tmp_path / "raw" / path, layout), picture(reference, layout))
 
 
+def test_other_pictures_of_the_same_classes_are_exported_and_stored_anew(tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    for shade in (10, 200):
+        shutil.rmtree(given, ignore_errors=True)
+        part(5, image=[PillowImage.new("RGB", (24, 20), (shade,) * 3)] * 10).save_to_disk(str(given))
+        assert do("data", tmp_path, "hugging_face", given) == 0
+        (pixels,) = (tmp_path / "data").glob("*/store-*/pixels.bin")
+        assert set(pixels.read_bytes()) == {shade}
+
+
 def test_classes_may_be_texts_under_another_name(tmp_path: Path) -> None:
     features = datasets.Features({"image": datasets.Image(), "bird": datasets.Value("string")})
     part(4, features, bird=["NA", "1e5"] * 4).save_to_disk(str(tmp_path / "given"))

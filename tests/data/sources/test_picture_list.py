@@ -146,6 +146,34 @@ def test_a_group_lies_in_one_split_of_the_prepared_data(tmp_path: Path) -> None:
         assert set(samples["split"]) == {"train", "val", "test"}
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_group_is_one_however_it_is_typed(tmp_path: Path, name: str) -> None:
+    spellings = ["nest", "nest ", "\tnest", "e\u0301t", "\u00e9t", " ", ""]
+    rows = rows_of(tmp_path, ["crow", "gull"], count=7)
+    rows = [{**row, "group": spellings[number % 7]} for number, row in enumerate(rows)]
+    table = read(FORMATS[name](tmp_path / name, rows))
+    assert table["group"].tolist() == ["nest", "nest", "nest", "\u00e9t", "\u00e9t", "", ""] * 2
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_csv_may_be_as_a_spreadsheet_program_saves_it(tmp_path: Path, separator: str) -> None:
+    lines = [
+        ["path", "label", "note"],
+        ["1.png", '"gull, herring"', "a"],
+        ["2.png", "crow"],
+        [],
+        ["3.png", "007", ""],
+    ]
+    text = "".join(separator.join(line) + "\r\n" for line in lines)
+    (tmp_path / "list.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    table = read(tmp_path / "list.csv", test_fraction=0.0)
+    assert table[["path", "class_name"]].to_numpy().tolist() == [
+        ["1.png", "gull, herring"],
+        ["2.png", "crow"],
+        ["3.png", "007"],
+    ]
+
+
 def change(**cells: str) -> Callable[[Rows], Rows]:
     """Other cells in the first row; a column that is new is empty elsewhere."""
     return lambda rows: [{**rows[0], **cells}, *rows[1:]]
@@ -160,7 +188,7 @@ FAULTS: dict[str, tuple[Callable[[Rows], Rows], str]] = {
         lambda rows: [{"path": row["path"], "lable": row["label"]} for row in rows],
         r"no column label among path, lable \(2 in all\); name the columns path .* and label",
     ),
-    "an empty row": (lambda _: [{"path": "", "label": ""}], r"rows without a path: row 1 \(1 in all\); give"),
+    "no path": (change(path=""), r"rows without a path: row 1 \(1 in all\); give"),
     "outside": (
         change(path="../1.png"),
         r"paths that lead out of the table's folder: \.\./1.png \(1 in all\); put",
@@ -189,6 +217,21 @@ FAULTS: dict[str, tuple[Callable[[Rows], Rows], str]] = {
     "one group": (
         filled("group", "a", "a"),
         r"one group of pictures alone of crow, gull \(2 in all\)",
+    ),
+    "a group in more than one split, with a space": (
+        lambda rows: [
+            {**row, "split": ("train", "test")[number % 2], "group": "nest" + " " * (number % 2)}
+            for number, row in enumerate(rows)
+        ],
+        r"groups in more than one split: nest \(1 in all\); put all pictures of a group into one",
+    ),
+    "one group, once with a space": (
+        lambda rows: [{**row, "group": "a" + " " * (number % 2)} for number, row in enumerate(rows)],
+        r"one group of pictures alone of crow, gull \(2 in all\)",
+    ),
+    "groups' case": (
+        lambda rows: [{**row, "group": "Nn"[number % 2] + "est"} for number, row in enumerate(rows)],
+        r"groups that differ only in case: Nest / nest \(1 in all\); spell each group alike, or name",
     ),
     "a group that no table can hold": (
         change(group="a\0b"),
@@ -238,14 +281,24 @@ def test_a_fault_is_one_sentence_and_nothing_is_written(
 
 TEXTS = {
     "list.csv": [
-        ("path,label,label\na,b,c\n", r"columns more than once: label \(1 in all\); keep one of each"),
+        ("path,label,label\na,b,c\n", r"a column stands there twice among .*; keep one of each"),
         ("path,label\n", "no picture is listed; add a row for each"),
-        ("", "no readable csv table in UTF-8"),
-        ("path,label\na,b,c,d\n", "no readable csv table in UTF-8 .*line 2"),
-        ("path,label\n\xff\xfe", "no readable csv table in UTF-8"),
+        ("path,label\n,\n", "no picture is listed; add a row for each"),
+        ("", "no readable table .*; save it again as CSV, with the columns path and label"),
+        ("path,label\na,b,c,d\n", r"rows with more cells than .* columns: 1 \(1 in all\); quote"),
+        ("path,label\n\xff\xfe", "not UTF-8 text; save it as UTF-8"),
+    ],
+    "list.tsv": [
+        (
+            "path\tlabel\tlabel\na\tb\tc\n",
+            r"columns more than once: label \(1 in all\); keep one of each",
+        ),
+        ("path\tlabel\na\tb\tc\td\n", r"no readable tsv table \(.*line 2.*\); save it again, in UTF-8"),
+        ("path\tlabel\n\xff\xfe", "no readable tsv table .*; save it again, in UTF-8"),
+        ("", "no readable tsv table"),
     ],
     "list.jsonl": [
-        ('{"path": "a"', "no readable jsonl table in UTF-8 .*line 1"),
+        ('{"path": "a"', "no readable jsonl table .*line 1"),
         ('{"path": "a", "path": "b"}', r"\(line 1: a key stands there twice\)"),
         ('["a"]', "line 1: no object such as"),
         ('{"path": ["a"], "label": "b"}', "line 1: a list where a text or a number is expected"),
@@ -264,7 +317,7 @@ TEXTS = {
 )
 def test_a_file_that_is_no_table_is_one_sentence(tmp_path: Path, name: str, text: str, sentence: str) -> None:
     (tmp_path / name).write_bytes(text.encode("latin-1"))
-    with pytest.raises(DataError, match=f"{name}: .*{sentence}"):
+    with pytest.raises(DataError, match=f"{name}(, line 2)?: .*{sentence}"):
         read(tmp_path / name)
 
 

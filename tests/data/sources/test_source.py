@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from pipeline.common import files, tables
+from pipeline.common.errors import DataError
 from pipeline.config.data import DataConfig
 from pipeline.config.load import load_config
 from pipeline.config.schema import Config
@@ -125,7 +126,6 @@ MD5 = 'data.archive_md5="' + "0" * 31 + '1"'
             },
         ),
         (["data.source=digits"], "digits", "write", {"source": "digits"}),
-        (["data.source=digits", "data.archive=/"], "digits", "write", {"source": "digits"}),
         (["data.source=mnist"], "mnist", "write", {"source": "mnist"}),
         (["data.source=cifar10", "data.archive=/"], "cifar10-df7e940f", "write", {"source": "cifar10"}),
     ],
@@ -136,3 +136,23 @@ def test_folders_and_what_a_stamp_holds_stay_as_they_were(
     config = load_config(None, overrides).data
     source = source_of(config)
     assert (source.folder_name, source.verb, source.inputs) == (folder, verb, inputs)
+
+
+@pytest.mark.parametrize(
+    ("source", "reads"),
+    [
+        ("folder", "birds"),
+        ("csv", "birds"),
+        ("hugging_face", "birds"),
+        ("digits", "no file"),
+        ("synthetic", "no file"),
+    ],
+)
+def test_an_archive_that_a_source_would_not_read_is_refused(source: str, reads: str) -> None:
+    path = [] if reads == "no file" else ["data.path=birds"]
+    config = load_config(None, [f"data.source={source}", "data.archive=/data/birds.tgz", *path]).data
+    sentence = (
+        f"^data.archive=/data/birds.tgz: source {source} reads {reads}, and no archive; leave data.archive"
+    )
+    with pytest.raises(DataError, match=sentence):
+        source_of(config)

@@ -123,6 +123,23 @@ def test_other_archives_in_the_same_place_are_unpacked_anew(tmp_path: Path) -> N
     assert source(archives).inputs not in (first, None)
 
 
+def test_pictures_of_other_archives_are_stored_anew_where_the_lists_are_the_same(tmp_path: Path) -> None:
+    folder = write(tmp_path / "dogs")
+    archives = pack(folder, tmp_path / "archives")
+    keys = [*KEYS, f"data.archive={archives}", f"data.root={tmp_path / 'data'}"]
+    stored = []
+    for shade, size_bytes in ((0, 20_000), (150, 40_000)):
+        for path in (folder / "Images").rglob("*.jpg"):
+            draw(path, shade)
+            path.write_bytes(path.read_bytes().ljust(size_bytes, b"\0"))
+        shutil.rmtree(archives)
+        pack(folder, archives)
+        assert run(["data", *keys]) == 0
+        (pixels,) = (tmp_path / "data").glob("*/store-*/pixels.bin")
+        stored.append(pixels.read_bytes())
+    assert stored[0] != stored[1]
+
+
 def test_what_is_damaged_or_missing_is_one_sentence(tmp_path: Path) -> None:
     folder = write(tmp_path / "dogs")
     annotation = next((folder / "Annotation").rglob("*_4"))
