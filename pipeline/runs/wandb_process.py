@@ -69,7 +69,7 @@ class SyncProcess:
         self._log = RunDirectory(config.run_dir).wandb / "sync.log"
         self._log.parent.mkdir(parents=True, exist_ok=True)
         tracking = config.tracking.model_dump(mode="json").items()
-        overrides = [f"tracking.{key}={json.dumps(value)}" for key, value in tracking]
+        overrides = [f"tracking.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in tracking]
         options = {"follow": ["--follow", str(os.getpid())], "offline": ["--offline"], "now": []}[mode]
         command = [sys.executable, "-m", "pipeline", "sync", *options, str(config.run_dir), *overrides]
         with self._log.open("w") as log:

@@ -8,6 +8,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pipeline.config.load import load_config
+from pipeline.runs import wandb_process
 from pipeline.runs.log import CLOCKS, FIELDS, LogRecord, read_log
 from pipeline.training import gradient_histograms
 from pipeline.training.trainer import train
@@ -105,6 +107,24 @@ def test_whoever_watches_sees_every_record_and_may_end_the_run(birds: Path, tmp_
     assert [{**record} for record in seen] == [
         {name: value for name, value in record.items() if name not in CLOCKS} for record in written
     ]
+
+
+def test_words_for_wandb_reach_its_process_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(wandb_process.subprocess, "Popen", lambda command, **_: commands.append(command))
+    words = [
+        'tracking.notes="robin 🐦: 1e3"',
+        "tracking.name=é 🐦",
+        "tracking.group=001",
+        "tracking.tags=[🐦, a]",
+    ]
+    config = tiny.config(tmp_path, *words)
+    wandb_process.SyncProcess(config, "now")
+    overrides = commands[0][commands[0].index(str(config.run_dir)) + 1 :]
+    assert load_config(None, overrides).tracking == config.tracking
+    assert config.tracking.notes == "robin 🐦: 1e3"
 
 
 def test_a_histogram_counts_every_gradient_of_a_weight() -> None:
