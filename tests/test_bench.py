@@ -1,6 +1,7 @@
 """`make bench`: what becomes of measurements, and every part of it, as small as it can be."""
 
 import importlib
+import importlib.util
 import json
 import subprocess
 import sys
@@ -81,6 +82,40 @@ def test_part_that_is_measured_again_replaces_its_own_lines_alone(page: Any, tmp
         ("loader", None),
         ("loader", 12.0),
     ]
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "measured", "kept"),
+    [(0, 1, "new"), (3, 1, "new"), (1, 1, "old"), (2, 0, "old"), (-9, 1, "old"), (0, 0, "old")],
+)
+def test_part_that_breaks_off_leaves_the_earlier_measurements(
+    page: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    exit_code: int,
+    measured: int,
+    kept: str,
+) -> None:
+    """A process stands for the part: it prints a measurement, or none, and ends."""
+    spec = importlib.util.spec_from_file_location("bench_main", SCRIPT / "__main__.py")
+    assert spec is not None and spec.loader is not None
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    path, table = tmp_path / "lines.jsonl", tmp_path / "page.md"
+    table.write_text(PAGE)
+    page.replace_part(path, "loader", lines("loader", LOADER | {"what": "old"}))
+    part, ending = tmp_path / "part", "kill -9 $$" if exit_code < 0 else f"exit {exit_code}"
+    said = f"echo '{json.dumps(LOADER | {'what': 'new'})}'\n" * measured
+    part.write_text(f"#!/bin/sh\n{said}{ending}\n")
+    part.chmod(0o755)
+    for name, value in (("LINES", path), ("PAGE", table), ("machine", dict)):
+        monkeypatch.setattr(bench, name, value)
+    monkeypatch.setattr(sys, "executable", str(part))
+    options = bench.Options((), tmp_path, tiny=False, minutes=1)
+    assert bench.run(["loader"], options) == (0 if (exit_code, measured) == (0, 1) else 1)
+    assert [json.loads(line).get("what") for line in path.read_text().splitlines()] == [None, kept]
+    assert ("keeps the earlier ones" in capsys.readouterr().err) == (kept == "old")
 
 
 def test_tables_of_the_page_are_made_anew_and_its_words_stay(page: Any, tmp_path: Path) -> None:

@@ -41,13 +41,14 @@ class Ingredient:
 
     run: Path
     content: dict[str, Any]
+    """as `_read` gives it"""
     sha256: str
     validated: Best
 
     @property
     def weights(self) -> dict[str, Tensor]:
         """Those that were validated: the average (EMA), if there is one."""
-        weights: dict[str, Tensor] = self.content["ema"] or self.content["model"]
+        weights: dict[str, Tensor] = self.content["model"]
         return weights
 
 
@@ -81,7 +82,7 @@ def soup(paths: Sequence[Path], overrides: Sequence[str]) -> dict[str, Any]:
         raise DataError(f"soup: {' '.join(map(str, paths))}: give two or more different run directories")
     config = _configuration(runs[0], paths[0], overrides)
     which = _which(config)
-    contents = [checkpoints.read(RunDirectory(run).checkpoint(which)) for run in runs]
+    contents = [_read(RunDirectory(run).checkpoint(which)) for run in runs]
     _check_recipe(runs, contents)
     if config.run_dir.exists():
         raise ConfigError(
@@ -121,7 +122,7 @@ class _Averaging:
     def measure(self, run: Path, content: dict[str, Any]) -> Ingredient:
         """A run as it is."""
         path = RunDirectory(run).checkpoint(self.which)
-        load_weights(self.model, content["ema"] or content["model"], content, path)
+        load_weights(self.model, content["model"], content, path)
         validated = self._measure(content["epoch"], content["step"])
         console.say(f"run    {run}: {_percent(validated)} on validation")
         return Ingredient(run, content, files.digest_of_file(path), validated)
@@ -164,6 +165,16 @@ class _Averaging:
 def _runs_of(path: Path) -> Sequence[Path]:
     repeat = repeats.read(path)
     return [path] if repeat is None else repeat.runs
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A checkpoint with the weights that were validated as its `model`, and without the state of its optimizer.
+
+    All runs are in memory at once; a whole checkpoint has two to four times the size of these weights.
+    """
+    content = checkpoints.read(path)
+    weights = content["ema"] or content["model"]
+    return {**content, "model": weights, "ema": None, "optimizer": {"state": {}, "param_groups": []}}
 
 
 def _check_recipe(runs: Sequence[Path], contents: Sequence[dict[str, Any]]) -> None:
@@ -278,8 +289,6 @@ def _write(config: Config, chosen: Soup, setup: TrainingSetup, result: dict[str,
     content = {
         **first,
         "model": chosen.weights,
-        "ema": None,
-        "optimizer": {"state": {}, "param_groups": []},  # it is not trained on
         "config": config.model_dump(mode="json"),
         "weights": weights,
         "epoch": chosen.validated.epoch,

@@ -4,6 +4,7 @@ A process runs many tasks, because starting one (PyTorch, timm) takes longer tha
 same numbers in a process of its own and in one that has run others before.
 """
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -87,9 +88,10 @@ class WorkerProcess(Generic[AnyTask]):
         worker_end.close()
 
     def start(self, task: AnyTask) -> None:
-        """Start a task."""
+        """Start a task; if the process has just died, `collect` says so."""
         self.task = task
-        self.connection.send(task)
+        with contextlib.suppress(ConnectionError):
+            self.connection.send(task)
 
     def collect(self) -> tuple[AnyTask, Outcome]:
         """The task that has ended, and how."""

@@ -22,7 +22,11 @@ class Refused(UserError):
 
 
 class Unreachable(UserError):
-    """W&B does not answer, or not in time."""
+    """W&B does not answer."""
+
+
+class TooSlow(UserError):
+    """W&B has not taken all of a run in time; it may well take another run."""
 
 
 @contextmanager
@@ -54,6 +58,7 @@ def begin(
     Raises:
         Refused: there is no key, or W&B does not accept it.
         Unreachable: W&B does not answer.
+        TooSlow: it answers, and is not ready in time.
     """
     wandb = import_wandb(tracked)
     tracking, identity = tracked.config.tracking, tracked.identity()
@@ -133,7 +138,8 @@ def end(run: WandbRun, tracked: TrackedRun, state: str) -> None:
     """Send the state of the run and wait until everything is sent, at most `tracking.upload_wait_s`.
 
     Raises:
-        Unreachable: not everything was sent in that time.
+        Unreachable: W&B does not answer.
+        TooSlow: not everything was sent in that time.
     """
     if state == "stopped":
         run.mark_preempting()
@@ -143,7 +149,7 @@ def end(run: WandbRun, tracked: TrackedRun, state: str) -> None:
 
 @contextmanager
 def errors_as_sentences(tracked: TrackedRun) -> Iterator[None]:
-    """Raise `Refused` or `Unreachable`, with one sentence, for the client's errors of key, server and time."""
+    """Raise `Refused`, `Unreachable` or `TooSlow`, in one sentence, for the client's errors of key, server and time."""
     wandb = import_wandb(tracked)
     from wandb.sdk.artifacts.exceptions import WaitTimeoutError
     from wandb.sdk.lib.service.service_connection import WandbApiFailedError
@@ -170,7 +176,7 @@ def errors_as_sentences(tracked: TrackedRun) -> Iterator[None]:
         ) from error
     except (TimeoutError, WaitTimeoutError) as error:
         waited = tracked.config.tracking.upload_wait_s
-        raise Unreachable(
+        raise TooSlow(
             f"W&B: {server} has not taken everything in {waited:g} s (tracking.upload_wait_s); nothing is lost, "
             f"{again} sends the rest"
         ) from error

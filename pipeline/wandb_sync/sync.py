@@ -15,7 +15,7 @@ from pipeline.common import console
 from pipeline.common.errors import UserError, refusals_as_sentences
 from pipeline.wandb_sync import client
 from pipeline.wandb_sync.artifacts import Artifacts
-from pipeline.wandb_sync.client import Refused, Unreachable, WandbRun
+from pipeline.wandb_sync.client import Refused, TooSlow, Unreachable, WandbRun
 from pipeline.wandb_sync.rows import Row, best, build_rows, extremes
 from pipeline.wandb_sync.tracked_run import Standing, TrackedRun
 
@@ -29,7 +29,8 @@ def sync_runs(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) -> dict[s
     """Complete the W&B run of each run directory; return what was sent.
 
     Raises:
-        UserError: some runs could not be sent; a warning gives the reason for each. The others were sent.
+        UserError: some runs could not be sent; a warning gives the reason for each. The others were sent, but for those
+            that were not tried, because W&B refuses the key or does not answer; the sentence names them all.
     """
     return {"runs": _each(run_dirs, overrides, _complete, "sent to W&B")}
 
@@ -38,7 +39,8 @@ def write_offline_runs(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) 
     """Write each run as a W&B offline folder, which `wandb sync` sends; it replaces an earlier folder of the run.
 
     Raises:
-        UserError: some runs could not be written; a warning gives the reason for each. The others were written.
+        UserError: some runs could not be written; a warning gives the reason for each. The others were written, but for
+            those that were not tried, because the client is missing; the sentence names them all.
     """
     return {"runs": _each(run_dirs, overrides, _write_offline, "written for W&B")}
 
@@ -49,26 +51,41 @@ def _each(
     do: Callable[[TrackedRun], dict[str, Any]],
     done: str,
 ) -> list[dict[str, Any]]:
-    """Do something with each run; one that is damaged does not keep the others from it.
+    """Do something with each run; one that is damaged or slow does not keep the others from it.
 
     Args:
         done: what is then said of a run, such as "sent to W&B".
     """
-    results, failed = [], []
-    for run_dir in run_dirs:
+    results: list[dict[str, Any]] = []
+    failed: list[Path] = []
+    for number, run_dir in enumerate(run_dirs, start=1):
         try:
             with refusals_as_sentences():
                 results.append(do(TrackedRun.open(run_dir, overrides)))
-        except (Refused, Unreachable):
-            raise
         except UserError as error:
             if len(run_dirs) == 1:
                 raise
+            failed.append(run_dir)
+            if isinstance(error, (Refused, Unreachable)):  # so it would be with each other run
+                account = _account(done, results, failed, run_dirs[number:])
+                raise type(error)(f"{error}; {account}") from error
             console.warn(str(error))
-            failed.append(str(run_dir))
     if failed:
-        raise UserError(f"not {done}: {', '.join(failed)}; of the others {len(results)} were")
+        raise UserError(_account(done, results, failed, ()))
     return results
+
+
+def _account(
+    done: str, results: Sequence[dict[str, Any]], failed: Sequence[Path], untried: Sequence[Path]
+) -> str:
+    """What became of each run: `not sent to W&B: A; not tried: B; of the others 1 were: C`."""
+    parts = [f"not {done}: {', '.join(map(str, failed))}"]
+    if untried:
+        parts.append(f"not tried: {', '.join(map(str, untried))}")
+    names = [result["run"] for result in results]
+    return "; ".join(
+        [*parts, f"of the others {len(names)} were" + (f": {', '.join(names)}" if names else "")]
+    )
 
 
 def follow(run_dir: Path, trainer: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -121,7 +138,7 @@ def _begin_patiently(
         last = not training()
         try:
             return client.begin(tracked, folder, watched=watched)
-        except Unreachable:
+        except (Unreachable, TooSlow):
             if last:
                 raise
         retry_at = time.monotonic() + RETRY_S

@@ -16,8 +16,8 @@ contest    accuracy against seconds, beside other tools on the same photographs;
 
 Without a PART all of them. Images are drawn birds, unless the command line names data: `data.archive=...`,
 `model.weights=...`. The measurements go into docs/benchmarks.jsonl, in the place of earlier ones of the same part, and
-the tables of docs/benchmarks.md are made from them. Exit code 0 only when all was measured; a goal that is missed is
-a measurement, too.
+the tables of docs/benchmarks.md are made from them. A part that breaks off leaves the earlier ones in their place. Exit
+code 0 only when all was measured; a goal that is missed is a measurement, too.
 
 --tiny runs all of it as small as it can be, in a minute or two, and writes nothing: it shows that the bench works.
 """
@@ -53,6 +53,7 @@ PARTS = (
 )
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 LINES, PAGE = DOCS / "benchmarks.jsonl", DOCS / "benchmarks.md"
+INCOMPLETE = 3  # exit code of a part that came to its end and says itself that it could not measure all
 
 
 def main() -> int:
@@ -92,20 +93,36 @@ def run(parts: list[str], options: Options) -> int:
         if process.returncode or len(lines) == 1:
             failed.append(part)
         if not options.tiny:
-            page.replace_part(LINES, part, lines)
-            page.refresh(PAGE, LINES)
+            keep(part, lines, process.returncode)
     if failed:
         print(f"not measured, or not all of it: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 
+def keep(part: str, lines: list[str], exit_code: int) -> None:
+    """Put the measurements of a part in the place of its earlier ones, unless it broke off.
+
+    Args:
+        lines: the machine's, then one a measurement.
+        exit_code: of the part's process.
+    """
+    if exit_code not in (0, INCOMPLETE) or len(lines) == 1:
+        console.warn(
+            f"{part}: broke off with exit code {exit_code} after {len(lines) - 1} measurements; {LINES} keeps the "
+            "earlier ones, measure the part again"
+        )
+        return
+    page.replace_part(LINES, part, lines)
+    page.refresh(PAGE, LINES)
+
+
 def measure(part: str, options: Options) -> int:
-    """Print the measurements of a part, a line of JSON each; 0 where all of it was measured."""
+    """Print the measurements of a part, a line of JSON each; 0 where all of it was measured, else `INCOMPLETE`."""
     complete = True
     for measurement in importlib.import_module(part).measure(options):
         complete &= measurement.is_complete
         print(json.dumps(dataclasses.asdict(measurement), ensure_ascii=False), flush=True)
-    return 0 if complete else 1
+    return 0 if complete else INCOMPLETE
 
 
 if __name__ == "__main__":

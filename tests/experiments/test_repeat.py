@@ -14,6 +14,7 @@ from scipy.stats import ttest_rel
 from pipeline.cli import main
 from pipeline.cli.verbs.many_runs import seeds_of
 from pipeline.common import files
+from pipeline.evaluation import statistics
 from pipeline.evaluation.compare import compare_runs
 from pipeline.experiments import worker_pool
 from pipeline.experiments.worker_pool import Outcome, Places
@@ -98,14 +99,15 @@ def test_two_repeats_are_compared_seed_by_seed(done: Path, capsys: pytest.Captur
     assert [group["seeds"] for group in result["groups"]] == [[0, 3], [0, 3]]
     (comparison,) = result["comparisons"]
     a, b = ([one["top1"] for one in metrics_of(done, name)] for name in ("slow-1", "fast"))
-    assert comparison["test_over_seeds"] == "paired t-test over seeds"
+    assert comparison["test"] == statistics.PAIRED
     if np.ptp(np.subtract(b, a)) > 1e-12:
         assert comparison["p_seeds"] == pytest.approx(ttest_rel(a, b).pvalue)
     assert comparison["low_over_seeds"] <= comparison["difference"] <= comparison["high_over_seeds"]
     assert "95 % interval over seeds and images" in comparison["verdict"]
     loose = sorted(path for name in ("slow-1", "fast") for path in (done / name).glob("*-seed*"))
-    (unpaired,) = compare_runs(loose, "test", None)["comparisons"]
-    assert unpaired["test_over_seeds"] == "Welch over seeds"
+    (one_by_one,) = compare_runs(loose, "test", None)["comparisons"]
+    assert one_by_one["test"] == statistics.PAIRED  # by the values of the seeds
+    assert one_by_one["p"] == pytest.approx(comparison["p"])
 
 
 def test_a_repeat_and_one_of_its_runs_are_the_same_run_twice(

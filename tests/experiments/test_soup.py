@@ -1,6 +1,7 @@
 """`plumage soup`: the mean of seeds' weights becomes a run if validation says so, and else nothing is made."""
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,39 @@ def test_a_soup_of_the_last_checkpoints_takes_no_best_ones(
     assert "best.pt is the mean of 2 runs, bit for bit" in capsys.readouterr().err
     assert soup(*runs, "run.name=other", f"eval.checkpoint={last[0]}") == 2
     assert "a soup is of runs' best or last checkpoints" in capsys.readouterr().err
+
+
+def test_of_each_run_only_the_weights_that_were_validated_are_held(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each run has an average (EMA), which was validated: its other weights and its optimizer are not in memory."""
+    runs = [write_run(trained, tmp_path, seed, apart) for seed, apart in ((0, 1.5), (1, -1.5))]
+    for path in (run / "checkpoints/best.pt" for run in runs):
+        content = checkpoints.read(path)
+        other = {name: 3 * tensor for name, tensor in content["model"].items()}
+        checkpoints.save(path, content | {"model": other, "ema": content["model"]})
+    dropped: list[weakref.ref[torch.Tensor]] = []
+    read = checkpoints.read
+
+    def watched(path: Path) -> dict[str, Any]:
+        assert not any(tensor() is not None for tensor in dropped), "of the run before"
+        content = read(path)
+        momenta = [entry["momentum_buffer"] for entry in content["optimizer"]["state"].values()]
+        assert momenta
+        dropped.extend(map(weakref.ref, [*content["model"].values(), *momenta]))
+        return content
+
+    monkeypatch.setattr(checkpoints, "read", watched)
+    assert soup(*runs, "run.name=mean") == 0
+    assert not any(tensor() is not None for tensor in dropped)
+    assert "soup" in answer(capsys)
+    saved, averages = (
+        read(tmp_path / "mean/checkpoints/best.pt"),
+        [read(run / "checkpoints/best.pt")["ema"] for run in runs],
+    )
+    assert (saved["ema"], saved["optimizer"]) == (None, {"state": {}, "param_groups": []})
+    mean = weight_soup.average(averages)
+    assert all(torch.equal(saved["model"][name], mean[name]) for name in mean if name.endswith("weight"))
 
 
 def test_runs_that_lie_too_far_apart_leave_nothing_behind(

@@ -115,8 +115,10 @@ def test_a_wrong_sweep_is_one_sentence_before_any_trial(
 
 
 def test_a_sweep_needs_validation_and_a_file_that_is_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="needs validation"):
+    with pytest.raises(ConfigError, match="needs validation, and data.val_fraction is 0"):
         load_plans(write_sweep(tmp_path), ["data.val_fraction=0"])
+    own = ["data.source=folder", "data.path=birds"]  # which may bring validation images
+    assert load_plans(write_sweep(tmp_path), ["data.val_fraction=0", *own])
     with pytest.raises(ConfigError, match="did you mean configs/sweeps/birds.yaml"):
         load_plans(Path("configs/sweeps/bird.yaml"), [])
     with pytest.raises(ConfigError, match="optim.lr is searched; drop optim.lr=1"):

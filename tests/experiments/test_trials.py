@@ -61,14 +61,16 @@ def test_a_trial_of_a_live_process_is_left_alone_and_that_of_a_dead_one_is_taken
     holder = claiming_process(path)
     shared = Trials(SweepPlan(path), None)
     values = shared.values(shared.all()[0])
-    assert not shared.any_abandoned()
+    assert shared.abandoned() == []
+    assert (shared.claimable(1), shared.claimable(3)) == (0, 2)
     second = shared.claim(2)
     assert second is not None and second.number == 1
     assert shared.claim(2) is None
 
     holder.kill()
     holder.wait()
-    assert shared.any_abandoned()
+    assert [trial.number for trial in shared.abandoned()] == [0]
+    assert shared.claimable(1) == 1  # what has begun is done, whatever the limit
     again = shared.claim(2)
     assert again is not None
     assert (again.number, again.values) == (0, values)

@@ -88,6 +88,15 @@ def test_a_worker_that_does_not_answer_is_killed(monkeypatch: pytest.MonkeyPatch
     assert not process.is_alive()
 
 
+def test_a_process_that_has_just_died_is_lost_not_a_bug() -> None:
+    worker: worker_pool.WorkerProcess[Any] = worker_pool.WorkerProcess()
+    (process,) = multiprocessing.active_children()
+    process.kill()
+    process.join()
+    worker.start(CountCores())
+    assert worker.collect()[1].status == "lost"
+
+
 @dataclass(frozen=True)
 class Raise:
     """A task that raises."""

@@ -7,7 +7,8 @@ import torch
 
 from pipeline.common import files
 from pipeline.config.load import dump_config, load_config
-from pipeline.runs import checkpoints
+from pipeline.runs import checkpoints, history
+from pipeline.runs.directory import RunDirectory
 
 
 def write_run(trained: Path, root: Path, seed: int, apart: float, *overrides: str) -> Path:
@@ -20,7 +21,12 @@ def write_run(trained: Path, root: Path, seed: int, apart: float, *overrides: st
     )
     files.write_text(run / "config.yaml", dump_config(config))
     random = torch.Generator().manual_seed(0)
-    path = run / "checkpoints/best.pt"
+    path, last = run / "checkpoints/best.pt", run / "checkpoints/last.pt"
+    trained_with = config.model_dump(mode="json")
+    (start,) = history.plain(history.read(RunDirectory(run)))
+    other = {"config": trained_with, "history": [start | {"configuration": trained_with}]}
+    files.write_json(run / "history.json", other["history"])
+    checkpoints.save(last, checkpoints.read(last) | other)
     content = checkpoints.read(path)
     content["model"] = {
         name: tensor + apart * torch.randn(tensor.shape, generator=random) * tensor.abs().mean()
@@ -28,5 +34,5 @@ def write_run(trained: Path, root: Path, seed: int, apart: float, *overrides: st
         else tensor
         for name, tensor in content["model"].items()
     }
-    checkpoints.save(path, content | {"config": config.model_dump(mode="json")})
+    checkpoints.save(path, content | other)
     return run

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.common.errors import UserError
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.log import read_log
+from pipeline.wandb_sync import client, sync
 from pipeline.wandb_sync.tracked_run import TrackedRun
 from tests.helpers import processes, tiny
 from tests.helpers.wandb_server import ENTITY
@@ -177,8 +179,47 @@ def test_a_damaged_run_does_not_keep_the_others_from_being_written(
     assert tiny.run(["sync", "--offline", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
     said = capsys.readouterr().err
     assert f"warning: {tmp_path / 'a/log.jsonl'}, line 1" in said
-    assert f"error: not written for W&B: {tmp_path / 'a'}; of the others 1 were" in said
+    assert f"error: not written for W&B: {tmp_path / 'a'}; of the others 1 were: {tmp_path / 'b'}" in said
     assert list((tmp_path / "b/wandb").glob("offline-run-*"))
+
+
+def three_runs(trained: Path, tmp_path: Path) -> list[Path]:
+    return [Path(shutil.copytree(trained / "runs/tiny", tmp_path / name)) for name in ("a", "b", "c")]
+
+
+def fail_for(monkeypatch: pytest.MonkeyPatch, run_dir: Path, raised: Exception) -> None:
+    """The client's end raises for one run; the others are sent without a server."""
+
+    def complete(tracked: TrackedRun) -> dict[str, str]:
+        with client.errors_as_sentences(tracked):
+            if tracked.run_dir == run_dir:
+                raise raised
+        return {"run": str(tracked.run_dir)}
+
+    monkeypatch.setattr(sync, "_complete", complete)
+
+
+def test_a_run_that_is_not_taken_in_time_does_not_keep_the_others_from_being_sent(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b, c = three_runs(trained, tmp_path)
+    fail_for(monkeypatch, a, TimeoutError())
+    with pytest.raises(UserError) as failed:
+        sync.sync_runs([a, b, c])
+    assert str(failed.value) == f"not sent to W&B: {a}; of the others 2 were: {b}, {c}"
+    assert "has not taken everything in 300 s" in capsys.readouterr().err
+
+
+def test_a_server_that_is_gone_is_not_asked_for_each_run_and_no_run_goes_without_a_word(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b, c = three_runs(trained, tmp_path)
+    wandb = pytest.importorskip("wandb")
+    fail_for(monkeypatch, b, wandb.errors.CommError("no route"))
+    with pytest.raises(client.Unreachable) as failed:
+        sync.sync_runs([a, b, c])
+    assert "does not answer (no route)" in str(failed.value)
+    assert str(failed.value).endswith(f"; not sent to W&B: {b}; not tried: {c}; of the others 1 were: {a}")
 
 
 def test_the_client_is_imported_neither_for_help_nor_for_training(world: World) -> None:

@@ -174,7 +174,7 @@ class SweepPlan:
         return [dict(zip(self.searched, chosen, strict=True)) for chosen in itertools.product(*values)]
 
     def definition(self, pruner: str | None) -> dict[str, Any]:
-        """All that must not change until a sweep is finished, as plain types."""
+        """What the sweep is, as plain types; `definition.py` says what of it must not change until it is finished."""
         common = self.common.model_dump(mode="json")
         sweep = {**self.sweep.model_dump(mode="json"), "run_cap": None}
         return {"sweep": sweep, "pruner": pruner, "config": {**common, **NAMING_SECTIONS}}
@@ -236,8 +236,8 @@ class SweepPlan:
                 f"{where}.goal: {self.sweep.metric.goal} (W&B's default is minimize) would look for the worst "
                 f"{name}; write goal: {METRICS[name]}"
             )
-        if name.startswith("val") and not self.common.validates:
-            raise ConfigError(f"{where}.name: {name} needs validation, and data.val_fraction is 0")
+        if name.startswith("val") and (why := self.common.why_no_validation) is not None:
+            raise ConfigError(f"{where}.name: {name} needs validation, and {why}")
 
     def _check_stopping(self) -> None:
         rule = self.sweep.early_terminate

@@ -43,12 +43,20 @@ def _best_of(plan: SweepPlan, records: Sequence[dict[str, Any]]) -> float | None
 
 def table(trials: Trials) -> pd.DataFrame:
     """A row a trial, by number: state, value and its epoch, epochs, seconds, parameters, reason of a failure."""
+    abandoned = {trial.number for trial in trials.abandoned()}
     # As objects: 0 and 0.1 in one column would become 0.0 and 0.1, and a command line with 0.0 is another one.
-    rows = pd.DataFrame([_row(trials, trial) for trial in trials.all()], dtype=object)
+    rows = pd.DataFrame(
+        [
+            _row(trials, trial, "abandoned" if trial.number in abandoned else "running")
+            for trial in trials.all()
+        ],
+        dtype=object,
+    )
     return rows.astype({"number": int, trials.plan.metric: float, "epochs": int, "seconds": float})
 
 
-def _row(trials: Trials, trial: FrozenTrial) -> dict[str, Any]:
+def _row(trials: Trials, trial: FrozenTrial, unfinished: str) -> dict[str, Any]:
+    """The row of a trial; unfinished: its state, if it has no outcome."""
     plan, why = trials.plan, trial.user_attrs.get("why")
     try:
         records = epochs(plan, trial.number)
@@ -57,7 +65,7 @@ def _row(trials: Trials, trial: FrozenTrial) -> dict[str, Any]:
         records, best, why = [], trial.value, str(error)
     reached = [record for record in records if best is not None and record[plan.metric] == best]
     best_epoch = best_record(reached) or next(iter(reached), None)  # of equals, that of best.pt
-    state = trial.user_attrs.get("outcome", "") if trial.state.is_finished() else "running"
+    state = trial.user_attrs.get("outcome", "") if trial.state.is_finished() else unfinished
     return {
         "number": trial.number,
         "state": state,

@@ -1,7 +1,6 @@
 """The verb `sweep`: run trials up to a limit, then write their table, their figures and the best configuration."""
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -14,18 +13,20 @@ import pandas as pd
 from pipeline.common import console, files, tables
 from pipeline.common.errors import ConfigError, DataError
 from pipeline.common.locks import Lock
-from pipeline.config.load import completed, differences
 from pipeline.data.prepare import prepare
 from pipeline.experiments import worker_pool
 from pipeline.experiments.sweeps import figures, results
+from pipeline.experiments.sweeps.definition import fix_definition, fix_samples
 from pipeline.experiments.sweeps.plan import SweepPlan, load_plans
 from pipeline.experiments.sweeps.task import TrialTask
 from pipeline.experiments.sweeps.trials import Trials
+from pipeline.experiments.worker_pool import Outcome
 
-DEFINITION, DEFINING, SHOWING = "sweep.json", "sweep.lock", "results.lock"
+SHOWING = "results.lock"
 POLL_S = 1.0
 GRACE_S = 20.0
 SHOWN = 20  # trials on the terminal
+MOST_LOSSES = 3  # processes a job, in a row, that end before they claim a trial
 
 
 def sweep(
@@ -55,7 +56,8 @@ def sweep(
         plan = SweepPlan(
             stage.path, stage.overrides
         )  # read again: the previous stage has written its best by now
-        summaries.append(_do_sweep(plan, limit, jobs, pruner, wait=stage is not stages[-1]))
+        is_last = stage is stages[-1]
+        summaries.append(_do_sweep(plan, limit, jobs, pruner, until_others_end=not is_last))
     return summaries[0] if len(stages) == 1 else {"stages": summaries}
 
 
@@ -71,66 +73,47 @@ def _trial_limit(plan: SweepPlan, asked: int | None) -> int:
 
 
 def _do_sweep(
-    plan: SweepPlan, asked: int | None, jobs: int | None, pruner: str | None, *, wait: bool
+    plan: SweepPlan, asked: int | None, jobs: int | None, pruner: str | None, *, until_others_end: bool
 ) -> dict[str, Any]:
-    """wait: also for the trials that other processes run."""
+    """Run what may be claimed, wait for the trials of other processes, and write the results.
+
+    Args:
+        until_others_end: wait for these until they end; else `GRACE_S`, for those that are stopped just now.
+    """
     plan.check()
     task = TrialTask(plan, pruner, _trial_limit(plan, asked))
     fix_definition(plan, pruner)
     trials = Trials(plan, pruner)
-    if len(trials.finished()) < task.limit:
-        prepare(plan.common)
-        _run_trials(trials, task, jobs)
+    if trials.running() or trials.claimable(task.limit):
+        fix_samples(plan, prepare(plan.common))
+    _run_trials(trials, task, jobs)
     # A process that is asked to stop releases its trial once it has saved it.
-    until = math.inf if wait else time.monotonic() + GRACE_S
+    until = math.inf if until_others_end else time.monotonic() + GRACE_S
     while trials.running() and time.monotonic() < until:
         time.sleep(POLL_S)
-        if trials.any_abandoned():
-            _run_trials(trials, task, jobs)
+        _run_trials(trials, task, jobs)
     with contextlib.closing(Lock.hold(plan.folder / SHOWING)):
         return _write_results(trials)
-
-
-def fix_definition(plan: SweepPlan, pruner: str | None) -> None:
-    """Write down the definition of the sweep; if it has begun, check that it is unchanged.
-
-    Raises:
-        ConfigError: the file, the base configuration or the overrides have changed since it began.
-    """
-    definition, path = plan.definition(pruner), plan.folder / DEFINITION
-    with contextlib.closing(Lock.hold(plan.folder / DEFINING)):
-        if not path.is_file():
-            files.write_json(path, definition)
-            return
-        before = files.read_json(path, dict[str, Any])
-    if not isinstance(before.get("config"), dict):
-        raise DataError(f"{path}: damaged (config: no configuration); {files.RESTORE}")
-    before["config"] = completed(before["config"])
-    changed = [
-        f"{key} {json.dumps(old)} -> {json.dumps(new)}"
-        for key, old, new in differences(before, json.loads(json.dumps(definition)))
-    ]
-    if changed:
-        raise ConfigError(
-            f"{plan.path}: {plan.folder} is of another sweep ({', '.join(changed)}); take it back, name this one "
-            f"with run.name=NAME, or remove that folder"
-        )
 
 
 def _run_trials(trials: Trials, task: TrialTask, jobs: int | None) -> None:
     """Run trials in worker processes until none is left to claim.
 
     Raises:
-        DataError: a trial failed by a mistake that can be mended; then the same command goes on with it.
+        DataError: a trial failed by a mistake that can be mended; then the same command goes on with it. Or processes
+            end before they claim one.
         Stopped: a signal came; the running trials have saved their state.
         RuntimeError: a bug ended a trial; the message holds the traceback.
     """
-    plan = task.plan
-    missing, any_left = task.limit - len(trials.finished()), True
+    plan, claimable, any_left = task.plan, trials.claimable(task.limit), True
+    if not claimable:
+        return
     places = worker_pool.places(jobs, [plan.common])
-    places = replace(places, jobs=min(places.jobs, missing))
+    places = replace(places, jobs=min(places.jobs, claimable))
+    losses = _Losses(trials, places.jobs)
+    total = max(task.limit, len(trials.all()))  # more, where an earlier command had a larger limit
     with (
-        console.bar(plan.name, task.limit, "trials", task.limit - missing) as bar,
+        console.bar(plan.name, total, "trials", len(trials.finished())) as bar,
         contextlib.closing(worker_pool.run_tasks(lambda: task if any_left else None, places)) as ended,
     ):
         for _, outcome in ended:
@@ -140,12 +123,38 @@ def _run_trials(trials: Trials, task: TrialTask, jobs: int | None) -> None:
                 raise DataError(
                     f"{plan.path}: {outcome.message}; when that is mended, the same command goes on"
                 )
+            losses.count(outcome)
             if outcome.status == "lost":
-                console.warn(f"a worker is gone ({outcome.message}); another goes on with its trial")
+                console.warn(f"a worker is gone ({outcome.message}); another takes its place")
             else:
                 _print_result(plan, outcome.result)
             any_left = outcome.status == "lost" or outcome.result is not None
             bar.advance(len(trials.finished()) - bar.done)
+
+
+class _Losses:
+    """Counts the processes in a row that end before they claim a trial; `Trials` counts those that end later."""
+
+    def __init__(self, trials: Trials, jobs: int) -> None:
+        self._trials, self._most = trials, MOST_LOSSES * jobs
+        self._in_a_row, self._progress = 0, trials.progress()
+
+    def count(self, outcome: Outcome) -> None:
+        """Count an outcome.
+
+        Raises:
+            DataError: too many processes in a row were lost, and meanwhile no trial began or ended.
+        """
+        before, self._progress = self._progress, self._trials.progress()
+        if outcome.status != "lost" or self._progress != before:
+            self._in_a_row = 0
+            return
+        self._in_a_row += 1
+        if self._in_a_row >= self._most:
+            raise DataError(
+                f"{self._trials.plan.path}: {self._in_a_row} worker processes in a row ended before they began a "
+                f"trial ({outcome.message}): too little memory? Give fewer --jobs; the same command goes on"
+            )
 
 
 def _print_result(plan: SweepPlan, result: dict[str, Any] | None) -> None:
@@ -168,6 +177,10 @@ def _write_results(trials: Trials) -> dict[str, Any]:
     counts = results.counts(rows)
     if running := counts.get("running"):
         console.say(f"{running} trials are under way elsewhere; whoever ends last writes all of this again")
+    if abandoned := counts.get("abandoned"):
+        console.say(
+            f"{abandoned} trials are abandoned: their processes are gone; the same command goes on with them"
+        )
     best = results.best(plan, rows)
     if best is None:
         states = ", ".join(f"{count} {state}" for state, count in counts.items())

@@ -5,7 +5,7 @@ import secrets
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.common import console, signals
 from pipeline.common.errors import ConfigError, Diverged, FileRefused, Stopped, UserError
@@ -17,7 +17,15 @@ from pipeline.experiments.sweeps.trials import Claim, Trials
 from pipeline.experiments.worker_pool import Outcome
 from pipeline.models.option_errors import quoted
 
-Ended = tuple[str, float | None, str | None]  # outcome, value, reason
+
+class TrialEnd(NamedTuple):
+    """How a trial ended."""
+
+    outcome: str
+    """complete, pruned, diverged or failed"""
+    value: float | None = None
+    why: str | None = None
+    """the reason where there is no value"""
 
 
 class Pruned(Stopped):
@@ -44,17 +52,16 @@ class TrialTask:
                 return Outcome("done")
             try:
                 worker_pool.redirect_output(self.plan.run_dir(claim.number) / "output.log")
-                outcome, value, why = self._train_or_give_up(trials, claim, stop)
-                trials.finish(claim.number, outcome, value, why)
+                end = self._train_or_give_up(trials, claim, stop)
+                trials.finish(claim.number, *end)
             except BaseException:  # but not a kill: it leaves the claim
                 trials.release(claim.number)
                 raise
             finally:
                 claim.lock.close()
-        about = {"number": claim.number, "outcome": outcome, "value": value, "why": why}
-        return Outcome("done", result=about)
+        return Outcome("done", result={"number": claim.number, **end._asdict()})
 
-    def _train_or_give_up(self, trials: Trials, claim: Claim, stop: signals.StopRequest) -> Ended:
+    def _train_or_give_up(self, trials: Trials, claim: Claim, stop: signals.StopRequest) -> TrialEnd:
         """As `_train`; what ends a trial twice in the same way has failed, so that the sweep goes on."""
         try:
             return self._train(trials, claim, stop)
@@ -66,10 +73,10 @@ class TrialTask:
                 raise
             if not isinstance(error, UserError):
                 traceback.print_exc()
-            return "failed", None, f"twice: {said}"
+            return TrialEnd("failed", why=f"twice: {said}")
 
-    def _train(self, trials: Trials, claim: Claim, stop: signals.StopRequest) -> Ended:
-        """The outcome of the trial, its value, and the reason when it has none."""
+    def _train(self, trials: Trials, claim: Claim, stop: signals.StopRequest) -> TrialEnd:
+        """Train the trial; how it ended."""
         from pipeline.data.prepare import prepare
         from pipeline.training.trainer import train
 
@@ -83,15 +90,15 @@ class TrialTask:
             train(config, watch=PruningTracker(trials, number, config))
         except Pruned as pruned:
             console.say(str(pruned))
-            return "pruned", results.value(self.plan, number), None
+            return TrialEnd("pruned", results.value(self.plan, number))
         except ConfigError as error:  # also where memory does not suffice
-            return "failed", None, str(error)
+            return TrialEnd("failed", why=str(error))
         except Diverged as error:
             why = str(error)
         value = None if why else results.value(self.plan, number)
         if value is None:
-            return "diverged", None, why or f"{self.plan.metric} was never a number"
-        return "complete", value, None
+            return TrialEnd("diverged", why=why or f"{self.plan.metric} was never a number")
+        return TrialEnd("complete", value)
 
 
 class PruningTracker:

@@ -189,9 +189,21 @@ class Trials:
         """The trials without an outcome: a process runs them, here or elsewhere, or died."""
         return [trial for trial in self.all() if trial.state is TrialState.RUNNING]
 
-    def any_abandoned(self) -> bool:
-        """Whether a trial has no outcome and no live process."""
-        return any(not locks.held(self._lock_path(trial.number)) for trial in self.running())
+    def abandoned(self) -> list[FrozenTrial]:
+        """The trials without an outcome and without a live process."""
+        return [trial for trial in self.running() if not locks.held(self._lock_path(trial.number))]
+
+    def claimable(self, limit: int) -> int:
+        """The number of trials that `claim` has to give now, if no other process takes them.
+
+        An abandoned trial has begun, so it is given also where there are `limit` trials or more.
+        """
+        return len(self.abandoned()) + max(0, limit - len(self.all()))
+
+    def progress(self) -> tuple[int, int]:
+        """The numbers of claims and of outcomes, which rise whenever a process begins or ends a trial."""
+        claims = sum(len(trial.user_attrs.get("taken", [])) for trial in self.all())
+        return claims, len(self.finished())
 
     def report(self, number: int, epoch: int, value: float) -> bool:
         """Report the value after an epoch (from 1); return whether to prune the trial."""
