@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from pipeline.api.trained_model import Prediction, TrainedModel, load
     from pipeline.common.errors import Stopped, UserError
     from pipeline.config.schema import Config
+    from pipeline.data.pictures import PictureError
 
 __version__ = "0.1.0"
 __all__ = [
     "Config",
     "Evaluation",
+    "PictureError",
     "Prediction",
     "Stopped",
     "TrainedModel",
@@ -44,6 +46,7 @@ if not TYPE_CHECKING:  # a type checker takes any name for right where a module 
         **dict.fromkeys(["Prediction", "TrainedModel", "load"], "pipeline.api.trained_model"),
         **dict.fromkeys(["Stopped", "UserError"], "pipeline.common.errors"),
         "Config": "pipeline.config.schema",
+        "PictureError": "pipeline.data.pictures",
     }
 
     def __getattr__(name):

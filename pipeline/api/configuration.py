@@ -19,7 +19,7 @@ Configuration = Config | Path | str | Keys
 NOTHING: Keys = {}
 
 
-def config_of(given: Configuration, overrides: Keys = NOTHING) -> Config:
+def to_config(given: Configuration, overrides: Keys = NOTHING) -> Config:
     """The configuration that is given, with some of its keys replaced.
 
     Raises:

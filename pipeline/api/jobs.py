@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from pipeline.api.configuration import NOTHING, Configuration, Keys, as_texts, config_of, config_of_run
+from pipeline.api.configuration import NOTHING, Configuration, Keys, as_texts, config_of_run, to_config
 from pipeline.common.errors import ConfigError, refusals_as_sentences
 from pipeline.common.tables import read_csv
 from pipeline.config.schema import Config
@@ -80,7 +80,7 @@ def prepare(config: Configuration, overrides: Keys = NOTHING, *, verify: bool = 
     Raises:
         UserError: anything about the configuration, the pictures or the disk that you can mend.
     """
-    return stages.prepare(_alone("prepare", config_of(config, overrides)), verify)
+    return stages.prepare(_alone("prepare", to_config(config, overrides)), verify)
 
 
 @refusals_as_sentences()
@@ -95,7 +95,7 @@ def train(config: Configuration, overrides: Keys = NOTHING) -> Training:
         UserError: data, weights or checkpoint are missing or do not fit; `Diverged`: the loss is not finite.
         Stopped: a signal came (Ctrl-C, say); everything is saved, and the same call goes on.
     """
-    return _trained(_alone("train", config_of(config, overrides)))
+    return _trained(_alone("train", to_config(config, overrides)))
 
 
 @refusals_as_sentences()

@@ -39,10 +39,10 @@ class Prediction:
 
     image: the path, or "images[N]" for the Nth one in memory, from 0. classes: the most likely first, [k], or the nodes
     of the rank that was asked for; probabilities: theirs, 0..1. judgement: further columns of `plumage predict`, where
-    the run has thresholds for them: "none_of_these", "sure", and what is sure where the class is not ("answer",
-    "answer_rank", "answer_probability"). logits: float32 [C], in the order of the model's classes, and features:
-    float32 [D], the input of the last layer: None where they are not asked for. error: what is wrong with a picture that
-    cannot be read, which has no classes; else None.
+    the run has thresholds for them: "none_of_these", and, where no prior is given, "sure" and what is sure where the
+    class is not ("answer", "answer_rank", "answer_probability"). logits: float32 [C], in the order of the model's
+    classes, and features: float32 [D], the input of the last layer: None where they are not asked for. error: what is
+    wrong with a picture that cannot be read, which has no classes; else None.
     """
 
     image: str
@@ -96,7 +96,7 @@ class TrainedModel:
                 Pillow, uint8 arrays [H, W, 3] or tensors [3, H, W], RGB, of any size; also one array [N, H, W, 3].
             top: number of classes of a picture, from 1.
             rank: of what is named: "class", or one of the run's hierarchy, such as "family".
-            prior: CSV file (class, weight): how often each class occurs here and now.
+            prior: CSV file (class, weight): how often each class occurs here and now; nothing is then called sure.
             logits, features: whether to answer these too.
             on_bad: what a picture that cannot be read does; keep: it becomes a prediction with `error` and no class.
 

@@ -26,9 +26,9 @@ class Answering:
 
     classes: names [C], in the order of the logits. temperature: None where the probabilities are not calibrated.
     rank: that the answers name, "class" or one of the hierarchy. thresholds: None where no `eval` has chosen any for
-    this rank. unknown: None where `unknown` has found no threshold of this checkpoint. set_rule: of prediction sets;
-    None where no `eval` has calibrated one, at other ranks than the class, and with a prior, for which none holds.
-    words: all of this in words.
+    this rank, and with a prior, for which none holds. unknown: None where `unknown` has found no threshold of this
+    checkpoint. set_rule: of prediction sets; None where no `eval` has calibrated one, at other ranks than the class,
+    and with a prior, too. words: all of this in words.
     """
 
     classes: Sequence[str]
@@ -64,13 +64,11 @@ class Answering:
         taxonomy = run_taxonomy.without_data(config, classes)
         run_taxonomy.check_rank(config, taxonomy, rank)
         posterior = Posterior(temperature or 1.0, log_ratio)
-        chosen = thresholds.of_run(
-            RunDirectory(config.run_dir), model.sha256, config.views, posterior.temperature, taxonomy
-        )
+        origin = RunDirectory(config.run_dir), model.sha256, config.views
+        chosen = None if prior else thresholds.of_run(*origin, posterior.temperature, taxonomy)
         if chosen is not None and rank not in chosen.ranks:
             chosen = None
         sure = "" if chosen is None else f"; sure from {chosen.ranks[rank].common}"
-        origin = RunDirectory(config.run_dir), model.sha256, config.views
         unknown = unknown_threshold.of_run(*origin)
         rule = run_set_rule.of_run(*origin) if rank == CLASS and prior is None else None
         sets = "" if rule is None else f"; sets for {rule.coverage:.0%}"

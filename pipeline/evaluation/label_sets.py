@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.common import tables
-from pipeline.common.errors import ConfigError, name_some
+from pipeline.common.errors import ConfigError, DataError, name_some
 from pipeline.config.schema import Config
 from pipeline.data import corrections
 from pipeline.data.prepare import Prepared
@@ -26,7 +26,7 @@ def of(config: Config, data: Prepared) -> dict[str, pd.DataFrame]:
     """What the files of `eval.labels` change of the evaluated split, by the names of the files: id, label (int64).
 
     Raises:
-        DataError: a file is missing or damaged, or does not fit the data set.
+        DataError: a file is missing or damaged, does not fit the data set, or leaves no image of the split.
         ConfigError: two files have one name.
     """
     paths = config.eval.labels
@@ -41,6 +41,10 @@ def of(config: Config, data: Prepared) -> dict[str, pd.DataFrame]:
         changing = corrections.changes(corrections.read(path), samples, config.data.source)
         changing = changing[changing["id"].isin(rows["id"])]
         label = changing["decision"].map(label_of).fillna(LEFT_OUT).astype("int64")
+        if 0 < len(rows) == (label == LEFT_OUT).sum():  # a split without images is another error
+            raise DataError(
+                f"{path}: leaves no image of {config.eval.split} to score; keep some, or drop the file from eval.labels"
+            )
         found[name] = pd.DataFrame({"id": changing["id"], "label": label}).reset_index(drop=True)
     return found
 

@@ -60,7 +60,8 @@ def _outputs(logits: npt.NDArray[np.float32], label: npt.NDArray[np.int64]) -> t
 def summary(predicted: pd.DataFrame) -> dict[str, Any]:
     """n; top1, top3, top5, per_class_mean, macro_precision and macro_f1, each 0..1; nll in nats.
 
-    Means over classes leave out classes without images; per_class_mean is the macro recall. NAME_low and NAME_high
+    Means over classes leave out classes without images; per_class_mean is the macro recall. A class with images that
+    nothing is taken for has the precision 0 in macro_precision, as scikit-learn has it. NAME_low and NAME_high
     are 95 % intervals: Wilson's for top1, the bootstrap over images for all others and for top1_bootstrap_low and
     top1_bootstrap_high.
     """
@@ -90,7 +91,9 @@ def per_class(
 ) -> pd.DataFrame:
     """A row a class: label, class_name, n, correct, accuracy with its Wilson interval, precision, recall, f1.
 
-    Accuracy and recall of a class are the same, and NaN where it has no image.
+    Accuracy and recall of a class are the same, and NaN where it has no image; so is f1. The precision of a class that
+    nothing is taken for is NaN where it has no image either, as there is nothing to be right or wrong about; where it
+    has images it is scikit-learn's 0, as in `summary`.
 
     Args:
         train_images: training images of each class, [C]; they become a column.
@@ -99,6 +102,7 @@ def per_class(
     right = (label == predicted["predicted"]).groupby(label).agg(["size", "sum"])
     right = right.reindex(range(len(names)), fill_value=0)
     n, correct = right["size"].to_numpy(), right["sum"].to_numpy()
+    taken_for = np.bincount(predicted["predicted"].to_numpy("int64"), minlength=len(names))
     counts = list(zip(correct.tolist(), n.tolist(), strict=True))
     interval = {pair: statistics.wilson(*pair) for pair in set(counts)}
     bounds = [interval[pair] for pair in counts]
@@ -114,7 +118,7 @@ def per_class(
             "accuracy": np.where(n > 0, recall, np.nan),
             "accuracy_low": [low for low, _ in bounds],
             "accuracy_high": [high for _, high in bounds],
-            "precision": precision,
+            "precision": np.where((n > 0) | (taken_for > 0), precision, np.nan),
             "recall": np.where(n > 0, recall, np.nan),
             "f1": np.where(n > 0, f1, np.nan),
         }

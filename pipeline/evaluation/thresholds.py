@@ -1,14 +1,19 @@
 """From which probability on an answer is sure: validation images choose it, the test never does.
 
-The rule is the smallest probability from which on validation shows that at least 95 % (`PROMISE`) of the answers are
-right: as many right answers would be rarer than 5 % if only 95 % were right (exact binomial test, Clopper & Pearson
-1934). Selective prediction with such a bound is Geifman & El-Yaniv's (2017). Where validation shows it for no
-probability, the threshold is 0.95: what a calibrated probability of 0.95 says itself. Without the bound, the smallest
-probability from which on 95 % of some 75 answers are right is too low: the luckiest of 75 is chosen.
+Validation shows it for a probability where as many right answers from there on would be rarer than 5 % (`RISK`) if fewer
+than 95 % (`PROMISE`) were right (exact binomial test, Clopper & Pearson 1934). Tested are 0.99, 0.98, ..., 0.01
+(`GRID`), downwards, from the first with `FEWEST_IMAGES` answers to the first that does not show it; the threshold is
+the last that does. The order depends on no label, so a promise that is not so is shown with a probability of at most
+5 %, however many are tested: for any of them to be shown, the first of them in the order has to pass, and that is one
+test (fixed-sequence testing, Bauer 1991; for thresholds, "Learn then Test", Angelopoulos et al. 2021, arXiv:2110.01052).
+The lowest of all that pass would be the luckiest of many. Selective prediction with such a bound is Geifman &
+El-Yaniv's (2017), who divide the 5 % among their tests instead. Where validation shows nothing, the threshold is 0.95:
+what a calibrated probability of 0.95 says itself.
 
 A node that at least `FEWEST_IMAGES` validation images are taken for has a threshold of its own, as what looks like
 another class needs a higher one. That is the least that can show anything: 59 right answers of 59 have the probability
-0.95**59 = 0.049. Three validation images of a class never give it one, and the common threshold counts.
+0.95**59 = 0.049. Three validation images of a class never give it one, and the common threshold counts. Each threshold
+is a promise of its own, with its own 5 %: of 100 classes whose promises are not so, 5 may be shown on average.
 
 Where the class is not sure, the answer is the finest node above whose summed probability reaches the threshold of the
 roll-up, chosen on the validation images whose class is not sure either. This is a global threshold on the posteriors of
@@ -34,8 +39,11 @@ from pipeline.runs.predictions import AGAIN, Validation, views
 PROMISE = 0.95
 """share of right answers from a threshold on"""
 RISK = 0.05
-"""probability that validation shows it and it is not so"""
+"""the greatest probability that validation shows the promise of a threshold (common, of a node, of the roll-up) and it
+is not so: of each threshold, not of all together"""
 FEWEST_IMAGES = math.ceil(math.log(RISK) / math.log(PROMISE))  # 59
+GRID = np.arange(99, 0, -1) / 100
+"""the probabilities that are tested, in this order: the same whatever the images and their labels"""
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -132,7 +140,7 @@ def levels(classes: Sequence[str], taxonomy: Taxonomy | None, probability: Float
 
 
 def smallest(probability: Floats, right: Flags, otherwise: float = PROMISE) -> Threshold:
-    """The smallest threshold for which n images show the promise; each gets the first answer that reaches it.
+    """The threshold down to which n images show the promise; each gets the first answer that reaches it.
 
     Args:
         probability: float64 [n, R], of an image's answers in the order in which they are tried: fine to coarse.
@@ -146,14 +154,19 @@ def smallest(probability: Floats, right: Flags, otherwise: float = PROMISE) -> T
         :, :-1
     ]
     occurs = probability > before
-    candidates = np.append(np.unique(probability), otherwise)
-    answered = _containing(candidates, before[occurs], probability[occurs])
-    correct = _containing(candidates, before[occurs & right], probability[occurs & right])
+    every = np.searchsorted(-GRID, -probability.min(initial=1.0))  # from there on all are answered
+    points = np.append(GRID[: every + 1], otherwise)
+    answered = _containing(points, before[occurs], probability[occurs])
+    correct = _containing(points, before[occurs & right], probability[occurs & right])
+    tested = np.flatnonzero(answered[:-1] >= FEWEST_IMAGES)  # the first of them depends on no label
     # how probable so many right answers are if only PROMISE of them are right
-    shows = np.flatnonzero(binom.sf(correct[:-1] - 1, answered[:-1], PROMISE) <= RISK)
-    at = int(shows[0]) if len(shows) else -1
+    passes = binom.sf(correct[tested] - 1, answered[tested], PROMISE) <= RISK
+    shows = tested[np.logical_and.accumulate(passes)]
+    if not len(shows):
+        return Threshold(otherwise, len(probability), int(answered[-1]), int(correct[-1]), shown=False)
+    last = shows[-1]
     return Threshold(
-        float(candidates[at]), len(probability), int(answered[at]), int(correct[at]), shown=bool(len(shows))
+        float(points[last]), len(probability), int(answered[last]), int(correct[last]), shown=True
     )
 
 

@@ -26,6 +26,7 @@ AUDIT_SHOWN = 24
 MANY_CLASSES = 1_000  # a page whose table has more is slow
 ENDS_SHOWN = 100  # of many classes: the worst, and the best
 NUMBERS = ["n", "accuracy", "precision", "f1", "train_images", "taken_for", "accuracy_low", "accuracy_high"]
+WITHOUT_IMAGES = ["accuracy", "f1"]  # that a class without images lacks
 Types = dict[Hashable, Any]
 AUDIT_AGAIN = "run `audit` again"
 LABEL_ERRORS: Types = {"id": "int64", "path": str, "split": str, "class_name": str, "suggested_name": str}
@@ -77,10 +78,20 @@ def is_long(table: pd.DataFrame) -> bool:
     return len(table) > MANY_CLASSES
 
 
-def class_numbers(table: pd.DataFrame) -> list[list[float]]:
-    """The table of classes for the page's script, by label: `NUMBERS`, whose shares have four digits."""
-    numbers = table[NUMBERS].fillna(-1).round(4).to_dict("split")["data"]
-    return [[int(value) if value == int(value) else value for value in row] for row in numbers]
+def class_numbers(table: pd.DataFrame) -> list[list[float | None]]:
+    """The table of classes for the page's script, by label: `NUMBERS`, whose shares have four digits.
+
+    A precision that does not exist is None; the numbers that a class without images lacks are -1.
+    """
+    shares = table[NUMBERS].round(4)
+    shares[WITHOUT_IMAGES] = shares[WITHOUT_IMAGES].fillna(-1)
+    return [[_short(value) for value in row] for row in shares.to_dict("split")["data"]]
+
+
+def _short(value: float) -> float | None:
+    if pd.isna(value):
+        return None
+    return int(value) if value == int(value) else value
 
 
 def untaught(evaluation: StoredEvaluation) -> list[str]:

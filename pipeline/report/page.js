@@ -60,7 +60,7 @@
     function row(label) {
       const [n, accuracy, precision, f1, trained, , low, high] = numbers[label], made = first.cloneNode(true);
       const percent = (part) => `${Math.round(100 * part)}\u00a0%`, share = (part) => (n ? percent(part) : "–");
-      const words = { 1: data.names[label], 2: n, 3: share(accuracy), 5: percent(precision), 6: share(f1), 7: trained, 8: taken(numbers[label]) };
+      const words = { 1: data.names[label], 2: n, 3: share(accuracy), 5: precision === null ? "–" : percent(precision), 6: share(f1), 7: trained, 8: taken(numbers[label]) };
       for (const [column, text] of Object.entries(words)) made.cells[column].textContent = text;
       made.cells[0].replaceChildren();
       if (!n) made.cells[4].replaceChildren();

@@ -1,5 +1,6 @@
 """Tables beside the report, as LaTeX and CSV, for a paper: the headline numbers, and every class."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ SHARES = {
     "ece": "expected calibration error",
 }
 NUMBERS = {"nll": "log loss (nats)", "brier": "Brier score"}
+FEWEST_CLASSES = {"top3": 4, "top5": 6}
+"""with fewer classes, the true one is always among the 3 or 5 that are named, and the accuracy says nothing"""
+UNITS = {"share": " (%)", "difference": " (points)", "number": ""}
 NONE = "--"
 
 
@@ -38,33 +42,38 @@ def write(folder: Path, metrics: Mapping[str, Any], per_class: pd.DataFrame, exp
 
 
 def headline(metrics: Mapping[str, Any]) -> pd.DataFrame:
-    """The numbers of an evaluation: number, value, low, high (95 %; missing without an interval), n, is_share.
+    """The numbers of an evaluation: number, value, low, high (95 %; missing without an interval), n, kind.
 
-    After the official ones come the scores by other label sets, and their paired difference to the official labels.
+    kind: "share" (0..1), "difference" of two shares, or "number". After the official numbers come the scores by other
+    label sets, and their paired difference to the official labels.
     """
+    classes = metrics.get("classes", math.inf)
+    told = [key for key in (*SHARES, *NUMBERS) if key in metrics and classes >= FEWEST_CLASSES.get(key, 1)]
     names = {**SHARES, **NUMBERS}
-    rows = [_row(words, metrics, key, key in SHARES) for key, words in names.items() if key in metrics]
+    rows = [_row(names[key], metrics, key, "share" if key in SHARES else "number") for key in told]
     for name, by in metrics.get("label_sets", {}).items():
-        rows.append(_row(f"top-1 accuracy by {name}", {"n": metrics["n"], **by}, "top1", True))
-        rows.append(_row(f"{name} minus official labels", {"n": metrics["n"], **by}, "difference", True))
+        values = {"n": metrics["n"], **by}
+        rows.append(_row(f"top-1 accuracy by {name}", values, "top1", "share"))
+        rows.append(_row(f"{name} minus official labels", values, "difference", "difference"))
     return pd.DataFrame(rows)
 
 
-def _row(words: str, values: Mapping[str, Any], key: str, is_share: bool) -> dict[str, Any]:
+def _row(words: str, values: Mapping[str, Any], key: str, kind: str) -> dict[str, Any]:
     bounds = {bound: values.get(f"{key}_{bound}") for bound in ("low", "high")}
-    return {"number": words, "value": values[key], **bounds, "n": values["n"], "is_share": is_share}
+    return {"number": words, "value": values[key], **bounds, "n": values["n"], "kind": kind}
 
 
 def _in_words(numbers: pd.DataFrame) -> pd.DataFrame:
-    rows = [
-        {
-            "": row["number"],
-            "value": _number(row["value"], row["is_share"]),
-            "95 % interval": _interval(row["low"], row["high"], row["is_share"]),
-            "n": f"{row['n']}",
-        }
-        for row in numbers.to_dict("records")
-    ]
+    """The headline with the unit of each number in its name: percent, points (with their sign), nats."""
+    rows = []
+    for row in numbers.to_dict("records"):
+        kind, low, high = row["kind"], row["low"], row["high"]
+        is_share, is_difference = kind == "share", kind == "difference"
+        value = _points(row["value"]) if is_difference else _number(row["value"], is_share)
+        interval = _signed(low, high) if is_difference else _interval(low, high, is_share)
+        rows.append(
+            {"": row["number"] + UNITS[kind], "value": value, "95 % interval": interval, "n": f"{row['n']}"}
+        )
     return pd.DataFrame(rows)
 
 
@@ -90,7 +99,7 @@ def _views_in_words(views: pd.DataFrame) -> pd.DataFrame:
             "shown": row["view"],
             "top-1 (%)": _number(row["top1"], True),
             "95 % interval": _interval(row["top1_low"], row["top1_high"], True),
-            "difference (points)": f"{100 * row['difference']:+.1f}" if position else NONE,
+            "difference (points)": _points(row["difference"]) if position else NONE,
             "its 95 % interval": _signed(row["difference_low"], row["difference_high"]) if position else NONE,
         }
         for position, row in enumerate(views.to_dict("records"))
@@ -110,4 +119,8 @@ def _interval(low: float | None, high: float | None, is_share: bool) -> str:
 
 
 def _signed(low: float, high: float) -> str:
-    return f"{100 * low:+.1f} to {100 * high:+.1f}"
+    return f"{_points(low)} to {_points(high)}"
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.1f}"

@@ -10,7 +10,10 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from pipeline.common import files
+from pipeline.config.data import OWN
+from pipeline.config.load import completed, flatten, read_tree
 from pipeline.config.schema import Config
+from pipeline.data import prepare, sample_table
 from pipeline.evaluation.screen import protocol_in_words
 from pipeline.runs import registration
 from pipeline.runs.directory import EvaluationDirectory, RunDirectory
@@ -45,7 +48,7 @@ def rows(config: Config, folder: EvaluationDirectory, metrics: Mapping[str, Any]
     """The lines of the section.
 
     Raises:
-        DataError: certificate.json is damaged.
+        DataError: certificate.json, the log or the sample table is damaged.
     """
     run = RunDirectory(config.run_dir)
     found = [
@@ -88,22 +91,41 @@ def _reading(line: bytes) -> str:
 
 def _epoch(config: Config, run: RunDirectory, metrics: Mapping[str, Any]) -> str:
     name = Path(str(metrics["checkpoint"])).name
-    which = f"{metrics['epoch']} of {config.train.epochs}"
+    which = f"{metrics['epoch']} of {_trained_with(config, run, 'train.epochs')}"
     if name != run.checkpoint("best").name:
         return f"{which}: {name}, which `eval.checkpoint` names."
-    if not config.validates:
+    if not run.log_file.is_file():
+        return f"{which}: {name}; the log that tells how it was chosen, {run.log_file.name}, is gone."
+    if run.read_log(steps=False).best() is None:
         return f"{which}: the last one, as nothing validates."
-    return (
-        f"{which}: the highest top-1 on the validation images, drawn from train; of equals, the lowest loss."
-    )
+    whose = " that the data set has" if _brings_validation(config) else ", drawn from train"
+    return f"{which}: the highest top-1 on the validation images{whose}; of equals, the lowest loss."
+
+
+def _brings_validation(config: Config) -> bool:
+    """Whether the data set has validation images of its own; then none are drawn from train (`data.splits`)."""
+    if config.data.source not in OWN:
+        return False
+    samples = sample_table.read(prepare.output_paths(config)[0])
+    return bool((samples["official"] == "val").any())
 
 
 def _seed(config: Config, run: RunDirectory, metrics: Mapping[str, Any]) -> str:
-    protocol = metrics.get("protocol", {})
+    seed, protocol = _trained_with(config, run, "seed"), metrics.get("protocol", {})
     if protocol.get("status") == "confirmatory" and run.registration_file.is_file():
         seeds = registration.read(run.registration_file).seeds
-        return f"{config.seed}, of the registered {', '.join(map(str, seeds))}."
-    return f"{config.seed}; one run does not tell how much another seed would change."
+        return f"{seed}, of the registered {', '.join(map(str, seeds))}."
+    return f"{seed}; one run does not tell how much another seed would change."
+
+
+def _trained_with(config: Config, run: RunDirectory, key: str) -> Any:
+    """The value of a key such as "train.epochs" in the run's own config.yaml, which an evaluation need not repeat.
+
+    Without a config.yaml it is that of `config`, as in `results.learned_rows`.
+    """
+    is_kept = run.config_file.is_file()
+    tree = completed(read_tree(run.config_file)) if is_kept else config.model_dump(mode="json")
+    return dict(flatten(tree))[key]
 
 
 def _certificate(run: RunDirectory, folder: EvaluationDirectory) -> Iterator[str]:

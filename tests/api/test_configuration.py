@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.api.configuration import config_of, config_of_run
+from pipeline.api.configuration import config_of_run, to_config
 from pipeline.common.errors import ConfigError, DataError
 from pipeline.config.load import load_config
 from pipeline.config.schema import Config
@@ -18,25 +18,25 @@ def test_sections_dotted_keys_and_a_file_make_the_same_configuration(tmp_path: P
     optim = {"lr": 1e-5, "momentum": np.float64(0.8)}
     model = {"options": {"drop_rate": 0.1}}
     given = {"optim": optim, "model": model, "data.root": Path("some where"), "run.name": "007"}
-    assert config_of(given) == expected
-    assert config_of({"optim": {"lr": 0.5}, **given}, {"optim.lr": 1e-5}) == expected
+    assert to_config(given) == expected
+    assert to_config({"optim": {"lr": 0.5}, **given}, {"optim.lr": 1e-5}) == expected
     (tmp_path / "007.yaml").write_text("optim: {lr: 1.0e-5, momentum: 0.1}\ndata: {root: some where}\n")
     overrides = {"optim": {"momentum": 0.8}, "model": model}
-    assert config_of(tmp_path / "007.yaml", overrides) == config_of(str(tmp_path / "007.yaml"), overrides)
-    assert config_of(tmp_path / "007.yaml", overrides) == expected
+    assert to_config(tmp_path / "007.yaml", overrides) == to_config(str(tmp_path / "007.yaml"), overrides)
+    assert to_config(tmp_path / "007.yaml", overrides) == expected
 
 
 @pytest.mark.parametrize("text", ["true", "1e5", "null", "a #1", "é \U0001f600", 'say "x"', "two\nlines", ""])
 def test_text_stays_text(text: str) -> None:
-    assert config_of({"tracking.notes": text}).tracking.notes == text
+    assert to_config({"tracking.notes": text}).tracking.notes == text
 
 
 def test_a_configuration_keeps_its_other_keys() -> None:
-    config = config_of(
+    config = to_config(
         {"schedule.name": "multi_step", "schedule.milestones": [3, 5], "train.epochs": 9, "run.name": "x"}
     )
-    assert config_of(config) is config
-    changed = config_of(config, {"optim.lr": 0.5, "tracking.group": None})
+    assert to_config(config) is config
+    changed = to_config(config, {"optim.lr": 0.5, "tracking.group": None})
     assert changed.optim.lr == 0.5
     assert changed.model_copy(update={"optim": config.optim}) == config
 
@@ -53,7 +53,7 @@ def test_a_configuration_keeps_its_other_keys() -> None:
 )
 def test_a_wrong_key_or_value_is_one_sentence(keys: dict[Any, Any], sentence: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        config_of(keys)
+        to_config(keys)
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -13,7 +13,6 @@ from PIL import ExifTags, Image
 import pipeline as plumage
 from pipeline.cli import main
 from pipeline.common.errors import ConfigError, DataError, UserError
-from pipeline.data.pictures import PictureError
 from tests.helpers import tiny
 
 
@@ -134,7 +133,7 @@ def test_what_cannot_be_read_is_named_all_at_once_or_kept_as_an_entry(
     (bad := tmp_path / "bad.jpg").write_bytes(b"no picture")
     long = np.zeros((10, 400, 3), np.uint8)
     given = [bad, good, tmp_path / "missing.png", long, Path("-")]
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(plumage.PictureError) as caught:
         model.predict(given)
     assert str(caught.value).startswith(
         f"{bad}: not a picture, or of an unknown format; {tmp_path / 'missing.png'}: missing; images[3]: 400 x 10 pixels"
@@ -143,7 +142,7 @@ def test_what_cannot_be_read_is_named_all_at_once_or_kept_as_an_entry(
     assert [one.error is None for one in answers] == [False, True, False, False, False]
     assert answers[0].error == "not a picture, or of an unknown format" and answers[0].classes == ()
     assert answers[1].classes == model.predict(good)[0].classes
-    with pytest.raises(PictureError):
+    with pytest.raises(plumage.PictureError):
         model.features(given)
 
 

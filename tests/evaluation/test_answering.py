@@ -231,6 +231,28 @@ def test_columns_of_a_file_say_what_is_sure(
     assert rows["sure"].tolist() == [False, None] and rows["answer_probability"][0] == pytest.approx(1)
 
 
+def test_with_a_prior_nothing_is_called_sure_and_nothing_is_rolled_up(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The thresholds were chosen on pictures that come as validation's do."""
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    path, tree = tiny_tree(tmp_path)
+    assert tiny.do("eval", tmp_path, f"data.taxonomy={path}") == 0
+    picture, prior = tmp_path / "a.png", tmp_path / "prior.csv"
+    Image.effect_noise((50, 40), 80).convert("RGB").save(picture)
+    prior.write_text("class,weight\n" + "".join(f"{name},{n}\n" for n, name in enumerate(tree.classes, 1)))
+    words = [str(tmp_path / "runs/tiny"), str(picture)]
+    for rank in ("class", "genus"):
+        capsys.readouterr()
+        assert main.run(["predict", *words, "--rank", rank]) == 0
+        without = capsys.readouterr()
+        assert "; sure from " in without.err and '"sure"' in without.out
+        assert main.run(["predict", *words, "--rank", rank, "--prior", str(prior)]) == 0
+        with_prior = capsys.readouterr()
+        assert f"; prior {prior}" in with_prior.err and "sure" not in with_prior.err
+        assert not {"sure", "answer"} & set(json.loads(with_prior.out)["predictions"][0])
+
+
 def test_another_hierarchy_than_the_run_has_is_said_and_report_takes_it_over(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from pipeline.data import prepare
 from pipeline.evaluation import label_sets
 from tests.helpers import tiny
 
@@ -79,3 +80,22 @@ def test_file_that_does_not_fit_is_refused_before_the_test_split_is_read(
     twice = f"eval.labels=[{decisions}, {tmp_path / 'other' / 'cleaned.csv'}]"
     assert tiny.do("eval", tmp_path, twice) == 2
     assert "more than one file is called cleaned" in capsys.readouterr().err
+
+
+def test_file_that_leaves_no_image_is_refused_before_the_test_split_is_read(
+    tmp_path: Path, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    samples = prepare.load(tiny.config(tmp_path)).samples
+    decisions = tmp_path / "nothing.csv"
+    ids = samples.loc[samples["split"] == "test", "id"]
+    pd.DataFrame({"id": ids, "label": "drop"}).to_csv(decisions, index=False)
+    key = f"eval.labels=[{decisions}]"
+    assert tiny.do("eval", tmp_path, key) == 2
+    assert f"error: {decisions}: leaves no image of test to score; keep some, or" in capsys.readouterr().err
+    assert not (tmp_path / "runs/tiny/test_reads.jsonl").exists()
+    assert not (tmp_path / "runs/tiny/eval/test/metrics.json").exists()
+    assert tiny.do("eval", tmp_path, key, "eval.split=val") == 0
+    pd.DataFrame({"id": ids.iloc[1:], "label": "drop"}).to_csv(decisions, index=False)
+    assert tiny.do("eval", tmp_path, key) == 0
+    assert metrics(tmp_path)["label_sets"]["nothing"]["n"] == 1

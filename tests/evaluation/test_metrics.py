@@ -87,6 +87,18 @@ def test_the_classes_of_the_hand_worked_table() -> None:
     assert classes["accuracy_high"].tolist() == pytest.approx([0.954413, 0.905469, 0.699358, 1], abs=1e-6)
 
 
+def test_precision_of_a_class_that_is_never_named_is_0_where_it_has_images_and_none_where_it_has_none() -> (
+    None
+):
+    predicted = table(
+        [0, 0, 1], np.eye(4)[[0, 2, 0]]
+    )  # gulls are never named; crows have no image; owls neither
+    assert metrics.per_class(predicted, NAMES)["precision"].tolist() == pytest.approx(
+        [0.5, 0, 0, math.nan], nan_ok=True
+    )
+    assert metrics.summary(predicted)["macro_precision"] == pytest.approx((0.5 + 0) / 2)
+
+
 def test_rows_of_the_confusion_are_true_classes() -> None:
     matrix = confusion.matrix(guessed(), NAMES)
     assert matrix.index.tolist() == matrix.columns.tolist() == NAMES

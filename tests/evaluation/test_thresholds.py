@@ -40,27 +40,51 @@ def test_three_images_never_show_it_and_none_at_all_is_no_error() -> None:
 
 
 def test_a_wrong_answer_among_many_needs_more_right_ones() -> None:
+    assert of_confidences([0.9] * 93, {20}) == Threshold(0.9, 93, 93, 92, shown=True)
+    assert not of_confidences([0.9] * 92, {20}).shown
     falling = np.linspace(0.99, 0.4, 93).tolist()
-    assert of_confidences(falling, {20}).probability == pytest.approx(0.4)
-    assert not of_confidences(falling[:92], {20}).shown
+    assert 0.54 < of_confidences(falling, {70}).probability < 0.56, "the walk ends at the wrong answer"
 
 
 @pytest.mark.parametrize("ranks", [1, 3])
-def test_it_is_what_a_search_over_all_thresholds_finds(ranks: int) -> None:
+def test_it_is_what_a_walk_down_the_grid_finds_that_ends_at_the_first_failure(ranks: int) -> None:
     random = np.random.default_rng(ranks)
-    probability = random.random((400, ranks)).round(2)
-    right = random.random((400, ranks)) < 0.8 + 0.25 * probability
+    probability = random.random((400, ranks)).round(3)
+    right = random.random((400, ranks)) < 0.9 + 0.15 * probability
     shown = []
-    for t in np.unique(probability):
+    for percent in range(99, 0, -1):
+        t = percent / 100
         firsts = [
             next((right[n, r] for r in range(ranks) if probability[n, r] >= t), None) for n in range(400)
         ]
         answers = [is_right for is_right in firsts if is_right is not None]
         k, n = sum(map(bool, answers)), len(answers)
-        if binomtest(k, n, PROMISE, alternative="greater").pvalue <= 0.05:
-            shown.append(Threshold(float(t), 400, n, k, shown=True))
-    assert len(shown) > 2, "the example has something to choose from"
-    assert smallest(probability, right) == shown[0]
+        if n < FEWEST_IMAGES:
+            continue
+        if binomtest(k, n, PROMISE, alternative="greater").pvalue > 0.05:
+            break
+        shown.append(Threshold(t, 400, n, k, shown=True))
+    assert len(shown) > 2 and t > 0.02, "the example has something to choose from, and a failure"
+    assert smallest(probability, right) == shown[-1]
+
+
+def test_what_passes_below_the_first_failure_is_not_taken() -> None:
+    """Of the 100 most confident answers 10 are wrong, and none of the 900 others: all 1,000 pass, and 100 do not."""
+    confidence = np.repeat([0.9, 0.5], [100, 900])
+    right = np.arange(1000) >= 10
+    assert binomtest(990, 1000, PROMISE, alternative="greater").pvalue < 1e-6
+    found = smallest(confidence[:, None], right[:, None])
+    assert found == Threshold(PROMISE, 1000, 0, 0, shown=False)
+    assert smallest(confidence[:, None], right[:, None], 0.97).probability == 0.97
+
+
+@pytest.mark.parametrize("n", [599, 5000])
+def test_a_promise_that_is_not_so_is_seldom_shown_however_many_probabilities_are_tested(n: int) -> None:
+    """Of the answers of every confidence 94.9 % are right; taking the lowest that passes showed it in 17 and 27 %."""
+    random, draws = np.random.default_rng(n), 300
+    shown = sum(smallest(random.random((n, 1)), random.random((n, 1)) < 0.949).shown for _ in range(draws))
+    noise = 3 * (thresholds.RISK * (1 - thresholds.RISK) / draws) ** 0.5
+    assert shown / draws <= thresholds.RISK + noise
 
 
 def test_a_class_with_enough_images_has_a_threshold_of_its_own() -> None:
@@ -84,7 +108,9 @@ def test_a_class_with_enough_images_has_a_threshold_of_its_own() -> None:
 def test_a_class_that_is_known_to_be_hard_is_not_sure_at_a_low_common_threshold() -> None:
     best = np.repeat([0, 1], [60, 900])
     probability = np.full((960, 2), 0.0)
-    probability[np.arange(960), best] = np.linspace(0.5, 0.9, 960)[np.random.default_rng(0).permutation(960)]
+    probability[np.arange(960), best] = np.concatenate(
+        [np.linspace(0.5, 0.7, 60), np.linspace(0.5, 0.9, 900)]
+    )
     label = best.copy()
     label[:60:3] = 1
     found = of_level(Level("class", ["hard", "easy"], probability), label)
@@ -93,7 +119,7 @@ def test_a_class_that_is_known_to_be_hard_is_not_sure_at_a_low_common_threshold(
 
 
 def validation(n: int, doubtful: int) -> tuple[Validation, Taxonomy]:
-    """Four classes in two genera; the first images are certain and right, the rest split 60 : 40 within the genus."""
+    """Four classes in two genera; the first images are certain and right, the rest split 3 : 2 within the genus."""
     random = np.random.default_rng(5)
     label = random.integers(0, 4, n)
     probability = np.full((n, 4), 1e-4)
@@ -101,8 +127,8 @@ def validation(n: int, doubtful: int) -> tuple[Validation, Taxonomy]:
     sibling = label ^ 1
     last = np.arange(n - doubtful, n)
     named = np.where(random.random(doubtful) < 0.6, label[last], sibling[last])
-    probability[last, named] = 0.6
-    probability[last, named ^ 1] = 0.3998
+    probability[last, named] = 0.595
+    probability[last, named ^ 1] = 0.4048
     logits = np.log(probability) * 2.0
     taxonomy = Taxonomy(("a", "b", "c", "d"), {"genus": ("A", "A", "B", "B")})
     return Validation(logits.astype(np.float32), label.astype(np.int64)), taxonomy
@@ -112,7 +138,7 @@ def test_the_roll_up_is_chosen_on_the_images_whose_class_is_not_sure() -> None:
     stored, taxonomy = validation(300, doubtful=80)
     ranks, roll_up = thresholds.choose(stored, 2.0, taxonomy.classes, taxonomy)
     assert list(ranks) == ["class", "genus"]
-    assert 0.6 < ranks["class"].common.probability < 1
+    assert 0.595 < ranks["class"].common.probability < 1
     assert roll_up is not None and roll_up.shown
     assert (roll_up.n, roll_up.answered, roll_up.right) == (80, 80, 80)
     few, taxonomy = validation(300, doubtful=40)

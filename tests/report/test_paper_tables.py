@@ -14,9 +14,12 @@ from tests.helpers import tiny
 
 METRICS = {
     "n": 652,
+    "classes": 4,
     "top1": 0.81288,
     "top1_low": 0.78115,
     "top1_high": 0.84096,
+    "top3": 0.95,
+    "top5": 1.0,
     "nll": 0.69389,
     "nll_low": 0.62422,
     "nll_high": 0.76702,
@@ -41,7 +44,7 @@ CLASSES = pd.DataFrame(
         "accuracy": [0.9, float("nan")],
         "accuracy_low": [0.74, 0.0],
         "accuracy_high": [0.97, 1.0],
-        "precision": [0.75, 0.0],
+        "precision": [0.75, float("nan")],
         "f1": [0.818, float("nan")],
         "train_images": [27, 30],
         "taken_for": [1, -1],
@@ -71,15 +74,16 @@ def test_the_words_by_hand(tmp_path: Path) -> None:
     paper_tables.write(tmp_path, METRICS, CLASSES, Explained(views=VIEWS))
     assert cells(tmp_path / "headline.tex") == [
         ["", "value", r"95 \% interval", "n"],
-        ["top-1 accuracy", "81.3", "78.1 to 84.1", "652"],
-        ["expected calibration error", "11.8", "--", "652"],
+        [r"top-1 accuracy (\%)", "81.3", "78.1 to 84.1", "652"],
+        [r"top-3 accuracy (\%)", "95.0", "--", "652"],
+        [r"expected calibration error (\%)", "11.8", "--", "652"],
         ["log loss (nats)", "0.694", "0.624 to 0.767", "652"],
-        [r"top-1 accuracy by cub\_plus", "82.1", "79.0 to 84.9", "638"],
-        [r"cub\_plus minus official labels", "0.3", "-0.2 to 0.8", "638"],
+        [r"top-1 accuracy by cub\_plus (\%)", "82.1", "79.0 to 84.9", "638"],
+        [r"cub\_plus minus official labels (points)", "+0.3", "-0.2 to +0.8", "638"],
     ]
     assert cells(tmp_path / "per_class.tex")[1:] == [
         ["Black footed Albatross", "30", "90.0", "74.0 to 97.0", "75.0", "81.8", "27"],
-        [r"50\% \& more", "0", "--", "--", "0.0", "--", "30"],
+        [r"50\% \& more", "0", "--", "--", "--", "--", "30"],
     ]
     assert cells(tmp_path / "views.tex")[1:] == [
         ["whole picture", "80.0", "71.0 to 87.0", "--", "--"],
@@ -87,6 +91,15 @@ def test_the_words_by_hand(tmp_path: Path) -> None:
     ]
     numbers = pd.read_csv(tmp_path / "headline.csv").set_index("number")
     assert numbers.loc["top-1 accuracy", ["value", "low", "high"]].tolist() == [0.81288, 0.78115, 0.84096]
+    assert numbers["kind"].tolist() == [*["share"] * 3, "number", "share", "difference"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"), [(3, []), (4, ["top3"]), (5, ["top3"]), (6, ["top3", "top5"])]
+)
+def test_an_accuracy_that_cannot_be_below_1_is_left_out(classes: int, expected: list[str]) -> None:
+    told = paper_tables.headline({**METRICS, "classes": classes})["number"].tolist()
+    assert [key for key in ("top3", "top5") if paper_tables.SHARES[key] in told] == expected
 
 
 def test_a_report_leaves_them_beside_the_page(trained: Path, tmp_path: Path) -> None:

@@ -350,6 +350,13 @@ def test_of_many_classes_the_page_has_the_worst_and_the_best_and_the_numbers_of_
         assert wrong.empty or (wrong == other).sum() == wrong.value_counts().max()
 
 
+def test_a_precision_that_does_not_exist_is_neither_0_nor_a_number_of_the_script() -> None:
+    nan = float("nan")
+    row = {"n": 0, "accuracy": nan, "precision": nan, "f1": nan, "train_images": 3, "taken_for": -1}
+    table = pd.DataFrame([row | {"accuracy_low": 0.0, "accuracy_high": 1.0}])
+    assert content.class_numbers(table) == [[0, -1, None, -1, 3, -1, 0, 1]]
+
+
 def test_many_images_are_a_sample_on_the_map_and_in_retrieval_and_the_page_says_so(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
