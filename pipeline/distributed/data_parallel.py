@@ -27,7 +27,7 @@ HOOKS = {"bf16": default_hooks.bf16_compress_hook, "fp16": default_hooks.fp16_co
 def replicate(model: nn.Module, config: DistributedConfig, ranks: Ranks) -> nn.Module:
     """The model with its gradients averaged over ranks; on one rank, or in shards, the model itself.
 
-    Running statistics are averaged by the step (`Ranks.average`), not taken from the first rank.
+    Running statistics are averaged by the step (`Ranks.all_reduce_mean`), not taken from the first rank.
     """
     if ranks.world_size == 1 or is_sharded(model):
         return model

@@ -159,12 +159,13 @@ def join(train: TrainConfig, timeout_s: float = 600.0) -> Iterator[Ranks]:
         timeout_s: how long a collective may take; after that a rank counts as lost.
 
     Raises:
-        ConfigError: CUDA is asked for and there is none.
+        ConfigError: CUDA is asked for and there is none, or the environment is not one of torchrun.
         FileRefused: the system refused a file in the block.
         RankLost: another rank died, ended with an error, or missed a collective.
     """
+    world_size = _world_size()
     here = select_device(train)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if world_size == 1:
         with refusals_as_sentences():
             yield Ranks.single(here)
         return
@@ -194,6 +195,21 @@ def join(train: TrainConfig, timeout_s: float = 600.0) -> Iterator[Ranks]:
         heartbeat.close()
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _world_size() -> int:
+    """The number of ranks that the environment says.
+
+    Raises:
+        ConfigError: it is no number, or with several ranks a variable is missing that torchrun sets.
+    """
+    said = os.environ.get("WORLD_SIZE", "1")
+    if not said.isdecimal() or int(said) < 1:
+        raise ConfigError(f"WORLD_SIZE is {said!r}, and no number of ranks; start with torchrun, or unset it")
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if int(said) > 1 and missing:
+        raise ConfigError(f"WORLD_SIZE is set and {missing[0]} is not; start with torchrun, or unset it")
+    return int(said)
 
 
 def _init_process_groups(device: torch.device, store: Any, rank: int, world: int, timeout: timedelta) -> Any:

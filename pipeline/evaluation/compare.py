@@ -2,7 +2,8 @@
 
 Runs of one recipe are one group, shown as mean +- sd: their configurations differ in the seed and in keys that
 change no number. A folder of `plumage repeat` is one group, too. Each group is compared with the first one; if there is
-only one group, each run with the first run.
+only one group, each run with the first run. Groups with the same seeds are compared seed by seed, whether their runs
+were named by a folder or one by one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -63,15 +64,28 @@ class Group:
     name: str
     runs: list[ComparedRun]
 
-    @property
-    def seeds_of_repeat(self) -> list[int | None] | None:
-        """The seeds, which were chosen before the runs; None of runs that were named one by one."""
-        return None if self.runs[0].repeat is None else [run.seed for run in self.runs]
+    @cached_property
+    def by_seed(self) -> dict[int, ComparedRun] | None:
+        """The runs by their seeds; None where a seed is not known, or is that of two."""
+        found = {run.seed: run for run in self.runs if run.seed is not None}
+        return found if len(found) == len(self.runs) else None
 
     @cached_property
     def right(self) -> npt.NDArray[np.float64]:
         """The share of the runs that predict an image right, float64 [n]."""
         return np.asarray(np.mean([run.right for run in self.runs], axis=0), np.float64)
+
+    @cached_property
+    def rights(self) -> npt.NDArray[np.float64]:
+        """`right` of each run: [S, n]."""
+        return np.stack([run.right for run in self.runs])
+
+    def with_seeds_of(self, other: "Group") -> "Group | None":
+        """The runs in the order of the seeds of the other; None where these are not the same, two or more."""
+        a, b = other.by_seed, self.by_seed
+        if a is None or b is None or len(a) < 2 or a.keys() != b.keys():
+            return None
+        return Group(self.name, [b[seed] for seed in a])
 
     @property
     def predictions(self) -> tuple[str, list[pd.DataFrame]]:
@@ -109,7 +123,8 @@ def compare_runs(paths: Sequence[Path], split: str, out: Path | None) -> dict[st
     runs, directories = _read_all(paths, split)
     groups = grouped(runs)
     base, *rest = groups if len(groups) > 1 else [Group(run.name, [run]) for run in runs]
-    comparisons = [_compare_groups(base, group) for group in rest]
+    pairs = [(group.with_seeds_of(base) or group, group.with_seeds_of(base) is not None) for group in rest]
+    comparisons = [_compare_groups(base, group, paired) for group, paired in pairs]
     p_values = [comparison["p"] for comparison in comparisons]
     for comparison, p in zip(comparisons, statistics.holm(p_values), strict=True):
         comparison["p_adjusted"] = p
@@ -118,12 +133,14 @@ def compare_runs(paths: Sequence[Path], split: str, out: Path | None) -> dict[st
     result = {
         "split": split,
         "n": len(runs[0].right),
-        "protocol": registered_comparison.judge([group.readings for group in groups], split),
+        "protocol": registered_comparison.judge(
+            [group.readings for group in groups], split, [comparison["test"] for comparison in comparisons]
+        ),
         "groups": [group.summary() for group in groups],
         "comparisons": comparisons,
         "otherwise": [
-            compare_otherwise.compare(measure, base.predictions, group.predictions)
-            for group in rest
+            compare_otherwise.compare(measure, base.predictions, group.predictions, paired=paired)
+            for group, paired in pairs
             for measure in measures
         ],
     }
@@ -216,47 +233,52 @@ def check_same_data(a: ComparedRun, b: ComparedRun) -> None:
         )
 
 
-def _compare_groups(a: Group, b: Group) -> dict[str, Any]:
-    """b compared with a, in plain types; differences are b - a of shares of images, -1..1."""
+def _compare_groups(a: Group, b: Group, paired: bool) -> dict[str, Any]:
+    """b compared with a, in plain types; differences are b - a of shares of images, -1..1.
+
+    Args:
+        paired: whether the runs of both have the same seeds, in the same order.
+    """
     gain, low, high = statistics.difference(a.right, b.right)
-    single = len(a.runs) == len(b.runs) == 1
     only_a, only_b = int((a.right > b.right).sum()), int((b.right > a.right).sum())
     by_class = _classes(a, b)["difference"].dropna()
-    comparison: dict[str, Any] = {
+    varied = len(a.right) > 1 and (gain == 0 or np.ptp(b.right - a.right) > 0)
+    return {
         "a": a.name,
         "b": b.name,
         "difference": gain,
-        "low": low,
-        "high": high,
+        "low": low if varied else None,
+        "high": high if varied else None,
         "images_better_in_a": only_a,
         "images_better_in_b": only_b,
         "classes_better_in_a": int((by_class < 0).sum()),
         "classes_better_in_b": int((by_class > 0).sum()),
-        "test": "McNemar, exact" if single else "paired t-test over images",
-        "p_images": statistics.mcnemar(only_a, only_b)
-        if single
-        else statistics.p_over_images(a.right, b.right),
-        "p_seeds": None,
+        "interval_over": compare_otherwise.interval_over(len(a.runs), len(b.runs)),
+        **(_of_one_run_each(only_a, only_b, len(a.right)) if len(a.runs) == len(b.runs) == 1 else {}),
+        **(_over_seeds(a, b, paired) if max(len(a.runs), len(b.runs)) > 1 else {}),
     }
-    if min(len(a.runs), len(b.runs)) > 1:
-        comparison |= _over_seeds(a, b)
-    # A difference is more than noise only if it exceeds both the noise of the images and that of the seeds.
-    comparison["p"] = max(comparison["p_images"], comparison["p_seeds"] or 0.0)
-    return comparison
 
 
-def _over_seeds(a: Group, b: Group) -> dict[str, Any]:
-    """What several seeds of both groups add: the interval over seeds and images together, and the test over seeds.
+def _of_one_run_each(only_a: int, only_b: int, images: int) -> dict[str, Any]:
+    """The test over images alone; one image has no p."""
+    p = statistics.mcnemar(only_a, only_b) if images > 1 else None
+    return {"test": statistics.OVER_IMAGES, "p_images": p, "p_seeds": None, "p": p}
 
-    Repeats with the same seeds are paired by seed.
+
+def _over_seeds(a: Group, b: Group, paired: bool) -> dict[str, Any]:
+    """What several seeds of a group add: the test and the interval over seeds and images together.
+
+    p_images, p_seeds: as if there were no other seeds, and no other images; neither decides anything.
     """
-    paired = a.seeds_of_repeat is not None and a.seeds_of_repeat == b.seeds_of_repeat
-    rights = [np.stack([run.right for run in group.runs]) for group in (a, b)]
-    low, high = statistics.difference_over_seeds(*rights, paired=paired)
-    test = statistics.p_over_paired_seeds if paired else statistics.p_over_seeds
+    both = statistics.difference_over_seeds(a.rights, b.rights, paired=paired)
+    low, high = (None, None) if both.interval is None else np.clip(both.interval, -1, 1).tolist()
+    of_seeds = statistics.p_over_paired_seeds if paired else statistics.p_over_seeds
+    several = min(len(a.runs), len(b.runs)) > 1
     return {
-        "p_seeds": test(*(right.mean(axis=1).tolist() for right in rights)),
-        "test_over_seeds": "paired t-test over seeds" if paired else "Welch over seeds",
+        "test": statistics.PAIRED if paired else statistics.APART,
+        "p_images": statistics.p_over_images(a.right, b.right),
+        "p_seeds": of_seeds(a.rights.mean(axis=1), b.rights.mean(axis=1)) if several else None,
+        "p": both.p,
         "low_over_seeds": low,
         "high_over_seeds": high,
     }

@@ -66,26 +66,54 @@ def _within(tree: Taxonomy, height: int, table: pd.DataFrame) -> Floats:
     return np.asarray(_heights(tree, table) <= height, np.float64)
 
 
+def interval_over(runs_a: int, runs_b: int) -> str:
+    """What an interval of the difference of two groups is over, by their numbers of runs."""
+    if max(runs_a, runs_b) == 1:
+        return "images"
+    return "seeds and images" if min(runs_a, runs_b) > 1 else "images and the seeds of one side"
+
+
 def compare(
-    measure: Measure, a: tuple[str, Sequence[pd.DataFrame]], b: tuple[str, Sequence[pd.DataFrame]]
+    measure: Measure,
+    a: tuple[str, Sequence[pd.DataFrame]],
+    b: tuple[str, Sequence[pd.DataFrame]],
+    *,
+    paired: bool,
 ) -> dict[str, Any]:
-    """Means of two groups and their paired difference with its 95 % interval, in plain types.
+    """Means of two groups and their difference with its 95 % interval, in plain types.
+
+    low, high: by the paired bootstrap over images for one run of each, else over seeds and images together (see
+    `statistics.difference_over_seeds`); None where nothing varies.
 
     Args:
         a, b: the name of a group and the predictions tables of its runs, sorted by image id.
+        paired: whether the runs of both have the same seeds, in the same order.
     """
     (name_a, runs_a), (name_b, runs_b) = a, b
-    means = [np.mean([measure.of(table) for table in runs], axis=0) for runs in (runs_a, runs_b)]
-    mean_a, mean_b = (mean[~np.isnan(mean)] for mean in means)
-    difference, low, high = statistics.difference(mean_a, mean_b)
+    values_a, values_b = (np.stack([measure.of(table) for table in runs]) for runs in (runs_a, runs_b))
+    counted = ~np.isnan(np.vstack([values_a, values_b])).any(axis=0)
+    values_a, values_b = values_a[:, counted], values_b[:, counted]
+    difference, interval = _difference(values_a, values_b, paired)
+    low, high = (None, None) if interval is None else interval
     return {
         "measure": measure.name,
         "a": name_a,
         "b": name_b,
-        "n": len(mean_a),
-        "mean_a": float(mean_a.mean()),
-        "mean_b": float(mean_b.mean()),
+        "n": int(counted.sum()),
+        "mean_a": float(values_a.mean()),
+        "mean_b": float(values_b.mean()),
         "difference": difference,
+        "interval_over": interval_over(len(runs_a), len(runs_b)),
         "low": low,
         "high": high,
     }
+
+
+def _difference(a: Floats, b: Floats, paired: bool) -> tuple[float, tuple[float, float] | None]:
+    """Of values [S, n], with its interval."""
+    if max(len(a), len(b)) > 1:
+        both = statistics.difference_over_seeds(a, b, paired=paired)
+        return both.value, both.interval
+    difference, low, high = statistics.difference(a[0], b[0])
+    varied = a.shape[1] > 1 and (difference == 0 or np.ptp(b - a) > 0)
+    return difference, (low, high) if varied else None

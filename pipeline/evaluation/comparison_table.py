@@ -23,8 +23,8 @@ def rows(result: Mapping[str, Any]) -> pd.DataFrame:
     """A row a comparison of b with a.
 
     Columns: a, b (groups, or runs where all are of one group); top1_a, top1_b (means over their runs); runs_a, runs_b;
-    difference (b - a) with its 95 % interval low and high, which is over seeds and images where both have
-    several runs, else over images (interval_over); p, and p_adjusted (Holm).
+    difference (b - a) with its 95 % interval low and high, and what that is over (interval_over: seeds and images,
+    where both have several runs); p, and p_adjusted (Holm); test, that of p. Interval and p may be missing.
     """
     groups = {group["name"]: group for group in result["groups"]}
     top1 = {name: (group["top1_mean"], len(group["runs"])) for name, group in groups.items()}
@@ -45,9 +45,10 @@ def rows(result: Mapping[str, Any]) -> pd.DataFrame:
                 "difference": one["difference"],
                 "low": one["low_over_seeds" if seeds else "low"],
                 "high": one["high_over_seeds" if seeds else "high"],
-                "interval_over": "seeds and images" if seeds else "images",
+                "interval_over": one["interval_over"],
                 "p": one["p"],
                 "p_adjusted": one["p_adjusted"],
+                "test": one["test"],
             }
         )
     return pd.DataFrame(found)
@@ -62,9 +63,11 @@ def _in_words(table: pd.DataFrame) -> pd.DataFrame:
                 "top-1 (%)": f"{100 * row['top1_b']:.1f}",
                 "theirs (%)": f"{100 * row['top1_a']:.1f}",
                 "difference (points)": f"{100 * row['difference']:+.1f}",
-                "95 % interval": f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}",
-                "p": f"{row['p']:.2g}",
-                "p (Holm)": f"{row['p_adjusted']:.2g}",
+                "95 % interval": "none"
+                if pd.isna(row["low"])
+                else f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}",
+                "p": "none" if pd.isna(row["p"]) else f"{row['p']:.2g}",
+                "p (Holm)": "none" if pd.isna(row["p_adjusted"]) else f"{row['p_adjusted']:.2g}",
             }
             for row in table.to_dict("records")
         ]

@@ -6,7 +6,7 @@ happened, but it is no test of a claim that was made before.
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,31 +17,47 @@ from pipeline.config.schema import Config
 from pipeline.data import sample_table
 from pipeline.data.prepare import Prepared, pictures_digest
 from pipeline.evaluation import readings
+from pipeline.inference import load_model
 from pipeline.runs import environment, registration
 from pipeline.runs.directory import RunDirectory, find_run_directories
+from pipeline.runs.history import History, Start
 from pipeline.runs.registration import Arm, Registration
 
 
 @dataclass(frozen=True)
 class Averaged:
-    """A run that a soup was chosen from. trained_by: SHA-256 of the code."""
+    """A run that a soup was chosen from. trained_by: SHA-256 of the code; history: None where the run is not here."""
 
+    path: Path
     seed: int | None
     trained_by: str | None
+    history: History | None
 
     @classmethod
-    def listed(cls, environment: Mapping[str, Any]) -> "tuple[Averaged, ...] | None":
-        """Those that the environment of a run names; None of a run that was trained."""
-        if "soup" not in environment:
+    def listed(cls, run: RunDirectory, about: Mapping[str, Any]) -> "tuple[Averaged, ...] | None":
+        """Those that the environment of a run names; None of a run that was trained.
+
+        Raises:
+            UserError: a history or a checkpoint of one is damaged.
+        """
+        if "soup" not in about:
             return None
-        return tuple(cls(one.get("seed"), one.get("code_sha256")) for one in environment["soup"]["runs"])
+        return tuple(cls._of(run, one) for one in about["soup"]["runs"])
+
+    @classmethod
+    def _of(cls, soup: RunDirectory, named: Mapping[str, Any]) -> "Averaged":
+        path, code = Path(str(named.get("run"))), named.get("code_sha256")
+        places = (RunDirectory(place) for place in (path, soup.path.parent / path.name))
+        here = next((place for place in places if place.is_run()), None)
+        return cls(path, named.get("seed"), code, None if here is None else History.of_run(here))
 
 
 @dataclass(frozen=True)
 class Facts:
     """What made a run's predictions of test, as a registration fixes it.
 
-    settings: `registration.settings`; trained_by, evaluated_by: SHA-256 of the code; averaged: the runs of a soup.
+    settings: `registration.settings`; trained_by, evaluated_by: SHA-256 of the code, of the last process that trained;
+    history: of all of these, for a run that was trained; averaged: the runs of a soup.
     """
 
     settings: Mapping[str, Any]
@@ -52,19 +68,21 @@ class Facts:
     trained_by: str | None
     evaluated_by: str
     averaged: tuple[Averaged, ...] | None = None
+    history: History = field(default_factory=History)
 
     @classmethod
     def gather(cls, config: Config, data: Prepared) -> "Facts":
         """Those of an evaluation that is about to begin.
 
         Raises:
-            DataError, ConfigError: the run's configuration or environment is missing or damaged.
+            UserError: the run's configuration is missing; it, the environment, the history or a checkpoint is damaged.
         """
         run = RunDirectory(config.run_dir)
         if not run.config_file.is_file():
             raise DataError(f"{run.config_file}: missing, so it is not known how the run was trained")
         trained = completed(read_tree(run.config_file))
         about = run.read_environment()
+        averaged = Averaged.listed(run, about)
         return cls(
             settings=registration.settings({**trained, "eval": config.eval.model_dump(mode="json")}),
             seed=int(trained["seed"]),
@@ -73,7 +91,10 @@ class Facts:
             pictures=pictures_digest(config),
             trained_by=about.get("code_sha256"),
             evaluated_by=environment.code_sha256(),
-            averaged=Averaged.listed(about),
+            averaged=averaged,
+            history=History.of_run(run, load_model.checkpoint_path(config))
+            if averaged is None
+            else History(),
         )
 
 
@@ -125,6 +146,7 @@ def judge(config: Config, data: Prepared, training: Mapping[str, str]) -> Judgem
         facts = Facts.gather(config, data)
     except UserError as error:
         return Judgement(_verdict([*always, str(error)]))
+    always += _not_here(facts)
     ranked = sorted(
         (
             (list(mismatches(arm, found, facts)), found, arm, path)
@@ -148,23 +170,21 @@ def judge(config: Config, data: Prepared, training: Mapping[str, str]) -> Judgem
 
 def mismatches(arm: Arm, found: Registration, facts: Facts) -> Iterator[str]:
     """In what a run departs from an arm of a registration, a clause each."""
-    fixed, its = registration.settings(arm.configuration), facts.settings
-    changed = [key for key in sorted(fixed.keys() | its.keys()) if fixed.get(key) != its.get(key)]
-    if changed:
-        each = [f"{key} {its.get(key)} instead of {fixed.get(key)}" for key in changed]
-        yield f"its configuration is not that of arm {arm.name}: {name_some(each)}"
+    if changed := _changed(registration.settings(arm.configuration), facts.settings):
+        yield f"its configuration is not that of arm {arm.name}: {changed}"
     if arm.weights_sha256 != facts.weights_sha256:
         yield f"its first weights are not those of arm {arm.name}"
     if facts.seed not in found.seeds:
         yield f"its seed {facts.seed} is not registered ({', '.join(map(str, found.seeds))} are)"
         return
     if facts.averaged is not None:
-        yield from _mismatches_of_soup(arm, found, facts.averaged)
+        yield from _mismatches_of_soup(arm, found, facts, facts.averaged)
     data = arm.data[str(facts.seed)]
     if data.samples != facts.samples:
         yield "its sample table (images, labels, splits) is not the registered one"
     if data.pictures != facts.pictures:
         yield "its pictures are not those that were registered"
+    yield from _mismatches_of_history(arm, found, facts.history, facts.settings, facts.trained_by)
     for verb, code in (("trained", facts.trained_by), ("evaluated", facts.evaluated_by)):
         if code is None:
             yield f"it does not say which code {verb} it"
@@ -172,7 +192,41 @@ def mismatches(arm: Arm, found: Registration, facts: Facts) -> Iterator[str]:
             yield f"it is {verb} by other code than was registered ({_code(found)})"
 
 
-def _mismatches_of_soup(arm: Arm, found: Registration, averaged: Collection[Averaged]) -> Iterator[str]:
+def _mismatches_of_history(
+    arm: Arm, found: Registration, history: History, settings: Mapping[str, Any], trained_by: str | None
+) -> Iterator[str]:
+    """In what a history does not fit, or a process that trained departs.
+
+    Args:
+        settings, trained_by: of the run, whose departures are named already.
+    """
+    yield from history.faults
+    yield from history.gaps()
+    for start in history.starts:
+        if _of_training(registration.settings(start.configuration)) != _of_training(settings):
+            yield from _other_settings(arm, start)
+        if start.code_sha256 not in (found.code.sha256, trained_by):
+            yield f"from step {start.step} on it is trained by other code than was registered ({_code(found)})"
+
+
+def _other_settings(arm: Arm, start: Start) -> Iterator[str]:
+    """In what a process that trained departs from an arm."""
+    fixed, its = (
+        _of_training(registration.settings(each)) for each in (arm.configuration, start.configuration)
+    )
+    if changed := _changed(fixed, its):
+        yield f"from step {start.step} on its configuration is not that of arm {arm.name}: {changed}"
+
+
+def _changed(fixed: Mapping[str, Any], its: Mapping[str, Any]) -> str:
+    """The settings that are others than the fixed ones, in words; empty where none is."""
+    keys = [key for key in sorted(fixed.keys() | its.keys()) if fixed.get(key) != its.get(key)]
+    return name_some([f"{key} {its.get(key)} instead of {fixed.get(key)}" for key in keys]) if keys else ""
+
+
+def _mismatches_of_soup(
+    arm: Arm, found: Registration, facts: Facts, averaged: Collection[Averaged]
+) -> Iterator[str]:
     """In what a soup departs from the registered one, which is chosen from all seeds."""
     if arm.name not in found.soups:
         yield f"it is a soup, and none of arm {arm.name} is registered"
@@ -181,6 +235,10 @@ def _mismatches_of_soup(arm: Arm, found: Registration, averaged: Collection[Aver
         yield f"it was chosen from the seeds {name_some(seeds)}, not from all that are registered"
     if any(one.trained_by != found.code.sha256 for one in averaged):
         yield f"a run that it was chosen from is trained by other code than was registered ({_code(found)})"
+    for one in averaged:
+        if one.history is not None:
+            for clause in _mismatches_of_history(arm, found, one.history, facts.settings, one.trained_by):
+                yield f"{one.path}, which it was chosen from: {clause}"
 
 
 def _code(found: Registration) -> str:
@@ -227,6 +285,12 @@ def _read_by_others(config: Config, facts: Facts) -> Iterator[str]:
 def _unfinished(training: Mapping[str, str]) -> Iterator[str]:
     if training:
         yield f"its training had not finished ({training['training']})"
+
+
+def _not_here(facts: Facts) -> Iterator[str]:
+    for one in facts.averaged or ():
+        if one.history is None:
+            yield f"{one.path}, which it was chosen from, is not here, and its history not known"
 
 
 def _read_before(run: RunDirectory) -> Iterator[str]:

@@ -3,7 +3,8 @@
 `plumage repeat` takes them over several runs; `metrics.json` has those of one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ import pandas as pd
 from scipy.sparse import csr_array
 
 from pipeline.evaluation import calibration, statistics
+from pipeline.evaluation.statistics import Estimate
 
 Floats = npt.NDArray[np.float64]
 Weighted = Callable[[Floats], Floats]
@@ -19,24 +21,33 @@ Weighted = Callable[[Floats], Floats]
 
 
 class Measure(NamedTuple):
-    """A number of a predictions table."""
+    """A number of a predictions table, 0 or more."""
 
     name: str
     of: Callable[[pd.DataFrame], Weighted]
+    most: float | None = None
+    """what it can be at most; None: 1 for the mean of a value that is 0 or 1 for each image, no limit for any other"""
+
+
+@dataclass(frozen=True)
+class MeanOverImages:
+    """The mean of a value of each image, [n]; an image whose value is NaN does not count."""
+
+    values: Floats
+
+    def __call__(self, weights: Floats) -> Floats:
+        """Under each of the weights [R, n]: [R]."""
+        counted = ~np.isnan(self.values)
+        of_counted = weights[:, counted]
+        total = of_counted.sum(axis=1)
+        sums = of_counted @ self.values[counted]
+        mean = np.divide(sums, total, out=np.full(len(total), np.nan), where=total > 0)
+        return np.asarray(mean, np.float64)
 
 
 def mean_over_images(values: Floats) -> Weighted:
-    """The mean of a value of each image, [n]; an image whose value is NaN does not count."""
-    counted = ~np.isnan(values)
-    kept = values[counted]
-
-    def weighted(weights: Floats) -> Floats:
-        of_counted = weights[:, counted]
-        total = of_counted.sum(axis=1)
-        mean = np.divide(of_counted @ kept, total, out=np.full(len(total), np.nan), where=total > 0)
-        return np.asarray(mean, np.float64)
-
-    return weighted
+    """See `MeanOverImages`."""
+    return MeanOverImages(values)
 
 
 def _top1(table: pd.DataFrame) -> Weighted:
@@ -78,9 +89,9 @@ def _right(table: pd.DataFrame) -> Floats:
 
 OF_EVERY_RUN = (
     Measure("top1", _top1),
-    Measure("per_class_mean", _per_class_mean),
+    Measure("per_class_mean", _per_class_mean, most=1.0),
     Measure("nll", _nll),
-    Measure("ece", _ece),
+    Measure("ece", _ece, most=1.0),
 )
 
 
@@ -100,23 +111,69 @@ def over_seeds(runs: Sequence[pd.DataFrame], measures: Sequence[Measure]) -> pd.
     """A row a measure: measure, runs, mean, sd, low, high.
 
     sd: standard deviation over the runs, missing for one. low, high: the 95 % interval of the mean over seeds and images
-    together (`statistics.over_seeds`); of one run, over images.
+    together, within what the measure can be: a mean over images by `statistics.over_seeds_and_images`, another number by
+    `statistics.over_resamples`; of one run, by the bootstrap over images.
 
     Args:
         runs: as `values` takes them.
     """
     value = values(runs, measures)
     weighted = [[measure.of(table) for table in runs] for measure in measures]
-    parts = [
-        [np.stack([of_run(weights) for of_run in of_measure], axis=1) for of_measure in weighted]
-        for weights in statistics.resamples(len(runs[0]))
-    ]
+    cells = [None if len(runs) == 1 else _cells(of_measure) for of_measure in weighted]
+    by_run = _resampled(
+        [of for of, known in zip(weighted, cells, strict=True) if known is None], len(runs[0])
+    )
     rows = []
-    for place, measure in enumerate(measures):
-        resampled = statistics.over_seeds(np.vstack([part[place] for part in parts]))
-        low, high = statistics.percentiles(resampled)
-        mean, sd = float(value[measure.name].mean()), float(value[measure.name].std(ddof=1))
+    for measure, known in zip(measures, cells, strict=True):
+        each = value[measure.name].to_numpy(np.float64)
+        if len(runs) == 1:
+            low, high = statistics.percentiles(next(by_run)[:, 0])
+        elif known is None:
+            low, high = _within(statistics.over_resamples(next(by_run), each), measure.most, len(runs[0]))
+        else:
+            most = _most(known) if measure.most is None else measure.most
+            low, high = _within(statistics.over_seeds_and_images(known), most, known.shape[1])
+        mean, sd = float(each.mean()), float(value[measure.name].std(ddof=1))
         rows.append(
             {"measure": measure.name, "runs": len(runs), "mean": mean, "sd": sd, "low": low, "high": high}
         )
     return pd.DataFrame(rows)
+
+
+def _cells(of_measure: Sequence[Weighted]) -> Floats | None:
+    """The value of each run for each image that counts, [S, n]; None where it is no mean over the same images."""
+    means = [of_run.values for of_run in of_measure if isinstance(of_run, MeanOverImages)]
+    if len(means) < len(of_measure):
+        return None
+    cells = np.stack(means)
+    counted = ~np.isnan(cells)
+    return cells[:, counted[0]] if (counted == counted[0]).all() else None
+
+
+def _resampled(weighted: Sequence[Sequence[Weighted]], images: int) -> Iterator[Floats]:
+    """Each number of each run over the images of each resample: [R, S], number by number."""
+    if not weighted:
+        return
+    parts = [
+        [np.stack([of_run(weights) for of_run in of_measure], axis=1) for of_measure in weighted]
+        for weights in statistics.resamples(images)
+    ]
+    for place in range(len(weighted)):
+        yield np.vstack([part[place] for part in parts])
+
+
+def _most(cells: Floats) -> float | None:
+    return 1.0 if np.isin(cells, (0.0, 1.0)).all() else None
+
+
+def _within(estimate: Estimate, most: float | None, images: int) -> tuple[float, float]:
+    """The interval, no wider than what can be; Wilson's of a share that is 0 or 1 throughout, all for one image."""
+    mean = estimate.value
+    if estimate.variance is None and most is not None:
+        return 0.0, most
+    if not estimate.variance:
+        return (
+            statistics.wilson(round(mean) * images, images) if most == 1 and mean in (0, 1) else (mean, mean)
+        )
+    low, high = estimate.interval or (mean, mean)
+    return max(low, 0.0), high if most is None else min(high, most)

@@ -1,4 +1,4 @@
-"""Whether a comparison of runs is the one that `preregister` fixed: its base, its arms, and all of their seeds."""
+"""Whether a comparison of runs is the one that `preregister` fixed: its base, arms, all of their seeds, and its test."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,11 +7,13 @@ from typing import Any
 
 from pipeline.common import console
 from pipeline.common.errors import DataError, name_some
+from pipeline.evaluation import statistics
 from pipeline.runs import registration
 from pipeline.runs.directory import RunDirectory, find_run_directories
 from pipeline.runs.registration import Registration
 
 REGISTERED, OTHER = "registered", "not registered"
+OF_A_SOUP = "; of a soup, which is one run, over images and the seeds of the other side"
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,22 @@ class Reading:
         return str(self.protocol["arm"])
 
 
-def judge(groups: Sequence[Sequence[Reading]], split: str) -> dict[str, Any]:
+def test_of(arms: Collection[str], soups: Collection[str], seeds: int) -> str:
+    """The test that `compare` makes of registered arms, in words.
+
+    Args:
+        arms: those compared, soups among them by their names.
+        seeds: of each arm.
+    """
+    test = statistics.OVER_IMAGES if seeds == 1 else statistics.PAIRED
+    return test + (OF_A_SOUP if set(arms) & set(soups) else "")
+
+
+def judge(groups: Sequence[Sequence[Reading]], split: str, tests: Sequence[str] = ()) -> dict[str, Any]:
     """Judge a comparison of the first group with each of the others.
+
+    Args:
+        tests: the one that was made of each of the others.
 
     Returns:
         status, `registered` or `not registered`; reasons, of the latter; and, where the runs kept to a registration,
@@ -53,7 +69,7 @@ def judge(groups: Sequence[Sequence[Reading]], split: str) -> dict[str, Any]:
         return _verdict([f"{runs[0].run.registration_file}: is another one than metrics.json names"])
     not_kept = _soups_not_kept(groups, found)
     return {
-        **_verdict(list(_departures(groups, found, not_kept))),
+        **_verdict([*_departures(groups, found, not_kept), *_other_tests(groups, found, tests)]),
         "digest": found.digest,
         "written": found.written,
         "not_kept": not_kept,
@@ -89,6 +105,24 @@ def _departures(
         seeds = sorted(int(reading.seed or 0) for reading in group)
         if arm not in soups and seeds != sorted(found.seeds):
             yield f"{arm} has the seeds {name_some(seeds)}, and {name_some(found.seeds)} were registered"
+
+
+def _other_tests(
+    groups: Sequence[Sequence[Reading]], found: Registration, tests: Sequence[str]
+) -> Iterator[str]:
+    """What is tested otherwise than registered, be it by an earlier version."""
+    if found.comparison is None:
+        return
+    soups = {registration.soup_of(arm) for arm in found.soups}
+    own = test_of(found.comparison.arms, soups, len(found.seeds))
+    if found.comparison.test != own:
+        yield f'the registered test is "{found.comparison.test}", and this version uses "{own}"'
+        return
+    base, *others = (_name(group) for group in groups)
+    if len(found.seeds) > 1 and base not in soups:
+        for arm, test in zip(others, tests, strict=False):
+            if arm not in soups and test != statistics.PAIRED:
+                yield f"{arm} is not compared seed by seed, and that was registered"
 
 
 def _name(group: Sequence[Reading]) -> str:

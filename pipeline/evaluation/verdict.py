@@ -21,32 +21,40 @@ def sentence(comparison: Mapping[str, Any], images: int, *, seeds_only: bool = F
         images: number of images that both predicted.
         seeds_only: both are runs of one configuration.
     """
-    over_seeds = "low_over_seeds" in comparison
-    bounds = ("low_over_seeds", "high_over_seeds") if over_seeds else ("low", "high")
-    points, low, high = (100 * comparison[name] for name in ("difference", *bounds))
-    if points < 0:
-        points, low, high = -points, -high, -low
-        ahead, behind = comparison["a"], comparison["b"]
-    else:
-        ahead, behind = comparison["b"], comparison["a"]
-    over = " over seeds and images" if over_seeds else ""
-    doubt = f"95 % interval{over} {low:+.1f} to {high:+.1f} points, {_p(comparison['p_adjusted'])}"
+    points = 100 * comparison["difference"]
+    ahead, behind = (comparison[side] for side in ("ab" if points < 0 else "ba"))
+    doubt = _doubt(comparison)
     if points == 0:
         return f"{comparison['b']} and {comparison['a']} have the same accuracy ({doubt}): no difference to speak of."
-    statement = f"{ahead} is {points:.1f} points better than {behind} ({doubt})"
+    statement = f"{ahead} is {abs(points):.1f} points better than {behind} ({doubt})"
+    over = comparison["interval_over"]
+    noise = f"the noise of {over.replace('images', f'{images:,} images')}"
+    if comparison["p_adjusted"] is None:
+        reason = "one image says" if images < 2 else "all images and runs say the same, which says"
+        return f"{statement}: whether that is more than noise cannot be tested; {reason} nothing of others."
     if comparison["p_adjusted"] >= ALPHA:
-        source = "images"
-        if comparison["p_seeds"] is not None:
-            only_seeds = comparison["p_images"] < ALPHA <= comparison["p_seeds"]
-            source = "seeds" if only_seeds else "images and seeds"
-        return f"{statement}: not more than the noise of {_noise(source, images)}."
-    if comparison["p_seeds"] is not None:
-        return f"{statement}: more than the noise of {_noise('images and seeds', images)}."
+        return f"{statement}: not more than {noise}."
+    if over == "seeds and images":
+        return f"{statement}: more than {noise}."
     if seeds_only:
         caution = "They are runs of one configuration: this is what a seed can do, not a better recipe."
     else:
         caution = "With one run of either it may still be the seed: only several seeds of both can tell."
-    return f"{statement}: more than the noise of {_noise('images', images)}. {caution}"
+    return f"{statement}: more than {noise}. {caution}"
+
+
+def _doubt(comparison: Mapping[str, Any]) -> str:
+    """The interval, in points of what is ahead, and the p-value, adjusted where there are several comparisons."""
+    seeds = "low_over_seeds" in comparison
+    low, high = (comparison[f"{end}_over_seeds" if seeds else end] for end in ("low", "high"))
+    p = comparison["p_adjusted"]
+    words = _p(p) + (" adjusted by Holm" if p is not None and p != comparison["p"] else "")
+    if low is None or high is None:
+        return f"no interval, {words}"
+    if comparison["difference"] < 0:
+        low, high = -high, -low
+    over = f" over {comparison['interval_over']}" if seeds else ""
+    return f"95 % interval{over} {100 * low:+.1f} to {100 * high:+.1f} points, {words}"
 
 
 def show(result: Mapping[str, Any], classes: pd.DataFrame) -> None:
@@ -72,21 +80,17 @@ def show(result: Mapping[str, Any], classes: pd.DataFrame) -> None:
         console.say(
             f"images better in b {comparison['images_better_in_b']}, in a {comparison['images_better_in_a']}; "
             f"classes better in b {comparison['classes_better_in_b']}, in a {comparison['classes_better_in_a']}; "
-            f"{comparison['test']}: {_p(comparison['p_images'])}"
-            + (
-                f"; {comparison['test_over_seeds']}: {_p(comparison['p_seeds'])}"
-                if comparison["p_seeds"] is not None
-                else ""
-            )
+            f"{comparison['test']}: {_p(comparison['p'])}"
         )
     if result["otherwise"]:
         console.show_table(
-            "the same predictions, judged otherwise; b - a with its 95 % interval over images",
-            ["measure", "a", "b", "mean a", "mean b", "b - a", "interval"],
+            "the same predictions, judged otherwise; b - a with its 95 % interval",
+            ["measure", "a", "b", "mean a", "mean b", "b - a", "interval", "over"],
             [
                 [
                     *(row[name] for name in ("measure", "a", "b", "mean_a", "mean_b", "difference")),
-                    f"{row['low']:+.4f} .. {row['high']:+.4f}",
+                    "none" if row["low"] is None else f"{row['low']:+.4f} .. {row['high']:+.4f}",
+                    row["interval_over"],
                 ]
                 for row in result["otherwise"]
             ],
@@ -96,11 +100,9 @@ def show(result: Mapping[str, Any], classes: pd.DataFrame) -> None:
         console.say(comparison["verdict"])
 
 
-def _noise(source: str, images: int) -> str:
-    return source.replace("images", f"{images:,} images")
-
-
-def _p(value: float) -> str:
+def _p(value: float | None) -> str:
+    if value is None:
+        return "no p-value"
     return f"p = {value:.3f}" if value >= 0.001 else "p < 0.001"
 
 

@@ -63,6 +63,7 @@ def load_model(
     Raises:
         CheckpointError: it is missing or damaged, or the configuration describes another model or
             other data than it was trained on.
+        ConfigError: the network does not take images of the configured size.
     """
     content, digest = _read(path, ranks)
     check_data(content, path, sample_table.class_names(samples), sample_table.digest(samples))

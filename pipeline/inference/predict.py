@@ -71,7 +71,7 @@ def predict_rows(
 
     Raises:
         ConfigError: memory does not suffice for a batch.
-        DataError: a row was predicted twice, or not at all.
+        DataError: there is no row, or one was predicted twice, or not at all.
     """
     batches, images_per_round = distribute_batches(in_order(rows, batch_size), ranks)
     served: Iterable[Batch] = loader.batches(0, batches)
@@ -174,6 +174,11 @@ def _gather(parts: list[Part], rows: Rows, ranks: Ranks) -> Predictions:
     """All ranks' outputs, in the order of the rows."""
     share = tuple(torch.cat(part).numpy() for part in zip(*parts, strict=True)) if parts else None
     shares = [share for share in ranks.all_gather(share) if share is not None]
+    if not shares:
+        raise DataError(
+            "prediction: there is no image to predict; hold some out for this split (data.val_fraction, "
+            "data.test_fraction), or choose another one"
+        )
     joined = shares[0] if len(shares) == 1 else map(np.concatenate, zip(*shares, strict=True))
     predicted, logits, features = joined
     order = np.argsort(predicted, kind="stable")

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pandas as pd
 
 from pipeline.common import arrays, files, tables
-from pipeline.common.errors import DataError
+from pipeline.common.errors import DataError, name_some
 from pipeline.config.schema import Config
 from pipeline.data import sample_table, taxonomy
 from pipeline.data.prepare import Prepared
@@ -51,6 +51,7 @@ def _faults(config: Config, data: Prepared, folder: EvaluationDirectory) -> Iter
     if set(ids.tolist()) != set(split["id"]) or logits.shape != (len(ids), len(names)):
         yield f"{folder.outputs_file.name}: holds other images or classes than the {folder.split} split"
         return
+    yield from _of_validation(folder, data)
     table = metrics.predictions_table(split.loc[ids], logits, names)
     yield from _of_table(folder.predictions_file, table, ("id",))
     stored = predictions.read_metrics(folder)
@@ -58,6 +59,7 @@ def _faults(config: Config, data: Prepared, folder: EvaluationDirectory) -> Iter
         again = EvaluationDirectory(Path(temporary) / folder.split)
         _lay_out(folder, again, table)
         origin = {key: stored[key] for key in results.ORIGIN if key in stored}
+        origin |= {"split": folder.split, "classes": len(names)}
         found, found_tables = results.compute_metrics(
             again, data.samples, results.learned_rows(config, data), origin, _taxonomy(config, names)
         )
@@ -66,6 +68,18 @@ def _faults(config: Config, data: Prepared, folder: EvaluationDirectory) -> Iter
             if folder.table(name).is_file():
                 yield from _of_table(folder.table(name), found_tables[name], _key(name, found_tables[name]))
         yield from _of_thresholds(folder, again)
+
+
+def _of_validation(folder: EvaluationDirectory, data: Prepared) -> Iterator[str]:
+    """Whether the labels that a temperature is fitted on are those of the data."""
+    path, rows = folder.validation_file, data.rows("val")
+    if not path.is_file():
+        return
+    (label,) = arrays.read_npz(path, ["label"], predictions.AGAIN)
+    if label.shape != (len(rows),):
+        yield f"{path.name}: holds other images than the val split"
+    elif len(others := data.samples["id"].to_numpy()[rows][label != data.labels[rows]]):
+        yield f"{path.name}: other labels than in the data for image ids {name_some(others)}"
 
 
 def _lay_out(folder: EvaluationDirectory, again: EvaluationDirectory, table: pd.DataFrame) -> None:

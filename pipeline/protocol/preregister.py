@@ -17,15 +17,11 @@ from pipeline.common.errors import ConfigError, DataError
 from pipeline.config.load import load_config
 from pipeline.config.schema import Config
 from pipeline.data import prepare, sample_table
-from pipeline.evaluation import confirmatory
+from pipeline.evaluation import confirmatory, registered_comparison
 from pipeline.evaluation.verdict import ALPHA
 from pipeline.models import packaged_weights
 from pipeline.runs import environment, registration
 from pipeline.runs.registration import Arm, Code, Comparison, DataDigests, Registration
-
-OF_ONE_SEED = "McNemar's exact test over images"
-OF_SEEDS = "paired t-test over images and t-test over seeds; both p-values have to be below alpha"
-OF_A_SOUP = "; of a soup, which is one run, the p-value over images"
 
 
 def preregister(
@@ -133,9 +129,7 @@ def _comparison(
         raise ConfigError(
             f"--compare: `plumage compare` tests top1 alone, and the primary number is {number}; drop one"
         )
-    test = OF_ONE_SEED if len(seeds) == 1 else OF_SEEDS
-    if set(compared) & set(soups):
-        test += OF_A_SOUP
+    test = registered_comparison.test_of(compared, soups, len(seeds))
     return Comparison(list(compared), test, ALPHA, "Holm")
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, NonNegativeInt, PositiveInt, ValidationError
 
 from pipeline.common import files
-from pipeline.common.errors import CheckpointError, DataError, WeightsError
+from pipeline.common.errors import CheckpointError, DataError, UserError, WeightsError
 from pipeline.config.key_effects import effect_of
 from pipeline.config.load import completed, differences, read_tree
 from pipeline.config.schema import Config
@@ -17,10 +17,13 @@ from pipeline.models import packaged_weights
 from pipeline.protocol.claims import Claim
 from pipeline.runs import checkpoints, predictions, registration
 from pipeline.runs.directory import EvaluationDirectory, RunDirectory
+from pipeline.runs.history import FILE, Held, History
 from pipeline.runs.log import Log
 
-KEPT = "config", "samples", "best", "step"
-"""of a checkpoint's content; the tensors are not needed"""
+KEPT = "config", "samples", "best", "step", "epoch", "history"
+"""of a checkpoint's content; the tensors are not needed, and one of an earlier version has no history"""
+MOMENT = "epoch", "step"
+"""what metrics.json says of the checkpoint that was evaluated"""
 
 
 class _Protocol(BaseModel):
@@ -55,12 +58,24 @@ class Evaluated(NamedTuple):
     environment: dict[str, Any]
 
     @property
+    def run(self) -> RunDirectory:
+        """Whose evaluation it is."""
+        return RunDirectory(self.folder.path.parent.parent)
+
+    @property
     def checkpoint(self) -> Path:
         """The file that was evaluated: that of the run, wherever its folder lies now, or another one."""
-        run = RunDirectory(self.folder.path.parent.parent)
-        named = Path(str(self.metrics.get("checkpoint", run.checkpoint("best"))))
-        own = run.checkpoints / named.name
+        named = Path(str(self.metrics.get("checkpoint", self.run.checkpoint("best"))))
+        own = self.run.checkpoints / named.name
         return own if own.is_file() else named
+
+    def checkpoint_setting(self, registered: str) -> str:
+        """`eval.checkpoint` as metrics.json says it: best, last, or a path, the registered one in its words."""
+        named = str(self.metrics.get("checkpoint"))
+        own = {self.run.checkpoint("best"): "best", self.run.checkpoint("last"): "last"}
+        if Path(named) == Path(registered):
+            return registered
+        return own.get(self.run.checkpoints / Path(named).name, named)
 
 
 def evaluations(run: RunDirectory) -> list[Evaluated]:
@@ -88,7 +103,7 @@ def check_checkpoints(run: RunDirectory, evaluated: list[Evaluated]) -> tuple[Cl
     for path in sorted(run.checkpoints.glob("*.pt")):
         try:
             content = checkpoints.read(path)
-            contents[path.name] = {name: content[name] for name in KEPT}
+            contents[path.name] = {name: content.get(name) for name in KEPT}
         except CheckpointError as error:
             faults.append(str(error))
     for each in evaluated:
@@ -97,12 +112,60 @@ def check_checkpoints(run: RunDirectory, evaluated: list[Evaluated]) -> tuple[Cl
             faults.append(f"{path}: missing, and eval/{each.folder.split} was predicted with it")
         elif digest and files.digest_of_file(path) != digest:
             faults.append(f"{path.name}: is not the file that eval/{each.folder.split} was predicted with")
-        elif digest:
-            compared.append(f"{path.name} is the file that eval/{each.folder.split} was predicted with")
+        else:
+            faults += _other_moment(each, contents)
+            if digest:
+                compared.append(f"{path.name} is the file that eval/{each.folder.split} was predicted with")
     if not contents and not faults:
         return Claim.unchecked("checkpoints", f"{run.checkpoints}: there is none"), contents
     whole = f"{', '.join(contents)}: whole by their checksums"
     return Claim.of("checkpoints", faults, "; ".join([whole, *compared])), contents
+
+
+def _other_moment(each: Evaluated, contents: dict[str, Any]) -> Iterator[str]:
+    """Where metrics.json names another moment of the training than the checkpoint is of."""
+    path = each.checkpoint
+    own = path.parent == each.run.checkpoints
+    try:
+        content = contents.get(path.name) if own else checkpoints.read(path)
+    except CheckpointError as error:
+        yield str(error)
+        return
+    for key in MOMENT:
+        if content is not None and key in each.metrics and each.metrics[key] != content[key]:
+            yield (
+                f"eval/{each.folder.split}/metrics.json: {key} is {each.metrics[key]}, and {content[key]} in {path.name}"
+            )
+
+
+def check_history(run: RunDirectory, contents: dict[str, Any]) -> Claim:
+    """Whether the processes that trained the run are the same in history.json and in its checkpoints."""
+    about = "history"
+    try:
+        found = _history(run, contents)
+    except UserError as error:
+        return Claim(about, "fails", [str(error)])
+    if not found.starts and not found.faults:
+        return Claim.unchecked(about, f"neither {FILE} nor a checkpoint has one, as of an earlier version")
+    if not contents and not found.faults:
+        return Claim.unchecked(about, "no checkpoint to compare it with")
+    gaps = list(found.gaps())
+    if gaps and not found.faults:
+        return Claim.unchecked(about, "; ".join(gaps))
+    starts = ", ".join(str(start.step) for start in found.starts)
+    return Claim.of(about, found.faults, f"{FILE} is that in the checkpoints: trained from step {starts} on")
+
+
+def _history(run: RunDirectory, contents: dict[str, Any]) -> History:
+    """That of history.json, compared with those in the best and the last checkpoint.
+
+    Raises:
+        UserError: a history is damaged.
+    """
+    paths = (run.checkpoint("best"), run.checkpoint("last"))
+    return History.compared(
+        run, {path.name: Held.of(contents[path.name], path) for path in paths if path.name in contents}
+    )
 
 
 def check_configuration(run: RunDirectory, contents: dict[str, Any]) -> Claim:
@@ -192,7 +255,7 @@ def check_readings(run: RunDirectory, evaluated: list[Evaluated]) -> Claim:
     )
 
 
-def check_registration(run: RunDirectory, evaluated: list[Evaluated]) -> Claim:
+def check_registration(run: RunDirectory, evaluated: list[Evaluated], contents: dict[str, Any]) -> Claim:
     """Whether a confirmatory evaluation kept to the registration that it names, by all that is stored."""
     about = "registration"
     judged = next((each for each in evaluated if "protocol" in each.metrics), None)
@@ -214,7 +277,11 @@ def check_registration(run: RunDirectory, evaluated: list[Evaluated]) -> Claim:
         return Claim(
             about, "fails", [f"{run.registration_file.name}: is another one than metrics.json names"]
         )
-    faults = list(confirmatory.mismatches(arm, kept, _facts(run, judged, arm)))
+    try:
+        facts = _facts(run, judged, arm, contents)
+    except UserError as error:
+        return Claim(about, "fails", [str(error)])
+    faults = list(confirmatory.mismatches(arm, kept, facts))
     if not readings.are_confirmatory(run):
         faults.append(f"{run.test_readings_file.name}: lists another reading than one that is confirmatory")
     return Claim.of(
@@ -222,17 +289,29 @@ def check_registration(run: RunDirectory, evaluated: list[Evaluated]) -> Claim:
     )
 
 
-def _facts(run: RunDirectory, judged: Evaluated, arm: registration.Arm) -> confirmatory.Facts:
-    """What the run says of itself; of an evaluation its views are stored."""
+def _facts(
+    run: RunDirectory, judged: Evaluated, arm: registration.Arm, contents: dict[str, Any]
+) -> confirmatory.Facts:
+    """What the run says of itself; of an evaluation its checkpoint and its views are stored.
+
+    Raises:
+        UserError: a history, or a checkpoint of a soup's runs, is damaged.
+    """
     trained, about = completed(read_tree(run.config_file)), run.read_environment()
-    views = {"tta": judged.metrics.get("tta"), "image_px": judged.metrics.get("image_px")}
+    own = {
+        "checkpoint": judged.checkpoint_setting(str(arm.configuration["eval"]["checkpoint"])),
+        "tta": judged.metrics.get("tta"),
+        "image_px": judged.metrics.get("image_px"),
+    }
+    averaged = confirmatory.Averaged.listed(run, about)
     return confirmatory.Facts(
-        settings=registration.settings({**trained, "eval": {**arm.configuration["eval"], **views}}),
+        settings=registration.settings({**trained, "eval": {**arm.configuration["eval"], **own}}),
         seed=int(trained["seed"]),
         weights_sha256=(about.get("weights") or {}).get("sha256"),
         samples=str(judged.environment.get("samples")),
         pictures=judged.environment.get("pictures"),
         trained_by=about.get("code_sha256"),
         evaluated_by=str(judged.environment.get("code_sha256")),
-        averaged=confirmatory.Averaged.listed(about),
+        averaged=averaged,
+        history=_history(run, contents) if averaged is None else History(),
     )

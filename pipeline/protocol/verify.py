@@ -76,9 +76,11 @@ def _claims(config: Config, run: RunDirectory, effort: Effort, ranks: Ranks) -> 
     about = run.read_environment()
     if "soup" in about:
         yield averaged.check(run, about)
+    else:
+        yield recorded.check_history(run, contents)
     yield recorded.check_log(run, log, evaluated, contents)
     yield recorded.check_readings(run, evaluated)
-    yield recorded.check_registration(run, evaluated)
+    yield recorded.check_registration(run, evaluated, contents)
     of_data, data = stored_data.check(config, list(_recorded(run, evaluated, contents)))
     yield of_data
     if data is None:

@@ -29,6 +29,7 @@ class RunDirectory:
         self.path = path
         self.config_file = path / "config.yaml"
         self.environment_file = path / "environment.json"
+        self.history_file = path / "history.json"  # the processes that trained it
         self.taxonomy_file = path / "taxonomy.csv"  # the hierarchy above its classes
         self.diff_file = path / "diff.patch"  # changes of the code since its commit
         self.log_file = path / "log.jsonl"

@@ -42,7 +42,10 @@ class Arm:
 
 @dataclass(frozen=True)
 class Comparison:
-    """arms: the first is compared with each of the others; a p-value is adjusted for all of them."""
+    """arms: the first is compared with each of the others; a p-value is adjusted for all of them.
+
+    test: in words; of an earlier version it may be another than that of `compare` today, which then says so.
+    """
 
     arms: list[str]
     test: str

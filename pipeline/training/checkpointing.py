@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from pipeline.common import signals
 from pipeline.common.errors import Diverged, Stopped, name_some
 from pipeline.models.pretrained import not_finite
-from pipeline.runs import checkpoints
+from pipeline.runs import checkpoints, history
 from pipeline.runs.directory import Checkpoint, RunDirectory
 from pipeline.training.epoch_meter import EpochMeter
 from pipeline.training.setup import RunStart, TrainingSetup
@@ -46,6 +46,7 @@ class Checkpointer:
             "precision": self.start.precision,
             "batch_size": self.start.batch_size,
             "weights": self.start.weights,
+            "history": history.plain(self.start.history),
         }
         epochs = self.setup.clock.epoch(self.state.step)
         content = checkpoint_content(self.state, epochs, run_facts, self.ranks)
@@ -53,7 +54,8 @@ class Checkpointer:
         if self.ranks.is_main:
             content = copy_to_host(content, self.ranks.device)
             self.writer.start(lambda: self._write(names, content))
-        self.saved_at = time.monotonic()
+        if "last" in names:  # a run goes on from that one alone
+            self.saved_at = time.monotonic()
 
     def _write(self, names: tuple[Checkpoint, ...], content: dict[str, Any]) -> None:
         """Write the first name, and link the others to it."""
@@ -123,9 +125,10 @@ class Checkpointer:
     def _stopped(self) -> Stopped:
         signal = self.stop.name or "a signal on another rank"
         path = RunDirectory(self.config.run_dir).checkpoint("last")
+        asked = self.config.train.resume
+        go_on = "the same command goes on" if asked == "auto" else "it goes on with train.resume=auto"
         return Stopped(
-            f"stopped by {signal} at step {self.state.step} of {self.setup.last_step}, saved in {path}; "
-            "the same command goes on"
+            f"stopped by {signal} at step {self.state.step} of {self.setup.last_step}, saved in {path}; {go_on}"
         )
 
 

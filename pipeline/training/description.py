@@ -1,4 +1,4 @@
-"""The description of a run: config.yaml, environment.json, diff.patch, taxonomy.csv, and the lines at its start."""
+"""The description of a run: configuration, environment, history, changes of the code, and the lines at its start."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from pipeline.config.load import dump_config
 from pipeline.config.schema import Config
 from pipeline.data import prepare
 from pipeline.models.licences import in_words
-from pipeline.runs import environment
+from pipeline.runs import environment, history
 from pipeline.runs.directory import RunDirectory
 from pipeline.training import refit
 from pipeline.training.setup import RunStart, TrainingSetup
@@ -15,9 +15,13 @@ from pipeline.training.step import accumulation_steps
 
 
 def describe_run(setup: TrainingSetup, start: RunStart) -> None:
-    """Write `config.yaml`, `environment.json` and, if there are any, `diff.patch`, `taxonomy.csv`; say what begins."""
+    """Write `config.yaml`, `environment.json`, `history.json` and, if there are any, `diff.patch`, `taxonomy.csv`.
+
+    What begins is said.
+    """
     config, ranks, weights = setup.config, setup.ranks, start.weights
     run = RunDirectory(config.run_dir)
+    history.write(run, start.history)
     files.write_text(run.config_file, dump_config(config))
     about = {
         **environment.describe(ranks.device),

@@ -1,6 +1,7 @@
 """Frozen stages (the first ones, until an epoch), and frozen statistics of batch norm."""
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.schema import Config
@@ -40,8 +41,8 @@ class FreezeSchedule:
             for module in modules:
                 for parameter in module.parameters(recurse=False):
                     parameter.requires_grad_(number >= frozen)
-                if number < frozen:
-                    freeze_batchnorm(module)
+                if number < frozen and isinstance(module, _BatchNorm):
+                    module.eval()  # itself alone: the owner of a class token is the whole backbone
         return frozen
 
 

@@ -1,9 +1,10 @@
 """The learning rate range test: which rate to begin with, from one short training.
 
 Smith 2017, "Cyclical learning rates for training neural networks", arXiv:1506.01186: the rate grows
-from step to step, and the loss is watched. What is proposed is the rate at which the loss falls most
-steeply over the logarithm of the rate, and as an upper bound a tenth of the rate at which it is lowest,
-both as in fastai.
+from step to step, and the loss is watched. Two rates are found, as fastai's `steep` and `minimum` find them:
+the one at which the loss falls most steeply over the logarithm of the rate, and a tenth of the one at which it
+is lowest. The smaller is proposed, the other is a second opinion. As in fastai the first tenth of the steps is
+left out, in which the mean is of few losses and follows their noise; what comes after the lowest loss, too.
 """
 
 import math
@@ -26,6 +27,7 @@ from pipeline.runs.directory import RunDirectory
 from pipeline.training.freezing import FreezeSchedule
 from pipeline.training.phases import Rates
 from pipeline.training.preflight import memory_errors
+from pipeline.training.schedule import images_per_step
 from pipeline.training.setup import TrainingSetup, resume_or_start
 from pipeline.training.step import train_step
 
@@ -82,12 +84,18 @@ def smooth(losses: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def propose(lrs: npt.NDArray[np.float64], losses: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """The rate where the smoothed loss falls most steeply over log(lr), and a tenth of that where it is lowest."""
+    """The rate where the smoothed loss falls most steeply over log(lr), and a tenth of that where it is lowest.
+
+    Args:
+        lrs, losses: float64 [n], two of which are finite at least; the first tenth is not looked at.
+    """
     finite = np.isfinite(losses)
     lrs, losses = lrs[finite], losses[finite]
-    until = max(2, int(losses.argmin()) + 1)
-    steepest = np.gradient(losses[:until], np.log(lrs[:until])).argmin()
-    return float(lrs[steepest]), float(lrs[losses.argmin()] / 10)
+    first = len(lrs) // 10
+    lowest = first + int(losses[first:].argmin())
+    searched = slice(first, max(first + 2, lowest + 1))
+    steepest = first + int(np.gradient(losses[searched], np.log(lrs[searched])).argmin())
+    return float(lrs[steepest]), float(lrs[lowest] / 10)
 
 
 def _write(config: Config, lrs: npt.NDArray[np.float64], losses: list[float]) -> dict[str, Any]:
@@ -97,9 +105,10 @@ def _write(config: Config, lrs: npt.NDArray[np.float64], losses: list[float]) ->
             "lr_find.lowest, or take another train.precision"
         )
     run, smoothed = RunDirectory(config.run_dir), smooth(np.array(losses))
-    proposed, at_most = propose(lrs, smoothed)
+    steepest, tenth = propose(lrs, smoothed)
+    proposed, at_most = sorted((steepest, tenth))
     tables.write_csv(pd.DataFrame({"lr": lrs, "loss": losses, "smoothed": smoothed}), run.lr_find_table)
-    training_curves.draw_range_test(run.lr_find_figure, lrs.tolist(), smoothed.tolist(), proposed, at_most)
+    training_curves.draw_range_test(run.lr_find_figure, lrs.tolist(), smoothed.tolist(), steepest, tenth)
     if smoothed[0] - np.nanmin(smoothed) < LEAST_FALL * smoothed[0]:
         raise ConfigError(
             f"lr-find: no learning rate of {lrs[0]:.2g} .. {lrs[-1]:.2g} lowers the loss ({run.lr_find_figure}); "
@@ -107,6 +116,6 @@ def _write(config: Config, lrs: npt.NDArray[np.float64], losses: list[float]) ->
         )
     console.say(
         f"lr-find  proposes optim.lr={proposed:.2g}, or up to {at_most:.2g}, for batches of "
-        f"{config.optim.images_per_step}: {run.lr_find_table.parent}"
+        f"{images_per_step(config, 0)}: {run.lr_find_table.parent}"
     )
     return {"lr": proposed, "lr_at_most": at_most, "folder": str(run.lr_find_table.parent)}

@@ -1,6 +1,8 @@
 """The checkpoint from which a run goes on, and the settings that may have changed since."""
 
 import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,12 @@ from pipeline.common.errors import CheckpointError, ConfigError, name_some
 from pipeline.config import load
 from pipeline.config.key_effects import effect_of
 from pipeline.config.schema import Config
+from pipeline.runs import checkpoints, environment
 from pipeline.runs.checkpoints import check_data, read
 from pipeline.runs.directory import RunDirectory
+from pipeline.runs.history import Held, Start
 from pipeline.runs.status import Hold
+from pipeline.training.state import Best
 
 # What other verbs, and this process's lock, leave in the folder of a run that has not begun.
 BEFORE_A_RUN = ("status.lock", "lr_find", "probe", "lock", "output.log", "study.json")
@@ -32,12 +37,7 @@ def start_from(config: Config, classes: list[str], samples: str) -> tuple[Path, 
     path = last if start == "auto" else Path(start)
     content = read(path)
     check_data(content, path, classes, samples)
-    differences = load.differences(load.completed(content["config"]), config.model_dump(mode="json"))
-    changed = {
-        key: f"{key} {before} -> {now}"
-        for key, before, now in differences
-        if effect_of(key).on_resume != "free"
-    }
+    changed = _changed(config, content)
     forcible = {key for key in changed if effect_of(key).on_resume == "forced"}
     refused = [key for key in changed if not (config.train.resume_force and key in forcible)]
     if refused:
@@ -50,6 +50,90 @@ def start_from(config: Config, classes: list[str], samples: str) -> tuple[Path, 
     if changed:
         console.warn(f"{path}: going on with another configuration ({', '.join(changed.values())})")
     return path, content
+
+
+def _changed(config: Config, content: Mapping[str, Any]) -> dict[str, str]:
+    """The keys that have another value than in a checkpoint and do not go on by themselves, each in words."""
+    differences = load.differences(load.completed(content["config"]), config.model_dump(mode="json"))
+    return {
+        key: f"{key} {before} -> {now}"
+        for key, before, now in differences
+        if effect_of(key).on_resume != "free"
+    }
+
+
+def history(config: Config, checkpoint: tuple[Path, dict[str, Any]] | None) -> tuple[Start, ...]:
+    """The processes that trained the weights up to a checkpoint (`start_from`), and this one.
+
+    Raises:
+        CheckpointError: the history in the checkpoint is damaged.
+    """
+    path, content = checkpoint or (None, None)
+    before = None if path is None or content is None else Held.of(content, path)
+    this = Start(
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
+        step=0 if before is None else before.step,
+        code_sha256=environment.code_sha256(),
+        configuration=config.model_dump(mode="json"),
+        resumed_from=None if path is None else str(path),
+        forced=[] if content is None else sorted(_changed(config, content)),
+    )
+    return (*(() if before is None else before.starts), this)
+
+
+def adopt(run: RunDirectory, path: Path, best: Best | None, step: int) -> Best | None:
+    """Make the checkpoint that a run goes on from its last one, and the best of that training the run's best one.
+
+    What an abandoned training has left in the run, later checkpoints and another best one, is moved to
+    checkpoints/abandoned. Nothing changes where a run goes on from its own last checkpoint.
+
+    Args:
+        path, best, step: of the checkpoint; best: the best epoch of its training until then.
+
+    Returns:
+        The best epoch so far; None, with a warning, where its checkpoint does not lie beside `path`.
+    """
+    last, kept = run.checkpoint("last"), run.checkpoint("best")
+    if path.resolve() == last.resolve():
+        return best
+    source = _file_of_best(path, best, step)
+    if best is not None and source is None:
+        console.warn(
+            f"{path}: best.pt of its epoch {best.epoch} is not beside it; the best is chosen anew from here on"
+        )
+    later = [old for old in run.checkpoints.glob("step-*.pt") if int(old.stem.removeprefix("step-")) > step]
+    stays = {path.resolve(), *([] if source is None else [source.resolve()])}
+    for old in (last, kept, *later):
+        if old.is_file() and old.resolve() not in stays:
+            _abandon(old)
+    checkpoints.link(path, last)
+    if source is not None and source.resolve() != kept.resolve():
+        checkpoints.link(source, kept)
+    return None if source is None else best
+
+
+def _file_of_best(path: Path, best: Best | None, step: int) -> Path | None:
+    """The checkpoint of the best epoch of a training: the one at `path`, or best.pt beside it."""
+    if best is None or best.step == step:
+        return None if best is None else path
+    beside = path.with_name("best.pt")
+    if not beside.is_file():
+        return None
+    content = checkpoints.read(beside)
+    return beside if content["step"] == best.step and content["best"] == vars(best) else None
+
+
+def _abandon(checkpoint: Path) -> None:
+    """Move a checkpoint to checkpoints/abandoned, beside what is there."""
+    folder = checkpoint.with_name("abandoned")
+    folder.mkdir(exist_ok=True)
+    number = 1
+    while (aside := folder / f"{checkpoint.stem}.{number}.pt").exists():
+        number += 1
+    checkpoint.rename(aside)
+    console.say(
+        f"abandoned  {checkpoint.name} of a training that this one does not go on from is now {aside}"
+    )
 
 
 def requested(config: Config) -> str:

@@ -68,7 +68,7 @@ class StepClock:
         """The epoch (from 0) to which a step belongs; beyond the last step, the number of epochs."""
         return bisect_right(self.starts, step) - 1
 
-    def epochs_over(self, step: int) -> int:
+    def epochs_begun(self, step: int) -> int:
         """The number of epochs that have begun when `step` steps have been taken."""
         return self.epoch(step - 1) + 1 if step else 0
 

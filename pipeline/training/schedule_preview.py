@@ -20,7 +20,8 @@ def preview(config: Config) -> dict[str, Any]:
     """Draw learning rate and momentum over the run in `schedule.png`, and in the terminal.
 
     A phase that a rule ends, and those after it, may begin at any time: they are drawn, dashed, over all
-    epochs that they can have. Reduce-on-plateau is drawn as if no plateau came.
+    epochs that they can have; where no step is left for one, that is said. Reduce-on-plateau is drawn as if no plateau
+    came.
 
     Raises:
         ConfigError: a phase has an optimizer that does not exist, or does not take its options.
@@ -29,9 +30,13 @@ def preview(config: Config) -> dict[str, Any]:
     clock, counted = _step_clock(config)
     lines = [_line(config, state, known, clock) for state, known in states(config, clock)]
     path = RunDirectory(config.run_dir).schedule_file
-    training_curves.draw_rates(path, f"{config.run.name}: {config.train.epochs} epochs", lines)
-    for line in lines:
+    drawn = [line for line in lines if line["epoch"]]
+    training_curves.draw_rates(path, f"{config.run.name}: {config.train.epochs} epochs", drawn)
+    for line in drawn:
         _show(line)
+    for line in lines:
+        if not line["epoch"]:
+            console.warn(f"phase {line['name']}: no step is left for it; raise train.epochs")
     if not counted:
         console.warn(
             f"the data are not prepared: drawn for {NOMINAL_STEPS} steps an epoch; run `make data` first"

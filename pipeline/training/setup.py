@@ -25,6 +25,7 @@ from pipeline.models.classifier import Classifier
 from pipeline.models.heads import pool_by_amax
 from pipeline.models.precision import Precision, has_units
 from pipeline.runs import checkpoints
+from pipeline.runs.history import Start
 from pipeline.training import auto_batch_size, phases, preflight, probe_start, refit, resume
 from pipeline.training.freezing import learn_fast
 from pipeline.training.optimizer import Optimizer, build_optimizer, parameter_groups
@@ -45,6 +46,7 @@ class TrainingSetup:
 
         Raises:
             DataError: the data are not prepared, or have no training image.
+            ConfigError: what the configuration asks for needs validation images, and there are none.
         """
         self.config, self.ranks = config, ranks
         data = prepare.load(config)
@@ -52,6 +54,11 @@ class TrainingSetup:
         self.val_rows = np.array(data.rows("val"), np.int64)
         if not len(self.train_rows):
             raise DataError("the sample table has no training image; check the data set's official split")
+        if config.needs_validation and not len(self.val_rows):  # only the data tell, see `why_no_validation`
+            raise ConfigError(
+                f"{config.needs_validation[0]} needs validation, and no image of the data set validates; hold some out "
+                "with data.val_fraction"
+            )
         self.ids = data.samples["id"].to_numpy("int64", copy=True)
         self.labels = data.labels
         self.classes, self.samples = sample_table.class_names(data.samples), sample_table.digest(data.samples)
@@ -212,6 +219,8 @@ class RunStart:
     precision: Precision
     batch_size: int
     """images computed at once, over all ranks"""
+    history: tuple[Start, ...] = ()
+    """the processes that trained the state, with this one"""
 
     def step_settings(self, config: Config, ranks: Ranks) -> StepSettings:
         """What is the same for every training step."""
@@ -235,6 +244,7 @@ def resume_or_start(setup: TrainingSetup) -> RunStart:
     config, ranks = setup.config, setup.ranks
     checkpoint = resume.start_from(config, setup.classes, setup.samples) if ranks.is_main else None
     checkpoint = ranks.broadcast(checkpoint)
+    history = resume.history(config, checkpoint)
     if checkpoint is None:
         precision = choose_precision(config, ranks)
         state, weights = setup.build_state(phases.first(config.optim), precision, pretrained=True)
@@ -245,7 +255,7 @@ def resume_or_start(setup: TrainingSetup) -> RunStart:
             if head["val_top1"] is not None:
                 state.best = Best(epoch=0, step=0, top1=head["val_top1"], loss=head["val_loss"])
         batch_size = auto_batch_size.auto_batch_size(config, state.model, precision, ranks)
-        return RunStart(state, weights, precision, batch_size)
+        return RunStart(state, weights, precision, batch_size, history)
     path, content = checkpoint
     phase = checkpoints.part(content, "phase", PhaseState, path)
     state, _ = setup.build_state(phase, content["precision"], pretrained=False)
@@ -262,4 +272,4 @@ def resume_or_start(setup: TrainingSetup) -> RunStart:
     if state.step < setup.last_step:
         setup.check_passes(state, precision, batch_size)
         batch_size = auto_batch_size.resumed_batch_size(batch_size, config, state.model, precision, ranks)
-    return RunStart(state, content["weights"], precision, batch_size)
+    return RunStart(state, content["weights"], precision, batch_size, history)

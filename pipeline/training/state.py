@@ -38,6 +38,13 @@ class Totals:
     steps: int = 0
     skipped_steps: int = 0
     """of fp16: their gradients were not finite at the scale of the loss"""
+    is_closed: bool = False
+    """the run ended within the epoch, at `train.max_steps`, and was validated there"""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether steps were taken that no record of an epoch has."""
+        return self.seen > 0 and not self.is_closed
 
     @property
     def mean_gradient_norm(self) -> float:
@@ -94,7 +101,7 @@ def checkpoint_content(
     Args:
         epoch: epochs completed.
         run_facts: plain types: `config`, `classes`, `samples` (the digest of the sample table), `precision`,
-            `batch_size`, `weights` (where the first ones came from).
+            `batch_size`, `weights` (where the first ones came from), `history` (the processes that trained).
     """
     content: dict[str, Any] = {
         "format": checkpoints.FORMAT,
@@ -141,7 +148,7 @@ def restore(state: TrainState, content: dict[str, Any], path: Path) -> None:
 def _restore_optimizer(state: TrainState, saved: dict[str, Any]) -> None:
     new_groups = state.optimizer.state_dict()["param_groups"]
     # They are the configuration's and, how a step is computed, this device's; all else is state.
-    settings = ("params", "weight_decay", "lr_multiplier", "foreach", "fused")
+    settings = ("params", "weight_decay", "lr_multiplier", "nesterov", "foreach", "fused")
     groups = [
         {**group, **{key: new[key] for key in settings if key in new}}
         for group, new in zip(saved["param_groups"], new_groups, strict=True)

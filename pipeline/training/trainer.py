@@ -4,6 +4,8 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,6 +95,10 @@ class Trainer:
 
     def open(self, watch: Tracker) -> None:
         """Describe the run, and open its log, on the first rank."""
+        if (path := self.start.history[-1].resumed_from) is not None:
+            run, state = RunDirectory(self.config.run_dir), self.state
+            best = resume.adopt(run, Path(path), state.best, state.step) if self.ranks.is_main else None
+            state.best = self.ranks.broadcast(best)
         if self.ranks.is_main:
             if (
                 not self._is_finished()
@@ -112,7 +118,7 @@ class Trainer:
             self.validator.keep_start(self.state.best, self.tracker)
         try:
             while True:
-                if self.state.totals.seen and self.setup.is_epoch_end(self.state.step):
+                if self.state.totals.is_open and self.setup.is_epoch_end(self.state.step):
                     self._close_epoch()
                 if skips_all(self.state, is_last=self.state.step >= self.setup.last_step):
                     raise self._skipped()
@@ -210,16 +216,17 @@ class Trainer:
         return replicate(model, self.config.distributed, self.ranks)
 
     def _switch_phase_if_due(self) -> None:
-        """Change the optimizer when the phase that the next step belongs to is another one."""
-        state, optim_config = self.state, self.config.optim
-        phase = optim_config.resolved_phases[state.phase.index]
-        if not phases.is_over(phase, state.phase, state.step, self.clock):
+        """Change the optimizer when the phase that the next step belongs to is another one, past those already over."""
+        state, of_phase = self.state, self.config.optim.resolved_phases
+        phase = before = of_phase[state.phase.index]
+        while phases.is_over(phase, state.phase, state.step, self.clock):
+            state.phase = phases.following(self.config.optim, state.phase, state.step)
+            phase, optimizer = of_phase[state.phase.index], state.optimizer
+            state.optimizer = self.setup.build_optimizer(state.model, state.phase)
+            if phase.carry_momentum:
+                carry_momentum(optimizer, state.optimizer, phase.momentum)
+        if phase is before:
             return
-        state.phase = phases.following(optim_config, state.phase, state.step)
-        phase, before = optim_config.resolved_phases[state.phase.index], state.optimizer
-        state.optimizer = self.setup.build_optimizer(state.model, state.phase)
-        if phase.carry_momentum:
-            carry_momentum(before, state.optimizer, phase.momentum)
         step, epoch, lr = state.step + 1, self.clock.moment(state.step).epoch, state.phase.lr
         self.tracker.log({"kind": "phase", "step": step, "epoch": epoch, "phase": phase.name, "lr": lr})
         console.say(f"phase  {phase.name} from step {step} (epoch {epoch:.4g}), lr {lr:.4g}")
@@ -249,19 +256,26 @@ class Trainer:
     # The end of an epoch, and of the run
 
     def _close_epoch(self) -> None:
-        """Validate, keep the best, log, save."""
+        """Validate, keep the best, log, save.
+
+        An epoch that `train.max_steps` cuts is closed as far as it went: its sums stay, and no rule takes its validation
+        for that of an epoch. So a run that goes on closes it whole, and ends as one that was not cut.
+        """
         self.checkpointer.writer.wait()  # an epoch that is logged follows one that is saved
         state, totals = self.state, self.state.totals
-        now = Best(self.clock.epochs_over(state.step), state.step)
+        is_whole = state.step in self.clock.starts
+        rates = self._rates(state.step - 1)  # before a plateau lowers those of the next epoch
+        now = Best(self.clock.epochs_begun(state.step), state.step)
         if len(self.setup.val_rows):
             now.top1, now.loss = self.validator.measure()
-            phases.observe(self.config, state.phase, now.loss)
+            if is_whole:
+                phases.observe(self.config, state.phase, now.loss)
         is_best = self.validator.keep_if_best(now)
-        record = self._epoch_record(now, totals)
+        record = self._epoch_record(now, totals, rates)
         self.tracker.log(record)
         if state.scaler.is_enabled():
             self._log_loss_scale(now.epoch, totals)
-        state.totals = Totals()
+        state.totals = Totals() if is_whole else replace(totals, is_closed=True)
         # Killed between the two, a run goes on from the last one of before, and finds the same best again.
         self.checkpointer.save(*(("best", "last") if is_best else ("last",)))
         if time.monotonic() - self.drawn_at >= REDRAW_S:
@@ -271,14 +285,14 @@ class Trainer:
         epoch = f"epoch {now.epoch}/{self.config.train.epochs}"
         console.say("  ".join([epoch, *figures, *["best so far"] * is_best]))
 
-    def _epoch_record(self, now: Best, totals: Totals) -> dict[str, Any]:
+    def _epoch_record(self, now: Best, totals: Totals, rates: phases.Rates) -> dict[str, Any]:
         state = self.state
         return {
             "kind": "epoch",
             "step": state.step,
             "epoch": now.epoch,
             "phase": self.config.optim.resolved_phases[state.phase.index].name,
-            **self._rates(state.step - 1)._asdict(),
+            **rates._asdict(),
             "train_loss": totals.loss / totals.seen,
             "train_top1": totals.correct / totals.seen,
             "val_loss": now.loss,
@@ -297,10 +311,10 @@ class Trainer:
 
     def _is_finished(self) -> bool:
         """Whether the last step is taken and its epoch closed, or validation has not improved for too long."""
-        if self.state.totals.seen:  # of an epoch that is not closed
+        if self.state.totals.is_open:
             return False
         best, patience, step = self.state.best, self.config.train.early_stop_epochs, self.state.step
-        waited = self.clock.epochs_over(step) - best.epoch if best else 0
+        waited = self.clock.epochs_begun(step) - best.epoch if best else 0
         stops_early = bool(patience and best and waited >= patience)
         return step >= self.setup.last_step or (stops_early and self.setup.is_epoch_end(step))
 

@@ -46,7 +46,7 @@ class Validator:
         state, every = self.state, self.config.train.eval_every_steps
         if every is None or state.step % every or self.setup.is_epoch_end(state.step):
             return False
-        now = Best(self.setup.clock.epochs_over(state.step), state.step)
+        now = Best(self.setup.clock.epochs_begun(state.step), state.step)
         with meter.paused():
             now.top1, now.loss = self.measure()
         is_best = self.keep_if_best(now)

@@ -66,6 +66,26 @@ def test_a_gpu_that_is_asked_for_and_missing_is_one_sentence(
         select_device(TrainConfig(device="cuda"))
 
 
+@pytest.mark.parametrize(
+    ("environment", "sentence"),
+    [
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is set and RANK is not; start with torchrun, or unset it"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE is set and MASTER_ADDR is not; start with torchrun"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', and no number of ranks; start with torchrun"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0', and no number of ranks; start with torchrun"),
+    ],
+)
+def test_half_an_environment_of_torchrun_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], sentence: str
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=sentence), process_group.join(TrainConfig(device="cpu")):
+        pytest.fail("joined nothing")
+
+
 def test_auto_says_why_it_takes_the_cpu_of_a_machine_with_a_driver(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

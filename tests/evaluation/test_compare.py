@@ -12,8 +12,9 @@ from pipeline.cli import main
 from pipeline.common import files, tables
 from pipeline.common.errors import UserError
 from pipeline.config.load import dump_config, load_config
-from pipeline.evaluation import metrics, verdict
+from pipeline.evaluation import metrics, statistics, verdict
 from pipeline.evaluation.compare import compare_runs
+from pipeline.runs import repeats
 
 NAMES = ["wren", "gull", "crow", "owl"]
 N = 400
@@ -104,10 +105,10 @@ def test_seeds_of_one_configuration_become_mean_and_sd(tmp_path: Path, base: np.
     assert first["top1"] == pytest.approx(each)
     assert (first["top1_mean"], first["top1_sd"]) == pytest.approx((np.mean(each), np.std(each, ddof=1)))
     (comparison,) = result["comparisons"]
-    assert comparison["test"] == "paired t-test over images"
-    assert comparison["p_seeds"] < comparison["p"] or comparison["p_images"] < comparison["p_seeds"]
-    assert comparison["p"] == max(comparison["p_images"], comparison["p_seeds"]) < 0.05
-    assert comparison["verdict"].endswith(": more than the noise of 400 images and seeds.")
+    assert comparison["test"] == statistics.APART  # the first has a seed more
+    assert comparison["p_images"] < comparison["p"] < 0.05
+    assert comparison["low_over_seeds"] > 0
+    assert comparison["verdict"].endswith(": more than the noise of seeds and 400 images.")
 
 
 def test_a_difference_within_the_noise_of_seeds_is_none(tmp_path: Path, base: np.ndarray) -> None:
@@ -119,8 +120,85 @@ def test_a_difference_within_the_noise_of_seeds_is_none(tmp_path: Path, base: np
     ]
     (comparison,) = compare_runs([*one, *two], "test", None)["comparisons"]
     assert comparison["p_images"] < 0.001
-    assert comparison["p"] == comparison["p_seeds"] > 0.05
-    assert comparison["verdict"].endswith(": not more than the noise of seeds.")
+    assert comparison["test"] == statistics.PAIRED  # and both seeds gain the same
+    assert comparison["p_seeds"] is None and comparison["p"] < 0.001
+    two[1] = write_run(tmp_path, "two2", flipped(base, 180, 40), seed=2, lr=0.2)
+    (comparison,) = compare_runs([*one, *two], "test", None)["comparisons"]
+    assert comparison["test"] == statistics.APART
+    assert comparison["p"] > 0.05 and comparison["low_over_seeds"] < 0 < comparison["high_over_seeds"]
+    assert comparison["verdict"].endswith(": not more than the noise of seeds and 400 images.")
+
+
+def test_a_difference_that_cannot_be_tested_is_said_to_be_so(tmp_path: Path) -> None:
+    """Two seeds that gain every image; no p-value and no interval, neither 0 nor NaN."""
+    paths = [
+        write_run(tmp_path, f"{name}{seed}", np.full(3, right), seed=seed, lr=lr)
+        for name, right, lr in (("one", False, 0.1), ("two", True, 0.2))
+        for seed in range(2)
+    ]
+    result = compare_runs(paths, "test", tmp_path / "out")
+    (comparison,) = result["comparisons"]
+    assert [comparison[name] for name in ("p", "p_images", "p_seeds", "p_adjusted")] == [None] * 4
+    assert [comparison[name] for name in ("low", "high", "low_over_seeds", "high_over_seeds")] == [None] * 4
+    assert comparison["verdict"] == (
+        "two0 + two1 is 100.0 points better than one0 + one1 (no interval, no p-value): whether that is more than noise "
+        "cannot be tested; all images and runs say the same, which says nothing of others."
+    )
+    assert "NaN" not in (tmp_path / "out/comparison.json").read_text()
+    assert "& none & none & none" in (tmp_path / "out/comparisons.tex").read_text()
+
+
+def test_one_image_says_nothing_of_others(tmp_path: Path) -> None:
+    paths = [
+        write_run(tmp_path, f"{right}{seed}", np.array([right]), seed=seed, lr=0.1 + right)
+        for right in (False, True)
+        for seed in range(2)
+    ]
+    (comparison,) = compare_runs(paths, "test", None)["comparisons"]
+    assert comparison["p"] is None
+    assert comparison["verdict"].endswith("cannot be tested; one image says nothing of others.")
+    (comparison,) = compare_runs([paths[0], paths[2]], "test", None)["comparisons"]
+    assert (comparison["p"], comparison["low"]) == (None, None)
+
+
+def test_the_same_seeds_are_paired_in_whatever_order_and_however_they_are_named(
+    tmp_path: Path, base: np.ndarray
+) -> None:
+    seeds = range(3)
+    one = [write_run(tmp_path, f"one{seed}", flipped(base, 30 * seed, 0), seed=seed) for seed in seeds]
+    two = [
+        write_run(tmp_path, f"two{seed}", flipped(base, 30 * seed, 20 + seed), seed=seed, lr=0.2)
+        for seed in seeds
+    ]
+    (paired,) = compare_runs([*one, *two], "test", None)["comparisons"]
+    assert paired["test"] == statistics.PAIRED
+    (turned,) = compare_runs([*one, *two[::-1]], "test", None)["comparisons"]
+    numbers = ("p", "p_seeds", "difference", "low_over_seeds", "high_over_seeds", "test")
+    assert [turned[name] for name in numbers] == [pytest.approx(paired[name]) for name in numbers]
+    for folder, runs, order in (("a", one, (0, 1, 2)), ("b", two, (2, 0, 1))):
+        repeats.write(tmp_path / folder, [runs[seed] for seed in order], order)
+        for seed in order:
+            (tmp_path / folder / runs[seed].name).symlink_to(runs[seed])
+    (repeated,) = compare_runs([tmp_path / "a", tmp_path / "b"], "test", None)["comparisons"]
+    assert [repeated[name] for name in numbers] == [pytest.approx(paired[name]) for name in numbers]
+    other = write_run(tmp_path, "two7", flipped(base, 30, 20), seed=7, lr=0.2)
+    (apart,) = compare_runs([*one, *two[:2], other], "test", None)["comparisons"]
+    assert apart["test"] == statistics.APART
+    assert apart["p"] > paired["p"]
+    twice = write_run(tmp_path, "two0again", flipped(base, 30, 20), seed=0, lr=0.2)
+    (apart,) = compare_runs([*one, *two[:2], twice], "test", None)["comparisons"]
+    assert apart["test"] == statistics.APART
+
+
+def test_one_run_against_several_has_the_seeds_of_one_side_and_a_caution(
+    tmp_path: Path, base: np.ndarray
+) -> None:
+    one = write_run(tmp_path, "one", base)
+    two = [write_run(tmp_path, f"two{s}", flipped(base, s, 60), seed=s, lr=0.2) for s in range(3)]
+    (comparison,) = compare_runs([one, *two], "test", None)["comparisons"]
+    assert comparison["p_seeds"] is None and comparison["p"] < 0.05
+    assert "over images and the seeds of one side" in comparison["verdict"]
+    assert "only several seeds of both can tell" in comparison["verdict"]
 
 
 def test_two_seeds_of_one_configuration_are_compared_with_each_other(
@@ -230,7 +308,7 @@ def test_several_comparisons_are_adjusted_for_their_number(tmp_path: Path, base:
     assert [one["p_adjusted"] for one in comparisons] == pytest.approx(
         [2 * 2 / 2**6, 3 * 2 / 2**12, 2 / 2**3]
     )
-    assert "not more than the noise" in comparisons[0]["verdict"]  # 0.031 alone, 0.063 among three
+    assert "p = 0.062 adjusted by Holm): not more than the noise" in comparisons[0]["verdict"]  # 0.031 alone
     assert ": more than the noise" in comparisons[1]["verdict"]
 
 
@@ -301,7 +379,9 @@ def test_a_p_value_is_never_shown_as_zero() -> None:
         "high": 0.3,
         "p_images": 1e-9,
         "p_seeds": None,
+        "p": 1e-9,
         "p_adjusted": 1e-9,
+        "interval_over": "images",
     }
     assert "p < 0.001" in verdict.sentence(comparison, 100)
 
@@ -333,6 +413,25 @@ def test_label_sets_and_ranks_that_all_runs_have_are_compared_too(tmp_path: Path
     files.write_text(paths[1] / "taxonomy.csv", TREE.replace("owls", "raptors"))
     tables.write_csv(cleaned.assign(label=3), paths[1] / "eval/test/label_sets/cleaned.csv")
     assert compare_runs(paths, "test", None)["otherwise"] == []
+
+
+def test_label_sets_of_several_seeds_are_judged_over_seeds_and_images(
+    tmp_path: Path, base: np.ndarray
+) -> None:
+    """Nothing is relabelled: the numbers are those of the official labels."""
+    paths = []
+    for seed in range(2):
+        paths.append(write_run(tmp_path, f"one{seed}", flipped(base, 9 * seed, 0), seed=seed))
+        paths.append(write_run(tmp_path, f"two{seed}", flipped(base, 9 * seed, 15), seed=seed, lr=0.2))
+    kept = pd.DataFrame({"id": [1], "label": [0]})
+    for path in paths:
+        tables.write_csv(kept, path / "eval/test/label_sets/kept.csv")
+    result = compare_runs(paths, "test", None)
+    (row,), (comparison,) = result["otherwise"], result["comparisons"]
+    assert row["interval_over"] == "seeds and images"
+    assert [row["low"], row["high"]] == pytest.approx(
+        [comparison["low_over_seeds"], comparison["high_over_seeds"]]
+    )
 
 
 def test_a_mean_of_runs_is_not_a_run_of_their_recipe(tmp_path: Path, base: np.ndarray) -> None:

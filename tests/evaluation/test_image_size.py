@@ -90,6 +90,22 @@ def test_runs_that_saw_other_sizes_are_no_group(larger: Path, trained: Path, tmp
     assert len(groups) == 2
 
 
+@pytest.mark.parametrize("name", ["test_vit", "test_efficientnet"])
+def test_a_size_that_the_network_does_not_take_is_one_sentence(
+    birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    words = [f"model.name={name}", "train.epochs=1", "train.max_steps=1"]
+    words += ["model.options={img_size: 32}"] if name == "test_vit" else []
+    assert tiny.do("train", tmp_path, *words) == 0
+    capsys.readouterr()
+    takes_any = name == "test_efficientnet"
+    assert tiny.do("eval", tmp_path, *words, "eval.image_px=40") == (0 if takes_any else 2)
+    said = capsys.readouterr().err
+    sentence = "model.name=test_vit: cannot compute images of eval.image_px=40 (AssertionError: "
+    assert (sentence in said) != takes_any
+    assert ("; drop eval.image_px, and the model gets images of the size" in said) != takes_any
+
+
 def test_a_size_beyond_the_stored_pictures_is_refused_with_what_to_do() -> None:
     with pytest.raises(
         ConfigError, match=r"eval.image_px: 640 is larger than data.resize_px=512; prepare larger"

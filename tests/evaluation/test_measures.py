@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import t
 from sklearn.metrics import recall_score
 
 from pipeline.evaluation import calibration, measures, metrics, statistics
@@ -72,13 +73,48 @@ def test_seeds_alone_and_images_alone_give_their_own_spread() -> None:
     level = Measure("level", lambda table: measures.mean_over_images(table["confidence"].to_numpy(float)))
     flat = [pd.DataFrame({"confidence": np.full(50, value)}) for value in (0.2, 0.6)]
     (row,) = measures.over_seeds(flat, [level]).to_dict("records")
-    # One of the two seeds is drawn: half of the resamples are 0.2, half 0.6.
     assert [row["mean"], row["sd"]] == pytest.approx([0.4, 0.4 / 2**0.5])
-    assert [row["low"], row["high"]] == pytest.approx([0.2, 0.6])
+    assert [row["low"], row["high"]] == pytest.approx([0.0, 0.4 + t.ppf(0.975, 1) * 0.2])  # not below 0
     table = predicted(5)
     (alone,) = measures.over_seeds([table], [level]).to_dict("records")
     (three,) = measures.over_seeds([table] * 3, [level]).to_dict("records")
-    assert [three["low"], three["high"]] == pytest.approx([alone["low"], alone["high"]])
+    width = alone["high"] - alone["low"]
+    assert [three["low"], three["high"]] == pytest.approx([alone["low"], alone["high"]], abs=0.06 * width)
+
+
+def test_a_mean_over_images_has_the_interval_of_the_crossed_model_and_another_number_the_bootstraps() -> None:
+    runs = [predicted(seed) for seed in range(4)]
+    rows = measures.over_seeds(runs, measures.OF_EVERY_RUN).set_index("measure")
+    right = np.stack([table["label"] == table["predicted"] for table in runs]).astype(float)
+    expected = statistics.over_seeds_and_images(right)
+    assert (rows.loc["top1", "low"], rows.loc["top1", "high"]) == pytest.approx(expected.interval)
+    # The classes have as many images each, so that this is the same number, found by drawing images.
+    same = rows.loc["per_class_mean"]
+    assert same["mean"] == pytest.approx(expected.value)
+    width = same["high"] - same["low"]
+    assert width == pytest.approx(np.ptp(expected.interval), rel=0.25)
+    for name in ("nll", "ece"):
+        low, mean, high = rows.loc[name, ["low", "mean", "high"]]
+        assert 0 <= low < mean < high
+        assert high - mean == pytest.approx(mean - low) or low == 0
+
+
+def test_a_share_stays_within_0_and_1_and_is_never_sure() -> None:
+    """Two seeds far apart; all right; and images that do not count for any run."""
+    share = Measure("share", lambda table: measures.mean_over_images(table["right"].to_numpy(float)))
+
+    def interval(*runs: list[float]) -> list[float]:
+        (row,) = measures.over_seeds([pd.DataFrame({"right": run}) for run in runs], [share]).to_dict(
+            "records"
+        )
+        return [row["low"], row["high"]]
+
+    assert interval([1.0, 1, 1, 0, 0, 0, 0, 0], [1.0] * 8) == [0.0, 1.0]
+    assert interval([1.0] * 8, [1.0] * 8) == pytest.approx(statistics.wilson(8, 8))
+    assert interval([0.0] * 8, [0.0] * 8) == pytest.approx(statistics.wilson(0, 8))
+    assert interval([1.0], [0.0]) == [0.0, 1.0]
+    runs = [[1.0, 0, 1, 1, 0, 1], [1.0, 1, 1, 0, 0, 1]]
+    assert interval(*([*run, np.nan] for run in runs)) == pytest.approx(interval(*runs))
 
 
 def test_the_spread_of_seeds_and_images_is_that_of_a_crossed_design() -> None:
@@ -89,4 +125,6 @@ def test_the_spread_of_seeds_and_images_is_that_of_a_crossed_design() -> None:
     values = effect[:, None] + random.normal(0, 2, images)  # no interaction: rows are parallel
     by_run = np.vstack([weights @ values.T / images for weights in statistics.resamples(images)])
     variance = effect.var(ddof=1) / seeds + values[0].var() / images
-    assert statistics.over_seeds(by_run).var() == pytest.approx(variance, rel=0.12)
+    assert statistics.over_resamples(by_run, values.mean(axis=1)).variance == pytest.approx(
+        variance, rel=0.12
+    )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.common import files
-from pipeline.evaluation import registered_comparison
+from pipeline.evaluation import registered_comparison, statistics
 from pipeline.evaluation.registered_comparison import Reading
 from pipeline.runs import registration
 from pipeline.runs.directory import RunDirectory
@@ -16,14 +16,18 @@ from pipeline.runs.registration import Code, Comparison, Registration
 WRITTEN = "2026-01-02T03:04:05+00:00"
 
 
-def registered(arms: tuple[str, ...] = ("plain", "strong", "soup-strong")) -> Registration:
+TEST = registered_comparison.test_of(["plain", "strong", "soup-strong"], ["soup-strong"], 2)
+EARLIER = "paired t-test over images and t-test over seeds; both p-values have to be below alpha"
+
+
+def registered(arms: tuple[str, ...] = ("plain", "strong", "soup-strong"), test: str = TEST) -> Registration:
     fixed = Registration(
         schema="plumage/registration",
         version=1,
         written=WRITTEN,
         split="test",
         number="top1",
-        comparison=Comparison(list(arms), "paired t-test", 0.05, "Holm") if arms else None,
+        comparison=Comparison(list(arms), test, 0.05, "Holm") if arms else None,
         seeds=[0, 1],
         code=Code("0", None, None, None),
         arms=[],
@@ -51,8 +55,8 @@ def write_soup(run: RunDirectory, of: list[str]) -> None:
     files.write_json(run.environment_file, {"packages": {}, "soup": made_of})
 
 
-def judged(*groups: list[Reading]) -> dict[str, Any]:
-    return registered_comparison.judge(groups, "test")
+def judged(*groups: list[Reading], tests: tuple[str, ...] = ()) -> dict[str, Any]:
+    return registered_comparison.judge(groups, "test", tests)
 
 
 def test_the_registered_comparison_is_named_by_date_and_digest(tmp_path: Path) -> None:
@@ -137,3 +141,31 @@ def test_validation_is_no_matter_of_a_registration(tmp_path: Path) -> None:
     groups = [group(tmp_path, "plain"), group(tmp_path, "strong")]
     found = registered_comparison.judge(groups, "val")
     assert found["reasons"] == ["it is of val, and a registration is of test"]
+
+
+def test_a_registration_of_an_earlier_version_is_read_and_its_test_named(tmp_path: Path) -> None:
+    earlier = registered(("plain", "strong"), EARLIER)
+    groups = [group(tmp_path, arm, fixed=earlier) for arm in ("plain", "strong")]
+    found = judged(*groups, tests=(statistics.PAIRED,))
+    assert found["reasons"] == [
+        f'the registered test is "{EARLIER}", and this version uses "{statistics.PAIRED}"'
+    ]
+    assert (found["digest"], found["written"]) == (earlier.digest, WRITTEN)
+    alone = replace(registered(("plain", "strong"), "McNemar's exact test over images"), seeds=[0])
+    alone = replace(alone, digest=alone.computed_digest())
+    groups = [group(tmp_path, arm, (0,), alone) for arm in ("plain", "strong")]
+    assert judged(*groups, tests=(statistics.OVER_IMAGES,))["status"] == "registered"  # it was the same test
+
+
+def test_pairs_of_seeds_that_were_registered_and_not_made_are_a_departure(tmp_path: Path) -> None:
+    groups = [group(tmp_path, "plain"), group(tmp_path, "strong"), group(tmp_path, "soup-strong", (0,))]
+    as_registered = (statistics.PAIRED, statistics.APART)  # a soup has no seeds to pair
+    assert judged(*groups, tests=as_registered)["status"] == "registered"
+    found = judged(*groups, tests=(statistics.APART, statistics.APART))
+    assert found["reasons"] == ["strong is not compared seed by seed, and that was registered"]
+
+
+def test_the_words_of_the_test_are_those_that_compare_gives() -> None:
+    assert registered_comparison.test_of(["a", "b"], [], 1) == "McNemar's exact test over images"
+    assert registered_comparison.test_of(["a", "b"], ["soup-a"], 5) == statistics.PAIRED
+    assert registered_comparison.test_of(["a", "soup-a"], ["soup-a"], 5).startswith(statistics.PAIRED + "; ")

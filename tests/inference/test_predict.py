@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pipeline.cli import main
+from pipeline.common.errors import DataError
 from pipeline.config.load import load_config
 from pipeline.data.loader import Batch
 from pipeline.distributed.process_group import Ranks
@@ -48,6 +49,11 @@ def batches() -> list[Batch]:
 
 def predicted(model: Classifier, batches: Iterator[Batch], *, features: bool = True) -> Predictions:
     return predict_batches(model, batches, np.arange(sum(SIZES)), "bf16", ALONE, features)
+
+
+def test_no_image_to_predict_is_one_sentence(model: Classifier) -> None:
+    with pytest.raises(DataError, match=r"prediction: there is no image to predict; hold some out"):
+        predict_batches(model, [], np.arange(0), "fp32", ALONE)
 
 
 @pytest.mark.parametrize("features", [False, True])

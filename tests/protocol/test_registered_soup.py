@@ -77,6 +77,7 @@ def test_the_comparison_of_a_soup_with_its_seeds_is_the_registered_one(
         "reasons": [],
         "digest": found.digest,
         "written": found.written,
+        "not_kept": [],
     }
     assert "registered: this comparison was fixed on 20" in said.err
 

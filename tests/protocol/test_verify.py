@@ -12,9 +12,10 @@ import pytest
 
 from pipeline.cli.main import run as run_verb
 from pipeline.common import files
-from pipeline.common.errors import CheckpointError
+from pipeline.common.errors import CheckpointError, name_some
 from pipeline.config.load import load_config
 from pipeline.data import prepare
+from pipeline.evaluation import results
 from pipeline.models.build import build_model
 from pipeline.protocol import recorded, trained_again
 from pipeline.protocol.trained_again import Steps
@@ -62,6 +63,7 @@ def test_every_claim_of_a_run_holds_and_nothing_of_it_is_changed(
         "checkpoints": "holds",
         "configuration": "holds",
         "first weights": "not checked",
+        "history": "holds",
         "log": "holds",
         "readings of test": "holds",
         "registration": "holds",
@@ -74,6 +76,7 @@ def test_every_claim_of_a_run_holds_and_nothing_of_it_is_changed(
     }
     found = {claim["about"]: claim["found"] for claim in content["claims"]}
     assert found["training"] == ["steps 1 to 10, taken again, have the losses of log.jsonl: the same bits"]
+    assert found["history"] == ["history.json is that in the checkpoints: trained from step 0 on"]
     assert found["predictions of test"] == ["18 of 18 images, predicted again with best.pt: the same bits"]
     assert "every claim that was checked holds" in (run / "certificate.txt").read_text()
     after = digests(run)
@@ -159,6 +162,67 @@ def test_an_edited_table_is_named_with_its_row(table: str, column: str | int, ro
     (fault,) = faults(checked(tmp))["numbers of test"]
     assert fault.startswith(
         f"{table}.csv: the row of {row} {frame.loc[1, row]}: {column} is 77.0 in the file, and "
+    )
+
+
+def test_edited_labels_of_validation_which_fit_the_temperature_are_named(tmp: Path) -> None:
+    config, folder = tiny.config(tmp), RunDirectory(tmp / "runs/tiny").evaluation("test")
+    before = json.loads(folder.metrics_file.read_text())["temperature"]
+    with np.load(folder.validation_file) as stored:
+        arrays = {name: stored[name].copy() for name in stored.files}
+    data = prepare.load(config)
+    arrays["label"] = arrays["logits"].argmax(axis=1)
+    np.savez(folder.validation_file, **arrays)
+    results.compute_metrics(folder, data.samples, data.training_rows(config))  # as `report` does
+    assert json.loads(folder.metrics_file.read_text())["temperature"] < before
+    wrong = arrays["label"] != data.labels[data.rows("val")]
+    ids = data.samples["id"].to_numpy()[data.rows("val")][wrong]
+    said = f"validation.npz: other labels than in the data for image ids {name_some(ids)}"
+    assert faults(checked(tmp)) == {"numbers of test": [said]}
+    np.savez(folder.validation_file, **{name: rows[1:] for name, rows in arrays.items()})
+    assert "validation.npz: holds other images than the val split" in faults(checked(tmp))["numbers of test"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "about", "said"),
+    [
+        ("epoch", 1, "checkpoints", "eval/test/metrics.json: epoch is 1, and 3 in best.pt"),
+        ("step", 5, "checkpoints", "eval/test/metrics.json: step is 5, and 15 in best.pt"),
+        (
+            "classes",
+            7,
+            "numbers of test",
+            "metrics.json: classes is 7 in the file, and 6 follows from what is stored",
+        ),
+        (
+            "split",
+            "val",
+            "numbers of test",
+            "metrics.json: split is val in the file, and test follows from what is stored",
+        ),
+    ],
+)
+def test_an_edited_origin_of_the_numbers_is_named(
+    key: str, value: Any, about: str, said: str, tmp: Path
+) -> None:
+    path = tmp / "runs/tiny/eval/test/metrics.json"
+    files.write_json(path, {**json.loads(path.read_text()), key: value})
+    assert faults(checked(tmp)) == {about: [said]}
+
+
+@pytest.mark.parametrize("named", ["last.pt", "step-0000005.pt"])
+def test_a_confirmatory_reading_is_of_the_registered_checkpoint(named: str, tmp: Path) -> None:
+    run = RunDirectory(tmp / "runs/tiny")
+    path, checkpoint = run.evaluation("test").metrics_file, run.checkpoints / named
+    if not checkpoint.exists():
+        shutil.copyfile(run.checkpoint("best"), checkpoint)
+    about = {"checkpoint": str(checkpoint), "checkpoint_sha256": files.digest_of_file(checkpoint)}
+    files.write_json(path, {**json.loads(path.read_text()), **about})
+    (fault,) = faults(checked(tmp))["registration"]
+    name = "last" if named == "last.pt" else str(checkpoint)
+    assert (
+        fault
+        == f"its configuration is not that of arm tiny: eval.checkpoint {name} instead of best (1 in all)"
     )
 
 

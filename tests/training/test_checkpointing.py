@@ -17,7 +17,9 @@ from pipeline.config.load import load_config
 from pipeline.runs import checkpoints
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.log import LogRecord
+from pipeline.training import checkpointing
 from pipeline.training.checkpointing import copy_to_host
+from pipeline.training.state import Best
 from pipeline.training.trainer import train
 from tests.helpers import processes, tiny
 
@@ -100,7 +102,8 @@ def test_training_goes_on_while_a_checkpoint_is_written_and_does_not_change_it(
             torch.load(tiny.checkpoints(tmp_path, name) / f"step-{step:07}.pt", weights_only=True)
             for name in ("calm", "tiny")
         )
-        assert one.pop("config") != other.pop("config")  # run.name
+        for of_the_run in ("config", "history"):  # run.name, and the time
+            assert one.pop(of_the_run) != other.pop(of_the_run)
         for mine, its in zip(pytree.tree_leaves(one), pytree.tree_leaves(other), strict=True):
             assert torch.equal(mine, its) if isinstance(mine, torch.Tensor) else mine == its
 
@@ -272,3 +275,56 @@ def test_a_copy_from_a_gpu_goes_to_pinned_memory_and_waits_once(monkeypatch: pyt
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream())
     copy_to_host({"a": torch.ones(2), "b": [torch.ones(3)], "c": 1}, torch.device("cuda"))
     assert did == [*["pinned True", "copied without waiting True"] * 2, "waited"]
+
+
+class SlowSteps:
+    """A clock by which a step takes four minutes; it is handed the records of the run."""
+
+    minutes = 0
+
+    def log(self, record: LogRecord) -> None:
+        self.minutes = 4 * record["step"]
+
+    def close(self) -> None:
+        pass
+
+    def monotonic(self) -> float:
+        return 60.0 * self.minutes
+
+
+def test_a_better_validation_does_not_put_off_the_checkpoint_that_a_run_goes_on_from(
+    birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """10 minutes are asked for; a look every other step, each better than the one before, writes best.pt alone."""
+    saved = list[tuple[str, int]]()
+
+    def note(path: Path, content: dict[str, Any]) -> None:
+        saved.append((path.name, content["step"]))
+        save(path, content)
+
+    steps = SlowSteps()
+    monkeypatch.setattr(Best, "beats", lambda *_: True)
+    monkeypatch.setattr(checkpoints, "save", note)
+    monkeypatch.setattr(checkpointing, "time", steps)
+    more = ["train.eval_every_steps=2", "train.checkpoint_every_minutes=10", "tracking.log_every_steps=1"]
+    train(tiny.config(tmp_path, *more, "train.epochs=1"), steps)
+    assert saved == [("best.pt", 2), ("last.pt", 3), ("best.pt", 4), ("best.pt", 5)]
+
+
+@pytest.mark.parametrize(
+    ("resume", "said"),
+    [("auto", "; the same command goes on"), ("never", "; it goes on with train.resume=auto")],
+)
+def test_a_run_that_is_stopped_says_how_it_goes_on(
+    birds: Path, tmp_path: Path, resume: str, said: str
+) -> None:
+    class Signal:
+        def log(self, _record: LogRecord) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        def close(self) -> None:
+            pass
+
+    with pytest.raises(Stopped) as stopped:
+        train(tiny.config(tmp_path, f"train.resume={resume}", "tracking.log_every_steps=1"), Signal())
+    assert str(stopped.value).endswith(f"last.pt{said}")

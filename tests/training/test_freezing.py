@@ -33,6 +33,20 @@ def test_frozen_norms_cost_no_pass_over_feature_maps(tmp_path: Path) -> None:
     assert normalised_maps(tmp_path, "fp32", FROZEN, "distributed.shard=full") == learning
 
 
+@pytest.mark.parametrize(("name", "of_stage"), [("xcit_nano_12_p16_224", 4), ("visformer_tiny", 2)])
+def test_weights_of_the_network_itself_freeze_no_norms_of_other_stages(
+    tmp_path: Path, name: str, of_stage: int
+) -> None:
+    """A class token, or an embedding of positions, belongs to the backbone, which has all norms in it."""
+    config = tiny.config(tmp_path, f"model.name={name}", "optim.frozen_stages=1")
+    model, _ = build_model(config.model, 3)
+    FreezeSchedule(config, model).apply(0)
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    frozen = [norm for norm in norms if not norm.training]
+    assert len(frozen) == of_stage < len(norms)
+    assert not any(parameter.requires_grad for norm in frozen for parameter in norm.parameters())
+
+
 def test_norms_of_frozen_stages_are_computed_on_weights_until_they_thaw(tmp_path: Path) -> None:
     stages = ["optim.frozen_stages=2", "optim.unfreeze_epoch=1"]
     learning = normalised_maps(tmp_path, "fp32")

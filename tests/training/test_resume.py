@@ -4,17 +4,24 @@ import contextlib
 import json
 import shutil
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import pytest
 import torch
 
 from pipeline.common import locks
 from pipeline.common.errors import CheckpointError
+from pipeline.config.key_effects import KEY_EFFECTS
 from pipeline.config.load import warn_renamed
+from pipeline.config.schema import Config
+from pipeline.distributed.process_group import Ranks
 from pipeline.runs import status
 from pipeline.runs.directory import RunDirectory
+from pipeline.training import phases
 from pipeline.training import resume as resume_module
+from pipeline.training.optimizer import set_rates
+from pipeline.training.setup import TrainingSetup, resume_or_start
+from pipeline.training.state import Best
 from tests.helpers import folders, tiny
 
 
@@ -39,6 +46,62 @@ def test_a_run_whose_files_have_a_key_under_its_old_name_goes_on(
     assert "min_factor: 0.1" in saved.read_text()
     assert tiny.do("train", tmp_path, *settings, "schedule.min_factor=0.2") == 2
     assert "schedule.min_factor 0.1 -> 0.2" in capsys.readouterr().err
+
+
+STEADY = ["schedule={name: constant}"]
+GROUPS_AS_FORCED = {
+    "optim.lr": ("0.01", "lr"),
+    "optim.momentum": ("0.5", "momentum"),
+    "optim.nesterov": ("false", "nesterov"),
+    "optim.weight_decay": ("0.1", "weight_decay"),
+}
+
+
+def groups(config: Config) -> list[dict[str, Any]]:
+    """The optimizer's groups as the next step of a run would have them."""
+    setup = TrainingSetup(config, Ranks.single(torch.device("cpu")))
+    state = resume_or_start(setup).state
+    set_rates(state.optimizer, *phases.rates(config, state.phase, state.step, setup.clock))
+    return [
+        {name: value for name, value in group.items() if name != "params"}
+        for group in state.optimizer.param_groups
+    ]
+
+
+@pytest.fixture(scope="module")
+def stopped(birds: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs of two steps, with momentum and without."""
+    tmp = tmp_path_factory.mktemp("stopped")
+    for name, more in (("tiny", []), ("still", ["optim.momentum=0"])):
+        assert tiny.do("train", tmp, *STEADY, *more, "train.max_steps=2", f"run.name={name}") == 0
+    return tmp
+
+
+def test_each_key_of_the_optimizer_that_may_be_forced_is_tried_here() -> None:
+    forcible = {
+        key
+        for key, effect in KEY_EFFECTS.items()
+        if key.startswith("optim.") and effect.on_resume == "forced"
+    }
+    assert forcible == {*GROUPS_AS_FORCED, "optim.clip_norm"}  # which is not in the groups
+
+
+@pytest.mark.parametrize("key", GROUPS_AS_FORCED)
+def test_a_forced_key_of_the_optimizer_is_in_its_groups(stopped: Path, key: str) -> None:
+    text, name = GROUPS_AS_FORCED[key]
+    forced = [*STEADY, f"{key}={text}", "train.resume_force=true"]
+    before, after = groups(tiny.config(stopped, *STEADY)), groups(tiny.config(stopped, *forced))
+    assert after != before
+    assert after == groups(tiny.config(stopped, *forced, "train.resume=never"))
+    assert any(group[name] == json.loads(text) for group in after)
+
+
+def test_forced_momentum_is_nesterovs_where_there_was_none(stopped: Path) -> None:
+    forced = [*STEADY, "run.name=still", "optim.momentum=0.9", "train.resume_force=true"]
+    still = groups(tiny.config(stopped, *STEADY, "run.name=still", "optim.momentum=0"))
+    assert {(group["momentum"], group["nesterov"]) for group in still} == {(0, False)}
+    moving = groups(tiny.config(stopped, *forced))
+    assert {(group["momentum"], group["nesterov"]) for group in moving} == {(0.9, True)}
 
 
 def run_of(tmp: Path) -> RunDirectory:
@@ -156,3 +219,54 @@ def test_never_takes_no_folder_away_that_is_no_run(
     assert tiny.do("train", tmp_path, "train.max_steps=1", "train.resume=never") == 0
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["tiny"]
     assert (documents / "schedule.png").is_file()
+
+
+def step_of(checkpoint: Path) -> int:
+    step: int = torch.load(checkpoint, weights_only=True)["step"]
+    return step
+
+
+def test_a_run_that_goes_on_from_another_ones_checkpoint_has_its_best_and_last(
+    trained: Path, tmp_path: Path
+) -> None:
+    """The other run is finished, so that this one takes no step."""
+    there, here = tiny.checkpoints(trained), tmp_path / "runs/here/checkpoints"
+    more = [f"train.resume={there / 'last.pt'}", "run.name=here"]
+    assert tiny.do("train", tmp_path, *more) == 0
+    assert (here / "best.pt").read_bytes() == (there / "best.pt").read_bytes()
+    assert (here / "last.pt").read_bytes() == (there / "last.pt").read_bytes()
+
+
+def test_a_run_that_goes_back_has_no_checkpoint_of_the_training_that_it_abandons(
+    birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    every = ["train.checkpoint_every_steps=3", "train.keep_checkpoints=3"]
+    assert tiny.do("train", tmp_path, *every) == 0
+    folder = tiny.checkpoints(tmp_path)
+    assert sorted(map(step_of, folder.glob("step-*.pt"))) == [10, 12, 15]
+    (folder / "best.pt").unlink()
+    shutil.copy(folder / "last.pt", folder / "best.pt")
+    back = folder / "step-0000010.pt"
+    content = torch.load(back, weights_only=True)
+    content["best"] = {"epoch": 1, "step": 5, "top1": 0.99, "loss": 0.1}
+    torch.save(content, back)
+    capsys.readouterr()
+    assert tiny.do("train", tmp_path, *every, f"train.resume={back}", "train.max_steps=11") == 0
+    assert "best.pt of its epoch 1 is not beside it; the best is chosen anew" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert sorted(map(step_of, folder.glob("step-*.pt"))) == [10, 11]
+    assert step_of(folder / "last.pt") == step_of(folder / "best.pt") == 11
+    assert sorted(step_of(path) for path in (folder / "abandoned").iterdir()) == [12, 15, 15, 15]
+
+
+def test_a_run_that_goes_back_to_its_best_keeps_it(birds: Path, tmp_path: Path) -> None:
+    assert tiny.do("train", tmp_path, "train.max_steps=5") == 0
+    folder = tiny.checkpoints(tmp_path)
+    best = folder / "best.pt"
+    shutil.copy(best, tmp_path / "kept.pt")
+    config, run = tiny.config(tmp_path), RunDirectory(folder.parent)
+    found = resume_module.adopt(run, best, Best(**torch.load(best, weights_only=True)["best"]), step_of(best))
+    assert found is not None and found.step == 5
+    assert best.read_bytes() == (tmp_path / "kept.pt").read_bytes() == (folder / "last.pt").read_bytes()
+    assert config.run_dir == run.path

@@ -222,7 +222,7 @@ def test_a_calendar_of_epochs_of_different_lengths() -> None:
     clock = StepClock((2, 2, 5))
     assert clock.last_step == 9
     assert [clock.epoch(step) for step in range(10)] == [0, 0, 1, 1, 2, 2, 2, 2, 2, 3]
-    assert [clock.epochs_over(step) for step in range(10)] == [0, 1, 1, 2, 2, 3, 3, 3, 3, 3]
+    assert [clock.epochs_begun(step) for step in range(10)] == [0, 1, 1, 2, 2, 3, 3, 3, 3, 3]
     assert clock.moment(3) == TrainTime(1.5, 0.5, 3)
     assert clock.moment(6).epoch == pytest.approx(2.4)
     assert clock.moment(9).epoch == pytest.approx(3.0)

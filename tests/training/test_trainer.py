@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -191,6 +192,77 @@ def test_max_steps_stops_validates_and_can_be_raised(trained: Path, tmp_path: Pa
     assert torch.load(tiny.checkpoints(tmp_path) / "best.pt", weights_only=True)["step"] == 3
     assert tiny.do("train", tmp_path) == 0
     assert tiny.same_weights(tiny.checkpoints(tmp_path) / "last.pt", tiny.checkpoints(trained) / "last.pt")
+
+
+PLATEAU = ["schedule={name: plateau, patience_epochs: 0, gamma: 0.5}", "tracking.log_every_steps=1"]
+
+
+@pytest.fixture
+def on_a_plateau(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Validation finds the same at each look."""
+    monkeypatch.setattr(Validator, "measure", lambda _: (0.5, 1.0))
+
+
+def epochs_of(tmp: Path, name: str = "tiny") -> list[dict[str, Any]]:
+    return [line for line in tiny.records(tmp / f"runs/{name}/log.jsonl") if line["kind"] == "epoch"]
+
+
+def test_an_epochs_rate_is_that_of_its_last_step_also_where_a_plateau_lowers_the_next(
+    birds: Path, tmp_path: Path, on_a_plateau: None
+) -> None:
+    assert tiny.do("train", tmp_path, *PLATEAU) == 0
+    log = tiny.records(tmp_path / "runs/tiny/log.jsonl")
+    of_steps = {line["step"]: line["lr"] for line in log if line["kind"] == "step"}
+    found = {line["step"]: line["lr"] for line in epochs_of(tmp_path)}
+    assert found == {5: 0.02, 10: 0.02, 15: 0.01} == {step: of_steps[step] for step in found}
+
+
+def test_an_epoch_that_max_steps_cuts_is_one_epoch_to_a_plateau_and_whole_once_the_run_goes_on(
+    birds: Path, tmp_path: Path, on_a_plateau: None
+) -> None:
+    assert tiny.do("train", tmp_path, *PLATEAU, "run.name=whole") == 0
+    assert tiny.do("train", tmp_path, *PLATEAU, "train.max_steps=3") == 0
+    cut = (tmp_path / "runs/tiny/log.jsonl").read_bytes()
+    assert [line["step"] for line in epochs_of(tmp_path)] == [3]
+    assert tiny.do("train", tmp_path, *PLATEAU, "train.max_steps=3") == 0  # finished: nothing to do
+    assert (tmp_path / "runs/tiny/log.jsonl").read_bytes() == cut
+    assert tiny.do("train", tmp_path, *PLATEAU) == 0
+    assert epochs_of(tmp_path)[1:] == epochs_of(tmp_path, "whole")
+    one, other = (tiny.checkpoints(tmp_path, name) / "last.pt" for name in ("whole", "tiny"))
+    assert tiny.same_weights(one, other)
+    contents = [torch.load(path, weights_only=True) for path in (one, other)]
+    assert contents[0]["phase"] == contents[1]["phase"]
+    assert contents[0]["totals"] == contents[1]["totals"]
+
+
+def test_a_phase_that_is_over_before_it_begins_takes_no_step(
+    birds: Path, tmp_path: Path, on_a_plateau: None
+) -> None:
+    phases = (
+        "optim.phases=[{name: adam, lr: 1e-3, until: {name: plateau, epochs: 1}}, "
+        "{name: adamw, lr: 1e-3, until: 1}, {name: sgd, lr: 0.01}]"
+    )
+    assert tiny.do("train", tmp_path, phases, "schedule={name: constant}") == 0
+    log = tiny.records(tmp_path / "runs/tiny/log.jsonl")
+    begun = [(line["phase"], line["step"]) for line in log if line["kind"] == "phase"]
+    assert begun == [("sgd", 11)]
+
+
+def test_what_needs_validation_is_refused_where_no_image_validates(
+    birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folds = [tiny.own_data(tmp_path), "data.folds=50", "data.fold=49"]  # of 7 images a class
+    assert tiny.do("data", tmp_path, *folds) == 0
+    for needs in (
+        "train.early_stop_epochs=1",
+        "train.eval_every_steps=2",
+        PLATEAU[0],
+        "optim.phases=[{name: adam, until: {name: plateau, epochs: 1}}, {name: sgd}]",
+    ):
+        capsys.readouterr()
+        assert tiny.do("train", tmp_path, *folds, needs) == 2
+        assert "needs validation, and no image of the data set validates" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
 
 
 def test_without_validation_the_last_epoch_is_reported(birds: Path, tmp_path: Path) -> None:
