@@ -102,8 +102,12 @@ def _faults(log: Log, found: Log, steps: Steps, relative: float) -> Iterator[str
 
 
 def _by_place(log: Log, steps: Steps) -> dict[tuple[str, int], Mapping[str, Any]]:
+    """Without the record of an epoch that `train.max_steps` had cut, once there is one of the whole epoch."""
+    ends = {record["epoch"]: record["step"] for record in log if record["kind"] == "epoch"}
     return {
         (record["kind"], record["step"]): record
         for record in log
-        if steps.since < record["step"] <= steps.until and record["kind"] != "gradients"
+        if steps.since < record["step"] <= steps.until
+        and record["kind"] != "gradients"
+        and not (record["kind"] == "epoch" and record["step"] < ends[record["epoch"]])
     }

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,10 @@ from pipeline.config.load import load_config
 from pipeline.data import prepare
 from pipeline.evaluation import results
 from pipeline.models.build import build_model
-from pipeline.protocol import recorded, trained_again
-from pipeline.protocol.trained_again import Steps
+from pipeline.protocol import recorded
 from pipeline.protocol.verify import Effort, verify
 from pipeline.runs import status
 from pipeline.runs.directory import RunDirectory
-from pipeline.runs.log import Log
 from tests.helpers import tiny
 from tests.helpers.folders import digests
 
@@ -416,36 +413,6 @@ def test_other_code_promises_no_bits_and_says_so(tmp: Path) -> None:
         "steps 1 to 10, taken again, have the losses of log.jsonl: within 2%, with other code"
     ]
     assert claims["predictions of test"]["found"][0].endswith(", with other code")
-
-
-@pytest.mark.parametrize(("factor", "holds"), [(1.01, True), (1.1, False)])
-def test_a_tolerance_is_for_rounding_alone(factor: float, holds: bool, confirmed: Path) -> None:
-    run = RunDirectory(confirmed / "runs/tiny")
-    log = Log(
-        {**record, "loss": record["loss"] * factor} if record["kind"] == "step" else record
-        for record in run.read_log()
-    )
-    claim = trained_again.check("training", tiny.config(confirmed), log, Steps(0, 10), "fp32", ["code"])
-    assert (claim.result == "holds") == holds
-
-
-def test_steps_from_a_checkpoint_within_the_training_are_taken_again(confirmed: Path, tmp_path: Path) -> None:
-    assert tiny.do("train", tmp_path, "train.max_steps=5") == 0
-    start = tiny.checkpoints(tmp_path) / "last.pt"
-    log = RunDirectory(confirmed / "runs/tiny").read_log()
-    steps = trained_again.steps_to_take(log, 4, 5, start)
-    assert steps == Steps(5, 10, start)
-    claim = trained_again.check("later", tiny.config(confirmed), log, steps, "fp32", [])
-    assert claim.found == ["steps 6 to 10, taken again, have the losses of log.jsonl: the same bits"]
-
-
-def test_steps_end_at_a_record_of_the_log() -> None:
-    log = Log({"kind": "step", "step": step} for step in (10, 20, 30))
-    take: Callable[..., Steps | None] = trained_again.steps_to_take
-    assert [take(log, wanted) for wanted in (1, 10, 11, 99)] == [
-        Steps(0, until) for until in (10, 10, 20, 30)
-    ]
-    assert take(log, 1, 30) is None
 
 
 def test_a_run_of_the_first_version_is_checked_as_far_as_it_says(tmp_path: Path) -> None:
