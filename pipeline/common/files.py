@@ -177,7 +177,7 @@ def sync(path: Path) -> None:
 def link_or_copy(source: Path, path: Path) -> None:
     """Give a file a second name: a hard link, or a copy where the file system has none."""
     try:
-        path.hardlink_to(source)
+        path.hardlink_to(source.resolve())  # not of a symbolic link
     except OSError:
         shutil.copyfile(source, path)
 

@@ -24,7 +24,7 @@ from pipeline.config.data import DataConfig
 from pipeline.config.schema import Config
 from pipeline.data import corrections, image_store, sample_table, sampling, splits, stages, summary, taxonomy
 from pipeline.data.pictures import FORMATS, Layout
-from pipeline.data.sources.source import source_of
+from pipeline.data.sources.source import check_archive, source_of
 from pipeline.data.stages import Removal, Stage
 from pipeline.data.table_name import beside, table_name
 from pipeline.data.taxonomy import Taxonomy
@@ -288,6 +288,7 @@ def fetch(config: DataConfig, wait_minutes: float = stages.WAIT_MINUTES) -> Path
     Args:
         wait_minutes: for another process that prepares the same data set.
     """
+    check_archive(config)
     source, raw = source_of(config), _folder(config) / "raw"
     if source.inputs is not None:
         Stage(source.verb, raw, source.inputs, source.fetch, kind=stages.FolderRecord).run(wait_minutes)

@@ -30,13 +30,14 @@ def has_room(images: int, image_px: int) -> bool:
     return free is None or images * _image_bytes(image_px) <= free
 
 
-def needed_bytes(config: Config, workers: int, ranks: Ranks) -> int:
+def needed_bytes(config: Config, workers: int, ranks: Ranks, validates: bool | None = None) -> int:
     """Bytes that the batches of a training take at most, on this machine.
 
     The loader of a validation between two steps works while that of the training waits with its batches.
 
     Args:
         workers: loader processes of each rank.
+        validates: whether there are validation images; None: as far as the configuration tells.
     """
     if not workers:
         return 0
@@ -44,19 +45,20 @@ def needed_bytes(config: Config, workers: int, ranks: Ranks) -> int:
     sizes = [(config.optim.images_per_step, data.image_px)]
     sizes += [(stage.images_per_step or sizes[0][0], stage.image_px) for stage in data.progressive]
     train = max(-(-images // ranks.world_size) * _image_bytes(px) for images, px in sizes)
-    predicts = config.why_no_validation is None or config.train.start_from == "probe"
+    validates = config.why_no_validation is None if validates is None else validates
+    predicts = validates or config.train.start_from == "probe"
     val = config.eval.batch_size * _image_bytes(data.image_px) if predicts else 0
     batch = max(train, val) if config.train.eval_every_steps is None else train + val
     return ranks.local_world_size * (workers * PREFETCHED + IN_USE) * batch
 
 
-def check(config: Config, workers: int, ranks: Ranks) -> None:
+def check(config: Config, workers: int, ranks: Ranks, *, validates: bool) -> None:
     """See that the batches of a training have room, before the first loader process starts.
 
     Raises:
         ConfigError: they have not.
     """
-    needed, free = needed_bytes(config, workers, ranks), free_bytes()
+    needed, free = needed_bytes(config, workers, ranks, validates), free_bytes()
     if needed and free is not None and free < needed:
         raise ConfigError(
             f"data.workers: {workers * ranks.local_world_size} loader processes need {size_in_words(needed)} of "

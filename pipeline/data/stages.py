@@ -137,8 +137,9 @@ class Removal:
     output: Path
 
     def due(self, verify: bool = False) -> str | None:  # noqa: ARG002  # as of a stage
-        """Why the output has to go, or None: it is not there."""
-        return "the source has none now" if self.output.exists() else None
+        """Why the output has to go, or None: it is not there, or somebody else's."""
+        is_ours = self.output.exists() and stamp_of(self.output).exists()
+        return "the source has none now" if is_ours else None
 
     def run(self, wait_minutes: float = WAIT_MINUTES, verify: bool = False) -> None:  # noqa: ARG002  # as of a stage
         """Remove the output and its stamp, if they are there.
@@ -146,13 +147,14 @@ class Removal:
         Raises:
             DataError: another process prepares the same data set, and took too long.
         """
-        if self.due() is not None:
-            with turn(self.output.parent, wait_minutes):
-                self.output.unlink(missing_ok=True)
-                stamp_of(self.output).unlink(missing_ok=True)
-            console.say(
-                f"{self.name}  {self.output} is removed, which `data` had made: the source has none now"
-            )
+        if self.due() is None:
+            return
+        with turn(self.output.parent, wait_minutes):
+            if self.due() is None:
+                return
+            self.output.unlink(missing_ok=True)
+            stamp_of(self.output).unlink(missing_ok=True)
+        console.say(f"{self.name}  {self.output} is removed, which `data` had made: the source has none now")
 
 
 @contextmanager

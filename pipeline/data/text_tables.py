@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import unicodedata
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from pipeline.common import files
 from pipeline.common.errors import DataError, name_some
 from pipeline.data.sources.own_pictures import shown
 
+csv.field_size_limit(2**31 - 1)  # a cell may hold a polygon
 SEPARATORS = ",;\t"
 
 
@@ -41,10 +43,10 @@ def read_texts(path: Path, what_to_give: str, what_next: str) -> pd.DataFrame:
         DataError: there is no such file, or it is no table.
     """
     text = read_text(path, what_to_give)
-    first = text.split("\n", 1)[0]
+    unquoted = re.sub('"[^"]*"', "", text.split("\n", 1)[0])
     try:
         header, *lines = csv.reader(
-            io.StringIO(text, newline=""), delimiter=max(SEPARATORS, key=first.count), strict=True
+            io.StringIO(text, newline=""), delimiter=max(SEPARATORS, key=unquoted.count), strict=True
         )
     except (ValueError, csv.Error) as error:
         raise DataError(f"{path}: no readable table ({error}); {what_next}") from error

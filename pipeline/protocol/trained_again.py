@@ -88,9 +88,11 @@ def _take(config: Config, steps: Steps, precision: str) -> Log:
 
 def _faults(log: Log, found: Log, steps: Steps, relative: float) -> Iterator[str]:
     """A clause for each value that differs. At the last step only what both have counts: there the trial ended."""
-    stored, again = _by_place(log, steps), _by_place(found, steps)
+    stored, again, cuts = _by_place(log, steps), _by_place(found, steps), _cuts(log)
     for place in sorted(stored.keys() | again.keys(), key=lambda place: (place[1], place[0])):
         kind, step = place
+        if step in cuts and kind in ("epoch", "val", "fp16"):
+            continue
         name = f"log.jsonl, the record {kind!r} of step {step}"
         if place in stored and place in again:
             for field in FIELDS[kind].keys() - SPEEDS:
@@ -102,12 +104,18 @@ def _faults(log: Log, found: Log, steps: Steps, relative: float) -> Iterator[str
 
 
 def _by_place(log: Log, steps: Steps) -> dict[tuple[str, int], Mapping[str, Any]]:
-    """Without the record of an epoch that `train.max_steps` had cut, once there is one of the whole epoch."""
-    ends = {record["epoch"]: record["step"] for record in log if record["kind"] == "epoch"}
     return {
         (record["kind"], record["step"]): record
         for record in log
-        if steps.since < record["step"] <= steps.until
-        and record["kind"] != "gradients"
-        and not (record["kind"] == "epoch" and record["step"] < ends[record["epoch"]])
+        if steps.since < record["step"] <= steps.until and record["kind"] != "gradients"
+    }
+
+
+def _cuts(log: Log) -> set[int]:
+    """Steps at which `train.max_steps` had ended a run that went on: a training without that end has no look there."""
+    ends = {record["epoch"]: record["step"] for record in log if record["kind"] == "epoch"}
+    return {
+        record["step"]
+        for record in log
+        if record["kind"] == "epoch" and record["step"] < ends[record["epoch"]]
     }

@@ -13,7 +13,7 @@ from pipeline.common import files
 from pipeline.runs import checkpoints, environment
 from pipeline.runs.directory import RunDirectory
 
-FILE = "history.json"
+FILE = RunDirectory(Path()).history_file.name
 
 
 @dataclass(frozen=True)

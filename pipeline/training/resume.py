@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipeline.common import console
+from pipeline.common import console, files
 from pipeline.common.errors import CheckpointError, ConfigError, name_some
 from pipeline.config import load
 from pipeline.config.key_effects import effect_of
@@ -99,38 +100,58 @@ def adopt(run: RunDirectory, path: Path, best: Best | None, step: int) -> Best |
     source = _file_of_best(path, best, step)
     if best is not None and source is None:
         console.warn(
-            f"{path}: best.pt of its epoch {best.epoch} is not beside it; the best is chosen anew from here on"
+            f"{path}: the checkpoint of its best epoch, {best.epoch}, is not beside it; the best is chosen anew"
         )
-    later = [old for old in run.checkpoints.glob("step-*.pt") if int(old.stem.removeprefix("step-")) > step]
-    stays = {path.resolve(), *([] if source is None else [source.resolve()])}
-    for old in (last, kept, *later):
-        if old.is_file() and old.resolve() not in stays:
-            _abandon(old)
-    checkpoints.link(path, last)
+    new = {last: path.resolve()}
     if source is not None and source.resolve() != kept.resolve():
-        checkpoints.link(source, kept)
+        new[kept] = source.resolve()
+    later = [old for old in run.checkpoints.glob("step-*.pt") if _step_of(old) > step]
+    stays = {path.resolve(), *([] if source is None else [source.resolve()])}
+    with ExitStack() as whole:  # best.pt appears, then last.pt; until then the run is as it was
+        for name, content in new.items():
+            files.link_or_copy(content, whole.enter_context(files.replacing(name)))
+        for old in (last, kept, *later):
+            if old.is_file() and old.resolve() not in stays:
+                _abandon(old, is_replaced=old in new)
     return None if source is None else best
 
 
+def _step_of(checkpoint: Path) -> int:
+    """The step in the name of a step-NNNNNNN.pt; -1 for another name."""
+    number = checkpoint.stem.removeprefix("step-")
+    return int(number) if number.isdecimal() else -1
+
+
 def _file_of_best(path: Path, best: Best | None, step: int) -> Path | None:
-    """The checkpoint of the best epoch of a training: the one at `path`, or best.pt beside it."""
+    """The checkpoint of the best epoch of a training: the one at `path`, or best.pt or that of its step beside it."""
     if best is None or best.step == step:
         return None if best is None else path
-    beside = path.with_name("best.pt")
-    if not beside.is_file():
-        return None
-    content = checkpoints.read(beside)
-    return beside if content["step"] == best.step and content["best"] == vars(best) else None
+    beside = RunDirectory(path.parent.parent)
+    for candidate in (
+        path.with_name(beside.checkpoint("best").name),
+        path.with_name(f"step-{best.step:07}.pt"),
+    ):
+        try:
+            content = checkpoints.read(candidate) if candidate.is_file() else None
+        except CheckpointError as error:
+            console.warn(str(error))
+            continue
+        if content is not None and content["step"] == best.step and content["best"] == vars(best):
+            return candidate
+    return None
 
 
-def _abandon(checkpoint: Path) -> None:
-    """Move a checkpoint to checkpoints/abandoned, beside what is there."""
+def _abandon(checkpoint: Path, *, is_replaced: bool) -> None:
+    """Move a checkpoint to checkpoints/abandoned; one that is about to be replaced gets a second name there."""
     folder = checkpoint.with_name("abandoned")
     folder.mkdir(exist_ok=True)
     number = 1
     while (aside := folder / f"{checkpoint.stem}.{number}.pt").exists():
         number += 1
-    checkpoint.rename(aside)
+    if is_replaced:
+        checkpoints.link(checkpoint, aside)
+    else:
+        checkpoint.rename(aside)
     console.say(
         f"abandoned  {checkpoint.name} of a training that this one does not go on from is now {aside}"
     )

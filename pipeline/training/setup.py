@@ -68,7 +68,7 @@ class TrainingSetup:
         self.last_step = min(self.clock.last_step, config.train.max_steps or self.clock.last_step)
         self._check_ranks()
         workers = config.data.workers
-        shared_memory.check(config, worker_count(workers, ranks), ranks)
+        shared_memory.check(config, worker_count(workers, ranks), ranks, validates=len(self.val_rows) > 0)
         self.train_loader = build_loader(data, Augmentation(config.data, config.seed), workers, ranks)
         self.val_loader = build_loader(data, CentreCrop(config.data), workers, ranks)
 

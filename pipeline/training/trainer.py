@@ -95,17 +95,19 @@ class Trainer:
 
     def open(self, watch: Tracker) -> None:
         """Describe the run, and open its log, on the first rank."""
-        if (path := self.start.history[-1].resumed_from) is not None:
-            run, state = RunDirectory(self.config.run_dir), self.state
+        run, path, state = RunDirectory(self.config.run_dir), self.start.history[-1].resumed_from, self.state
+        is_adopted = path is not None and Path(path).resolve() != run.checkpoint("last").resolve()
+        if path is not None:
             best = resume.adopt(run, Path(path), state.best, state.step) if self.ranks.is_main else None
             state.best = self.ranks.broadcast(best)
         if self.ranks.is_main:
-            if (
-                not self._is_finished()
-            ):  # a finished run keeps its description: of other code, another machine
+            # A finished run keeps its description: of other code, another machine.
+            if is_adopted or not self._is_finished():
                 describe_run(self.setup, self.start)
             log_from = self.state.step or -1  # before the first step a log begins anew
             self.tracker = MultiTracker(build_tracker(self.config, log_from), watch)
+            if is_adopted and state.best is not None and state.best.top1 is not None:
+                self.validator.log(state.best, self.tracker)  # this log may not have it
 
     def run(self) -> None:
         """Train and validate, epoch by epoch, until the last step.
@@ -116,6 +118,7 @@ class Trainer:
         """
         if self.state.step == 0 and self.state.best is not None:
             self.validator.keep_start(self.state.best, self.tracker)
+        self._choose_start_if_none()
         try:
             while True:
                 if self.state.totals.is_open and self.setup.is_epoch_end(self.state.step):
@@ -127,6 +130,14 @@ class Trainer:
                 self._train_epoch()
         except NotFinite as error:
             raise self._diverged(error) from error
+
+    def _choose_start_if_none(self) -> None:
+        """Validate a checkpoint from elsewhere whose best one is gone: no epoch may be left to choose another."""
+        state = self.state
+        is_between = state.step > 0 and self.setup.is_epoch_end(state.step) and not state.totals.is_open
+        if state.best is None and is_between and len(self.setup.val_rows):
+            state.best = Best(self.clock.epochs_begun(state.step), state.step, *self.validator.measure())
+            self.validator.keep_start(state.best, self.tracker)
 
     def close(self) -> None:
         """Wait for the last checkpoint, end the log, and draw it."""
@@ -259,7 +270,8 @@ class Trainer:
         """Validate, keep the best, log, save.
 
         An epoch that `train.max_steps` cuts is closed as far as it went: its sums stay, and no rule takes its validation
-        for that of an epoch. So a run that goes on closes it whole, and ends as one that was not cut.
+        for that of an epoch. So a run that goes on closes it whole, with the weights of one that was not cut; the
+        validation at the cut stays a candidate for best.pt and for early stopping.
         """
         self.checkpointer.writer.wait()  # an epoch that is logged follows one that is saved
         state, totals = self.state, self.state.totals

@@ -50,18 +50,19 @@ class Validator:
         with meter.paused():
             now.top1, now.loss = self.measure()
         is_best = self.keep_if_best(now)
-        self._log(now, tracker)
+        self.log(now, tracker)
         if is_best:
             state.totals = meter.totals()
             self.checkpointer.save("best")
         return True
 
     def keep_start(self, start: Best, tracker: Tracker) -> None:
-        """Before the first step: log what the head of the probe has on validation, and save it as the best so far."""
-        self._log(start, tracker)
+        """Before a run's first step: log what its start has on validation, and save it as the best so far."""
+        self.log(start, tracker)
         self.checkpointer.save("best", "last")
 
-    def _log(self, now: Best, tracker: Tracker) -> None:
+    def log(self, now: Best, tracker: Tracker) -> None:
+        """Write a record of a validation that ends no epoch."""
         epoch = self.setup.clock.moment(now.step).epoch
         tracker.log(
             {"kind": "val", "step": now.step, "epoch": epoch, "val_loss": now.loss, "val_top1": now.top1}

@@ -167,3 +167,22 @@ def test_processes_that_end_in_their_trial_count_against_the_trial_alone(
     with pytest.raises(DataError, match=r"none of its trials was completed \(5 failed\)"):
         sweep._do_sweep(plan, 5, 1, None, until_others_end=False)
     assert all(len(trial.user_attrs["taken"]) == MOST_KILLS for trial in Trials(plan, None).all())
+
+
+def test_a_sweep_by_validation_is_refused_where_no_image_validates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures of one's own may bring their validation: only the data tell."""
+
+    class Nothing:
+        def rows(self, split: str) -> list[int]:
+            assert split == "val"
+            return []
+
+    monkeypatch.setattr(sweep, "prepare", lambda _: Nothing())
+    path = write_sweep(tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"metric\.name: val_top1 needs validation, and no image of the data set"
+    ):
+        sweep._do_sweep(SweepPlan(path), 2, 1, None, until_others_end=False)
+    assert not list(tmp_path.rglob("trials"))

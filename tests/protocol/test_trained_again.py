@@ -44,9 +44,10 @@ def test_steps_end_at_a_record_of_the_log() -> None:
 
 def test_an_epoch_that_max_steps_had_cut_is_compared_once_it_is_whole(birds: Path, tmp_path: Path) -> None:
     """Its log has a record of the part, which no training without that end has."""
-    assert tiny.do("train", tmp_path, "train.epochs=2", "train.max_steps=3") == 0
-    assert tiny.do("train", tmp_path, "train.epochs=2") == 0
-    config = tiny.config(tmp_path, "train.epochs=2")
+    more = ["train.epochs=2", "train.eval_every_steps=3"]
+    assert tiny.do("train", tmp_path, *more, "train.max_steps=3") == 0
+    assert tiny.do("train", tmp_path, *more) == 0
+    config = tiny.config(tmp_path, *more)
     log = RunDirectory(config.run_dir).read_log()
     assert [(record["step"], record["epoch"]) for record in log if record["kind"] == "epoch"] == [
         *((3, 1), (5, 1), (10, 2)),

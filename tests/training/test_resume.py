@@ -1,6 +1,7 @@
 """A run goes on from its checkpoint with the same configuration, also one of an earlier version."""
 
 import contextlib
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -9,13 +10,13 @@ from typing import Any, TextIO
 import pytest
 import torch
 
-from pipeline.common import locks
+from pipeline.common import files, locks
 from pipeline.common.errors import CheckpointError
 from pipeline.config.key_effects import KEY_EFFECTS
 from pipeline.config.load import warn_renamed
 from pipeline.config.schema import Config
 from pipeline.distributed.process_group import Ranks
-from pipeline.runs import status
+from pipeline.runs import history, status
 from pipeline.runs.directory import RunDirectory
 from pipeline.training import phases
 from pipeline.training import resume as resume_module
@@ -235,6 +236,72 @@ def test_a_run_that_goes_on_from_another_ones_checkpoint_has_its_best_and_last(
     assert tiny.do("train", tmp_path, *more) == 0
     assert (here / "best.pt").read_bytes() == (there / "best.pt").read_bytes()
     assert (here / "last.pt").read_bytes() == (there / "last.pt").read_bytes()
+    run = RunDirectory(here.parent)
+    assert run.config_file.is_file()
+    assert [start.resumed_from for start in history.read(run)] == [None, str(there / "last.pt")]
+    best = torch.load(here / "best.pt", weights_only=True)["best"]
+    assert [record["val_top1"] for record in run.read_log() if record["kind"] == "val"] == [best["top1"]]
+
+
+def test_a_finished_checkpoint_without_its_best_is_validated_as_it_is(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(tiny.checkpoints(trained) / "last.pt", weights_only=True)
+    content["best"] = {"epoch": 1, "step": 5, "top1": 0.99, "loss": 0.1}
+    alone = tmp_path / "alone.pt"
+    torch.save(content, alone)
+    assert tiny.do("train", tmp_path, f"train.resume={alone}", "run.name=here") == 0
+    assert "the checkpoint of its best epoch, 1, is not beside it" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert step_of(tmp_path / "runs/here/checkpoints/best.pt") == content["step"]
+
+
+def test_a_full_disk_leaves_a_run_that_goes_back_as_it_was(
+    birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tiny.do("train", tmp_path, "train.keep_checkpoints=9", "train.checkpoint_every_steps=3") == 0
+    folder = tiny.checkpoints(tmp_path)
+    before = folders.digests(folder)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "last.pt")
+
+    monkeypatch.setattr(files, "link_or_copy", refuse)
+    assert tiny.do("train", tmp_path, f"train.resume={folder / 'step-0000010.pt'}") == 2
+    assert folders.digests(folder) == before
+
+
+def test_the_best_of_a_training_is_found_under_the_name_of_its_step(birds: Path, tmp_path: Path) -> None:
+    """Also where the run has a later best one, that is damaged, and a file of another name."""
+    assert tiny.do("train", tmp_path, "train.keep_checkpoints=9") == 0
+    folder = tiny.checkpoints(tmp_path)
+    fifth, tenth = folder / "step-0000005.pt", folder / "step-0000010.pt"
+    best = {"epoch": 1, "step": 5, "top1": 0.99, "loss": 0.1}
+    for path in (fifth, tenth):
+        content = torch.load(path, weights_only=True)
+        path.unlink()
+        torch.save({**content, "best": best}, path)
+    for name in ("best.pt", "step-mine.pt"):
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).write_bytes(b"damaged")
+    found = resume_module.adopt(RunDirectory(folder.parent), tenth, Best(**best), 10)
+    assert found == Best(**best)
+    assert (folder / "best.pt").read_bytes() == fifth.read_bytes()
+    assert (folder / "last.pt").read_bytes() == tenth.read_bytes()
+    assert (
+        (folder / "step-mine.pt").read_bytes() == (folder / "abandoned/best.1.pt").read_bytes() == b"damaged"
+    )
+
+
+def test_a_symbolic_link_to_a_checkpoint_is_gone_on_from(trained: Path, tmp_path: Path) -> None:
+    link = tmp_path / "latest.pt"
+    link.symlink_to(tiny.checkpoints(trained) / "last.pt")
+    run = RunDirectory(tmp_path / "here")
+    content = torch.load(link, weights_only=True)
+    resume_module.adopt(run, link, Best(**content["best"]), content["step"])
+    assert not run.checkpoint("last").is_symlink()
+    assert run.checkpoint("last").read_bytes() == link.read_bytes()
 
 
 def test_a_run_that_goes_back_has_no_checkpoint_of_the_training_that_it_abandons(
@@ -252,11 +319,14 @@ def test_a_run_that_goes_back_has_no_checkpoint_of_the_training_that_it_abandons
     torch.save(content, back)
     capsys.readouterr()
     assert tiny.do("train", tmp_path, *every, f"train.resume={back}", "train.max_steps=11") == 0
-    assert "best.pt of its epoch 1 is not beside it; the best is chosen anew" in " ".join(
+    assert "the checkpoint of its best epoch, 1, is not beside it; the best is chosen anew" in " ".join(
         capsys.readouterr().err.split()
     )
     assert sorted(map(step_of, folder.glob("step-*.pt"))) == [10, 11]
-    assert step_of(folder / "last.pt") == step_of(folder / "best.pt") == 11
+    assert (step_of(folder / "last.pt"), step_of(folder / "best.pt")) in {
+        (11, 10),
+        (11, 11),
+    }  # of this training
     assert sorted(step_of(path) for path in (folder / "abandoned").iterdir()) == [12, 15, 15, 15]
 
 

@@ -18,7 +18,7 @@ import pandas as pd
 from pipeline.common import console, files, seeding, tables
 from pipeline.common.errors import DataError
 from pipeline.config.data import DataConfig
-from pipeline.data import sample_table
+from pipeline.data import sample_table, stages
 from pipeline.data.pictures import Pixels
 from pipeline.data.sources import download, given_folder
 
@@ -156,8 +156,12 @@ class ArraySource:
             return named
         if self._is_there:
             return {**named, "content": self._content()}
-        content = given_folder.fetched(self.config.root / self.folder_name)
-        return named if content is None else {**named, "content": content}
+        prepared = self.config.root / self.folder_name
+        content, stamp = given_folder.fetched(prepared), stages.read_stamp(prepared / "raw")
+        of_earlier_version = files.digest_of({"version": stages.VERSION, **named})
+        if content is None or (stamp is not None and stamp.inputs == of_earlier_version):
+            return named
+        return {**named, "content": content}
 
     def fetch(self, output: Path) -> None:
         """Write the pictures and their list, after downloading the arrays where no folder is given."""

@@ -189,11 +189,6 @@ def problems_of(rows: pd.DataFrame, root: Path) -> list[str]:
             "spell each class alike",
         ),
         (unwritable(rows.get(GROUP, [])), "groups with a carriage return or a zero byte", "take it out"),
-        (
-            twins(rows.get(GROUP, [])),
-            "groups that differ only in case",
-            "spell each group alike, or name two groups apart",
-        ),
         *(_splits(rows) if "split" in rows else ()),
         *(_boxes(rows) if any(name in rows for name in BOX_COLUMNS) else ()),
         *(_ids(rows["id"]) if "id" in rows else ()),

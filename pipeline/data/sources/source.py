@@ -109,14 +109,14 @@ WITHOUT_ARCHIVE = (*OWN, "synthetic", "digits")
 
 
 def source_of(config: DataConfig) -> Source:
-    """The source that `data.source` names.
+    """The source that `data.source` names."""
+    return SOURCES[config.source](config)
 
-    Raises:
-        DataError: it takes no archive, and one is given.
-    """
+
+def check_archive(config: DataConfig) -> None:
+    """Raise a `DataError` where an archive is given to a source that takes none."""
     if config.archive is not None and config.source in WITHOUT_ARCHIVE:
         raise DataError(
             f"data.archive={config.archive}: source {config.source} reads {config.path or 'no file'}, and no archive; "
             "leave data.archive out, or set data.source to the published set that it holds"
         )
-    return SOURCES[config.source](config)

@@ -85,7 +85,13 @@ def _do_sweep(
     fix_definition(plan, pruner)
     trials = Trials(plan, pruner)
     if trials.running() or trials.claimable(task.limit):
-        fix_samples(plan, prepare(plan.common))
+        data = prepare(plan.common)
+        if plan.metric.startswith("val") and not data.rows("val"):
+            raise ConfigError(
+                f"{plan.path}: metric.name: {plan.metric} needs validation, and no image of the data set validates; "
+                "hold some out with data.val_fraction"
+            )
+        fix_samples(plan, data)
     _run_trials(trials, task, jobs)
     # A process that is asked to stop releases its trial once it has saved it.
     until = math.inf if until_others_end else time.monotonic() + GRACE_S

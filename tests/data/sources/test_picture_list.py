@@ -229,10 +229,6 @@ FAULTS: dict[str, tuple[Callable[[Rows], Rows], str]] = {
         lambda rows: [{**row, "group": "a" + " " * (number % 2)} for number, row in enumerate(rows)],
         r"one group of pictures alone of crow, gull \(2 in all\)",
     ),
-    "groups' case": (
-        lambda rows: [{**row, "group": "Nn"[number % 2] + "est"} for number, row in enumerate(rows)],
-        r"groups that differ only in case: Nest / nest \(1 in all\); spell each group alike, or name",
-    ),
     "a group that no table can hold": (
         change(group="a\0b"),
         r"groups with a carriage return or a zero byte: 'a.x00b' \(1 in all\); take it out",

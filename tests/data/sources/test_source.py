@@ -15,7 +15,7 @@ from pipeline.config.data import DataConfig
 from pipeline.config.load import load_config
 from pipeline.config.schema import Config
 from pipeline.data import prepare, sample_table
-from pipeline.data.sources.source import SOURCES, source_of
+from pipeline.data.sources.source import SOURCES, check_archive, source_of
 from pipeline.training.trainer import train
 from tests.helpers import tiny
 
@@ -155,4 +155,4 @@ def test_an_archive_that_a_source_would_not_read_is_refused(source: str, reads: 
         f"^data.archive=/data/birds.tgz: source {source} reads {reads}, and no archive; leave data.archive"
     )
     with pytest.raises(DataError, match=sentence):
-        source_of(config)
+        check_archive(config)
