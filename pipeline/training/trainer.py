@@ -92,22 +92,23 @@ class Trainer:
         # The speed of an epoch that an earlier process trained, and that is only to be closed, is not known.
         self.speed: dict[str, float | None] = {"images_per_s": None, "data_wait": None}
         self.drawn_at = time.monotonic()
+        self.is_adopted = False  # whether it goes on from a checkpoint that is not its own last one
 
     def open(self, watch: Tracker) -> None:
         """Describe the run, and open its log, on the first rank."""
-        run, path, state = RunDirectory(self.config.run_dir), self.start.history[-1].resumed_from, self.state
-        is_adopted = path is not None and Path(path).resolve() != run.checkpoint("last").resolve()
-        if path is not None:
-            best = resume.adopt(run, Path(path), state.best, state.step) if self.ranks.is_main else None
+        state, run = self.state, RunDirectory(self.config.run_dir)
+        path = Path(self.start.history[-1].resumed_from or run.checkpoint("last"))
+        self.is_adopted = path.resolve() != run.checkpoint("last").resolve()
+        if self.is_adopted:
+            best = resume.adopt(run, path, state.best, state.step) if self.ranks.is_main else None
             state.best = self.ranks.broadcast(best)
         if self.ranks.is_main:
-            # A finished run keeps its description: of other code, another machine.
-            if is_adopted or not self._is_finished():
+            if self.is_adopted or not self._is_finished():  # which keeps that of its own code and machine
                 describe_run(self.setup, self.start)
             log_from = self.state.step or -1  # before the first step a log begins anew
             self.tracker = MultiTracker(build_tracker(self.config, log_from), watch)
-            if is_adopted and state.best is not None and state.best.top1 is not None:
-                self.validator.log(state.best, self.tracker)  # this log may not have it
+            if self.is_adopted and state.best is not None and state.best.top1 is not None:
+                self.validator.log(state.best, self.tracker)
 
     def run(self) -> None:
         """Train and validate, epoch by epoch, until the last step.
@@ -135,7 +136,7 @@ class Trainer:
         """Validate a checkpoint from elsewhere whose best one is gone: no epoch may be left to choose another."""
         state = self.state
         is_between = state.step > 0 and self.setup.is_epoch_end(state.step) and not state.totals.is_open
-        if state.best is None and is_between and len(self.setup.val_rows):
+        if self.is_adopted and state.best is None and is_between and len(self.setup.val_rows):
             state.best = Best(self.clock.epochs_begun(state.step), state.step, *self.validator.measure())
             self.validator.keep_start(state.best, self.tracker)
 
