@@ -1,7 +1,7 @@
 """The checkpoint from which a run goes on, and the settings that may have changed since."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,6 +80,13 @@ def history(config: Config, checkpoint: tuple[Path, dict[str, Any]] | None) -> t
         forced=[] if content is None else sorted(_changed(config, content)),
     )
     return (*(() if before is None else before.starts), this)
+
+
+def elsewhere(run: RunDirectory, history: Sequence[Start]) -> Path | None:
+    """The checkpoint that a run goes on from, where that is not its own last one."""
+    path = history[-1].resumed_from
+    is_own = path is None or Path(path).resolve() == run.checkpoint("last").resolve()
+    return None if is_own else Path(str(path))
 
 
 def adopt(run: RunDirectory, path: Path, best: Best | None, step: int) -> Best | None:

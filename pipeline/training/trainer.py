@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,22 +91,20 @@ class Trainer:
         # The speed of an epoch that an earlier process trained, and that is only to be closed, is not known.
         self.speed: dict[str, float | None] = {"images_per_s": None, "data_wait": None}
         self.drawn_at = time.monotonic()
-        self.is_adopted = False  # whether it goes on from a checkpoint that is not its own last one
+        self.adopted = resume.elsewhere(RunDirectory(config.run_dir), self.start.history)
 
     def open(self, watch: Tracker) -> None:
         """Describe the run, and open its log, on the first rank."""
         state, run = self.state, RunDirectory(self.config.run_dir)
-        path = Path(self.start.history[-1].resumed_from or run.checkpoint("last"))
-        self.is_adopted = path.resolve() != run.checkpoint("last").resolve()
-        if self.is_adopted:
-            best = resume.adopt(run, path, state.best, state.step) if self.ranks.is_main else None
+        if self.adopted is not None:
+            best = resume.adopt(run, self.adopted, state.best, state.step) if self.ranks.is_main else None
             state.best = self.ranks.broadcast(best)
         if self.ranks.is_main:
-            if self.is_adopted or not self._is_finished():  # which keeps that of its own code and machine
+            if self.adopted or not self._is_finished():  # which keeps that of its own code and machine
                 describe_run(self.setup, self.start)
             log_from = self.state.step or -1  # before the first step a log begins anew
             self.tracker = MultiTracker(build_tracker(self.config, log_from), watch)
-            if self.is_adopted and state.best is not None and state.best.top1 is not None:
+            if self.adopted and state.best is not None and state.best.top1 is not None:
                 self.validator.log(state.best, self.tracker)
 
     def run(self) -> None:
@@ -134,9 +131,9 @@ class Trainer:
 
     def _choose_start_if_none(self) -> None:
         """Validate a checkpoint from elsewhere whose best one is gone: no epoch may be left to choose another."""
-        state = self.state
-        is_between = state.step > 0 and self.setup.is_epoch_end(state.step) and not state.totals.is_open
-        if self.is_adopted and state.best is None and is_between and len(self.setup.val_rows):
+        state, setup = self.state, self.setup
+        is_between = setup.is_epoch_end(state.step) and not state.totals.is_open and len(setup.val_rows) > 0
+        if self.adopted and state.best is None and is_between:
             state.best = Best(self.clock.epochs_begun(state.step), state.step, *self.validator.measure())
             self.validator.keep_start(state.best, self.tracker)
 
