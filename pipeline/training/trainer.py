@@ -91,7 +91,8 @@ class Trainer:
         # The speed of an epoch that an earlier process trained, and that is only to be closed, is not known.
         self.speed: dict[str, float | None] = {"images_per_s": None, "data_wait": None}
         self.drawn_at = time.monotonic()
-        self.adopted = resume.elsewhere(RunDirectory(config.run_dir), self.start.history)
+        # As the first rank has it: machines may have folders of their own.
+        self.adopted = ranks.broadcast(resume.elsewhere(RunDirectory(config.run_dir), self.start.history))
 
     def open(self, watch: Tracker) -> None:
         """Describe the run, and open its log, on the first rank."""
