@@ -123,7 +123,8 @@ def compare_runs(paths: Sequence[Path], split: str, out: Path | None) -> dict[st
     runs, directories = _read_all(paths, split)
     groups = grouped(runs)
     base, *rest = groups if len(groups) > 1 else [Group(run.name, [run]) for run in runs]
-    pairs = [(group.with_seeds_of(base) or group, group.with_seeds_of(base) is not None) for group in rest]
+    by_seed = [group.with_seeds_of(base) for group in rest]
+    pairs = [(paired or group, paired is not None) for paired, group in zip(by_seed, rest, strict=True)]
     comparisons = [_compare_groups(base, group, paired) for group, paired in pairs]
     p_values = [comparison["p"] for comparison in comparisons]
     for comparison, p in zip(comparisons, statistics.holm(p_values), strict=True):
@@ -242,7 +243,7 @@ def _compare_groups(a: Group, b: Group, paired: bool) -> dict[str, Any]:
     gain, low, high = statistics.difference(a.right, b.right)
     only_a, only_b = int((a.right > b.right).sum()), int((b.right > a.right).sum())
     by_class = _classes(a, b)["difference"].dropna()
-    varied = len(a.right) > 1 and (gain == 0 or np.ptp(b.right - a.right) > 0)
+    varied = statistics.difference_varies(a.right, b.right)
     return {
         "a": a.name,
         "b": b.name,

@@ -115,5 +115,4 @@ def _difference(a: Floats, b: Floats, paired: bool) -> tuple[float, tuple[float,
         both = statistics.difference_over_seeds(a, b, paired=paired)
         return both.value, both.interval
     difference, low, high = statistics.difference(a[0], b[0])
-    varied = a.shape[1] > 1 and (difference == 0 or np.ptp(b - a) > 0)
-    return difference, (low, high) if varied else None
+    return difference, (low, high) if statistics.difference_varies(a[0], b[0]) else None

@@ -45,17 +45,12 @@ class MeanOverImages:
         return np.asarray(mean, np.float64)
 
 
-def mean_over_images(values: Floats) -> Weighted:
-    """See `MeanOverImages`."""
-    return MeanOverImages(values)
-
-
 def _top1(table: pd.DataFrame) -> Weighted:
-    return mean_over_images(_right(table))
+    return MeanOverImages(_right(table))
 
 
 def _nll(table: pd.DataFrame) -> Weighted:
-    return mean_over_images(-np.log(table["probability"].clip(lower=1e-300).to_numpy(np.float64)))
+    return MeanOverImages(-np.log(table["probability"].clip(lower=1e-300).to_numpy(np.float64)))
 
 
 def _per_class_mean(table: pd.DataFrame) -> Weighted:

@@ -79,6 +79,11 @@ def difference(a: Floats, b: Floats) -> tuple[float, float, float]:
     return float(gain.mean()), low, high
 
 
+def difference_varies(a: Floats, b: Floats) -> bool:
+    """Whether an interval of the mean of b - a, [n], tells anything: not of one image, nor where all differ alike."""
+    return len(a) > 1 and bool((b - a).mean() == 0 or np.ptp(b - a) > 0)
+
+
 class Estimate(NamedTuple):
     """A mean over seeds and images, or a difference of two.
 

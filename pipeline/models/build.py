@@ -62,9 +62,8 @@ def build_model(config: ModelConfig, classes: int) -> tuple[Classifier, dict[str
         pool_by_gem(backbone)
     mid_head = mid_level_head(backbone, classes) if config.mid_level_head else None
     mean, std = config.mean or pretrained_cfg["mean"], config.std or pretrained_cfg["std"]
-    if (
-        from_hub or config.weights == packaged_weights.PACKAGE
-    ):  # what a file of weights has learned from is not known
+    # What a file of weights has learned from is not known.
+    if from_hub or config.weights == packaged_weights.PACKAGE:
         _check_normalisation(mean, std, pretrained_cfg)
     return Classifier(backbone, mean, std, mid_head, grey=channels == 1), origin
 

@@ -90,10 +90,10 @@ def elsewhere(run: RunDirectory, history: Sequence[Start]) -> Path | None:
 
 
 def adopt(run: RunDirectory, path: Path, best: Best | None, step: int) -> Best | None:
-    """Make the checkpoint that a run goes on from its last one, and the best of that training the run's best one.
+    """Make a checkpoint from `elsewhere` the last one of a run, and the best of that training the run's best one.
 
     What an abandoned training has left in the run, later checkpoints and another best one, is moved to
-    checkpoints/abandoned. Nothing changes where a run goes on from its own last checkpoint.
+    checkpoints/abandoned.
 
     Args:
         path, best, step: of the checkpoint; best: the best epoch of its training until then.
@@ -102,8 +102,6 @@ def adopt(run: RunDirectory, path: Path, best: Best | None, step: int) -> Best |
         The best epoch so far; None, with a warning, where its checkpoint does not lie beside `path`.
     """
     last, kept = run.checkpoint("last"), run.checkpoint("best")
-    if path.resolve() == last.resolve():
-        return best
     source = _file_of_best(path, best, step)
     if best is not None and source is None:
         console.warn(

@@ -56,7 +56,7 @@ def test_a_resample_is_the_number_of_the_images_that_it_drew() -> None:
 def test_an_image_that_does_not_count_changes_nothing() -> None:
     values = np.array([1.0, np.nan, 0.0, 1.0])
     weights = np.array([[1.0, 5.0, 1.0, 1.0], [0.0, 9.0, 2.0, 2.0], [0.0, 4.0, 0.0, 0.0]])
-    assert measures.mean_over_images(values)(weights) == pytest.approx([2 / 3, 0.5, np.nan], nan_ok=True)
+    assert measures.MeanOverImages(values)(weights) == pytest.approx([2 / 3, 0.5, np.nan], nan_ok=True)
 
 
 def test_one_run_has_the_interval_over_images() -> None:
@@ -70,7 +70,7 @@ def test_one_run_has_the_interval_over_images() -> None:
 
 def test_seeds_alone_and_images_alone_give_their_own_spread() -> None:
     """Runs that are right on all images or on none differ by the seed alone; equal runs differ by the images alone."""
-    level = Measure("level", lambda table: measures.mean_over_images(table["confidence"].to_numpy(float)))
+    level = Measure("level", lambda table: measures.MeanOverImages(table["confidence"].to_numpy(float)))
     flat = [pd.DataFrame({"confidence": np.full(50, value)}) for value in (0.2, 0.6)]
     (row,) = measures.over_seeds(flat, [level]).to_dict("records")
     assert [row["mean"], row["sd"]] == pytest.approx([0.4, 0.4 / 2**0.5])
@@ -101,7 +101,7 @@ def test_a_mean_over_images_has_the_interval_of_the_crossed_model_and_another_nu
 
 def test_a_share_stays_within_0_and_1_and_is_never_sure() -> None:
     """Two seeds far apart; all right; and images that do not count for any run."""
-    share = Measure("share", lambda table: measures.mean_over_images(table["right"].to_numpy(float)))
+    share = Measure("share", lambda table: measures.MeanOverImages(table["right"].to_numpy(float)))
 
     def interval(*runs: list[float]) -> list[float]:
         (row,) = measures.over_seeds([pd.DataFrame({"right": run}) for run in runs], [share]).to_dict(

@@ -70,7 +70,7 @@ def _measures(runs: Sequence[ComparedRun], folders: Sequence[RunDirectory]) -> l
 
 
 def _weighted(other: compare_otherwise.Measure) -> Measure:
-    return Measure(other.name, lambda table: measures.mean_over_images(other.of(table)))
+    return Measure(other.name, lambda table: measures.MeanOverImages(other.of(table)))
 
 
 def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
