@@ -148,7 +148,7 @@ test-lowest: $(READY) ## the quick suite's core with the lowest versions that py
 	  needs = tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"]; \
 	  print(*(need.replace(">=", "==") for need in needs), sep="\n")' > $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check \
-	  --requirement $(LOWEST)/lowest.txt pytest pytest-xdist statsmodels
+	  --requirement $(LOWEST)/lowest.txt pytest pytest-xdist statsmodels pyarrow datasets
 	$(LOWEST)/bin/python -m pytest $(SIDE_BY_SIDE) $(LOWEST_TESTS) $(ARGS)
 
 kill-test: $(READY) ## kill a small training 20 times; it has to end as one that was never killed

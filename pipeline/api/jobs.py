@@ -1,6 +1,5 @@
 """Preparing, training and evaluating as functions of a program, in one process; the command line does the same."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +10,9 @@ from pipeline.api.configuration import NOTHING, Configuration, Keys, as_texts, c
 from pipeline.common.errors import ConfigError, refusals_as_sentences
 from pipeline.common.tables import read_csv
 from pipeline.config.schema import Config
-from pipeline.data import prepare as stages
+from pipeline.data import prepare as data_stages
 from pipeline.data.prepare import Prepared
+from pipeline.distributed.environment import world_size
 from pipeline.evaluation import screen
 from pipeline.evaluation.evaluate import evaluate_split
 from pipeline.runs import predictions, wandb_process
@@ -80,7 +80,7 @@ def prepare(config: Configuration, overrides: Keys = NOTHING, *, verify: bool = 
     Raises:
         UserError: anything about the configuration, the pictures or the disk that you can mend.
     """
-    return stages.prepare(_alone("prepare", to_config(config, overrides)), verify)
+    return data_stages.prepare(_alone("prepare", to_config(config, overrides)), verify)
 
 
 @refusals_as_sentences()
@@ -166,9 +166,9 @@ def evaluate_and_report(config: Config) -> dict[str, Any]:
 
 def _alone(function: str, config: Config) -> Config:
     """The configuration; a `ConfigError` where this process is one of several ranks, of which one alone has results."""
-    if (world_size := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+    if (ranks := world_size()) > 1:
         raise ConfigError(
-            f"plumage.{function}: this process is one of {world_size} ranks, and the functions of a program are for "
+            f"plumage.{function}: this process is one of {ranks} ranks, and the functions of a program are for "
             "one; start the verb of the command line on as many: python -m pipeline.launch"
         )
     return config

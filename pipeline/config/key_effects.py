@@ -27,6 +27,11 @@ class KeyEffect:
     per_trial: bool = False
     """set by a sweep for each of its trials"""
 
+    @property
+    def changes_numbers(self) -> bool:
+        """Whether another value gives another model, and so other numbers."""
+        return self.effect in ("training", "identity")
+
 
 NOTHING = KeyEffect("nothing", "free")
 NAME = KeyEffect("nothing", "free", name_only=True)

@@ -16,5 +16,5 @@ def changes(before: dict[str, Any], now: dict[str, Any], but_for: Collection[str
     return [
         f"{key} {old} -> {new}"
         for key, old, new in differences(before, now)
-        if key not in but_for and effect_of(key).effect in ("training", "identity")
+        if key not in but_for and effect_of(key).changes_numbers
     ]

@@ -182,8 +182,3 @@ class Config(Section):
     def run_dir(self) -> Path:
         """The folder of the run."""
         return self.run.root / (self.run.name or "baseline")
-
-    @property
-    def checkpoints_dir(self) -> Path:
-        """The folder of its checkpoints."""
-        return self.run_dir / "checkpoints"

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from pipeline.common import console, hardware, nvidia, signals
 from pipeline.common.errors import ConfigError, RankLost, Stopped, UserError, refusals_as_sentences
 from pipeline.config.training import TrainConfig
+from pipeline.distributed import environment
 from pipeline.distributed.heartbeat import Heartbeat, rendezvous
 
 Value = TypeVar("Value")
@@ -163,7 +164,7 @@ def join(train: TrainConfig, timeout_s: float = 600.0) -> Iterator[Ranks]:
         FileRefused: the system refused a file in the block.
         RankLost: another rank died, ended with an error, or missed a collective.
     """
-    world_size = _world_size()
+    world_size = environment.world_size()
     here = select_device(train)
     if world_size == 1:
         with refusals_as_sentences():
@@ -195,21 +196,6 @@ def join(train: TrainConfig, timeout_s: float = 600.0) -> Iterator[Ranks]:
         heartbeat.close()
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def _world_size() -> int:
-    """The number of ranks that the environment says.
-
-    Raises:
-        ConfigError: it is no number, or with several ranks a variable is missing that torchrun sets.
-    """
-    said = os.environ.get("WORLD_SIZE", "1")
-    if not said.isdecimal() or int(said) < 1:
-        raise ConfigError(f"WORLD_SIZE is {said!r}, and no number of ranks; start with torchrun, or unset it")
-    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if int(said) > 1 and missing:
-        raise ConfigError(f"WORLD_SIZE is set and {missing[0]} is not; start with torchrun, or unset it")
-    return int(said)
 
 
 def _init_process_groups(device: torch.device, store: Any, rank: int, world: int, timeout: timedelta) -> Any:

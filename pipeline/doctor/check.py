@@ -10,7 +10,7 @@ from pipeline.common.errors import Stopped, UserError, refusals_as_sentences
 from pipeline.doctor.context import CheckContext
 from pipeline.doctor.finding import Finding, of_error, worst_of_ranks
 from pipeline.models.option_errors import quoted
-from pipeline.training.preflight import memory_errors
+from pipeline.training.preflight import training_memory_errors
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def origin(checks: Sequence[Check], parameter: Parameter) -> Check:
 
 def _run(check: Check, context: CheckContext, products: dict[str, Any]) -> tuple[Finding, Any]:
     try:
-        with refusals_as_sentences(), memory_errors(context.config):
+        with refusals_as_sentences(), training_memory_errors(context.config):
             returned = check.run(context, **products)
     except UserError as error:
         returned = of_error(error)

@@ -15,6 +15,7 @@ from pipeline.data.sources.source import source_of
 from pipeline.doctor.context import CheckContext
 from pipeline.doctor.finding import Finding
 from pipeline.doctor.products import BuiltModel, OwnData, RunData
+from pipeline.runs.directory import RunDirectory
 from pipeline.training.optimizer import build_optimizer
 from pipeline.training.state import TrainState
 
@@ -51,7 +52,10 @@ def space(context: CheckContext, data: RunData, model: BuiltModel) -> Finding:
 def _checkpoints_to_come(config: Config, state: TrainState) -> int:
     """Bytes of last, best, the kept ones and the one being written, less the existing ones."""
     keep = config.train.keep_checkpoints
-    files = {path.stat().st_ino: path.stat().st_size for path in config.checkpoints_dir.glob("*.pt")}
+    files = {
+        path.stat().st_ino: path.stat().st_size
+        for path in RunDirectory(config.run_dir).checkpoints.glob("*.pt")
+    }
     return max(0, (3 + (keep if keep > 1 else 0)) * checkpoint_bytes(config, state) - sum(files.values()))
 
 

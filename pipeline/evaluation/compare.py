@@ -204,7 +204,7 @@ def _settings_of_recipe(settings: dict[str, Any]) -> dict[str, Any]:
     recipe = {
         key: value
         for key, value in flatten(completed(settings))
-        if key != "seed" and effect_of(key).effect in ("training", "identity")
+        if key != "seed" and effect_of(key).changes_numbers
     }
     if recipe["train.refit"] is not None:
         recipe |= {"train.refit": True, "train.max_steps": None}

@@ -138,7 +138,7 @@ class Evaluator:
         views = [
             self._predict_view(crop, rows, model, label) for crop, label in zip(crops, labels, strict=True)
         ]
-        outputs = views[0] if len(views) == 1 else predict.average_views(views)
+        outputs = predict.average_views(views)
         if complete_reading is not None:
             complete_reading(outputs.top1_and_loss(self.labels)[0])
         ids = self.data.samples["id"].to_numpy()[rows]

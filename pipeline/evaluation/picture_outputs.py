@@ -124,8 +124,6 @@ def _averaged(model: LoadedModel, images: torch.Tensor, views: int, device: torc
     predicted = predict_batches(
         model.network, [batch], numbers, model.precision, Ranks.single(device), features=True
     )
-    if views == 1:
-        return predicted
     return average_views(
         [
             Predictions(

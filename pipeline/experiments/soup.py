@@ -143,9 +143,7 @@ class _Averaging:
 
     def greedy(self, ingredients: Sequence[Ingredient]) -> Soup:
         """Runs are added, best first, that make the mean no worse on validation; it begins as the best one alone."""
-        best, *others = sorted(
-            ingredients, key=lambda one: (-(one.validated.top1 or 0.0), one.validated.loss or 0.0)
-        )
+        best, *others = sorted(ingredients, key=lambda one: one.validated.rank, reverse=True)
         chosen = Soup("greedy", [best], best.weights, best.validated)
         for one in others:
             tried = self.average("greedy", [*chosen.of, one])
@@ -222,11 +220,7 @@ def _which(config: Config) -> Checkpoint:
 
 def _better(candidates: Sequence[Any]) -> Any:
     """The one that validation would choose; of equals the first."""
-    best = candidates[0]
-    for one in candidates[1:]:
-        if one.validated.beats(best.validated):
-            best = one
-    return best
+    return max(candidates, key=lambda one: one.validated.rank)
 
 
 def _result(

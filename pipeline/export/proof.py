@@ -55,7 +55,7 @@ class Trained:
             )
             for batch in batches
         ]
-        one = predicted[0] if len(predicted) == 1 else average_views(predicted)
+        one = average_views(predicted)
         probabilities = np.exp(calibration.log_probabilities(one.logits, self.temperature))
         outputs: Outputs = {LOGITS: one.logits, PROBABILITIES: probabilities}
         return (

@@ -164,6 +164,8 @@ def _parts_in_threads(
 
 def average_views(views: list[Predictions]) -> Predictions:
     """The outputs over several views: logarithm of the mean probability, mean of the features."""
+    if len(views) == 1:
+        return views[0]
     log_probability = [log_softmax(view.logits.astype(np.float64), axis=1) for view in views]
     mean = logsumexp(log_probability, axis=0) - np.log(len(views))
     mean_features = np.mean([view.features for view in views], axis=0)

@@ -128,7 +128,7 @@ def _predict(
         )
         for crop in tta_crops(config.data, config.eval.tta)
     ]
-    return (views[0] if len(views) == 1 else predict.average_views(views)).logits
+    return predict.average_views(views).logits
 
 
 def _faults(

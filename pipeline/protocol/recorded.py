@@ -178,7 +178,7 @@ def check_configuration(run: RunDirectory, contents: dict[str, Any]) -> Claim:
     faults = [
         f"config.yaml: {key} is {now}, and {before} in {name}"
         for key, before, now in differences(trained, stored)
-        if effect_of(key).effect in ("training", "identity") and not effect_of(key).per_machine
+        if effect_of(key).changes_numbers and not effect_of(key).per_machine
     ]
     return Claim.of("configuration", faults, f"config.yaml is the configuration in {name}")
 

@@ -79,7 +79,7 @@ def read(path: Path) -> dict[str, Any]:
     with path.open("rb") as stream:  # a file that may not be read is no damaged one
         try:
             content = load_checked(stream)
-        except (*DAMAGE, OSError) as error:  # OSError: torch seeks where a truncated file has nothing
+        except DAMAGE as error:  # among them OSError: torch seeks where a truncated file has nothing
             raise CheckpointError(
                 f"{path}: damaged, or no checkpoint ({type(error).__name__}); {ANOTHER}"
             ) from error

@@ -120,11 +120,7 @@ def settings(configuration: Mapping[str, Any]) -> dict[str, Any]:
         key: value
         for key, value in flatten(completed(dict(configuration)))
         if key in EVALUATION_KEYS
-        or (
-            key != "seed"
-            and effect_of(key).effect in ("training", "identity")
-            and not effect_of(key).per_machine
-        )
+        or (key != "seed" and effect_of(key).changes_numbers and not effect_of(key).per_machine)
     }
 
 

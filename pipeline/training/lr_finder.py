@@ -26,7 +26,7 @@ from pipeline.plots import training_curves
 from pipeline.runs.directory import RunDirectory
 from pipeline.training.freezing import FreezeSchedule
 from pipeline.training.phases import Rates
-from pipeline.training.preflight import memory_errors
+from pipeline.training.preflight import training_memory_errors
 from pipeline.training.schedule import images_per_step
 from pipeline.training.setup import TrainingSetup, resume_or_start
 from pipeline.training.step import train_step
@@ -44,7 +44,7 @@ def find_lr(config: Config) -> dict[str, Any]:
             lowers the loss.
     """
     joined = process_group.join(config.train, config.distributed.timeout_s)
-    with joined as ranks, memory_errors(config):
+    with joined as ranks, training_memory_errors(config):
         config = config.model_copy(update={"train": config.train.model_copy(update={"resume": "never"})})
         setup = TrainingSetup(config, ranks)
         start = resume_or_start(setup)

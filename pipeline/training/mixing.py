@@ -34,6 +34,12 @@ class MixedBatch(NamedTuple):
     other_weight: Tensor
     """float32 [B]; with SnapMix the two do not add up to 1"""
 
+    @classmethod
+    def unmixed(cls, image: Tensor, label: Tensor) -> "MixedBatch":
+        """Images that keep their labels, and those alone."""
+        one = torch.ones(len(label), device=label.device)
+        return cls(image, label, label, one, torch.zeros_like(one))
+
 
 def mix(
     batch: Batch, ways: Sequence[MixConfig], generator: np.random.Generator, model: Classifier
@@ -45,15 +51,15 @@ def mix(
         generator: of this batch's own random numbers.
         model: SnapMix and the data-aware crops ask it where the class is in an image.
     """
-    one = torch.ones(len(batch.label), device=batch.label.device)
     way = _chosen(ways, generator.random())
-    if way is None or (len(one) == 1 and not way.keeps_labels):
-        return MixedBatch(batch.image, batch.label, batch.label, one, 0 * one)
+    if way is None or (len(batch.label) == 1 and not way.keeps_labels):
+        return MixedBatch.unmixed(batch.image, batch.label)
     if way.keeps_labels:
         hides = way.name == "activation_mask"
         share = part_share(model, batch, generator) if hides else semantic_share(model, batch)
         image = activation_crops.change(way.name, batch, share, model.mean, generator)
-        return MixedBatch(image, batch.label, batch.label, one, 0 * one)
+        return MixedBatch.unmixed(image, batch.label)
+    one = torch.ones(len(batch.label), device=batch.label.device)
     # From ordinary memory too: CUDA takes the few bytes at once, and the program need not wait for the stream.
     partner = torch.from_numpy(generator.permutation(len(one))).to(one.device, non_blocking=True)
     other_label = batch.label[partner]
@@ -100,8 +106,7 @@ def _snapmix(batch: Batch, partner: Tensor, box: Box, source: Box, model: Classi
     as the share of its class's activation that is still, or now, in the picture.
     """
     if not _area(box) or not _area(source):
-        one = torch.ones(len(batch.label), device=batch.label.device)
-        return MixedBatch(batch.image, batch.label, batch.label, one, 0 * one)
+        return MixedBatch.unmixed(batch.image, batch.label)
     share = semantic_share(model, batch)
     rows, columns = box
     size = rows.stop - rows.start, columns.stop - columns.start

@@ -6,19 +6,19 @@ sentence then. The model is afterwards as it was, bit for bit, and nothing is dr
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from pipeline.common import hardware, seeding
+from pipeline.common import seeding
 from pipeline.common.errors import ConfigError, name_some
 from pipeline.config.schema import Config
 from pipeline.data.loader import Batch
 from pipeline.distributed.data_parallel import is_sharded
 from pipeline.distributed.process_group import Ranks
 from pipeline.models.classifier import Classifier, evaluating
-from pipeline.models.option_errors import option_errors, quoted, where_size_matters
+from pipeline.models.option_errors import memory_errors, option_errors, quoted, where_size_matters
 from pipeline.models.precision import Precision, autocast
 from pipeline.training.compilation import check_compiler
 from pipeline.training.freezing import FreezeSchedule
@@ -56,7 +56,7 @@ def check_passes(
     Raises:
         ConfigError: the model cannot be trained, or an optimizer cannot take a step, with these settings.
     """
-    with memory_errors(config), _determinism_errors(config), _as_before(state.model, ranks):
+    with training_memory_errors(config), _determinism_errors(config), _as_before(state.model, ranks):
         schedule = FreezeSchedule(config, state.model)
         for epoch, count in images.items():
             schedule.apply(epoch)
@@ -125,8 +125,7 @@ def _learn(
             "model.freeze_batchnorm=true"
         ) from error
     _check_shape(config, logits, (len(logits), images, classes))
-    one = torch.ones(images, device=ranks.device)
-    mixed = MixedBatch(batch.image, batch.label, batch.label, one, 0 * one)
+    mixed = MixedBatch.unmixed(batch.image, batch.label)
     loss = cross_entropy_sum(logits, mixed, config.train.label_smoothing)
     with option_errors(where, advice):
         loss.backward()  # type: ignore[no-untyped-call]
@@ -223,26 +222,21 @@ def _determinism_errors(config: Config) -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def memory_errors(config: Config, batch_size: int | None = None) -> Iterator[None]:
+def training_memory_errors(config: Config, batch_size: int | None = None) -> AbstractContextManager[None]:
     """Raise a `ConfigError` where memory does not suffice for a block that trains.
 
     Args:
-        batch_size: images that are computed at once, over all ranks; None: not known yet, where it is auto.
+        batch_size: images computed at once, over all ranks; None: not known yet, where it is auto.
     """
-    try:
-        yield
-    except Exception as error:
-        if not hardware.is_out_of_memory(error):
-            raise
-        optim, images = config.optim, config.optim.images_per_step
-        found = "auto" if batch_size is None else f"auto, which found {batch_size}"
-        now = found if optim.batch_size == "auto" else f"{optim.batch_size} now"
-        raise ConfigError(
-            f"optim.batch_size: memory does not suffice ({quoted(error)}); lower optim.batch_size ({now}) and set "
-            f"optim.effective_batch_size={images}, which keeps {images} images a step, lower eval.batch_size "
-            f"({config.eval.batch_size} now) if it was evaluation, or take a smaller model or data.image_px"
-        ) from error
+    optim, images = config.optim, config.optim.images_per_step
+    found = "auto" if batch_size is None else f"auto, which found {batch_size}"
+    now = found if optim.batch_size == "auto" else f"{optim.batch_size} now"
+    return memory_errors(
+        "optim.batch_size: memory does not suffice",
+        f"lower optim.batch_size ({now}) and set optim.effective_batch_size={images}, which keeps {images} images a "
+        f"step, lower eval.batch_size ({config.eval.batch_size} now) if it was evaluation, or take a smaller model or "
+        "data.image_px",
+    )
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from typing import Any
 
 from pipeline.common import console
 from pipeline.common.errors import DataError
+from pipeline.config.optim import SwatsRule
 from pipeline.config.schema import Config
 from pipeline.data import prepare
 from pipeline.plots import training_curves
@@ -59,7 +60,7 @@ def states(config: Config, clock: StepClock) -> list[tuple[PhaseState, bool]]:
         state = states[-1][0]
         known = known and isinstance(before.until, int)
         step = clock.starts[before.until] if isinstance(before.until, int) else state.start_step + 1
-        if getattr(before.until, "name", None) == "swats":
+        if isinstance(before.until, SwatsRule):
             state.swats.proposed = state.lr  # unknown before the run: drawn as if it were Adam's
         states.append((phases.following(config.optim, state, step), known))
     return states

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -241,29 +242,41 @@ def resume_or_start(setup: TrainingSetup) -> RunStart:
     Raises:
         UserError: model, weights or optimizer do not fit, or the checkpoint is of another run.
     """
+    checkpoint = None
+    if setup.ranks.is_main:
+        checkpoint = resume.start_from(setup.config, setup.classes, setup.samples)
+    checkpoint = setup.ranks.broadcast(checkpoint)
+    history = resume.history(setup.config, checkpoint)
+    return _fresh(setup, history) if checkpoint is None else _resumed(setup, *checkpoint, history)
+
+
+def _fresh(setup: TrainingSetup, history: tuple[Start, ...]) -> RunStart:
+    """A new state; with `train.start_from=probe` its head is that of the linear probe."""
     config, ranks = setup.config, setup.ranks
-    checkpoint = resume.start_from(config, setup.classes, setup.samples) if ranks.is_main else None
-    checkpoint = ranks.broadcast(checkpoint)
-    history = resume.history(config, checkpoint)
-    if checkpoint is None:
-        precision = choose_precision(config, ranks)
-        state, weights = setup.build_state(phases.first(config.optim), precision, pretrained=True)
-        setup.check_passes(state, precision, config.optim.batch_size)
-        if config.train.start_from == "probe":
-            head = setup.start_from_probe(state, precision)
-            weights = {**weights, "head": head}
-            if head["val_top1"] is not None:
-                state.best = Best(epoch=0, step=0, top1=head["val_top1"], loss=head["val_loss"])
-        batch_size = auto_batch_size.auto_batch_size(config, state.model, precision, ranks)
-        return RunStart(state, weights, precision, batch_size, history)
-    path, content = checkpoint
+    precision = choose_precision(config, ranks)
+    state, weights = setup.build_state(phases.first(config.optim), precision, pretrained=True)
+    setup.check_passes(state, precision, config.optim.batch_size)
+    if config.train.start_from == "probe":
+        head = setup.start_from_probe(state, precision)
+        weights = {**weights, "head": head}
+        if head["val_top1"] is not None:
+            state.best = Best(epoch=0, step=0, top1=head["val_top1"], loss=head["val_loss"])
+    batch_size = auto_batch_size.auto_batch_size(config, state.model, precision, ranks)
+    return RunStart(state, weights, precision, batch_size, history)
+
+
+def _resumed(
+    setup: TrainingSetup, path: Path, content: dict[str, Any], history: tuple[Start, ...]
+) -> RunStart:
+    """The state in a checkpoint, computed as there: in its precision, and with its batch size where that fits."""
+    config, ranks = setup.config, setup.ranks
     phase = checkpoints.part(content, "phase", PhaseState, path)
-    state, _ = setup.build_state(phase, content["precision"], pretrained=False)
+    precision, batch_size = content["precision"], content["batch_size"]
+    state, _ = setup.build_state(phase, precision, pretrained=False)
     restore(state, content, path)
     lr = config.optim.resolved_phases[phase.index].lr
-    if lr is not None:  # with train.resume_force it may be another one
+    if lr is not None:  # train.resume_force may have changed it
         state.phase.lr = lr
-    precision, batch_size = content["precision"], content["batch_size"]
     if config.train.precision in ("auto", "fastest") and not has_units(precision, ranks.device):
         console.warn(
             f"train.precision: {config.train.precision} goes on in {precision}, in which the run began; this processor "

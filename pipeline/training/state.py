@@ -66,7 +66,12 @@ class Best:
         """Higher top-1 wins; of equals, the lower loss; without validation, the later epoch."""
         if other is None or self.top1 is None or other.top1 is None:
             return True
-        return (self.top1, -(self.loss or 0.0)) > (other.top1, -(other.loss or 0.0))
+        return self.rank > other.rank
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """By which validations are ordered, the best one highest: top-1, then the lower loss."""
+        return self.top1 or 0.0, -(self.loss or 0.0)
 
 
 @dataclass

@@ -29,7 +29,7 @@ from pipeline.training.description import describe_run
 from pipeline.training.epoch_meter import EpochMeter, NotFinite
 from pipeline.training.freezing import FreezeSchedule
 from pipeline.training.optimizer import carry_momentum
-from pipeline.training.preflight import memory_errors
+from pipeline.training.preflight import training_memory_errors
 from pipeline.training.setup import TrainingSetup, resume_or_start
 from pipeline.training.state import Best, Totals
 from pipeline.training.step import skips_all, train_step
@@ -57,14 +57,14 @@ def train(config: Config, watch: Tracker = NullTracker()) -> dict[str, Any]:  # 
     with joined as ranks, signals.deferred() as stop, ExitStack() as held:
         # Held before anything of the run is read: another process may train it until this one holds it.
         hold = held.enter_context(contextlib.closing(run.hold())) if ranks.is_main else None
-        with memory_errors(config):
+        with training_memory_errors(config):
             trainer = Trainer(config, ranks, stop)
         if hold is not None and resume.requested(config) == "never":
             resume.put_aside(run, hold)
         with (
             closing(trainer.close, console.warn),
             hold.running() if hold is not None else nullcontext(),
-            memory_errors(config, trainer.start.batch_size),
+            training_memory_errors(config, trainer.start.batch_size),
         ):
             trainer.open(watch)
             trainer.run()

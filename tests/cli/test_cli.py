@@ -324,3 +324,12 @@ def test_a_signal_that_comes_when_the_verb_has_ended_changes_nothing(
 
     monkeypatch.setattr(signals, "raising", with_a_late_signal)
     assert main.run(words) == code
+
+
+@pytest.mark.parametrize("verb", ["data", "train", "eval"])
+def test_a_world_size_that_is_no_number_is_one_sentence(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    assert tiny.do(verb, tmp_path) == 2
+    assert "WORLD_SIZE is 'two', and no number of ranks" in capsys.readouterr().err

@@ -427,7 +427,7 @@ def test_the_run_is_called_after_the_file_unless_it_has_a_name(tmp_path: Path) -
     path.write_text("seed: 1\n")
     assert load_config(path).run_dir == Path("runs/birds")
     assert load_config(path, ["run.name=owls", "run.root=/elsewhere"]).run_dir == Path("/elsewhere/owls")
-    assert load_config(None).checkpoints_dir == Path("runs/baseline/checkpoints")
+    assert load_config(None).run_dir == Path("runs/baseline")
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_a_run_is_bit_for_bit_what_its_saved_configuration_gives_by_itself(
     config = load_config(saved / "config.yaml", [f"run.root={tmp_path}"])
     assert ranks.run(train, 1, config)[0].value["step"] == 10  # with one thread, as a study's runs
     for name in ("best.pt", "last.pt"):
-        assert tiny.same_weights(config.checkpoints_dir / name, saved / "checkpoints" / name)
+        assert tiny.same_weights(config.run_dir / "checkpoints" / name, saved / "checkpoints" / name)
 
 
 def test_the_learning_rate_is_chosen_on_validation_and_not_where_training_diverged(done: Path) -> None:

@@ -26,7 +26,7 @@ def job(trained: Path, tmp_path: Path) -> tuple[Config, prepare.Prepared, Classi
     config = tiny.config(tmp_path)
     data = prepare.load(config)
     model, _ = build_model(without_weights(config.model), tiny.SPECIES)
-    path = config.checkpoints_dir / "best.pt"
+    path = config.run_dir / "checkpoints" / "best.pt"
     load_model.load_eval_weights(model, read(path), path)
     return config, data, model
 

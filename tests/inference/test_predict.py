@@ -186,7 +186,7 @@ def test_a_model_that_does_not_fit_on_the_device_is_one_sentence(
 
 def drawn_batches(sizes: tuple[int, ...]) -> list[Batch]:
     generator = torch.Generator().manual_seed(2)
-    shape = (sum(sizes), 32, 32, 3)
+    shape = (sum(sizes), 64, 64, 3)  # of 32 px come maps of one pixel, which torch 2.11 does not fuse
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
     numbers = torch.arange(sum(sizes))
     return [
@@ -200,7 +200,7 @@ def test_a_fused_network_answers_the_same_in_any_number_of_threads(
     model: Classifier, precision: Precision
 ) -> None:
     batches, rows = drawn_batches((12, 8, 0, 1)), np.arange(21)
-    fused = fuse_convolutions(fold_batchnorms(model, 32), 32, precision)
+    fused = fuse_convolutions(fold_batchnorms(model, 64), 64, precision)
     assert fused is not None
     before = torch.get_num_threads()
     answers = []
@@ -222,7 +222,7 @@ def test_a_fused_network_answers_the_same_in_any_number_of_threads(
 
 
 def test_what_goes_wrong_in_a_thread_is_raised(model: Classifier) -> None:
-    fused = fuse_convolutions(fold_batchnorms(model, 32), 32, "fp32")
+    fused = fuse_convolutions(fold_batchnorms(model, 64), 64, "fp32")
     assert fused is not None
     two_channels = [batch._replace(image=batch.image[:, :2]) for batch in drawn_batches((8,))]
     before = torch.get_num_threads()

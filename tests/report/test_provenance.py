@@ -28,6 +28,14 @@ def said(config: Config, **changed: Any) -> dict[str, list[str]]:
     return {row.name: row.sentences for row in provenance.rows(config, folder, metrics)}
 
 
+def best_epoch(tmp: Path) -> int:
+    """The epoch of the best validation: processors and versions of torch differ in it."""
+    lines = RunDirectory(tmp / "runs/tiny").log_file.read_text().splitlines()
+    validations = [record for record in map(json.loads, lines) if record.get("val_top1") is not None]
+    best = max(validations, key=lambda record: (record["val_top1"], -record["val_loss"]))
+    return int(best["epoch"])
+
+
 def test_a_confirmatory_number_has_its_registration_its_one_reading_its_epoch_and_its_seed(tmp: Path) -> None:
     found = said(tiny.config(tmp))
     assert list(found) == ["Protocol", "Readings of test", "Epoch", "Seed", "Certificate"]
@@ -37,7 +45,8 @@ def test_a_confirmatory_number_has_its_registration_its_one_reading_its_epoch_an
     assert one == "1, each listed in test_reads.jsonl before it began:"
     assert reading.endswith(", eval, confirmatory, best.pt")
     assert found["Epoch"] == [
-        "3 of 3: the highest top-1 on the validation images, drawn from train; of equals, the lowest loss."
+        f"{best_epoch(tmp)} of 3: the highest top-1 on the validation images, drawn from train; of equals, the "
+        "lowest loss."
     ]
     assert found["Seed"] == ["0, of the registered 0."]
     assert found["Certificate"][0].startswith("None: `plumage verify`")
@@ -53,24 +62,24 @@ def test_reasons_interruptions_and_the_way_of_choosing_are_said(tmp: Path) -> No
     assert found["Protocol"] == ["Exploratory: its seed 7 is not registered; another."]
     assert found["Readings of test"][1:] == ["T, eval, last.pt, interrupted", "one whose line is damaged"]
     assert found["Seed"][0].startswith("0; one run does not tell")
-    assert said(tiny.config(tmp), checkpoint="x/last.pt")["Epoch"][0].startswith("3 of 3: last.pt, which")
+    (epoch,) = said(tiny.config(tmp), checkpoint="x/last.pt")["Epoch"]
+    assert epoch.startswith(f"{best_epoch(tmp)} of 3: last.pt, which")
 
 
 def test_the_choice_of_the_epoch_is_told_as_the_log_has_it(tmp: Path) -> None:
     log = RunDirectory(tmp / "runs/tiny").log_file
-    chosen = (
-        "3 of 3: the highest top-1 on the validation images, drawn from train; of equals, the lowest loss."
-    )
+    best = best_epoch(tmp)
+    chosen = f"{best} of 3: the highest top-1 on the validation images, drawn from train; of equals, the lowest loss."
     assert said(tiny.config(tmp, "data.val_fraction=0"))["Epoch"] == [chosen]
     records = [json.loads(line) for line in log.read_text().splitlines()]
     unvalidated = [
         {**record, "val_top1": None, "val_loss": None} for record in records if "val_top1" in record
     ]
     log.write_text("".join(json.dumps(record) + "\n" for record in (records[0], *unvalidated)))
-    assert said(tiny.config(tmp))["Epoch"] == ["3 of 3: the last one, as nothing validates."]
+    assert said(tiny.config(tmp))["Epoch"] == [f"{best} of 3: the last one, as nothing validates."]
     log.rename(log.with_suffix(".gone"))
     assert said(tiny.config(tmp))["Epoch"] == [
-        "3 of 3: best.pt; the log that tells how it was chosen, log.jsonl, is gone."
+        f"{best} of 3: best.pt; the log that tells how it was chosen, log.jsonl, is gone."
     ]
 
 
@@ -130,9 +139,8 @@ def test_seed_and_epochs_are_those_of_the_run_and_not_of_the_evaluation(tmp: Pat
         {"status": "exploratory", "reasons": ["x"]},
     )
     found = said(other, protocol=exploratory)
-    assert found["Epoch"][0].startswith("3 of 3: ") and found["Seed"][0].startswith(
-        "0; one run does not tell"
-    )
+    assert found["Epoch"][0].startswith(f"{best_epoch(tmp)} of 3: ")
+    assert found["Seed"][0].startswith("0; one run does not tell")
     RunDirectory(other.run_dir).config_file.unlink()
     found = said(other, protocol=exploratory)
-    assert found["Epoch"][0].startswith("3 of 57: ") and found["Seed"][0].startswith("7; ")
+    assert found["Epoch"][0].startswith(f"{best_epoch(tmp)} of 57: ") and found["Seed"][0].startswith("7; ")

@@ -10,7 +10,7 @@ from pipeline.common.errors import ConfigError
 from pipeline.config.schema import Config
 from pipeline.training import phases, preflight
 from pipeline.training import setup as training_setup
-from pipeline.training.preflight import epochs_to_try, memory_errors
+from pipeline.training.preflight import epochs_to_try, training_memory_errors
 from pipeline.training.schedule import step_clock
 from pipeline.training.setup import TrainingSetup
 from tests.helpers import ranks, tiny
@@ -246,9 +246,12 @@ def test_weights_that_are_not_finite_are_no_diverged_training(
 
 
 def test_other_errors_of_torch_are_not_those_of_memory(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="CUDA error"), memory_errors(tiny.config(tmp_path)):
+    with pytest.raises(RuntimeError, match="CUDA error"), training_memory_errors(tiny.config(tmp_path)):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
-    with pytest.raises(ConfigError, match="memory does not suffice"), memory_errors(tiny.config(tmp_path)):
+    with (
+        pytest.raises(ConfigError, match="memory does not suffice"),
+        training_memory_errors(tiny.config(tmp_path)),
+    ):
         raise MemoryError
 
 

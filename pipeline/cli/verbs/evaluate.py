@@ -174,7 +174,7 @@ def predict(arguments: Namespace) -> Result:
         run, *images = images
     config = load_config(arguments.config, overrides) if run is None else config_of_run(run, overrides)
     names_run = run is not None or arguments.config is not None or overrides
-    if images and not names_run and not config.checkpoints_dir.is_dir():
+    if images and not names_run and not RunDirectory(config.run_dir).checkpoints.is_dir():
         raise DataError(
             f"{images[0]}: not a run directory, as it has no config.yaml; name the run first, such as runs/NAME, or its "
             "configuration with --config"

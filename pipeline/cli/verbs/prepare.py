@@ -1,6 +1,5 @@
 """The verb that prepares the data."""
 
-import os
 from argparse import ArgumentParser, Namespace
 
 from pipeline.cli.verbs.verb import (
@@ -11,6 +10,7 @@ from pipeline.cli.verbs.verb import (
     configuration,
     importing,
 )
+from pipeline.distributed.environment import world_size
 
 
 def data(arguments: Namespace) -> None:
@@ -20,7 +20,7 @@ def data(arguments: Namespace) -> None:
     changed is made anew.
     """
     config = config_of(arguments)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size() > 1:
         from pipeline.data.prepare_distributed import prepare_distributed as prepare
     else:
         from pipeline.data.prepare import prepare  # type: ignore[assignment]  # starts without torch

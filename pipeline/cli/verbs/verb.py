@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pipeline.distributed.environment import world_size
+
 if TYPE_CHECKING:  # help is printed without pydantic
     from pipeline.config.schema import Config
 
@@ -67,7 +69,7 @@ def check_data(config: "Config") -> None:
 
     One rank of several leaves that to the group, which speaks with one voice.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if world_size() == 1:
         with importing():
             from pipeline.data import prepare
 

@@ -95,4 +95,4 @@ def _searched(parameters: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 def _makes_trials(key: str) -> bool:
     """Whether a key changes the numbers of a trial: a run may not resume with another value, or it learns otherwise."""
     effect = effect_of(key)
-    return effect.effect in ("training", "identity") or effect.on_resume != "free"
+    return effect.changes_numbers or effect.on_resume != "free"
