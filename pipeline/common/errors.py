@@ -116,7 +116,7 @@ def named(path: object) -> Iterator[None]:
 
 
 @contextmanager
-def closing(close: Callable[[], None], warn: Callable[[str], None]) -> Iterator[None]:
+def close_after(close: Callable[[], None], warn: Callable[[str], None]) -> Iterator[None]:
     """Call `close` as the block ends; when the block has failed, an error of `close` is only a warning."""
     try:
         yield

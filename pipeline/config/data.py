@@ -37,7 +37,7 @@ class SyntheticConfig(Section):
         return self
 
 
-class Smaller(Section):
+class ResizingStage(Section):
     """A stage of progressive resizing: the first epochs, at a smaller image size."""
 
     until_epoch: Count
@@ -132,7 +132,7 @@ class DataConfig(Section):
     """share of training images in which a rectangle becomes noise"""
     sampler: Literal["uniform", "class_balanced"] = "uniform"
     """order of an epoch; uniform: every image once; class_balanced: every class equally often"""
-    progressive: tuple[Smaller, ...] = ()
+    progressive: tuple[ResizingStage, ...] = ()
     """stages with smaller images (progressive resizing), such as [{until_epoch: 30, image_px: 224}]"""
     workers: Annotated[int, Field(ge=0)] | None = None
     """loader processes of each rank; null: from the number of cores"""
@@ -169,6 +169,6 @@ class DataConfig(Section):
         """Whether keys hold part of train out for validation, where the data set has none of its own."""
         return self.folds is not None or self.val_images is not None or self.val_fraction > 0
 
-    def stage(self, epoch: int) -> Smaller | None:
+    def stage(self, epoch: int) -> ResizingStage | None:
         """The progressive stage of an epoch (from 0); None: images have their full size."""
         return next((stage for stage in self.progressive if epoch < stage.until_epoch), None)

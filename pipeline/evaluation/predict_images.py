@@ -42,8 +42,8 @@ class HeatMaps(Protocol):
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What is asked for of the pictures.
+class PredictOptions:
+    """Options of `plumage predict`.
 
     top: number of classes. rank: of what is named, "class" or one of the run's hierarchy. logits, features: whether
     these are answered too. prior: a CSV file, see `priors.read_prior`. file: where the answers go, None: a table on the
@@ -64,7 +64,7 @@ class Wishes:
         return {"logits": self.logits, "features": self.features}
 
 
-def classify(config: Config, names: Sequence[Path], wishes: Wishes) -> dict[str, Any] | None:
+def classify(config: Config, names: Sequence[Path], options: PredictOptions) -> dict[str, Any] | None:
     """Name the most likely classes of each picture that can be read, and what is wrong with each of the others.
 
     Args:
@@ -81,7 +81,7 @@ def classify(config: Config, names: Sequence[Path], wishes: Wishes) -> dict[str,
             not all are and the answers went to standard output.
     """
     config = config.at_evaluation
-    for place in (wishes.file, wishes.heat_maps):
+    for place in (options.file, options.heat_maps):
         if place is not None:
             place.check()
     images = expand(names)
@@ -92,26 +92,26 @@ def classify(config: Config, names: Sequence[Path], wishes: Wishes) -> dict[str,
     training_state.warn_of_unfinished(RunDirectory(config.run_dir))
     with process_group.join(config.train, config.distributed.timeout_s) as ranks:
         model, classes = load_model.load_model_without_data(config, load_model.checkpoint_path(config), ranks)
-        answering = Answering.of_run(config, model, classes, wishes.prior, wishes.rank)
+        answering = Answering.of_run(config, model, classes, options.prior, options.rank)
         batches = outputs_of(config, model, images, ranks.device)
-        if wishes.heat_maps is not None:
-            batches = _heated(batches, wishes.heat_maps, model, answering, ranks.device)
-        answers = (answering.answer(one, wishes.top, **wishes.arrays) for batch in batches for one in batch)
+        if options.heat_maps is not None:
+            batches = _heated(batches, options.heat_maps, model, answering, ranks.device)
+        answers = (answering.answer(one, options.top, **options.arrays) for batch in batches for one in batch)
         title = f"{model.path}, epoch {model.epoch}; {answering.words}"
-        if wishes.file is None:
+        if options.file is None:
             result = _show(answers, title, answering)
         else:
             console.say(title)
-            result = _write(answers, wishes.file, wishes, answering, len(images))
-    if wishes.file is not None and wishes.file.path == TO_STDOUT:
+            result = _write(answers, options.file, options, answering, len(images))
+    if options.file is not None and options.file.path == TO_STDOUT:
         return None
     origin = {
         "checkpoint": str(model.path),
         "checkpoint_sha256": model.sha256,
         "temperature": answering.temperature,
     }
-    at_rank = {} if wishes.rank == CLASS else {"rank": wishes.rank}
-    return origin | at_rank | ({"classes": classes} if wishes.logits else {}) | result
+    at_rank = {} if options.rank == CLASS else {"rank": options.rank}
+    return origin | at_rank | ({"classes": classes} if options.logits else {}) | result
 
 
 def _heated(
@@ -165,13 +165,13 @@ def _rows(answer: Answer) -> Iterator[list[object]]:
 
 
 def _write(
-    answers: Iterator[Answer], file: AnswerFile, wishes: Wishes, answering: Answering, total: int
+    answers: Iterator[Answer], file: AnswerFile, options: PredictOptions, answering: Answering, total: int
 ) -> dict[str, Any]:
     """Write each answer as it comes, then say how many pictures cannot be read."""
     refused = 0
-    top = min(wishes.top, len(answering.nodes))
+    top = min(options.top, len(answering.nodes))
     with (
-        file.writing(answering.classes, top, wishes.logits, wishes.features, answering.columns) as write,
+        file.writing(answering.classes, top, options.logits, options.features, answering.columns) as write,
         console.bar("predict", total) as bar,
     ):
         for answer in bar.count(answers, repeat(1, total)):

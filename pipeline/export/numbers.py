@@ -39,7 +39,7 @@ def per_class(config: Config, checkpoint_sha256: str) -> tuple[str, pd.DataFrame
 
 
 def _metrics(config: Config, split: str, checkpoint_sha256: str) -> dict[str, Any] | None:
-    """Those of a split; None where there are none of this checkpoint in these views."""
+    """The `metrics.json` of a split; None where it is of another checkpoint, other views, or missing."""
     folder = RunDirectory(config.run_dir).evaluation(split)
     if not folder.metrics_file.is_file():
         return None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol, TextIO
 
 from pipeline.common import console
-from pipeline.common.errors import closing, named
+from pipeline.common.errors import close_after, named
 from pipeline.config.schema import Config
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.log import ALL, CLOCKS, FIELDS, LogRecord, LogWriter, records
@@ -65,14 +65,14 @@ class JsonlTracker:
 
     def close(self) -> None:
         """Close the log, then the trackers."""
-        with closing(lambda: _close_all(self._trackers), console.warn):
+        with close_after(lambda: _close_all(self._trackers), console.warn):
             self._log.close()
 
 
 def _close_all(trackers: Sequence[Tracker]) -> None:
     """Close each tracker, whatever becomes of the others; the first error is raised."""
     if trackers:
-        with closing(lambda: _close_all(trackers[1:]), console.warn):
+        with close_after(lambda: _close_all(trackers[1:]), console.warn):
             trackers[0].close()
 
 

@@ -24,7 +24,7 @@ MOST_CLASSES = 10_000
 
 
 def application(service: Service, token: str | None, *, open_metrics: bool = False) -> ASGIApp:
-    """Everything that answers, behind its gate.
+    """The ASGI application behind its gate.
 
     Args:
         token: that a request has to show; None: none is asked for.

@@ -106,7 +106,7 @@ class _Exchange:
         await self._send(message)
 
     def too_slow(self, seconds: float) -> Refusal:
-        """Who was: the sender, or this server."""
+        """Whether the client or this server was too slow."""
         if self._whole or self._scope["method"] in ("GET", "HEAD"):
             return busy(f"and has not answered within {seconds:g} s")
         return Refusal(408, f"the request has not arrived within {seconds:g} s")

@@ -64,7 +64,7 @@ class Unanswered(Refused):
 
 
 class State(BaseModel):
-    """Of the server."""
+    """Whether the server is healthy and ready."""
 
     status: str = Field(examples=["ok"])
 

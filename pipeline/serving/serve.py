@@ -29,8 +29,8 @@ TICK_S = 0.1
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """Of whoever starts a server."""
+class ServerOptions:
+    """Options of `plumage serve`."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -46,7 +46,7 @@ class Wishes:
     """whether /metrics is answered without the token"""
 
 
-def serve(path: Path, wishes: Wishes) -> dict[str, Any]:
+def serve(path: Path, options: ServerOptions) -> dict[str, Any]:
     """Serve an export, or that of a run, until SIGTERM or SIGINT; what was answered, in plain types.
 
     Raises:
@@ -55,17 +55,17 @@ def serve(path: Path, wishes: Wishes) -> dict[str, Any]:
     """
     token = _token()
     folder = find_export(path)
-    model = ServedModel(folder, wishes.limits.batch, wishes.form)
+    model = ServedModel(folder, options.limits.batch, options.form)
     if folder != path:
         warn_of_another_checkpoint(path, model)
-    listener = listen(wishes.host, wishes.port)
+    listener = listen(options.host, options.port)
     if token is None and not _is_loopback(listener):
-        console.warn(f"anybody who reaches {wishes.host} may ask; set {TOKEN} to a token of your own")
-    service = Service(model, wishes.limits, wishes.threads or hardware.cores())
+        console.warn(f"anybody who reaches {options.host} may ask; set {TOKEN} to a token of your own")
+    service = Service(model, options.limits, options.threads or hardware.cores())
     try:
         with listener, signals.deferred() as stop:
             asyncio.run(
-                answer_until(stop, service, listener, token, wishes.drain_s, open_metrics=wishes.open_metrics)
+                answer_until(stop, service, listener, token, options.drain_s, open_metrics=options.open_metrics)
             )
     finally:
         service.close()

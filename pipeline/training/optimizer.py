@@ -18,7 +18,7 @@ from pipeline.models.option_errors import RAISED
 from pipeline.training.fused import fused_option, start_momentum_at_zero
 
 Optimizer = torch.optim.Optimizer
-OWN: dict[str, Callable[..., Optimizer]] = {
+TORCH_OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adagrad": torch.optim.Adagrad,
     "rmsprop": torch.optim.RMSprop,
     "adadelta": torch.optim.Adadelta,
@@ -134,15 +134,15 @@ def build_optimizer(groups: Iterable[dict[str, Any]], phase: ResolvedPhase, *, l
             if in_one:
                 start_momentum_at_zero(sgd)
             return sgd
-        if phase.name in OWN:
-            return OWN[phase.name](groups, lr=lr, **options, **in_one)
+        if phase.name in TORCH_OPTIMIZERS:
+            return TORCH_OPTIMIZERS[phase.name](groups, lr=lr, **options, **in_one)
         optimizer: Optimizer = create_optimizer_v2(groups, phase.name, lr=lr, **options)
         for group in optimizer.param_groups:
             if "nesterov" in group and not phase.nesterov:
                 group["nesterov"] = False
         return optimizer
     except RAISED as error:
-        names = ", ".join(["sgd", *OWN])
+        names = ", ".join(["sgd", *TORCH_OPTIMIZERS])
         raise ConfigError(
             f"optimizer {phase.name} with {options}: {error}; there are {names}, "
             "and those of timm.optim.list_optimizers()"
@@ -166,7 +166,7 @@ def _check_options(phase: ResolvedPhase) -> None:
         if key in options and options[key] != value:
             raise ConfigError(f"{where}: {key} is {value} here; set it beside the options, and not in them")
     of_factory = inspect.signature(create_optimizer_v2).parameters.keys() - keys.keys()
-    if phase.name not in ("sgd", *OWN) and (idle := sorted(of_factory & options.keys() - {"foreach"})):
+    if phase.name not in ("sgd", *TORCH_OPTIMIZERS) and (idle := sorted(of_factory & options.keys() - {"foreach"})):
         raise ConfigError(
             f"{where}: {idle[0]} has no effect, as the weights are grouped before; see optim.layer_decay and "
             "optim.weight_decay, or drop it"

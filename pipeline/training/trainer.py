@@ -12,7 +12,7 @@ import numpy.typing as npt
 from torch import nn
 
 from pipeline.common import console, files, hardware, signals
-from pipeline.common.errors import CheckpointError, Diverged, closing
+from pipeline.common.errors import CheckpointError, Diverged, close_after
 from pipeline.config.schema import Config
 from pipeline.data import sampling
 from pipeline.data.loader import Batch
@@ -62,7 +62,7 @@ def train(config: Config, watch: Tracker = NullTracker()) -> dict[str, Any]:  # 
         if hold is not None and resume.requested(config) == "never":
             resume.put_aside(run, hold)
         with (
-            closing(trainer.close, console.warn),
+            close_after(trainer.close, console.warn),
             hold.running() if hold is not None else nullcontext(),
             training_memory_errors(config, trainer.start.batch_size),
         ):
@@ -140,7 +140,7 @@ class Trainer:
 
     def close(self) -> None:
         """Wait for the last checkpoint, end the log, and draw it."""
-        with closing(self._draw, console.warn), closing(self.tracker.close, console.warn):
+        with close_after(self._draw, console.warn), close_after(self.tracker.close, console.warn):
             self.checkpointer.writer.close()
 
     def _draw(self) -> None:

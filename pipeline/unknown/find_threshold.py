@@ -34,8 +34,8 @@ DEFAULT: Name = "rmds"
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What is asked for.
+class ThresholdOptions:
+    """Options of `plumage unknown`.
 
     score: that the threshold is of. kept: the share of pictures of known classes to keep, 0..1. pictures: files and
     folders of unknown classes to measure on, see `picture_names.expand`.
@@ -46,7 +46,7 @@ class Wishes:
     pictures: Sequence[Path] = ()
 
 
-def find_threshold(config: Config, wishes: Wishes) -> dict[str, Any]:
+def find_threshold(config: Config, options: ThresholdOptions) -> dict[str, Any]:
     """Find the threshold and write RUN/unknown; the content of unknown.json.
 
     Raises:
@@ -60,7 +60,7 @@ def find_threshold(config: Config, wishes: Wishes) -> dict[str, Any]:
             training_state.check_is_over(config)
         data = prepare.load(config)
         consistency.check_ranks_agree(config, sample_table.digest(data.samples), ranks)
-        check(data.labels[data.rows("train")], data.labels[data.rows("val")], wishes.kept)
+        check(data.labels[data.rows("train")], data.labels[data.rows("val")], options.kept)
         model = load_model.load_model(config, data.samples, load_model.checkpoint_path(config), ranks)
         run = RunDirectory(config.run_dir)
         with evaluation_lock.held(run.evaluation("val")) if ranks.is_main else nullcontext():
@@ -68,9 +68,9 @@ def find_threshold(config: Config, wishes: Wishes) -> dict[str, Any]:
             if not ranks.is_main:
                 return {}
             classes = int(data.labels.max()) + 1
-            unknown, unreadable = of_pictures(config, model, wishes.pictures, classes, ranks)
+            unknown, unreadable = of_pictures(config, model, options.pictures, classes, ranks)
             measured = Measured(val, stored_test(config, data, model), unknown)
-            chosen, result = _find(config, wishes, model, train, measured)
+            chosen, result = _find(config, options, model, train, measured)
             chosen.write(run.unknown_threshold_file)
             files.write_json(run.unknown_file, result)
     _show(result)
@@ -114,28 +114,28 @@ def _outputs(config: Config, data: prepare.Prepared, model: LoadedModel, ranks: 
 
 
 def _find(
-    config: Config, wishes: Wishes, model: LoadedModel, train: Images, measured: Measured
+    config: Config, options: ThresholdOptions, model: LoadedModel, train: Images, measured: Measured
 ) -> tuple[UnknownThreshold, dict[str, Any]]:
     """The threshold of the score that is asked for, and what is to be said of all of them."""
     val = Images(measured.val.features, measured.val.group)
-    promises = folds.promises(train, val, val, config.seed, wishes.kept)
+    promises = folds.promises(train, val, val, config.seed, options.kept)
     rows, chosen = [], None
     for name in unknown_scores.NAMES:
         score = unknown_scores.fit(name, train)
-        lowest = measures.threshold(measured.val.by(score).score, wishes.kept)
+        lowest = measures.threshold(measured.val.by(score).score, options.kept)
         rows.append(
             {"name": name, "threshold": lowest} | promises[name].as_object() | measured.by(score, lowest)
         )
-        if name == wishes.score:
-            chosen = UnknownThreshold(score, lowest, wishes.kept, model.sha256, config.views)
+        if name == options.score:
+            chosen = UnknownThreshold(score, lowest, options.kept, model.sha256, config.views)
     assert chosen is not None
     return chosen, {
         "checkpoint": str(model.path),
         "checkpoint_sha256": model.sha256,
         "tta": config.views,
-        "score": wishes.score,
+        "score": options.score,
         "threshold": chosen.lowest,
-        "kept": measures.promised(len(val.labels), wishes.kept)._asdict(),
+        "kept": measures.promised(len(val.labels), options.kept)._asdict(),
         "classes": len(np.unique(train.labels)),
         "images": {"train": len(train.labels), **measured.about()},
         "scores": rows,

@@ -16,7 +16,7 @@ from pipeline.evaluation import unknown_scores
 from pipeline.evaluation.unknown_scores import Name, Score
 from pipeline.inference.linear_head import Images, LogitsOf, fit_linear_head
 from pipeline.unknown import measures
-from pipeline.unknown.measures import Estimate, Ints, Scored
+from pipeline.unknown.measures import Ints, Scored, WithInterval
 
 FOLDS = 5
 FEWEST_CLASSES = 4  # two or more have to remain, and two folds
@@ -37,8 +37,8 @@ class Promise:
     threshold which keeps `kept` of further images of the classes that remain.
     """
 
-    auroc: Estimate
-    refused: Estimate
+    auroc: WithInterval
+    refused: WithInterval
 
     def as_object(self) -> dict[str, Any]:
         """`left_out`, in plain types."""

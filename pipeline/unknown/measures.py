@@ -26,7 +26,7 @@ class Scored(NamedTuple):
     group: Ints
 
 
-class Estimate(NamedTuple):
+class WithInterval(NamedTuple):
     """A number with its 95 % interval."""
 
     value: float
@@ -34,7 +34,7 @@ class Estimate(NamedTuple):
     high: float
 
 
-def auroc(comparisons: Sequence[tuple[Scored, Scored]]) -> Estimate:
+def auroc(comparisons: Sequence[tuple[Scored, Scored]]) -> WithInterval:
     """The probability that a known image has the higher score than an unknown one, 0..1; a tie counts half.
 
     Args:
@@ -56,14 +56,14 @@ def auroc(comparisons: Sequence[tuple[Scored, Scored]]) -> Estimate:
     return _with_interval(of, groups)
 
 
-def share(chosen: npt.NDArray[np.bool_], group: Ints) -> Estimate:
+def share(chosen: npt.NDArray[np.bool_], group: Ints) -> WithInterval:
     """The share of images that are chosen, 0..1: bool [n], their classes int64 [n]."""
     _, position, sizes = np.unique(group, return_inverse=True, return_counts=True)
     counts = np.bincount(position, chosen)
     return _with_interval(lambda weights: _ratio(weights @ counts, weights @ sizes), len(sizes))
 
 
-def false_positive_rate(known: Scored, unknown: Scored, kept: float = 0.95) -> Estimate:
+def false_positive_rate(known: Scored, unknown: Scored, kept: float = 0.95) -> WithInterval:
     """FPR95: the share of unknown images that pass a threshold which just keeps 95 % of these known images, 0..1."""
     order = np.argsort(known.score, kind="stable")[::-1]
     scores, of_known = known.score[order], known.group[order]
@@ -93,14 +93,14 @@ def threshold(known: Floats, kept: float) -> float:
     return float(np.sort(known)[_place(len(known), kept) - 1])
 
 
-def promised(n: int, kept: float) -> Estimate:
+def promised(n: int, kept: float) -> WithInterval:
     """The share of further known images that `threshold` of n validation images keeps: its mean, and 95 % of its values.
 
     It is distributed as Beta(n + 1 - k, k).
     """
     k = _place(n, kept)
     low, high = beta.interval(statistics.LEVEL, n + 1 - k, k)
-    return Estimate((n + 1 - k) / (n + 1), float(low), float(high))
+    return WithInterval((n + 1 - k) / (n + 1), float(low), float(high))
 
 
 def needed(kept: float) -> int:
@@ -131,9 +131,9 @@ def _ratio(numerator: Floats, denominator: Floats) -> Floats:
     return np.divide(numerator, denominator, out=ratio, where=denominator > 0)
 
 
-def _with_interval(of: Statistic, groups: int) -> Estimate:
+def _with_interval(of: Statistic, groups: int) -> WithInterval:
     (value,) = of(np.ones((1, groups)))
     low, high = statistics.percentiles(
         np.concatenate([of(weights) for weights in statistics.resamples(groups)])
     )
-    return Estimate(float(value), low, high)
+    return WithInterval(float(value), low, high)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.common.errors import REFUSALS, FileRefused, closing, named, refusals_as_sentences, refused
+from pipeline.common.errors import REFUSALS, FileRefused, close_after, named, refusals_as_sentences, refused
 
 
 @pytest.mark.parametrize("number", REFUSALS, ids=lambda number: errno.errorcode[number])
@@ -40,14 +40,14 @@ def test_a_file_that_is_open_is_named_by_whoever_writes_to_it(tmp_path: Path) ->
 
 def test_closing_closes_in_the_end_and_its_error_is_raised() -> None:
     closed: list[str] = []
-    with closing(lambda: closed.append("a"), closed.append):
+    with close_after(lambda: closed.append("a"), closed.append):
         assert not closed
     assert closed == ["a"]
 
     def fail() -> None:
         raise KeyError("second")
 
-    with pytest.raises(KeyError), closing(fail, closed.append):
+    with pytest.raises(KeyError), close_after(fail, closed.append):
         pass
     assert closed == ["a"]
 
@@ -70,7 +70,7 @@ def test_an_error_of_the_end_never_hides_the_first_one(second: Exception, warnin
         raise second
 
     first = OSError(errno.ENOSPC, "", "first")
-    with pytest.raises(OSError) as raised, closing(fail, said.append):
+    with pytest.raises(OSError) as raised, close_after(fail, said.append):
         raise first
     assert raised.value is first
     assert said == warnings

@@ -183,7 +183,7 @@ def predict(arguments: Namespace) -> Result:
         config = config.model_copy(update={"eval": config.eval.model_copy(update={"tta": "flip"})})
     with importing():
         from pipeline.evaluation.answer_files import SUFFIXES, AnswerFile
-        from pipeline.evaluation.predict_images import Wishes, classify
+        from pipeline.evaluation.predict_images import PredictOptions, classify
 
     paths = {name: getattr(arguments, name) for name in SUFFIXES}
     file = next((AnswerFile(name, path) for name, path in paths.items() if path is not None), None)
@@ -192,10 +192,10 @@ def predict(arguments: Namespace) -> Result:
         from pipeline.explain.heat_map_files import HeatMapFiles
 
         heat_maps = HeatMapFiles(arguments.heatmap)
-    wishes = Wishes(
+    options = PredictOptions(
         arguments.top, arguments.rank, arguments.logits, arguments.features, arguments.prior, file, heat_maps
     )
-    return classify(config, images, wishes)
+    return classify(config, images, options)
 
 
 VERBS = {

@@ -100,7 +100,7 @@ def serve(arguments: Namespace) -> Result:
         )
     with importing():
         from pipeline.serving.limits import Limits
-        from pipeline.serving.serve import Wishes
+        from pipeline.serving.serve import ServerOptions
         from pipeline.serving.serve import serve as serve_until_stopped
 
     limits = Limits(
@@ -113,11 +113,11 @@ def serve(arguments: Namespace) -> Result:
         pictures=arguments.max_pictures,
         batch=arguments.batch,
     )
-    wishes = Wishes(
+    options = ServerOptions(
         *(arguments.host, arguments.port, arguments.threads, arguments.drain_seconds),
         *(arguments.model, limits, arguments.open_metrics),
     )
-    return serve_until_stopped(paths[0], wishes)
+    return serve_until_stopped(paths[0], options)
 
 
 VERBS = {

@@ -58,10 +58,10 @@ def unknown(arguments: Namespace) -> Result:
     config = config_of_run(run, overrides)
     check_data(config)
     with importing():
-        from pipeline.unknown.find_threshold import DEFAULT, Wishes, find_threshold
+        from pipeline.unknown.find_threshold import DEFAULT, ThresholdOptions, find_threshold
 
-    wishes = Wishes(arguments.score or DEFAULT, arguments.keep, pictures)
-    return find_threshold(config, wishes)
+    options = ThresholdOptions(arguments.score or DEFAULT, arguments.keep, pictures)
+    return find_threshold(config, options)
 
 
 VERBS = {
