@@ -41,6 +41,8 @@ def launch(argv: Sequence[str]) -> int:
     try:
         args.local_addr = args.local_addr or _own_address(args.nnodes, args.rdzv_backend)
         ranks = torchrun.determine_local_world_size(args.nproc_per_node)
+        if ranks < 1:
+            raise ConfigError(f"--nproc-per-node (make: GPUS) is {ranks}; give 1 or more")
     except (
         ConfigError,
         ValueError,

@@ -101,6 +101,26 @@ def test_an_array_trains_seeds_and_a_node_as_many_ranks_as_it_has_gpus(tmp_path:
     assert second.endswith("run.name=mine seed=9 seed=2 run.name=mine_seed2")
 
 
+@pytest.mark.parametrize(
+    ("gpus", "cores", "said"),
+    [
+        (
+            "8",
+            "8",
+            "warning: 8 cores for 8 GPUs are fewer than the 4 a GPU that its loader needs; give sbatch ",
+        ),
+        ("8", "64", ""),
+        ("1", "4", ""),
+        ("", "2", ""),
+    ],
+)
+def test_few_cores_for_a_gpu_are_said(tmp_path: Path, gpus: str, cores: str, said: str) -> None:
+    slurm = {"SLURM_CPUS_PER_TASK": cores} | ({"SLURM_GPUS_ON_NODE": gpus} if gpus else {})
+    environment = job(tmp_path, PYTHON=launcher(tmp_path, ""), VERBS="train", **slurm)
+    _, errors = submit(["configs/demo.yaml"], environment).communicate(timeout=60)
+    assert errors == (f"{said}--cpus-per-task=64\n" if said else "")
+
+
 def test_without_a_configuration_it_says_how_it_is_called(tmp_path: Path) -> None:
     for words in ([], ["nowhere.yaml"]):
         done = submit(words, job(tmp_path))

@@ -1,5 +1,6 @@
 """argv becomes the arguments of a verb."""
 
+import difflib
 import inspect
 import shutil
 import textwrap
@@ -26,7 +27,7 @@ GROUPS = {
     "prepare": prepare.VERBS,
     "train": train.VERBS,
     "evaluate": evaluate.VERBS | unknown.VERBS | preregister.VERBS | verify.VERBS,
-    "bring into the world": export.VERBS | page.VERBS | serve.VERBS,
+    "deploy": export.VERBS | page.VERBS | serve.VERBS,
     "many runs": many_runs.VERBS,
     "configuration": show_config.VERBS,
 }
@@ -39,8 +40,8 @@ standard output: one line of JSON (config: YAML; runs: the list)
 standard error:  everything else
 exit codes:      0  done
                  1  a bug, with its traceback
-                 2  an error that you can mend; one sentence says how
-                75  stopped by a signal; the same command goes on from there
+                 2  an error that you can fix; one sentence says how
+                75  stopped by a signal; the same command resumes
 """
 
 
@@ -65,6 +66,10 @@ def parse(argv: Sequence[str]) -> tuple[Verb, Namespace]:
             formatter_class=RawDescriptionHelpFormatter,
         )
         verb.arguments(parser_of_verb)
+    if argv and argv[0] not in table and not argv[0].startswith("-"):
+        near = difflib.get_close_matches(argv[0], table, n=1)
+        hint = f"did you mean {near[0]}?" if near else "`plumage --help` lists them"
+        parser.error(f"{argv[0]}: no such verb; {hint}")
     # argparse takes no positional arguments both before and behind an option
     arguments, rest = parser.parse_known_args(argv)
     if unknown := [text for text in rest if text.startswith("-") and text != "-"]:

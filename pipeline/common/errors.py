@@ -125,7 +125,7 @@ def close_after(close: Callable[[], None], warn: Callable[[str], None]) -> Itera
             close()
         except Exception as second:
             if str(refused(second) or second) != str(refused(error) or error):  # else it is said already
-                warn(f"at the end of what failed: {refused(second) or repr(second)}")
+                warn(f"while ending after that error: {refused(second) or repr(second)}")
         raise
     close()
 

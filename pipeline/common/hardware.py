@@ -22,11 +22,16 @@ if TYPE_CHECKING:
 # Parameters of glibc's mallopt(3).
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 NEVER = 2**31 - 1
-# Of messages of the CPU's allocator; of CUDA; of cuBLAS and cuDNN; of NCCL.
+# Of messages of the CPU's allocator; of CUDA, where torch or Triton calls it; of cuBLAS and cuDNN; of NCCL.
 OUT_OF_MEMORY = (
     "can't allocate memory",
+    "CUDA out of memory",
     "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "CUDA ran out of memory outside PyTorch's allocator",
+    "Triton Error [CUDA]: out of memory",
     "_STATUS_ALLOC_FAILED",
+    "_ALLOCATION_FAILED",
     "'out of memory'",
 )
 DEVICES = "CUDA_VISIBLE_DEVICES"
@@ -68,12 +73,17 @@ def cores() -> int:
 
 
 def gpus() -> list[str]:
-    """The GPUs that this process sees, as `CUDA_VISIBLE_DEVICES` names them; none on machines without."""
+    """The GPUs that this process can use, as `CUDA_VISIBLE_DEVICES` names them.
+
+    None on machines without, and where torch cannot use those that are there, as with a driver that is too old.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
     given = os.environ.get(DEVICES)
     if given is not None:
         return [name.strip() for name in given.split(",") if name.strip() not in ("", "-1")]
-    import torch
-
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
@@ -158,3 +168,19 @@ def repeatable_convolutions() -> Iterator[None]:
         yield
     finally:
         cudnn.benchmark, cudnn.deterministic = before
+
+
+@contextmanager
+def any_algorithms() -> Iterator[None]:
+    """Allow operations without a deterministic algorithm, which a deterministic run refuses."""
+    import torch
+
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(False)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])

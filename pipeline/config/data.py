@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from pipeline.config.types import Count, Fraction, Section, Share, UserPath
 
 Channel = Annotated[int, Field(ge=0, le=255)]
+MD5_PATTERN = r"^[0-9a-f]{32}$"
 PlantedShare = Annotated[float, Field(ge=0, le=0.5)]
 
 
@@ -17,11 +18,11 @@ class SyntheticConfig(Section):
     images_per_species: Annotated[int, Field(ge=2)] = 50
     """number of drawn images of each species"""
     train_per_species: Count = 35
-    """number of these that are official training images; the others are test images"""
+    """number of these that are training images; the others are test images"""
     long_side_px: Annotated[int, Field(ge=64, le=1024)] = 256
     """longer side of a drawn image, px"""
     seed: int = 0
-    """seed of the species and of the images"""
+    """seed of the drawn species and images"""
     flipped_labels: PlantedShare = 0.0
     """share of images listed under a wrong species, to test the audit; a file lists the true ones"""
     duplicates: PlantedShare = 0.0
@@ -43,9 +44,9 @@ class ResizingStage(Section):
     until_epoch: Count
     """last epoch of the stage"""
     image_px: Annotated[int, Field(ge=16)]
-    """side to which the crop of data.image_px is scaled down, px"""
+    """side to which the crop of data.image_px is downscaled, px"""
     images_per_step: Count | None = None
-    """images of an optimizer step; null: as `optim` has it; the learning rate is not scaled"""
+    """images per optimizer step; null: as set in `optim`; the learning rate is not scaled"""
 
 
 OWN = {"folder": "FOLDER", "csv": "FILE", "hugging_face": "FOLDER"}
@@ -74,50 +75,50 @@ class DataConfig(Section):
         "fgvc_aircraft", "oxford_pets", "flowers102", "food101",
         "nabirds", "stanford_dogs", "stanford_cars",
     ] = "cub200"  # fmt: skip
-    """data set; folder, csv, hugging_face: your own; synthetic: drawn birds; digits: of MNIST; others: as published"""
+    """data set; folder, csv, hugging_face: your own; synthetic: drawn birds; digits: from MNIST; others: as published"""
     path: UserPath | None = None
     """your own pictures: folder (source folder, hugging_face), table (csv) or hub name; nothing is written there"""
     root: UserPath = Path("data")
     """folder of all data sets"""
     archive: UserPath | None = None
-    """CUB archive or the folder with its content, or the folder of another published set; null: download"""
-    archive_md5: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")] | None = None
+    """CUB archive or folder with its content, or the folder of another published set; null: download"""
+    archive_md5: Annotated[str, Field(pattern=MD5_PATTERN)] | None = None
     """MD5 digest of the archive; null: the official one"""
     on_bad: Literal["error", "skip"] = "error"
-    """pictures that cannot be read; error: all are named, and nothing is made; skip: they are left out and listed"""
+    """unreadable images; error: list them all and stop; skip: omit and list them"""
     corrections: UserPath | None = None
-    """decisions on labels: the audit's corrections.csv, a table of id and label (or `drop`), or CUB++; null: none"""
+    """label corrections: the audit's corrections.csv, a table of id and label (or `drop`), or CUB++; null: none"""
     taxonomy: UserPath | None = None
-    """hierarchy, CSV: class, then a column a rank, fine to coarse (genus, family); null: the data set's own, if any"""
+    """hierarchy, CSV: class, then one column per rank, fine to coarse (genus, family); null: the data set's, if any"""
     synthetic: SyntheticConfig = SyntheticConfig()
     test_fraction: Fraction = 0.2
-    """share of each class of your own pictures drawn as the test where there is none, for all seeds alike; 0: no test"""
+    """share of each class held out for test if your pictures have no test split, the same for all seeds; 0: no test"""
     val_fraction: Fraction = 0.1
-    """share of each training class held out where the data set has no validation; 0: none, the last epoch counts"""
+    """share of each training class held out if the data set has no validation split; 0: none, the last epoch is kept"""
     folds: Annotated[int, Field(ge=2)] | None = None
-    """number of folds of train, one of which is the validation set, instead of val_fraction; null: no folds"""
+    """number of folds to cut train into, one of them for validation, instead of val_fraction; null: no folds"""
     fold: Annotated[int, Field(ge=0)] = 0
     """index of the validation fold, from 0"""
     split_seed: Annotated[int, Field(ge=0)] | None = None
-    """seed of the validation split alone, so that runs of several seeds have the same; null: seed"""
+    """seed of the validation split alone, so that runs with several seeds share one; null: seed"""
     train_images: Count | None = None
-    """number of training images, an equal share of each class; null: all that are not held out"""
+    """number of training images, the same share of each class; null: all that are not held out"""
     val_images: Count | None = None
-    """number of validation images, an equal share of each class, instead of val_fraction; null: val_fraction"""
+    """number of validation images, the same share of each class, instead of val_fraction; null: val_fraction"""
     test_images: Count | None = None
-    """number of test images, an equal share of each class, the same for every seed; null: the official test set"""
+    """number of test images, the same share of each class, the same for every seed; null: the official test set"""
     resize: Literal["squash", "short_side"] = "squash"
-    """resizing of stored images; squash: to a square; short_side: with the aspect ratio kept"""
+    """resizing of stored images; squash: to a square; short_side: keep the aspect ratio"""
     resize_px: Annotated[int, Field(ge=16)] = 512
-    """side of the square, or length of the short side, of a stored image, px"""
+    """side of the square, or short side, of a stored image, px"""
     store: Literal["packed", "jpeg"] = "packed"
-    """file of stored images; packed: uint8 pixels, memory-mapped; jpeg: quality 95, about 8 times smaller, slower"""
+    """format of stored images; packed: uint8 pixels, memory-mapped; jpeg: quality 95, about 8 times smaller, slower"""
     background: tuple[Channel, Channel, Channel] = (255, 255, 255)
-    """colour behind the transparent pixels of a picture, RGB, each 0 to 255"""
+    """colour behind transparent pixels, RGB, each 0 to 255"""
     image_px: Annotated[int, Field(ge=16)] = 448
     """side of the square crop that the model sees, px"""
     pad_px: Annotated[int, Field(ge=0)] = 0
-    """width of black borders added to a stored image before the crop, px"""
+    """width of the black border added to a stored image before the crop, px"""
     crop: Literal["random", "random_resized"] = "random"
     """training crop; random: of image_px; random_resized: of a random area and aspect ratio, resized to image_px"""
     crop_area_min: Annotated[float, Field(gt=0, le=1)] = 0.25
@@ -127,15 +128,15 @@ class DataConfig(Section):
     color_jitter: Fraction = 0.0
     """largest relative change of brightness, contrast and saturation of training images"""
     auto_augment: Literal["none", "trivial", "rand"] = "none"
-    """policy; trivial: TrivialAugment (wide); rand: RandAugment (2 x magnitude 9); 9 to 30 times the work of a crop"""
+    """policy; trivial: TrivialAugment (wide); rand: RandAugment (2 x magnitude 9); 9 to 30 times the cost of a crop"""
     random_erasing: Share = 0.0
-    """share of training images in which a rectangle becomes noise"""
+    """share of training images in which a rectangle is replaced by noise"""
     sampler: Literal["uniform", "class_balanced"] = "uniform"
     """order of an epoch; uniform: every image once; class_balanced: every class equally often"""
     progressive: tuple[ResizingStage, ...] = ()
     """stages with smaller images (progressive resizing), such as [{until_epoch: 30, image_px: 224}]"""
     workers: Annotated[int, Field(ge=0)] | None = None
-    """loader processes of each rank; null: from the number of cores"""
+    """loader processes per rank; null: chosen by the number of cores"""
 
     @model_validator(mode="after")
     def _check(self) -> "DataConfig":

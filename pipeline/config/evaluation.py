@@ -17,23 +17,23 @@ def views_in_words(tta: str, image_px: int | None, resize_px: int | None) -> str
 
 class EvalConfig(Section):
     split: Literal["train", "val", "test"] = "test"
-    """images to predict"""
+    """split to predict"""
     checkpoint: WordOrPath = "best"
-    """checkpoint of the run to evaluate: best, last, or the PATH of any"""
+    """checkpoint to evaluate: best, last, or a PATH"""
     batch_size: Count = 64
-    """images predicted at once on each rank; no result depends on it"""
+    """images predicted at once on each rank; does not change the results"""
     tta: Literal["none", "flip", "ten_crop"] = "none"
-    """crops to average; none: centre; flip: centre and its mirror image; ten_crop: centre and corners, mirrored too"""
+    """crops to average; none: centre; flip: centre and its mirror image; ten_crop: centre and corners, also mirrored"""
     image_px: Annotated[int, Field(ge=16)] | None = None
-    """side of the crop at evaluation, px, of a stored picture of data.resize_px; null: data.image_px"""
+    """side of the crop at evaluation, px, cut from an image stored at data.resize_px; null: data.image_px"""
     labels: tuple[UserPath, ...] = ()
-    """files of decisions as `data.corrections` takes them; each gives a score by its labels beside the official one"""
+    """label files in the formats of `data.corrections`; each adds a score by its labels to the official one"""
     peek_gap: bool = False
-    """evaluation of the run's other checkpoints on test too: what choosing on test would gain; not a result"""
+    """evaluate the run's other checkpoints on test, too, to see what choosing on test would gain; not a result"""
     protocol: UserPath | None = None
-    """registration of `preregister` that a reading of test is held against; null: those in ROOT/protocols"""
+    """registration (by `preregister`) that a reading of test is checked against; null: those in ROOT/protocols"""
     while_training: Literal["refuse", "wait", "evaluate"] = "refuse"
-    """a run that still trains; wait: until it has finished; evaluate: the checkpoint that is there now"""
+    """if the run is still training; refuse: an error; wait: until it has finished; evaluate: its current checkpoint"""
 
     @model_validator(mode="after")
     def _check(self) -> "EvalConfig":
@@ -44,17 +44,17 @@ class EvalConfig(Section):
 
 class ReportConfig(Section):
     write: bool = True
-    """report.html at the end of `eval`; the verb `report` writes it in any case"""
+    """write report.html at the end of `eval`; the verb `report` always writes it"""
     gallery: Annotated[int, Field(ge=0)] = 48
-    """number of wrong predictions shown with heat maps, the least probable true classes first"""
+    """number of wrong predictions shown with heat maps, those with the least probable true class first"""
     pairs: Annotated[int, Field(ge=0)] = 12
-    """number of most confused pairs of classes shown side by side"""
+    """number of class pairs shown side by side, the most confused first"""
     explained: Count | None = 1000
     """number of random images whose heat maps are compared with boxes and parts; null: all"""
     sanity_checks: bool = False
-    """accuracy on the boxes and on the backgrounds alone, and heat maps of random weights, for images that have boxes"""
+    """accuracy on boxes alone and backgrounds alone, and heat maps of random weights, for images that have boxes"""
     neighbours: Annotated[int, Field(ge=0)] = 2
-    """number of nearest training images shown with each mistake; 0: none, without a pass over the training images"""
+    """number of nearest training images shown with each mistake; 0: none, which saves a pass over the training images"""
     picture_px: Annotated[int, Field(ge=32, le=1024)] = 224
     """longer side of an image in report.html, px"""
 

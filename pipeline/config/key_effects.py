@@ -13,8 +13,8 @@ class KeyEffect:
 
     effect: Literal["nothing", "speed", "training", "identity"]
     """
-    nothing: no number of a training; the key names, logs or saves, or is an option of another verb.
-    speed: how fast it runs and on what hardware; the results are the same up to rounding.
+    nothing: no training number; the key names, logs or saves, or is an option of another verb.
+    speed: how fast and on which hardware it runs; the results are the same up to rounding.
     training: what is learned from the same images by the same network.
     identity: the network, or the images and their splits; a checkpoint of one does not fit the other.
     """
@@ -23,13 +23,13 @@ class KeyEffect:
     name_only: bool = False
     """what a run is called and where its numbers go; `runs` does not list it as a difference"""
     per_machine: bool = False
-    """where a machine has its files and how many processes it starts; ranks may disagree"""
+    """where a machine keeps its files and how many processes it starts; ranks may disagree"""
     per_trial: bool = False
     """set by a sweep for each of its trials"""
 
     @property
     def changes_numbers(self) -> bool:
-        """Whether another value gives another model, and so other numbers."""
+        """Whether another value gives another model, and thus other numbers."""
         return self.effect in ("training", "identity")
 
 
@@ -185,7 +185,7 @@ NAMING_SECTIONS = dict.fromkeys(
 def effect_of(key: str) -> KeyEffect:
     """The effect of a dotted key, or of the table's key that it is below, as `schedule.gamma` is.
 
-    A key that the table does not know is of another version: where no key of its section changes a training (`run`,
+    A key that is not in the table is from another version: where no key of its section changes a training (`run`,
     `eval`, `tracking`, ...), it has the effect of the section's first key; elsewhere it counts as `TRAINING`.
     """
     section, path = key.partition(".")[0], key

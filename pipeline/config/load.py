@@ -3,6 +3,7 @@
 Every mistake is reported at once: its dotted key, the value, what is allowed, and the nearest key.
 """
 
+import copy
 import difflib
 import functools
 import io
@@ -31,7 +32,7 @@ RENAMED_KEYS = {
 }
 """SECTION.OLD -> SECTION.NEW, for a section of this name at any depth; the old names are still read"""
 YAML_MARKS = "'\"|>!&*"
-"""what a value begins with that is written in a way of YAML's own, such as quotes"""
+"""the first characters of values in YAML's own notation, such as quotes"""
 
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -40,13 +41,27 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: the file is missing or not YAML, or any key or value is not allowed.
     """
-    tree = rename_keys(read_tree(path)) if path else {}
+    in_file = rename_keys(read_tree(path)) if path else {}
+    tree = copy.deepcopy(in_file)
     for override in overrides:
         _apply(tree, override)
     run = tree.setdefault("run", {})
     if isinstance(run, dict) and run.get("name") is None:
         run["name"] = _default_name(path)
-    return validate_tree(tree, str(path) if path else "the defaults", Config)
+    try:
+        return validate_tree(tree, str(path), Config)
+    except ConfigError:
+        if overrides and _is_valid(in_file):
+            return validate_tree(tree, "overrides", Config)
+        raise
+
+
+def _is_valid(tree: dict[str, Any]) -> bool:
+    try:
+        validate_tree(tree, "", Config)
+    except ConfigError:
+        return False
+    return True
 
 
 def _default_name(path: Path | None) -> str:
@@ -63,7 +78,7 @@ def name_from_file(path: Path) -> str:
 
 
 def validate_tree(tree: dict[str, Any], where: str, model: type[Model]) -> Model:
-    """Make a `Config`, or another model, of a tree of plain types; one `ConfigError` tells all that is wrong."""
+    """Make a `Config`, or another model, of a tree of plain types; one `ConfigError` lists all problems."""
     try:
         # JSON's strict mode takes "x" for a path and a list for a tuple, but never "1" for 1.
         return model.model_validate_json(json.dumps(tree, default=str))
@@ -150,7 +165,7 @@ def _with_defaults(tree: dict[str, Any], defaults: dict[str, Any]) -> dict[str, 
 
 
 def rename_keys(tree: Any, section: str = "") -> Any:
-    """A tree with today's names of its keys; one that also has the new name keeps the old one, an unknown key."""
+    """A tree with its keys renamed to today's; where the new name is also there, the old stays, as an unknown key."""
     if isinstance(tree, list):
         return [rename_keys(entry, section) for entry in tree]
     if not isinstance(tree, dict):
@@ -169,7 +184,7 @@ def _new_name(section: str, key: str) -> str:
 
 @functools.cache  # one line a process, however many runs are read
 def warn_renamed(old: str) -> None:
-    """Say that a key has another name now."""
+    """Warn that a key has been renamed."""
     console.warn(f"{old} is now {RENAMED_KEYS[old]}")
 
 
@@ -182,7 +197,7 @@ def read_tree(
         version: of YAML.
 
     Raises:
-        ConfigError: it is missing, not YAML, or no configuration by its size or types.
+        ConfigError: it is missing, not YAML, or not a configuration by its size or types.
     """
     try:
         with path.open("rb") as file:  # a device has no end

@@ -12,6 +12,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from pipeline.config.data import MD5_PATTERN
+from pipeline.config.run import NAME_PATTERN
 from pipeline.config.schema import Config
 
 MOST_SHOWN = 100
@@ -23,6 +25,11 @@ TYPE_NAMES: dict[Any, str] = {
     float: "a number",
     str: "text",
     Path: "a path",
+}
+
+PATTERNS = {
+    NAME_PATTERN: "of letters, digits and . + - _ that begins with a letter, a digit or _",
+    MD5_PATTERN: "of 32 hexadecimal digits in lower case",
 }
 
 
@@ -50,6 +57,10 @@ def sentence(problem: ErrorDetails, tree: Mapping[str, Any], root: type[BaseMode
     assert place.field is not None, "all other problems are about a field"
     value = _value(place.key.split("."), tree)
     hint = _nearest(str(value), [str(choice) for choice in _choices(place.field.annotation)])
+    kinds = [
+        kind for model in _models(place.field.annotation) for kind in _choices(_annotation(model, "name"))
+    ]
+    hint = hint or _nearest(str(value), kinds, f"{place.key}.name=")
     allowed = _describe(place.field.annotation, place.field.metadata)
     return f"{place.key}: {_shown(json.dumps(value, default=str))} is not allowed; allowed: {allowed}{hint}"
 
@@ -61,7 +72,7 @@ def _shown(text: str) -> str:
 
 
 def _locate(loc: Sequence[int | str], root: type[BaseModel]) -> _Location:
-    """Follow pydantic's location, in which the name of a union's member, as of a schedule, is no key."""
+    """Follow pydantic's location, in which the name of a union's member, as of a schedule, is not a key."""
     parts: list[str] = []
     field: FieldInfo | None = None
     sections: list[type[BaseModel]] = [root]
@@ -135,9 +146,9 @@ def _choices(annotation: Any) -> list[Any]:
     return list(get_args(annotation)) if get_origin(annotation) is Literal else []
 
 
-def _nearest(value: str, choices: Sequence[str]) -> str:
+def _nearest(value: str, choices: Sequence[str], before: str = "") -> str:
     near = difflib.get_close_matches(value, choices, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f"; did you mean {before}{near[0]}?" if near else ""
 
 
 def _describe(annotation: Any, metadata: Sequence[Any] = ()) -> str:
@@ -174,4 +185,4 @@ def _bounds(metadata: Sequence[Any]) -> Iterator[str]:
             case Le(le):
                 yield f"of at most {le}"
             case _ if pattern := getattr(item, "pattern", None):
-                yield f"that matches {pattern}"
+                yield PATTERNS.get(pattern, f"that matches {pattern}")

@@ -15,21 +15,21 @@ class ModelConfig(Section):
     weights: UserPath | None = None
     """file with a state dict of timm or torchvision (.pth, .pt, .safetensors), or `package`; null: timm's hub"""
     options: Options = Field(default={})
-    """further arguments of timm.create_model, or of a plumage/ network: residual, shortcut, stem, width, blocks, ..."""
+    """extra arguments of timm.create_model, or of a plumage/ network: residual, shortcut, stem, width, blocks, ..."""
     dropout: Fraction = 0.0
     """dropout probability before the classifier (timm's drop_rate)"""
     stochastic_depth: Fraction = 0.0
-    """share of images that skip the last residual block in training, falling linearly to 0 at the first (drop path)"""
+    """drop path: share of images that skip the last residual block in training, linearly down to 0 at the first"""
     pool: Literal["avg", "max", "avgmax", "gem"] | None = None
     """pooling of the last feature map; gem: generalised mean; null: timm's for this model"""
     mid_level_head: bool = False
-    """second classifier on the last but one stage (conv4_x); the logits of both are averaged"""
+    """add a classifier on the second-to-last stage (conv4_x); the logits of both are averaged"""
     mean: tuple[float, float, float] | None = None
     """mean of the RGB values, range 0..1, for normalisation; null: timm's for this model"""
     std: tuple[Positive, Positive, Positive] | None = None
     """standard deviation of the RGB values, range 0..1, for normalisation; null: timm's for this model"""
     freeze_batchnorm: bool = False
-    """pretrained running statistics are kept: batch norm stays in evaluation mode"""
+    """keep the pretrained running statistics: batch norm stays in evaluation mode"""
 
     @model_validator(mode="after")
     def _check(self) -> "ModelConfig":

@@ -18,7 +18,7 @@ class _Schedule(Section):
     momentum_warmup_epochs: NotNegative = 0.0
     """epochs of a linear rise of the momentum to optim.momentum"""
     momentum_start: Fraction = 0.0
-    """momentum at the first step of this rise"""
+    """momentum at the first step of that rise"""
 
     def too_long(self, epochs: int) -> Iterator[tuple[str, float]]:
         """The keys, with their values in epochs, that a training of `epochs` ends too early for."""
@@ -114,11 +114,11 @@ class ReduceOnPlateau(_Schedule):
     gamma: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """factor of the learning rate at every drop"""
     patience_epochs: Annotated[int, Field(ge=0)] = 10
-    """epochs in a row without a lower validation loss that are tolerated; the next one drops the learning rate"""
+    """consecutive epochs without a lower validation loss that are tolerated; the next one drops the learning rate"""
     threshold: Fraction = 1e-4
     """smallest relative decrease of the validation loss that counts as lower"""
     cooldown_epochs: Annotated[int, Field(ge=0)] = 0
-    """epochs after a drop that are not counted"""
+    """epochs after a drop that do not count"""
     min_factor: Share = 0.0
     """lowest learning rate, relative to optim.lr"""
 
@@ -150,7 +150,7 @@ class PlateauRule(Section):
 
     name: Literal["plateau"] = "plateau"
     epochs: Count = 3
-    """epochs in a row without a lower validation loss that end the phase"""
+    """consecutive epochs without a lower validation loss that end the phase"""
     min_delta: NotNegative = 0.0
     """smallest decrease of the validation loss that counts as lower, in nats"""
 
@@ -183,7 +183,7 @@ class Phase(Section):
     name: str = "sgd"
     """optimizer, as in optim.name"""
     lr: Positive | None = None
-    """learning rate at the schedule's height; null: optim.lr, or after a swats phase the rate that SWATS proposes"""
+    """peak learning rate; null: optim.lr, or after a swats phase the rate that SWATS proposes"""
     momentum: Fraction | None = None
     """as in optim.momentum"""
     nesterov: bool | None = None
@@ -191,7 +191,7 @@ class Phase(Section):
     weight_decay: NotNegative | None = None
     """as in optim.weight_decay"""
     options: Options = Field(default_factory=dict)
-    """further arguments of this optimizer; phases do not use optim.options"""
+    """extra arguments of this optimizer; phases do not use optim.options"""
     schedule: ScheduleConfig | None = None
     """schedule over this phase, from its first step; null: the run's schedule over the whole run"""
     until: Until | None = None
@@ -212,7 +212,7 @@ class ResolvedPhase:
 
     name: str
     lr: float | None
-    """learning rate at the schedule's height; None: SWATS proposes it when the phase before ends"""
+    """peak learning rate; None: SWATS proposes it when the phase before ends"""
     momentum: float
     nesterov: bool
     weight_decay: float
@@ -227,29 +227,29 @@ class OptimConfig(Section):
     name: str = "sgd"
     """optimizer: sgd, adagrad, rmsprop, adadelta, adam, adamw, or any other of timm"""
     lr: Positive = 0.025
-    """learning rate at the schedule's height, for a step of effective_batch_size images"""
+    """peak learning rate, for a step of effective_batch_size images"""
     momentum: Fraction = 0.9
     """momentum of SGD and of others that have one (not rmsprop), or beta1 of the Adam family"""
     nesterov: bool = True
     """Nesterov's momentum for SGD"""
     weight_decay: NotNegative = 5e-4
-    """L2 penalty on weights (decoupled in adamw), not on norms, biases and what timm says not to decay"""
+    """L2 penalty on weights (decoupled in adamw), except norms, biases and parameters that timm exempts"""
     options: Options = Field(default_factory=dict)
-    """further arguments of the optimizer, such as {betas: [0.9, 0.95]}"""
+    """extra arguments of the optimizer, such as {betas: [0.9, 0.95]}"""
     phases: tuple[Phase, ...] = ()
-    """optimizers one after another, such as Adam, then SGD; []: the optimizer above for the whole run"""
+    """successive optimizers, such as Adam, then SGD; []: the optimizer above for the whole run"""
     batch_size: Count | Literal["auto"] = 64
-    """images of a forward and backward pass, over all ranks; auto: as many as fit into memory"""
+    """images per forward and backward pass, over all ranks; auto: as many as fit into memory"""
     effective_batch_size: Count | None = None
-    """images of an optimizer step; gradients of several batches are accumulated; null: batch_size"""
+    """images per optimizer step; gradients of several batches are accumulated; null: batch_size"""
     head_lr_multiplier: Positive = 1.0
     """learning rate of the new layers, relative to the others"""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """learning rate of a layer, relative to the layer above it"""
     frozen_stages: Annotated[int, Field(ge=0)] = 0
-    """number of first stages whose weights are frozen; 1: the stem"""
+    """number of leading stages whose weights are frozen; 1: the stem"""
     unfreeze_epoch: Count | None = None
-    """last epoch of the frozen stages; null: they stay frozen"""
+    """last epoch in which those stages are frozen; null: always frozen"""
     clip_norm: Positive | None = None
     """largest norm of the gradient over all weights; null: not clipped"""
 

@@ -1,4 +1,4 @@
-"""What makes a recipe: the keys that determine the numbers of a training."""
+"""A recipe: the keys that determine the numbers of a training."""
 
 from collections.abc import Collection
 from typing import Any
@@ -8,10 +8,10 @@ from pipeline.config.load import differences
 
 
 def changes(before: dict[str, Any], now: dict[str, Any], but_for: Collection[str] = ()) -> list[str]:
-    """In what the recipes of two dumped configurations differ: `optim.lr 0.01 -> 0.02`.
+    """The differences between the recipes of two dumped configurations: `optim.lr 0.01 -> 0.02`.
 
     Args:
-        but_for: dotted keys that are not looked at.
+        but_for: dotted keys to ignore.
     """
     return [
         f"{key} {old} -> {new}"

@@ -7,10 +7,12 @@ from pydantic import Field
 
 from pipeline.config.types import Count, Section, UserPath
 
+NAME_PATTERN = r"^[\w][\w.+-]*$"
+
 
 class RunConfig(Section):
-    name: Annotated[str, Field(pattern=r"^[\w][\w.+-]*$")] | None = None
-    """name of the run, in folder ROOT/NAME; null: the configuration file's name (under W&B's agent, with its id)"""
+    name: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None
+    """name of the run, stored in ROOT/NAME; null: the configuration file's name (under W&B's agent, with its id)"""
     root: UserPath = Path("runs")
     """folder of all runs"""
 
@@ -19,15 +21,15 @@ class TrackingConfig(Section):
     """Logs; log.jsonl is always written, the others are made from it."""
 
     log_every_steps: Count = 10
-    """training steps between two records in log.jsonl, in addition to one for each epoch"""
+    """training steps between records in log.jsonl, in addition to one per epoch"""
     gradients_every_steps: Count | None = None
-    """training steps between two histograms of the gradients of all weights; null: no histograms"""
+    """training steps between histograms of the gradients of all weights; null: none"""
     tensorboard: bool = False
     """event files in RUN/tensorboard"""
     csv: bool = False
-    """tables in RUN/csv, one for each kind of record"""
+    """tables in RUN/csv, one per kind of record"""
     wandb: Literal["disabled", "offline", "online"] = "disabled"
-    """W&B; online: sent while the run goes on; offline: a folder in RUN/wandb; the verb `sync` does either later"""
+    """W&B; online: sent during the run; offline: written to RUN/wandb; the verb `sync` does either later"""
     project: str = "plumage"
     """W&B project"""
     entity: str | None = None
@@ -41,6 +43,6 @@ class TrackingConfig(Section):
     notes: str | None = None
     """W&B notes: a longer description of the run"""
     log_checkpoint: bool = True
-    """upload of best.pt to W&B"""
+    """upload best.pt to W&B"""
     upload_wait_s: Annotated[float, Field(ge=0)] = 300
-    """seconds that a finished run waits for W&B to receive the rest"""
+    """seconds that a finished run waits for the upload to W&B"""

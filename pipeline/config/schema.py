@@ -1,6 +1,6 @@
 """What a run is: typed, frozen, strict. The defaults are the baseline recipe.
 
-A configuration is a YAML file that holds only what departs from the defaults, plus dotted
+A configuration is a YAML file that holds only the keys that differ from the defaults, plus dotted
 overrides (`optim.lr=0.01`). There are no includes, no interpolation and no registries. YAML is
 read as version 1.2, so that `1e-3` is a number and `no` is text.
 """
@@ -23,7 +23,7 @@ class Config(Section):
     """A whole run."""
 
     seed: Annotated[int, Field(ge=0)] = 0
-    """seed of validation split, order, augmentation and initial weights"""
+    """seed of the validation split, image order, augmentation and initial weights"""
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -42,7 +42,7 @@ class Config(Section):
         if self.needs_validation and self.why_no_validation is not None:
             raise ValueError(f"{self.needs_validation[0]} needs validation, and {self.why_no_validation}")
         self._check_sharding()
-        self._check_cuda_graphs()
+        self._check_compilation()
         self._check_start()
         self._check_phases()
         self._check_lengths()
@@ -122,8 +122,16 @@ class Config(Section):
         if conflicts := [name for name, used in unsupported.items() if used]:
             raise ValueError(f"distributed.shard=full does not support {conflicts[0]}; drop one of the two")
 
-    def _check_cuda_graphs(self) -> None:
-        """A step is one pass: the next would be recorded into the memory of gradients that are still to be added to."""
+    def _check_compilation(self) -> None:
+        """What torch.compile and CUDA graphs can take.
+
+        With graphs, a step is one pass: the next would be recorded into the memory of gradients that it adds to.
+        """
+        if self.train.compile and self.distributed.bucket_mb < 1:
+            raise ValueError(
+                f"distributed.bucket_mb={self.distributed.bucket_mb:g} is below torch.compile's first bucket of 1 MiB; "
+                "set it to 1 or more"
+            )
         if not self.train.cuda_graphs:
             return
         if not self.train.compile:

@@ -34,7 +34,7 @@ class BeyondLimits(NotYaml):
 
 
 class Plain(NamedTuple):
-    """A scalar without quotes that YAML takes for a number or a truth value. A key that holds text takes its text."""
+    """An unquoted scalar that YAML reads as a number or a truth value. A key that holds text uses its text."""
 
     value: bool | int | float
     text: str
@@ -53,7 +53,7 @@ def parse(text: str, version: Literal["1.1", "1.2"] = "1.2") -> Any:
         NotYaml: it is not YAML.
     """
     if len(text) > MOST_BYTES:
-        raise BeyondLimits(f"more than {MOST_BYTES:,} bytes, which is no configuration")
+        raise BeyondLimits(f"more than {MOST_BYTES:,} bytes, too many for a configuration")
     with warnings.catch_warnings(action="ignore"):  # an anchor given twice
         try:
             if version == "1.1":
@@ -88,7 +88,7 @@ class _Open:
 
 
 def _check(events: Iterable[Any]) -> None:
-    """Look for what would cost time, memory or the stack when it is constructed.
+    """Refuse what would exhaust time, memory or the stack when constructed.
 
     Args:
         events: of ruamel.yaml or of PyYAML, which name them alike.
@@ -112,9 +112,9 @@ def _check(events: Iterable[Any]) -> None:
             tag = str(event.tag).replace("tag:yaml.org,2002:", "!!")
             raise BeyondLimits(f"the tag {tag} is not allowed; write the value as text, number, list or keys")
         if len(opened) - 2 + opened[-1].depth > MOST_DEPTH:
-            raise BeyondLimits(f"nested deeper than {MOST_DEPTH} levels, which is no configuration")
+            raise BeyondLimits(f"nested deeper than {MOST_DEPTH} levels, too deep for a configuration")
         if opened[-1].values > MOST_VALUES:
-            raise BeyondLimits(f"more than {MOST_VALUES:,} values, which is no configuration")
+            raise BeyondLimits(f"more than {MOST_VALUES:,} values, too many for a configuration")
 
 
 def _close(node: _Open, parent: _Open, closed: dict[str, _Open]) -> None:

@@ -1,4 +1,4 @@
-"""Tasks side by side in processes: one a core, with one thread each, or one a GPU.
+"""Tasks side by side in processes: one a core, with one thread each, or one a GPU, with its part of the cores.
 
 A process runs many tasks, because starting one (PyTorch, timm) takes longer than a small run. A run gives the
 same numbers in a process of its own and in one that has run others before.
@@ -78,7 +78,7 @@ class WorkerProcess(Generic[AnyTask]):
 
         Args:
             gpu: its value of `CUDA_VISIBLE_DEVICES`; None: that of this process.
-            sharing: workers with GPUs that share the cores, for their loader processes.
+            sharing: workers with GPUs that share the cores, for their threads and loader processes.
         """
         self.gpu = gpu
         self.connection, worker_end = SPAWN.Pipe()
@@ -189,8 +189,9 @@ def redirect_output(log: Path) -> None:
 
 def _work(connection: "Connection[Outcome, Task]", gpu: str | None, sharing: int) -> None:
     """Run tasks until the connection is closed, or a signal comes."""
-    os.environ.update(dict.fromkeys(THREADS, "1"))
     os.environ[SHARING] = str(sharing)
+    threads = 1 if gpu is None else hardware.cores()
+    os.environ.update(dict.fromkeys(THREADS, str(threads)))
     if gpu is not None:
         os.environ[DEVICES] = gpu
     for number in signals.SIGNALS:
@@ -198,7 +199,7 @@ def _work(connection: "Connection[Outcome, Task]", gpu: str | None, sharing: int
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     try:
         while True:
-            connection.send(_run(connection.recv()))
+            connection.send(_run(connection.recv(), threads))
     except (Stopped, EOFError, ConnectionError):
         connection.close()
 
@@ -211,12 +212,12 @@ def _stop_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _run(task: Task) -> Outcome:
-    """Run a task in this process."""
+def _run(task: Task, threads: int) -> Outcome:
+    """Run a task in this process; what it computes on the CPU, in that many threads."""
     try:
         import torch
 
-        torch.set_num_threads(1)
+        torch.set_num_threads(threads)
         with refusals_as_sentences():
             return task.run()
     except UserError as error:

@@ -105,13 +105,17 @@ def explain_evaluation(evaluation: StoredEvaluation) -> Explained:
 
 
 class _ModelSource:
-    """The model that made the predictions, loaded at its first use."""
+    """The model that made the predictions, loaded at its first use; before it no GPU is taken."""
 
     def __init__(self, evaluation: StoredEvaluation) -> None:
         self._evaluation = evaluation
+
+    @cached_property
+    def ranks(self) -> Ranks:
+        """The device that the model is on."""
         # A picture, and no number: gradients of some layers have no deterministic algorithm on GPUs.
-        train = evaluation.config.train.model_copy(update={"deterministic": False})
-        self.ranks = Ranks.single(process_group.select_device(train))
+        train = self._evaluation.config.train.model_copy(update={"deterministic": False})
+        return Ranks.single(process_group.select_device(train))
 
     @cached_property
     def model(self) -> LoadedModel | None:

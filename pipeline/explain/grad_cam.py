@@ -45,7 +45,7 @@ def spatial_layer(model: Classifier, image_px: int) -> nn.Module | None:
     shapes: list[torch.Size] = []
     handle = layer.register_forward_hook(lambda _, __, output: shapes.append(output.shape))
     device = next(model.parameters()).device
-    with torch.inference_mode():
+    with torch.inference_mode(), hardware.repeatable_convolutions():
         model.eval()(torch.zeros(1, 3, image_px, image_px, dtype=torch.uint8, device=device))
     handle.remove()
     return layer if shapes and len(shapes[0]) == 4 else None
@@ -88,7 +88,11 @@ def class_maps(
 
 @contextmanager
 def mapping(model: Classifier, layer: nn.Module) -> Iterator[Callable[[Tensor, npt.NDArray[np.int64]], Maps]]:
-    """Yield what maps the evidence for a class of each image: uint8 [B, 3, P, P], int64 [B] -> as `class_maps`."""
+    """Yield what maps the evidence for a class of each image: uint8 [B, 3, P, P], int64 [B] -> as `class_maps`.
+
+    A map is a picture, no number: also in a deterministic run the gradients of layers without a deterministic algorithm
+    on GPUs (adaptive max pooling) are computed.
+    """
     for weight in model.parameters():
         weight.requires_grad_(False)  # gradients need to reach the layer, and nothing below it
     for weight in layer.parameters():
@@ -100,7 +104,7 @@ def mapping(model: Classifier, layer: nn.Module) -> Iterator[Callable[[Tensor, n
         return np.asarray(maps, np.float16)
 
     try:
-        with hardware.repeatable_convolutions():
+        with hardware.repeatable_convolutions(), hardware.any_algorithms():
             yield maps_of
     finally:
         cam.activations_and_grads.release()

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pipeline.common import console
+from pipeline.common import console, hardware
 from pipeline.config.schema import Config
 from pipeline.data import sampling
 from pipeline.data.loader import build_loader
@@ -55,6 +55,7 @@ def answers(
         too_little,
         torch.inference_mode(),
         autocast(ranks.device, loaded.precision),
+        hardware.repeatable_convolutions(),
         console.bar("box alone", len(rows)) as bar,
     ):
         batches = sampling.in_order(rows, size)

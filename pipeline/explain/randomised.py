@@ -42,7 +42,8 @@ def cascade(model: Classifier, seed: int) -> Iterator[tuple[str, Classifier]]:
     for stage in reversed(parts):
         if modules := [module for module in stage if module not in head]:
             steps.append((_common([name_of[module] for module in modules]), modules))
-    with torch.random.fork_rng():
+    device = next(network.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seeding.seed_of("randomised", seed))
         for name, modules in steps:
             for module in modules:

@@ -62,7 +62,7 @@ def describe(
         },
         "weights": weights(config.model.name, content["weights"]),
         "numbers": measured(config, model.sha256),
-        "packages": {name: metadata.version(name) for name in READERS},
+        "packages": {name: _version(name) for name in READERS},
     }
 
 
@@ -93,4 +93,12 @@ def weights(model: str, origin: Mapping[str, Any]) -> dict[str, Any]:
 
 def requirements() -> str:
     """The text of requirements.txt: the versions with which the export was proved."""
-    return "".join(f"{name}=={metadata.version(name)}\n" for name in READERS)
+    return "".join(f"{name}=={_version(name)}\n" for name in READERS)
+
+
+def _version(name: str) -> str:
+    """The installed version of a package, or of its build for GPUs (onnxruntime-gpu) in its place."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return metadata.version(f"{name}-gpu")

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import cv2
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 TURNS = dict(
     zip(range(2, 9), (Image.Transpose(turn) for turn in (0, 3, 1, 5, 4, 6, 2)), strict=True)
@@ -184,10 +184,18 @@ def main() -> int:
         try:
             answer = model.answer(path, wanted.top)
         except Exception as error:  # Pillow raises some twenty kinds for bad pictures; the line says which
-            answer = {"image": str(path), "error": f"{type(error).__name__}: {error}"}
+            answer = {"image": str(path), "error": _reason(error)}
             failed += 1
         print(json.dumps(answer, ensure_ascii=False), flush=True)
     return 2 if failed else 0
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture, or of an unknown format"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

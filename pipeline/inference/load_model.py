@@ -1,5 +1,6 @@
 """A run's checkpoint becomes the model that it holds, ready to predict; what does not fit is refused."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from pipeline.common import files
+from pipeline.common import console, files
 from pipeline.common.errors import CheckpointError
 from pipeline.config.key_effects import effect_of
 from pipeline.config.load import differences
@@ -19,7 +20,7 @@ from pipeline.models.build import build_model, without_weights
 from pipeline.models.classifier import Classifier
 from pipeline.models.fusing import FusedClassifier
 from pipeline.models.option_errors import memory_errors
-from pipeline.models.precision import Precision
+from pipeline.models.precision import Precision, has_units
 from pipeline.models.pretrained import load_weights
 from pipeline.runs.checkpoints import check_data, read
 from pipeline.runs.directory import RunDirectory
@@ -105,6 +106,7 @@ def _version(path: Path) -> tuple[int, int] | None:
 def _loaded_model(
     config: Config, content: dict[str, Any], path: Path, digest: str, ranks: Ranks, as_trained: bool = False
 ) -> LoadedModel:
+    _warn_where_slow(content["precision"], ranks.device)
     with memory_errors(
         f"train.device: the memory of {ranks.device} does not suffice for the model",
         "end what else uses it, or set train.device=cpu",
@@ -117,6 +119,15 @@ def _loaded_model(
         else:
             model, fused = predicting_form(model, config, precision, ranks.device)
     return LoadedModel(model, path, digest, content["epoch"], content["step"], precision, fused)
+
+
+@functools.cache  # once a process, however many models it loads
+def _warn_where_slow(precision: Precision, device: torch.device) -> None:
+    if not has_units(precision, device):
+        console.warn(
+            f"train.precision: the model predicts in {precision}, in which it was trained; this processor has no units "
+            "for it, and is slow in it"
+        )
 
 
 def _model(config: Config, content: dict[str, Any], path: Path) -> Classifier:

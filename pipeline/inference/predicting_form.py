@@ -2,12 +2,13 @@
 
 import torch
 
+from pipeline.common import hardware
 from pipeline.config.schema import Config
 from pipeline.models.classifier import Classifier, evaluating
 from pipeline.models.folding import fold_batchnorms
 from pipeline.models.fusing import FusedClassifier, fuse_convolutions
 from pipeline.models.option_errors import option_errors, where_size_matters
-from pipeline.models.precision import Precision
+from pipeline.models.precision import Precision, autocast
 
 
 def predicting_form(
@@ -28,7 +29,8 @@ def predicting_form(
         if device.type == "cpu":
             fused = fuse_convolutions(placed, side_px, precision)
         if fused is None:  # else it has had a pass
-            with evaluating(placed):
+            # As the passes that follow: timing cuDNN's algorithms for one image would be for nothing.
+            with evaluating(placed), autocast(device, precision), hardware.repeatable_convolutions():
                 placed(torch.zeros((1, 3, side_px, side_px), dtype=torch.uint8, device=device))
     return placed, fused
 

@@ -110,12 +110,25 @@
         }
       }
       context.globalAlpha = 1;
+      if (cell >= 14) nameRows(context, side, cell);
       if (chosen) {
         context.strokeStyle = colour("--ink");
         context.lineWidth = 2;
         context.strokeRect((chosen.x - view.x) * cell - 1, (chosen.y - view.y) * cell - 1, cell + 2, cell + 2);
       }
     });
+
+    /** Each row's class beside its cell on the diagonal, on the side that has more room. */
+    function nameRows(context, side, cell) {
+      context.font = `${Math.min(13, 0.6 * cell)}px ${getComputedStyle(canvas).fontFamily}`;
+      context.fillStyle = colour("--ink");
+      context.textBaseline = "middle";
+      for (let at = Math.floor(view.x); at < Math.min(n, view.x + view.span); at++) {
+        const x = (at - view.x) * cell, y = (at - view.y + 0.5) * cell, onTheRight = x + cell / 2 < side / 2;
+        context.textAlign = onTheRight ? "left" : "right";
+        context.fillText(data.names[order[at]], onTheRight ? x + cell + 5 : x - 5, y);
+      }
+    }
 
     function choose(x, y) {
       chosen = { x: Math.min(n - 1, Math.max(0, x)), y: Math.min(n - 1, Math.max(0, y)) };

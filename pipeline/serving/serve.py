@@ -95,7 +95,7 @@ def listen(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=1024)
     except (OSError, UnicodeError) as error:  # with those of a name: gaierror, and one that can be none
-        reason = error.strerror if isinstance(error, OSError) else "no name of a machine"
+        reason = str(error.strerror).partition(" (while")[0] if isinstance(error, OSError) else "no name of a machine"
         raise ConfigError(
             f"{host}, port {port}: cannot be listened on ({reason}); give another --host or --port"
         ) from error

@@ -9,9 +9,10 @@ its maps: above 20 to 50 % of its peak, the whole map would hide the whole objec
 counterfactual loss are no part of this.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -47,8 +48,8 @@ def change(name: str, batch: Batch, share: Tensor, fill: Tensor, generator: np.r
     if name == "activation_crop":
         return _enlarged(images, active_boxes(share, _draw(generator, CROPPED_FROM, share), PADDING))
     boxes = active_boxes(share, _draw(generator, CROPPED_FROM, share), 0)
-    noise = torch.from_numpy(generator.random((len(images), len(images))))
-    partner = _of_same_class(batch.label, noise.to(images.device, non_blocking=True))
+    noise = on_device(generator.random((len(images), len(images))), images.device)
+    partner = _of_same_class(batch.label, noise)
     return _exchanged(images, boxes, partner)
 
 
@@ -117,7 +118,9 @@ def _sampled(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     y = (2 * rows / max(height - 1, 1) - 1)[:, :, None].expand(-1, -1, width)
     x = (2 * columns / max(width - 1, 1) - 1)[:, None].expand(-1, height, -1)
     grid = torch.stack([x, y], dim=3)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    sampled = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    # grid_sample returns a layout of its own, for which torch.compile would make a further graph.
+    return sampled.contiguous(memory_format=torch.channels_last)
 
 
 def _of_same_class(labels: Tensor, noise: Tensor) -> Tensor:
@@ -129,5 +132,14 @@ def _of_same_class(labels: Tensor, noise: Tensor) -> Tensor:
 
 
 def _draw(generator: np.random.Generator, between: tuple[float, float], share: Tensor) -> Tensor:
-    drawn = torch.from_numpy(generator.uniform(*between, len(share)).astype(np.float32))
-    return drawn.to(share.device, non_blocking=True)
+    return on_device(generator.uniform(*between, len(share)).astype(np.float32), share.device)
+
+
+def on_device(drawn: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """Drawn numbers on a device, copied without waiting for it.
+
+    From pageable memory CUDA takes up to 64 KiB at once; for more it may wait for the stream, `non_blocking` or not.
+    """
+    tensor = torch.from_numpy(drawn)
+    pinned = tensor.pin_memory() if device.type == "cuda" else tensor
+    return pinned.to(device, non_blocking=True)

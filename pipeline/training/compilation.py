@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from pipeline.common import hardware
 from pipeline.common.errors import ConfigError
 from pipeline.config.schema import Config
 from pipeline.data.loader import Batch
@@ -25,6 +26,7 @@ def compiled(model: nn.Module, config: Config) -> nn.Module:
     """
     graphs = GRAPHS_OF_AN_IMAGE_SIZE * (1 + len(config.data.progressive))
     torch._dynamo.config.recompile_limit = max(MOST_GRAPHS, graphs)
+    torch._inductor.config.deterministic = config.train.deterministic
     mode = "reduce-overhead" if config.train.cuda_graphs else None
     return cast(nn.Module, torch.compile(model, dynamic=False, mode=mode))
 
@@ -83,7 +85,7 @@ def compile_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not type(error).__module__.startswith(COMPILERS):
+        if not type(error).__module__.startswith(COMPILERS) or hardware.is_out_of_memory(error):
             raise
         raise ConfigError(
             f"train.compile: torch.compile fails here ({quoted(error)}); install a C++ compiler (g++) if that is what "

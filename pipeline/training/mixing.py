@@ -60,8 +60,7 @@ def mix(
         image = activation_crops.change(way.name, batch, share, model.mean, generator)
         return MixedBatch.unmixed(image, batch.label)
     one = torch.ones(len(batch.label), device=batch.label.device)
-    # From ordinary memory too: CUDA takes the few bytes at once, and the program need not wait for the stream.
-    partner = torch.from_numpy(generator.permutation(len(one))).to(one.device, non_blocking=True)
+    partner = activation_crops.on_device(generator.permutation(len(one)), one.device)
     other_label = batch.label[partner]
     ratio = generator.beta(way.alpha, way.alpha)
     if way.name == "mixup":
@@ -128,9 +127,10 @@ def semantic_share(model: Classifier, batch: Batch) -> Tensor:
 def part_share(model: Classifier, batch: Batch, generator: np.random.Generator) -> Tensor:
     """As `semantic_share`, of one channel that speaks for the image's own class, drawn for each image."""
     shape = len(batch.label), getattr(model.head, "in_features", 1)
-    drawn = torch.from_numpy(generator.standard_exponential(shape, np.float32))
     with evaluating(model):
-        draws = drawn.to(batch.label.device, non_blocking=True)
+        draws = activation_crops.on_device(
+            generator.standard_exponential(shape, np.float32), batch.label.device
+        )
         activation = model.part_activation(batch.image, batch.label, draws)
     return _share(activation, batch)
 

@@ -47,10 +47,8 @@ def write_page(config: Config, form: Form | None, *, pictures: bool, as_folder: 
         size_bytes = path.stat().st_size
     console.say(f"page  {path}: {files.size_in_words(size_bytes)}, with the model in {form}; {then}")
     if size_bytes > MOST_BYTES:
-        console.warn(
-            f"{path}: phones open so large a file slowly; `plumage export {config.run_dir} --fp16 --int8` may make the "
-            "model smaller"
-        )
+        smaller = f"`plumage export {config.run_dir} --fp16`" if form == "fp32" else "a smaller network (model.name)"
+        console.warn(f"{path}: phones open so large a file slowly; {smaller} makes it smaller")
     return {"page": str(path), "size_bytes": size_bytes, "form": form, "pictures": bool(beside["pictures"])}
 
 

@@ -29,6 +29,8 @@ WAYS = {
     "mixup": ["train.mix=[{{name: mixup, alpha: 0.4, probability: 1}}]"],
     "cutmix": ["train.mix=[{{name: cutmix, alpha: 1, probability: 1}}]"],
     "snapmix": ["train.mix=[{{name: snapmix, alpha: 5, probability: 1}}]", "model.mid_level_head=true"],
+    "activation_mask": ["train.mix=[{{name: activation_mask, probability: 1}}]"],
+    "activation_swap": ["train.mix=[{{name: activation_swap, probability: 1}}]"],
     "fp16": ["train.precision=fp16"],
 }
 

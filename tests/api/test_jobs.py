@@ -59,7 +59,9 @@ def test_errors_are_raised_and_end_nothing(
     (tmp_path / "runs/tiny/config.yaml").write_text("model: {name: test_resnet}\n")
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         plumage.evaluate(tmp_path / "runs/tiny", overrides={"data": config.data.model_dump(mode="json")})
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    of_torchrun = {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in of_torchrun.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=r"plumage\.train: this process is one of 2 ranks"):
         plumage.train(config)
 

@@ -139,7 +139,8 @@ def test_the_exit_code_of_the_process_is_that_of_the_verb() -> None:
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        (["fly"], "invalid choice: 'fly'"),
+        (["fly"], "fly: no such verb; `plumage --help` lists them"),
+        (["trian"], "trian: no such verb; did you mean train?"),
         (["train", "--lr", "1"], "unknown option --lr; overrides are written section.key=value"),
     ],
 )

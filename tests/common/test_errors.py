@@ -55,11 +55,11 @@ def test_closing_closes_in_the_end_and_its_error_is_raised() -> None:
 @pytest.mark.parametrize(
     ("second", "warnings"),
     [
-        (KeyError("second"), ["at the end of what failed: KeyError('second')"]),
+        (KeyError("second"), ["while ending after that error: KeyError('second')"]),
         (OSError(errno.ENOSPC, "", "first"), []),  # it is said already
         (
             OSError(errno.EROFS, "", "b"),
-            [f"at the end of what failed: b: {REFUSALS[errno.EROFS]}"],
+            [f"while ending after that error: b: {REFUSALS[errno.EROFS]}"],
         ),
     ],
 )

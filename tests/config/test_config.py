@@ -20,7 +20,7 @@ def problem(*overrides: str) -> str:
     """What is said about overrides of the defaults."""
     with pytest.raises(ConfigError) as caught:
         load_config(None, overrides)
-    return str(caught.value).removeprefix("the defaults: ")
+    return str(caught.value).removeprefix("overrides: ")
 
 
 def problem_of_file(path: Path, text: str) -> str:
@@ -81,11 +81,16 @@ def problem_of_file(path: Path, text: str) -> str:
             "model.mean=[1, 2]",
             "model.mean: [1, 2] is not allowed; allowed: a list of 3, each a number, or null",
         ),
-        ("schedule=step", 'schedule: "step" is not allowed; allowed: keys with values, as {key: value}'),
+        (
+            "schedule=cosin",
+            'schedule: "cosin" is not allowed; allowed: keys with values, as {key: value}; did you mean '
+            "schedule.name=cosine?",
+        ),
         ("optim=3", "optim: 3 is not allowed; allowed: keys with values, as {key: value}"),
         (
             "run.name=../x",
-            r'run.name: "../x" is not allowed; allowed: text that matches ^[\w][\w.+-]*$, or null',
+            'run.name: "../x" is not allowed; allowed: text of letters, digits and . + - _ that begins with a letter, '
+            "a digit or _, or null",
         ),
         ("optim.lr", "'optim.lr': not an override; write section.key=value, such as optim.lr=0.01"),
         ("=3", "'=3': not an override; write section.key=value, such as optim.lr=0.01"),
@@ -241,6 +246,10 @@ def test_a_wrong_override_is_one_sentence(override: str, sentence: str) -> None:
         (
             ["distributed.shard=full", "train.compile=true"],
             "distributed.shard=full does not support train.compile; drop one of the two",
+        ),
+        (
+            ["train.compile=true", "distributed.bucket_mb=0.5"],
+            "distributed.bucket_mb=0.5 is below torch.compile's first bucket of 1 MiB; set it to 1 or more",
         ),
         (
             ["train.cuda_graphs=true"],
@@ -541,3 +550,13 @@ def test_strong_has_the_settings_of_its_authors_code() -> None:
     assert (train.epochs, train.label_smoothing, train.ema_decay) == (200, 0, 0)
     assert [(mix.name, mix.alpha, mix.probability) for mix in train.mix] == [("snapmix", 5, 1)]
     assert config.model.mid_level_head
+
+
+def test_a_fault_is_laid_to_the_file_or_to_the_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "birds.yaml"
+    path.write_text("optim: {lr: 0.1}\n")
+    with pytest.raises(ConfigError, match=r"^overrides: optim\.lrr: unknown key; did you mean optim\.lr\?"):
+        load_config(path, ["optim.lrr=1"])
+    path.write_text("optim: {lrr: 0.1}\n")
+    with pytest.raises(ConfigError, match=r"birds\.yaml: 2 problems"):
+        load_config(path, ["optim.momentumm=1"])

@@ -106,7 +106,7 @@ def test_a_variable_in_a_path_is_refused(key: str) -> None:
     said = f'{key}: $SCRATCH/pd holds "$", and variables are not expanded here; write the path itself'
     with pytest.raises(ConfigError) as caught:
         load_config(None, [f"{key}=$SCRATCH/pd"])
-    assert str(caught.value) == f"the defaults: {said}"
+    assert str(caught.value) == f"overrides: {said}"
 
 
 def test_the_home_of_nobody_is_one_sentence() -> None:

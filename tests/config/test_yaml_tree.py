@@ -27,13 +27,13 @@ HOSTILE = {
     "no key": ("~: 1", "a key is null; write each key as text"),
     "a list in itself": ("a: &a [*a]", r"the alias \*a stands within what it repeats"),
     "keys in themselves": ("a: &a {b: {c: *a}}", r"the alias \*a stands within what it repeats"),
-    "aliases that double": (DOUBLING, "more than 10,000 values, which is no configuration"),
-    "aliases that deepen": (CHAIN, "nested deeper than 32 levels, which is no configuration"),
+    "aliases that double": (DOUBLING, "more than 10,000 values, too many for a configuration"),
+    "aliases that deepen": (CHAIN, "nested deeper than 32 levels, too deep for a configuration"),
     "deep lists": ("a: " + "[" * 3000 + "]" * 3000, "nested deeper than 32 levels"),
     "deep keys": ("a: " + "{b: " * 3000 + "}" * 3000, "nested deeper than 32 levels"),
     "deep blocks": ("".join(" " * i + "a:\n" for i in range(400)), "nested deeper than 32 levels"),
     "many values": ("a: [" + "1, " * 20_000 + "]", "more than 10,000 values"),
-    "a large file": ("# " + "x" * 300_000, "more than 262,144 bytes, which is no configuration"),
+    "a large file": ("# " + "x" * 300_000, "more than 262,144 bytes, too many for a configuration"),
     "half a character": ('a: "\\ud800"', r"the character '\\ud800' is not allowed in text"),
     "half a character in a key": ('"\\ud800": 1', r"the character '\\ud800' is not allowed in text"),
     "NUL": ('a: "\\0"', r"the character '\\x00' is not allowed in text"),
@@ -128,7 +128,7 @@ def test_a_path_with_nul_is_one_sentence() -> None:
         ("optim.phases.²=1", "optim.phases"),
         (
             "optim.lr=" + "x" * 9999,
-            r'^the defaults: optim\.lr: "x{99}\.\.\. is not allowed; allowed: a number above 0$',
+            r'^overrides: optim\.lr: "x{99}\.\.\. is not allowed; allowed: a number above 0$',
         ),
     ],
 )
@@ -142,6 +142,6 @@ def test_an_override_with_odd_characters_is_one_sentence(override: str, sentence
 @pytest.mark.parametrize("value", ["9" * 5000, "!!int abc", "{a: !!bool maybe}"])
 def test_a_number_that_is_none_is_not_allowed_as_any_other_text(value: str) -> None:
     with pytest.raises(
-        ConfigError, match=r"^the defaults: optim\.lr: .* is not allowed; allowed: a number above 0$"
+        ConfigError, match=r"^overrides: optim\.lr: .* is not allowed; allowed: a number above 0$"
     ):
         load_config(None, [f"optim.lr={value}"])

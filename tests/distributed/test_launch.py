@@ -179,6 +179,8 @@ def test_ranks_need_the_name_of_their_machine_only_where_other_machines_take_it(
         (["--nnodes=1:4", *RENDEZVOUS], "node-17, does not resolve"),
         (["--nnodes=many"], "many"),
         (["--nproc-per-node=some"], "some"),
+        (["--nproc-per-node=0"], r"--nproc-per-node (make: GPUS) is 0; give 1 or more"),
+        (["--nproc-per-node=-1"], r"--nproc-per-node (make: GPUS) is -1; give 1 or more"),
     ],
 )
 def test_what_the_launcher_cannot_do_is_one_sentence(

@@ -1,6 +1,6 @@
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -327,3 +327,48 @@ def test_heat_maps_of_a_deterministic_run_may_use_layers_without_deterministic_g
     settings = ["eval.split=val", "train.deterministic=true", "report.write=true"]
     assert tiny.do("eval", tmp_path, *settings) == 0
     assert seen == [False]
+
+
+class Noted(torch.autograd.Function):
+    """The identity, which notes whether its gradient has to be deterministic."""
+
+    seen: ClassVar[list[bool]] = []
+
+    @staticmethod
+    def forward(_: Any, features: torch.Tensor) -> torch.Tensor:
+        return features.clone()
+
+    @staticmethod
+    def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:
+        Noted.seen.append(torch.are_deterministic_algorithms_enabled())
+        return gradient
+
+
+def test_a_map_may_use_gradients_that_are_not_deterministic_and_the_run_stays_so(job: tuple) -> None:
+    """As `predict --heatmap` of a deterministic run with model.pool=max: CUDA has no such gradient of that pooling."""
+    _, _, model = job
+    layer = grad_cam.spatial_layer(model, 96)
+    assert layer is not None
+    layer.register_forward_hook(lambda _, __, output: Noted.apply(output))
+    Noted.seen.clear()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with grad_cam.mapping(model, layer) as maps_of:
+            maps_of(torch.zeros(2, 3, 96, 96, dtype=torch.uint8), np.array([0, 1]))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert Noted.seen == [False]
+
+
+def test_the_pass_that_finds_the_layer_times_no_algorithms(
+    job: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, model = job
+    seen: list[bool] = []
+    model.backbone.layer4.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.benchmark))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    grad_cam.spatial_layer(model, 96)
+    assert seen == [False]
+    assert torch.backends.cudnn.benchmark

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pipeline.config.model import ModelConfig
 from pipeline.data import prepare
 from pipeline.data.transforms import CentreCrop
+from pipeline.distributed import process_group
 from pipeline.distributed.process_group import Ranks
 from pipeline.evaluation.statistics import wilson
 from pipeline.explain import annotations, object_alone, randomised
@@ -41,20 +42,26 @@ class Remembers(nn.Module):
         super().__init__()
         self.mean = torch.tensor([124.4, 116.0, 103.6]).view(1, 3, 1, 1)
         self.seen: list[Tensor] = []
+        self.timed: set[bool] = set()
 
     def forward(self, images: Tensor) -> Tensor:
         self.seen.append(images)
+        self.timed.add(torch.backends.cudnn.benchmark)
         return torch.eye(3)[(len(self.seen) - 1) % 3].expand(len(images), 3)
 
 
-def test_the_model_is_shown_the_crop_the_box_and_the_background(birds: Path, tmp_path: Path) -> None:
+def test_the_model_is_shown_the_crop_the_box_and_the_background(
+    birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = tiny.config(tmp_path, "eval.batch_size=2", "data.workers=0")
     data = prepare.load(config)
     rows = np.array([4, 30, 50])
     boxes = annotations.boxes_in_crop(config.data, data.samples.iloc[rows])
     model = Remembers()
     loaded = cast(LoadedModel, SimpleNamespace(model=model, precision="fp32"))
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
     named = object_alone.answers(config, data, loaded, rows, boxes, ALONE)
+    assert model.timed == {False}
     assert named.tolist() == [[0, 1, 2]] * 3
     whole, box, background = (torch.cat([model.seen[i], model.seen[i + 3]]) for i in range(3))
     crop = CentreCrop(config.data)
@@ -147,6 +154,14 @@ def test_the_same_seed_draws_the_same_weights_and_the_global_stream_is_left_alon
     assert not torch.equal(one["backbone.conv1.0.weight"], other["backbone.conv1.0.weight"])
 
 
+def test_no_gpu_is_asked_for_its_stream_by_a_model_on_the_cpu(
+    model: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With several GPUs torch would make a context on each, and say so."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert len(list(randomised.cascade(model, 0))) > 2
+
+
 def test_a_drawn_layer_keeps_the_variance_and_a_norm_does_nothing() -> None:
     torch.manual_seed(0)
     layer, norm = nn.Linear(512, 400), nn.BatchNorm2d(3)
@@ -221,6 +236,7 @@ def test_a_report_has_them_where_they_are_asked_for_and_keeps_them(
 
     monkeypatch.setattr(object_alone, "answers", fail)
     monkeypatch.setattr(randomised, "cascade", fail)
+    monkeypatch.setattr(process_group, "select_device", fail)  # on a GPU: a context, for nothing
     assert tiny.do("report", tmp_path, *more, "report.sanity_checks=true") == 0
     assert (folder / "report.html").read_text() == page
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,7 @@ def test_what_is_no_picture_is_said_and_the_others_are_answered(
     done = script(own_run, own_run.export / "predict.py", pictures / "upright.png")
     refused, answered = json_lines(done.stdout)
     assert done.returncode == 2
-    assert "cannot identify image file" in refused["error"]
+    assert refused["error"] == "not a picture, or of an unknown format"
     assert answered["classes"]
 
 
@@ -408,3 +409,13 @@ def test_the_licence_of_the_weights_is_said_where_it_is_known(
     model: str, origin: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     assert description.weights(model, origin) == expected
+
+
+def test_onnxruntime_for_gpus_may_stand_in_place_of_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if name == "onnxruntime":
+            raise PackageNotFoundError(name)
+        return "1.31.0"
+
+    monkeypatch.setattr(description.metadata, "version", version)
+    assert "onnxruntime==1.31.0" in description.requirements().splitlines()

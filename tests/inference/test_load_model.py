@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from pipeline.common import files
 from pipeline.data import prepare
 from pipeline.distributed.process_group import Ranks
-from pipeline.inference import load_model
+from pipeline.inference import load_model, predicting_form
 from tests.helpers import tiny
 
 
@@ -38,3 +39,38 @@ def test_a_checkpoint_that_a_training_replaces_meanwhile_is_read_again(
     model = load_model.load_model(config, samples, path, Ranks.single(torch.device("cpu")))
     assert model.step == 99
     assert model.sha256 == files.digest_of_file(path)
+
+
+def test_a_format_without_units_is_said_once(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a model in bfloat16 on a V100 or T4."""
+    config, path = tiny.config(trained), tiny.checkpoints(trained) / "best.pt"
+    samples = prepare.load(config).samples
+    alone = Ranks.single(torch.device("cpu"))
+    monkeypatch.setattr(load_model, "has_units", lambda *_: False)
+    load_model._warn_where_slow.cache_clear()
+    for _ in range(2):
+        load_model.load_model(config, samples, path, alone)
+    said = " ".join(capsys.readouterr().err.split())
+    load_model._warn_where_slow.cache_clear()
+    assert said.count("warning: train.precision: the model predicts in fp32, in which it was trained") == 1
+
+
+def test_the_trial_pass_times_no_algorithms(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, path = tiny.config(trained), tiny.checkpoints(trained) / "best.pt"
+    seen: list[tuple[bool, bool]] = []
+    handle = register_module_forward_pre_hook(
+        lambda *_: seen.append((torch.backends.cudnn.benchmark, torch.is_autocast_enabled("cpu")))
+    )
+    monkeypatch.setattr(predicting_form, "fuse_convolutions", lambda *_: None)  # as on a GPU
+    monkeypatch.setattr(
+        predicting_form, "fold_batchnorms", lambda model, _: model
+    )  # has passes of its own, on a CPU
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    try:
+        model = load_model._model(config, load_model.read(path), path).eval()
+        predicting_form.predicting_form(model, config, "bf16", torch.device("cpu"))
+    finally:
+        handle.remove()
+    assert set(seen) == {(False, True)}

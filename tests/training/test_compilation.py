@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._inductor.exc import InductorError
 
 from pipeline.data.loader import Batch
 from pipeline.training import preflight
-from pipeline.training.compilation import Compilation, compiled
+from pipeline.training.compilation import Compilation, compile_errors, compiled
 from tests.helpers import tiny
 
 
@@ -123,3 +124,27 @@ def test_the_limit_of_graphs_grows_with_the_sizes(tmp_path: Path) -> None:
         assert torch._dynamo.config.recompile_limit == 64
     finally:
         torch._dynamo.config.recompile_limit = before
+
+
+@pytest.mark.parametrize("way", ["activation_crop", "activation_swap"])
+def test_data_aware_crops_take_no_more_graphs(
+    birds: Path, tmp_path: Path, graphs: list[tuple[int, ...]], way: str
+) -> None:
+    more = ["train.compile=true", "train.epochs=2", f"train.mix=[{{name: {way}, probability: 0.5}}]"]
+    assert tiny.do("train", tmp_path, *more) == 0
+    assert sorted(graphs) == [(7, 32), (8, 32)]
+
+
+def test_memory_that_does_not_suffice_while_torch_compiles_is_no_missing_compiler() -> None:
+    with pytest.raises(InductorError), compile_errors():
+        raise InductorError(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), None)
+
+
+@pytest.mark.parametrize("setting", [True, False])
+def test_the_compiler_chooses_by_rule_where_a_run_is_deterministic(tmp_path: Path, setting: bool) -> None:
+    before = torch._inductor.config.deterministic
+    try:
+        compiled(nn.Identity(), tiny.config(tmp_path, "train.compile=true", f"train.deterministic={setting}"))
+        assert torch._inductor.config.deterministic == setting
+    finally:
+        torch._inductor.config.deterministic = before

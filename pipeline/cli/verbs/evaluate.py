@@ -1,4 +1,4 @@
-"""Verbs that judge what was learned, and the data by it."""
+"""Verbs that evaluate a trained model, and use it to check the data."""
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
@@ -19,9 +19,9 @@ from pipeline.common.errors import DataError
 
 
 def evaluate(arguments: Namespace) -> Result:
-    """Predict a split and report accuracy per class; never trains.
+    """Predict a split and report accuracy per class.
 
-    The model is a checkpoint of the run.
+    The model is a checkpoint of the run; nothing is trained.
     """
     config = config_with_data(arguments)
     with importing():
@@ -31,9 +31,9 @@ def evaluate(arguments: Namespace) -> Result:
 
 
 def report(arguments: Namespace) -> Result:
-    """Write report.html anew from stored predictions.
+    """Rebuild report.html from stored predictions.
 
-    It does not read a split again.
+    No split is read again.
     """
     config = config_with_data(arguments)
     with importing():
@@ -61,14 +61,14 @@ def _compare_arguments(parser: ArgumentParser) -> None:
         "--out",
         type=user_path,
         metavar="FOLDER",
-        help="write comparison.json, the comparisons as LaTeX and CSV, classes.csv and changed.csv there too",
+        help="also write comparison.json, the comparisons as LaTeX and CSV, classes.csv and changed.csv there",
     )
 
 
 def compare(arguments: Namespace) -> Result:
     """Say whether runs on the same images differ by more than noise.
 
-    Several seeds of one recipe become mean +- standard deviation; the same seeds of two are compared in pairs.
+    Seeds of one recipe become mean +- sd; two recipes are compared seed by seed where the seeds match.
     """
     with importing():
         from pipeline.evaluation.compare import compare_runs
@@ -89,9 +89,9 @@ def audit(arguments: Namespace) -> Result:
 
 
 def probe(arguments: Namespace) -> Result:
-    """Say how far a backbone's features go without any training.
+    """Evaluate a backbone's features without training it.
 
-    A linear head, the nearest neighbours and the nearest class mean learn from training images, and predict the test.
+    A linear head, nearest neighbours and the nearest class mean are fitted on training images and predict test.
     """
     config = config_with_data(arguments)
     with importing():
@@ -114,23 +114,23 @@ def _predict_arguments(parser: ArgumentParser) -> None:
         type=_positive,
         default=5,
         metavar="N",
-        help="number of classes of a picture; default: %(default)s",
+        help="number of classes listed for each picture; default: %(default)s",
     )
     parser.add_argument("--tta", action="store_true", help="average with the mirror image: eval.tta=flip")
     parser.add_argument(
         "--prior",
         type=user_path,
         metavar="FILE",
-        help="CSV: class, weight: how often it occurs here and now; 0: never",
+        help="CSV of class and weight: how often a class occurs in these pictures; 0: never",
     )
     parser.add_argument(
         "--rank",
         default="class",
         metavar="RANK",
-        help="answer at a rank of the hierarchy, such as genus: probabilities are summed; default: %(default)s",
+        help="answer at a rank of the hierarchy, such as genus, by summed probabilities; default: %(default)s",
     )
-    parser.add_argument("--logits", action="store_true", help="answer the logits of all classes too")
-    parser.add_argument("--features", action="store_true", help="answer the input of the last layer too")
+    parser.add_argument("--logits", action="store_true", help="also give the logits of all classes")
+    parser.add_argument("--features", action="store_true", help="also give the input of the last layer")
     parser.add_argument(
         "--heatmap",
         type=user_path,
@@ -147,7 +147,7 @@ def _predict_arguments(parser: ArgumentParser) -> None:
             f"--{name}",
             type=user_path,
             metavar="FILE",
-            help=f"write a row a picture as it comes: {what}",
+            help=f"write one row per picture as it is classified: {what}",
         )
 
 
@@ -160,14 +160,14 @@ def _positive(text: str) -> int:
 def predict(arguments: Namespace) -> Result:
     """Name the most likely classes of pictures.
 
-    The model is the run's best checkpoint. A picture that cannot be read is named, and the others are classified.
+    The model is the run's best checkpoint. Unreadable pictures are named, and the others are classified.
     """
     from pipeline.api.configuration import config_of_run
     from pipeline.config.load import load_config
     from pipeline.runs.directory import RunDirectory
 
     if "" in arguments.positionals:
-        raise DataError("predict: one of the names is empty; see whether a variable of the shell is unset")
+        raise DataError("predict: one of the names is empty; check whether a shell variable is unset")
     images, overrides = paths_and_overrides(arguments.positionals)
     run = None
     if arguments.config is None and images and RunDirectory(images[0]).config_file.is_file():

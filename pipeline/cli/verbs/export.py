@@ -1,4 +1,4 @@
-"""The verb that brings a trained model out of this program."""
+"""The verb that exports a trained model."""
 
 from argparse import ArgumentParser, Namespace
 
@@ -6,7 +6,7 @@ from pipeline.cli.verbs.verb import OVERRIDE, OVERRIDES, Result, Verb, paths_and
 from pipeline.common.errors import ConfigError, DataError
 
 PACKAGES = "onnx", "onnxscript", "onnxruntime"
-IF_IT_AGREES = "written if it answers as model.onnx does on the validation images"
+IF_IT_AGREES = "written if it agrees with model.onnx on the validation images"
 FORMS = {
     "fp16": f"also model.fp16.onnx, with weights of 16 bits; {IF_IT_AGREES}",
     "int8": f"also model.int8.onnx, with weights and arithmetic of 8 bits; {IF_IT_AGREES}",
@@ -27,8 +27,8 @@ def _arguments(parser: ArgumentParser) -> None:
 def export(arguments: Namespace) -> Result:
     """Write RUN/export: an ONNX model and a script without torch.
 
-    Nothing is written unless the graph answers as the trained model does: on drawn images, and on the validation images
-    where the data are at hand.
+    Nothing is written unless the graph gives the trained model's answers: on drawn images, and on the validation images
+    if the data are available.
     """
     from importlib.util import find_spec
 

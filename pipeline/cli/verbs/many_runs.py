@@ -1,4 +1,4 @@
-"""Verbs of several runs."""
+"""Verbs for several runs."""
 
 import re
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
@@ -11,13 +11,13 @@ MOST_SEEDS = 1000
 
 
 def _study_arguments(parser: ArgumentParser) -> None:
-    names = f"a file of configs/studies, a path, or all; then {OVERRIDE} of every run"
+    names = f"a file of configs/studies, a path, or all; then {OVERRIDE} for every run"
     parser.add_argument("positionals", nargs="+", metavar="NAME", help=names)
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at once; default: one a GPU or core")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at once; default: one per GPU or core")
 
 
 def study(arguments: Namespace) -> Result:
-    """Do the runs of a study; write its table and its figure."""
+    """Run a study, and write its table and figure."""
     with importing():
         from pipeline.experiments.studies.study import study
 
@@ -38,18 +38,18 @@ def seeds_of(text: str) -> tuple[int, ...]:
 
 
 def _repeat_arguments(parser: ArgumentParser) -> None:
-    what = f"a run configuration, such as configs/strong.yaml; then {OVERRIDE} of every run"
+    what = f"a run configuration, such as configs/strong.yaml; then {OVERRIDE} for every run"
     seeds = "such as 0-4 or 0,3,7; default: 0-4"
     parser.add_argument("positionals", nargs="+", metavar="CONFIG", help=what)
     parser.add_argument("--seeds", type=seeds_of, default=seeds_of("0-4"), metavar="SEEDS", help=seeds)
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at once; default: one a GPU or core")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at once; default: one per GPU or core")
 
 
 def repeat(arguments: Namespace) -> Result:
-    """Train and evaluate a recipe with several seeds; one table.
+    """Train and evaluate a recipe with several seeds.
 
-    Each number with its mean and sd over the seeds, and an interval over seeds and images together. `compare` takes two
-    such folders.
+    A table gives each number's mean and sd over the seeds, and an interval over seeds and images together. `compare`
+    accepts two such folders.
     """
     with importing():
         from pipeline.experiments.studies.repeat import repeat
@@ -60,16 +60,16 @@ def repeat(arguments: Namespace) -> Result:
 
 def _soup_arguments(parser: ArgumentParser) -> None:
     runs = (
-        f"runs of one recipe but for the seed, or a folder of `repeat`; and {OVERRIDE}, such as run.name=NAME"
+        f"runs that differ only in the seed, or a folder of `repeat`; and {OVERRIDE}, such as run.name=NAME"
     )
     parser.add_argument("positionals", nargs="+", metavar="RUN", help=runs)
 
 
 def soup(arguments: Namespace) -> Result:
-    """Make a run of the mean of seeds' weights, if it is better.
+    """Average the weights of several seeds into one run, if better.
 
-    Validation says whether it is better than the best of them; test is not read. The seeds need one validation split:
-    train them with data.split_seed.
+    It has to beat the best of them on validation; test is not read. The seeds need a common validation split: train
+    them with data.split_seed.
     """
     with importing():
         from pipeline.experiments.soup import soup
@@ -78,19 +78,19 @@ def soup(arguments: Namespace) -> Result:
 
 
 def _sweep_arguments(parser: ArgumentParser) -> None:
-    path = f"a sweep file, or a folder of stages; then {OVERRIDE} of every trial"
-    trials = "trials of the sweep in all, whoever does them; default: run_cap, or the size of the grid"
+    path = f"a sweep file, or a folder of stages; then {OVERRIDE} for every trial"
+    trials = "total trials, over all commands sharing the sweep; default: run_cap, or the grid's size"
     parser.add_argument("positionals", nargs="+", metavar="FILE", help=path)
     parser.add_argument("--trials", type=int, metavar="N", help=trials)
-    parser.add_argument("--jobs", type=int, metavar="N", help="trials at once; default: one a GPU or core")
+    parser.add_argument("--jobs", type=int, metavar="N", help="trials at once; default: one per GPU or core")
     pruners = ("median", "hyperband", "none")
-    parser.add_argument("--pruner", choices=pruners, help="default: what early_terminate says")
+    parser.add_argument("--pruner", choices=pruners, help="default: as early_terminate says")
 
 
 def sweep(arguments: Namespace) -> Result:
-    """Do the trials of a sweep; write their table and the best one.
+    """Run the trials of a sweep, and write their table and the best.
 
-    It reads W&B's sweep files (configs/sweeps) and needs no W&B.
+    It reads W&B's sweep files (configs/sweeps) and does not need W&B.
     """
     with importing():
         from pipeline.experiments.sweeps.sweep import sweep
@@ -102,14 +102,16 @@ def sweep(arguments: Namespace) -> Result:
 def _runs_arguments(parser: ArgumentParser) -> None:
     what = "a folder of runs, default: runs; or: diff RUN RUN; or: rm RUN..."
     parser.add_argument("positionals", nargs="*", metavar="FOLDER", help=what)
-    parser.add_argument("--sort", default="started", metavar="COLUMN", help="of the list; default: started")
-    columns = "the list as CSV, with a column for each key that differs"
+    parser.add_argument(
+        "--sort", default="started", metavar="COLUMN", help="column to sort the list by; default: started"
+    )
+    columns = "print the list as CSV, with a column for each key that differs"
     parser.add_argument("--csv", action="store_true", help=columns)
-    parser.add_argument("--yes", action="store_true", help="rm: do not ask")
+    parser.add_argument("--yes", action="store_true", help="rm: do not ask for confirmation")
 
 
 def runs(arguments: Namespace) -> Result:
-    """List runs, show in what two of them differ, or delete some."""
+    """List runs, show how two of them differ, or delete some."""
     from pipeline.runs import listing
 
     what, *rest = arguments.positionals or ["runs"]
@@ -120,7 +122,7 @@ def runs(arguments: Namespace) -> Result:
         return listing.remove(paths, arguments.yes)
     if what in ("diff", "rm") or rest:
         raise ConfigError("runs: give a folder, or diff RUN RUN, or rm RUN...")
-    listing.list_runs(Path(what), arguments.sort, arguments.csv)
+    listing.list_runs(Path(what.removeprefix("run.root=")), arguments.sort, arguments.csv)
     return None
 
 
@@ -129,14 +131,14 @@ def _sync_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("positionals", nargs="+", metavar="RUN", help=runs)
     offline = "write RUN/wandb/offline-run-... for `wandb sync`"
     parser.add_argument("--offline", action="store_true", help=offline)
-    follow = "send while process PID, the parent, trains the run; training itself calls this"
+    follow = "send while the parent process PID trains the run; used by `train` itself"
     parser.add_argument("--follow", type=int, metavar="PID", help=follow)
 
 
 def sync(arguments: Namespace) -> Result:
     """Complete the W&B runs of run directories from their logs.
 
-    It may be called any number of times.
+    It is safe to call repeatedly.
     """
     from pipeline.wandb_sync import sync as wandb_sync
 

@@ -1,4 +1,4 @@
-"""The verb that writes a page for people who have no Python."""
+"""The verb that writes a page for people without Python."""
 
 from argparse import ArgumentParser, Namespace
 
@@ -21,20 +21,20 @@ def _arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--folder",
         action="store_true",
-        help="write RUN/export/page/ for a web server instead, which phones can install",
+        help="instead write RUN/export/page/, a folder for a web server that phones can install",
     )
     parser.add_argument(
         "--no-pictures",
         action="store_true",
-        help="show no pictures of the data, which may not be yours to publish",
+        help="leave out pictures of the data set, which may not be yours to publish",
     )
 
 
 def page(arguments: Namespace) -> Result:
-    """Write one HTML file that names pictures in a browser, offline.
+    """Write one HTML file that classifies pictures offline.
 
-    RUN/export/page.html has the model inside, verifies it by the golden pictures as it opens, and asks nobody anything.
-    With --folder it becomes a folder for a web server, stored by the browser at the first visit.
+    RUN/export/page.html contains the model, checks it on the golden pictures as it opens, and contacts no server.
+    With --folder it is a folder for a web server, which the browser stores at the first visit.
     """
     from importlib.util import find_spec
 

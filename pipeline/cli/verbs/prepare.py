@@ -14,10 +14,10 @@ from pipeline.distributed.environment import world_size
 
 
 def data(arguments: Namespace) -> None:
-    """Download or take the archive; check, store and split the images.
+    """Get the data; check, store and split the images.
 
-    A stage that is up to date is skipped. With --verify everything that was made is read again, and what has
-    changed is made anew.
+    The archive is downloaded unless data.archive names it. A stage that is up to date is skipped. With --verify all
+    prepared files are read again, and those that have changed are rebuilt.
     """
     config = config_of(arguments)
     if world_size() > 1:
@@ -29,7 +29,7 @@ def data(arguments: Namespace) -> None:
 
 
 def inspect(arguments: Namespace) -> Result:
-    """Describe prepared data: sizes, duplicates, what crops cut off.
+    """Describe prepared data: sizes, duplicates, losses by cropping.
 
     A page with pictures is written beside the sample table. Nothing is trained, and nothing is chosen by test images.
     """
@@ -42,9 +42,7 @@ def inspect(arguments: Namespace) -> Result:
 
 def _arguments(parser: ArgumentParser) -> None:
     configuration(parser)
-    parser.add_argument(
-        "--verify", action="store_true", help="compare the digests of all files that were made"
-    )
+    parser.add_argument("--verify", action="store_true", help="compare the digests of all prepared files")
 
 
 VERBS = {

@@ -1,4 +1,4 @@
-"""The verb that fixes configurations and comparison before test is read."""
+"""The verb that registers configurations and comparisons before test is read."""
 
 from argparse import ArgumentParser, Namespace
 
@@ -14,28 +14,28 @@ def _arguments(parser: ArgumentParser) -> None:
         "positionals",
         nargs="+",
         metavar="CONFIG",
-        help=f"configuration files, an arm each; and {OVERRIDE}: overrides of all of them",
+        help=f"configuration files, one per arm; and {OVERRIDE}: overrides for all of them",
     )
     parser.add_argument(
         "--seeds",
         type=seeds_of,
         required=True,
         metavar="SEEDS",
-        help="of every arm, such as 0-4 or 0,3,7",
+        help="seeds of every arm, such as 0-4 or 0,3,7",
     )
     parser.add_argument(
         "--compare",
         nargs="+",
         default=[],
         metavar="ARM",
-        help="names of runs, such as those of the files: the first against each of the others",
+        help="names of arms, such as those of the files: the first against each of the others",
     )
     parser.add_argument(
         "--soup",
         nargs="+",
         default=[],
         metavar="ARM",
-        help="arms whose seeds' weights are averaged, too; their names in --compare: soup-ARM",
+        help="arms whose seeds' weights are also averaged; named soup-ARM in --compare",
     )
     parser.add_argument(
         "--number", default="top1", choices=NUMBERS, help="the primary number; default: %(default)s"
@@ -46,7 +46,7 @@ def _arguments(parser: ArgumentParser) -> None:
 def preregister(arguments: Namespace) -> Result:
     """Fix recipes, data and comparison before test is read.
 
-    `eval` of test then says whether a run kept to it (confirmatory) or not (exploratory), and why.
+    `eval` on test then says whether a run followed it (confirmatory) or not (exploratory), and why.
     """
     names = [*arguments.compare, *arguments.soup]
     behind = [word for word in names if "=" in word]  # overrides that follow the names of arms

@@ -1,4 +1,4 @@
-"""The verb that answers over HTTP."""
+"""The verb that serves a model over HTTP."""
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable
@@ -11,29 +11,29 @@ MIB = 2**20
 MEGAPIXEL = 1_000_000
 # Option, its type, default, lowest and highest value, and what it is a number of.
 NUMBERS: tuple[tuple[str, Callable[[str], float], float | None, float, float, str], ...] = (
-    ("threads", int, None, 1, 1024, "that decode, and as many that compute; default: one a core"),
-    ("batch", int, 8, 1, 256, "pictures that the model takes at once; default: %(default)s"),
-    ("max-mib", float, 32, 0.001, 4096, "size of a request; default: %(default)s"),
-    ("max-megapixels", float, 50, 0.01, 170, "size of a picture; default: %(default)s"),
+    ("threads", int, None, 1, 1024, "threads for decoding, and as many for computing; default: one per core"),
+    ("batch", int, 8, 1, 256, "pictures per pass of the model; default: %(default)s"),
+    ("max-mib", float, 32, 0.001, 4096, "size of a request in MiB; default: %(default)s"),
+    ("max-megapixels", float, 50, 0.01, 170, "size of a picture in megapixels; default: %(default)s"),
     (
         "max-decoding-megapixels",
         float,
         100,
         0.01,
         1e6,
-        "of the pictures decoded at one time; others wait, a larger one is alone; default: %(default)s",
+        "megapixels decoded at one time; others wait, a larger picture is decoded alone; default: %(default)s",
     ),
-    ("max-files", int, 16, 1, 1000, "of a request; default: %(default)s"),
-    ("max-requests", int, 64, 1, 10_000, "at a time; default: %(default)s"),
-    ("max-pictures", int, 128, 1, 100_000, "in hand at a time; default: %(default)s"),
-    ("seconds", float, 30, 0.1, 3600, "for one request, with its arrival; default: %(default)s"),
+    ("max-files", int, 16, 1, 1000, "pictures per request; default: %(default)s"),
+    ("max-requests", int, 64, 1, 10_000, "requests at a time; default: %(default)s"),
+    ("max-pictures", int, 128, 1, 100_000, "pictures at a time, over all requests; default: %(default)s"),
+    ("seconds", float, 30, 0.1, 3600, "seconds per request, including its upload; default: %(default)s"),
     (
         "drain-seconds",
         float,
         0,
         0,
         3600,
-        "from a signal to the last new connection; default: %(default)s",
+        "seconds that new connections are still accepted after a signal; default: %(default)s",
     ),
 )
 
@@ -60,7 +60,7 @@ def _arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; default: %(default)s")
     parser.add_argument(
-        "--port", type=_number(int, 0, 65535), default=8000, help="0: a free one; default: %(default)s"
+        "--port", type=_number(int, 0, 65535), default=8000, help="port; 0: a free one; default: %(default)s"
     )
     parser.add_argument(
         "--model",
@@ -71,9 +71,9 @@ def _arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--open-metrics",
         action="store_true",
-        help="answer /metrics without the token: it names the run and no picture",
+        help="serve /metrics without the token; it names the run but no pictures",
     )
-    numbers = parser.add_argument_group("limits: what goes beyond them is refused")
+    numbers = parser.add_argument_group("limits: anything beyond them is refused")
     for name, kind, default, lowest, highest, words in NUMBERS:
         numbers.add_argument(
             f"--{name}", type=_number(kind, lowest, highest), default=default, metavar="N", help=words
@@ -81,10 +81,10 @@ def _arguments(parser: ArgumentParser) -> None:
 
 
 def serve(arguments: Namespace) -> Result:
-    """Answer over HTTP with an exported model.
+    """Serve an exported model over HTTP.
 
-    It serves POST /predict, /model and /metrics. The model is what `plumage export` has written; it proves itself by
-    golden/ at the start, or is not served. SIGTERM ends the server when what it has begun is answered.
+    It serves POST /predict, /model and /metrics. The model, from `plumage export`, has to reproduce golden/ at the
+    start, or it is not served. After SIGTERM, the requests in progress are answered first.
     """
     from importlib.util import find_spec
 

@@ -1,4 +1,4 @@
-"""Verbs around a training: before it, and the training itself."""
+"""The verb that trains, and the verbs to run before it."""
 
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def train(arguments: Namespace) -> Result:
-    """Train, or go on training where the run was interrupted.
+    """Train, or resume an interrupted run.
 
-    With train.refit=RUN, and no configuration, the recipe of that run learns from train and validation together.
+    With train.refit=RUN and no configuration, that run's recipe is trained on train and validation together.
     """
     config = _refit_of(arguments) or config_of(arguments)
     check_data(config)
@@ -51,7 +51,7 @@ def _refit_of(arguments: Namespace) -> "Config | None":
 
 
 def schedule(arguments: Namespace) -> Result:
-    """Draw learning rate, momentum and optimizer over a run to come."""
+    """Draw learning rate, momentum and optimizer over a planned run."""
     config = config_of(arguments)
     with importing():
         from pipeline.training.schedule_preview import preview
@@ -60,9 +60,9 @@ def schedule(arguments: Namespace) -> Result:
 
 
 def lr_find(arguments: Namespace) -> Result:
-    """Propose a learning rate: a short training in which it grows.
+    """Propose a learning rate, by a short training in which it grows.
 
-    This is the range test; nothing of that training is kept.
+    This is the range test; nothing of that short training is kept.
     """
     config = config_with_data(arguments)
     with importing():
@@ -74,14 +74,14 @@ def lr_find(arguments: Namespace) -> Result:
 def _doctor_arguments(parser: ArgumentParser) -> None:
     configuration(parser)
     parser.add_argument(
-        "--quick", action="store_true", help="leave out what takes training steps or reads all data"
+        "--quick", action="store_true", help="skip checks that take training steps or read all data"
     )
 
 
 def doctor(arguments: Namespace) -> Result:
     """Check machine, data and configuration before an expensive run.
 
-    It proves what the run will do. It trains nothing and keeps nothing.
+    It tries what the run will do, and keeps nothing of it.
     """
     config = config_of(arguments)
     with importing():

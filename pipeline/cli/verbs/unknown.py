@@ -1,4 +1,4 @@
-"""The verb that finds out what a model does not know."""
+"""The verb that finds the threshold for unknown classes."""
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 
@@ -21,16 +21,16 @@ def _arguments(parser: ArgumentParser) -> None:
         "positionals",
         nargs="+",
         metavar="RUN|IMAGE",
-        help="a run directory first, such as runs/NAME; then picture files or folders of unknown classes to measure on, "
+        help="a run directory first, such as runs/NAME; then pictures or folders of unknown classes to measure on, "
         f"if you have any; and {OVERRIDE}: {OVERRIDES}",
     )
-    parser.add_argument("--score", choices=SCORES, help="what decides; default: rmds")
+    parser.add_argument("--score", choices=SCORES, help="score that decides; default: rmds")
     parser.add_argument(
         "--keep",
         type=_share,
         default=0.95,
         metavar="SHARE",
-        help="of pictures of known classes to answer, 0..1; default: %(default)s",
+        help="share of pictures of known classes to answer, 0..1; default: %(default)s",
     )
 
 
@@ -45,9 +45,9 @@ def _share(text: str) -> float:
 
 
 def unknown(arguments: Namespace) -> Result:
-    """Find the threshold below which `predict` says none of these.
+    """Find the threshold below which `predict` says "none of these".
 
-    Validation images promise what it keeps of the known; known classes that are left out say what it refuses.
+    Validation images guarantee the share of known pictures kept; left-out known classes estimate the share refused.
     """
     from pipeline.api.configuration import config_of_run
 

@@ -1,4 +1,4 @@
-"""What a verb of the command line is, and the arguments that several verbs share."""
+"""A verb of the command line, and the arguments that several verbs share."""
 
 import gc
 import os
@@ -65,9 +65,9 @@ def config_with_data(arguments: Namespace) -> "Config":
 
 
 def check_data(config: "Config") -> None:
-    """Raise a `DataError` where the data of a configuration are not prepared: it is said before torch is imported.
+    """Raise a `DataError` if the data of a configuration are not prepared, before torch is imported.
 
-    One rank of several leaves that to the group, which speaks with one voice.
+    One rank of several leaves that to the group, which reports it once.
     """
     if world_size() == 1:
         with importing():
@@ -80,7 +80,7 @@ def check_data(config: "Config") -> None:
 def importing() -> Iterator[None]:
     """Import modules in the block without garbage collection, a quarter of the time that torch and timm take.
 
-    They stay to the end of the process, so that no later collection has to look at them either.
+    They stay until the process ends, so no later collection has to scan them either.
     """
     known = len(sys.modules)
     gc.disable()
@@ -93,7 +93,7 @@ def importing() -> Iterator[None]:
 
 
 def paths_and_overrides(positionals: Iterable[str]) -> tuple[list[Path], list[str]]:
-    """Separate paths from overrides: an override holds a "=" and is no path that exists."""
+    """Separate paths from overrides: an override holds a "=" and is not an existing path."""
     paths: list[Path] = []
     overrides: list[str] = []
     for text in positionals:

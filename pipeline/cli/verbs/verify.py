@@ -1,4 +1,4 @@
-"""The verb that says which claims of a run hold on this machine."""
+"""The verb that checks which claims of a run hold on this machine."""
 
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 
@@ -14,8 +14,8 @@ def _arguments(parser: ArgumentParser) -> None:
         help=f"a run directory, such as runs/NAME; and {OVERRIDE}, such as data.root=data: {OVERRIDES}",
     )
     for name, default, what in (
-        ("images", 64, "images of each split that are predicted again, in whole batches"),
-        ("steps", 10, "training steps that are taken again, to the next record of the log"),
+        ("images", 64, "images of each split to predict again, in whole batches"),
+        ("steps", 10, "training steps to repeat, up to the next record of the log"),
     ):
         parser.add_argument(
             f"--{name}",
@@ -33,10 +33,10 @@ def _count(text: str) -> int:
 
 
 def verify(arguments: Namespace) -> Result:
-    """Say which claims of a run hold on this machine.
+    """Check which claims of a run hold on this machine.
 
-    It writes RUN/certificate.json. Numbers are computed again from stored outputs, some images predicted and some
-    training steps taken again, and digests compared. It ends with exit code 2 where a claim fails.
+    It recomputes numbers from stored outputs, predicts some images and repeats some training steps, compares digests,
+    and writes RUN/certificate.json. The exit code is 2 if a claim fails.
     """
     from pipeline.api.configuration import config_of_run
 

@@ -74,7 +74,7 @@ def _weighted(other: compare_otherwise.Measure) -> Measure:
 
 
 def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows in plain types; the sd of one run is None."""
+    """The rows in plain types; the sd of one run, and ends of an interval that one image does not tell, are None."""
     rows = table.astype(object).where(table.notna(), None).to_dict("records")
     return [{str(name): value for name, value in row.items()} for row in rows]
 
@@ -91,7 +91,7 @@ def _cells(table: pd.DataFrame) -> list[list[str]]:
             row["measure"],
             str(row["runs"]),
             number(row["mean"]) + ("" if row["sd"] is None else f" ± {number(row['sd'])}"),
-            f"{number(row['low'])} to {number(row['high'])}",
+            "-" if row["low"] is None else f"{number(row['low'])} to {number(row['high'])}",
         ]
         for row in _plain(table)
     ]

@@ -16,6 +16,7 @@ from pipeline.data.prepare import Prepared
 from pipeline.experiments.sweeps.plan import SweepPlan
 
 DEFINITION, DEFINING = "sweep.json", "sweep.lock"
+WEIGHTS = "weights"
 OF_TRIALS = ("method", "metric", "parameters", "early_terminate")
 """what of the sweep file makes its trials; the command is compared as the configuration that it gives"""
 ANOTHER = "take it back, or name this one with run.name=NAME"
@@ -25,18 +26,23 @@ def fix_definition(plan: SweepPlan, pruner: str | None) -> None:
     """Write down the definition of the sweep; if it has begun, check that what makes its trials is unchanged.
 
     What changes no number of a trial (words, names, where a machine has its files, its device, how many processes
-    load) may differ from command to command.
+    load) may differ from command to command. The first weights are compared by their content, and the data by
+    `fix_samples`.
 
     Raises:
         ConfigError: the file, the base configuration or the overrides have changed since it began.
         DataError: what was written down is damaged.
     """
-    definition, path = plan.definition(pruner), plan.folder / DEFINITION
+    path = plan.folder / DEFINITION
+    definition = {**plan.definition(pruner), WEIGHTS: _content(plan.common.model.weights)}
     with contextlib.closing(Lock.hold(plan.folder / DEFINING)):
         if not path.is_file():
             files.write_json(path, definition)
             return
         before = _read(path)
+    if WEIGHTS not in before:  # an earlier version wrote their path alone
+        for each in (before, definition):
+            each[WEIGHTS] = completed(each["config"])["model"]["weights"]
     changed = [
         f"{key} {json.dumps(old)} -> {json.dumps(new)}"
         for key, old, new in differences(_of_trials(before), _of_trials(json.loads(json.dumps(definition))))
@@ -81,6 +87,7 @@ def _of_trials(definition: dict[str, Any]) -> dict[str, Any]:
     return {
         "sweep": sweep,
         "pruner": definition.get("pruner"),
+        WEIGHTS: definition[WEIGHTS],
         "config": completed(definition["config"]),
     }
 
@@ -93,6 +100,16 @@ def _searched(parameters: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _makes_trials(key: str) -> bool:
-    """Whether a key changes the numbers of a trial: a run may not resume with another value, or it learns otherwise."""
+    """Whether a key changes the numbers of a trial: a run may not resume with another value, or it learns otherwise.
+
+    A path is where one machine has a file; what the file holds is compared.
+    """
     effect = effect_of(key)
-    return effect.changes_numbers or effect.on_resume != "free"
+    return not effect.per_machine and (effect.changes_numbers or effect.on_resume != "free")
+
+
+def _content(weights: Path | None) -> str | None:
+    """The SHA-256 of a file of first weights; of the word `package`, and of a file that is not there, the text."""
+    if weights is None:
+        return None
+    return files.digest_of_file(weights) if weights.is_file() else str(weights)
