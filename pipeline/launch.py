@@ -5,7 +5,7 @@
 
 The same as `torchrun ... -m pipeline VERB ...`, but for five things. A signal reaches the ranks (SIGUSR1 as well),
 which have `SHUTDOWN_S` to save. Whoever calls learns whether to call again: 75 after a signal or a lost machine, 2
-for what the user can mend, 1 for a bug, 128 + n for a rank killed by signal n. The cores are shared among the ranks
+for what the user can fix, 1 for a bug, 128 + n for a rank killed by signal n. The cores are shared among the ranks
 of a machine. A machine alone needs no name that resolves. And a rank that ended has said why, so that no traceback of
 the launcher follows.
 """
@@ -63,7 +63,7 @@ def launch(argv: Sequence[str]) -> int:
     except (RendezvousError, dist.DistError) as error:
         where = args.rdzv_endpoint or "this machine"
         console.fail(
-            f"the rendezvous at {where} cannot be reached, or not all machines came ({error}); once they are "
+            f"the rendezvous at {where} cannot be reached, or not all machines joined ({error}); once they are "
             "there, the same command goes on"
         )
         return RankLost.exit_code
@@ -112,7 +112,7 @@ def _watch(endpoint: str) -> None:
         if _ranks_alive() or not had_ranks or _reaches(host, int(port)):
             reached = time.monotonic()
         elif time.monotonic() - reached > UNREACHABLE_S:
-            console.fail(f"the rendezvous at {endpoint} does not answer any more; the same command goes on")
+            console.fail(f"the rendezvous at {endpoint} no longer answers; the same command goes on")
             os._exit(RankLost.exit_code)
 
 

@@ -41,7 +41,7 @@ def config_of_run(folder: Path, overrides: Sequence[str] = ()) -> Config:
         overrides: texts such as "eval.tta=flip".
 
     Raises:
-        DataError: the folder is no run directory.
+        DataError: the folder is not a run directory.
         ConfigError: an override is not allowed.
     """
     path = RunDirectory(folder).config_file
@@ -59,7 +59,7 @@ def as_texts(keys: Keys) -> list[str]:
     """Keys and values as the overrides of a command line, such as "optim.lr=0.01".
 
     Raises:
-        ConfigError: a key is no text, or a value is of a type that no configuration holds.
+        ConfigError: a key is not text, or a value is of a type that no configuration holds.
     """
     return [f"{key}={_as_text(key, value)}" for key, value in flatten(dict(keys))]
 
@@ -76,4 +76,4 @@ def _plain(value: Any) -> Any:
         return str(value)
     if callable(item := getattr(value, "item", None)):  # a number of NumPy or of torch
         return item()
-    raise TypeError(f"a value of type {type(value).__name__} is none of a configuration")
+    raise TypeError(f"a value of type {type(value).__name__} is not a configuration value")

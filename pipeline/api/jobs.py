@@ -72,20 +72,20 @@ def prepare(config: Configuration, overrides: Keys = NOTHING, *, verify: bool = 
     Args:
         config: a `Config`, the path of a YAML file, or keys that depart from the defaults.
         overrides: keys that replace others, such as {"data.root": "data"}.
-        verify: whether to read everything again, and make anew what has changed.
+        verify: whether to read everything again, and rebuild what has changed.
 
     Returns:
         The sample table (`samples`: a row an image), and the store of its pictures.
 
     Raises:
-        UserError: anything about the configuration, the pictures or the disk that you can mend.
+        UserError: anything about the configuration, the pictures or the disk that you can fix.
     """
     return data_stages.prepare(_alone("prepare", to_config(config, overrides)), verify)
 
 
 @refusals_as_sentences()
 def train(config: Configuration, overrides: Keys = NOTHING) -> Training:
-    """Train, or go on where the run was interrupted, as `plumage train` does; in the main thread of a program.
+    """Train, or resume where the run was interrupted, as `plumage train` does; in the main thread of a program.
 
     Args:
         config: a `Config`, the path of a YAML file, or keys that depart from the defaults.
@@ -93,7 +93,7 @@ def train(config: Configuration, overrides: Keys = NOTHING) -> Training:
 
     Raises:
         UserError: data, weights or checkpoint are missing or do not fit; `Diverged`: the loss is not finite.
-        Stopped: a signal came (Ctrl-C, say); everything is saved, and the same call goes on.
+        Stopped: a signal came (Ctrl-C, say); everything is saved, and the same call resumes.
     """
     return _trained(_alone("train", to_config(config, overrides)))
 
@@ -107,7 +107,7 @@ def refit(run: str | Path, overrides: Keys = NOTHING) -> Training:
         overrides: keys that change no recipe, such as {"run.name": "final"}; without it the name of the run and -refit.
 
     Raises:
-        UserError: the run is none, has not finished, or has no validation; or an override changes its recipe.
+        UserError: it is not a run, has not finished, or has no validation; or an override changes its recipe.
         Stopped: as of `train`.
     """
     folder = Path(run).expanduser()
@@ -168,7 +168,7 @@ def _alone(function: str, config: Config) -> Config:
     """The configuration; a `ConfigError` where this process is one of several ranks, of which one alone has results."""
     if (ranks := world_size()) > 1:
         raise ConfigError(
-            f"plumage.{function}: this process is one of {ranks} ranks, and the functions of a program are for "
-            "one; start the verb of the command line on as many: python -m pipeline.launch"
+            f"plumage.{function}: this process is one of {ranks} ranks, but the Python functions are for "
+            "one; run the command-line verb on them all: python -m pipeline.launch"
         )
     return config

@@ -102,11 +102,11 @@ class TrainedModel:
 
         Raises:
             PictureError: pictures cannot be read (all are named), and on_bad is "error".
-            UserError: what is given is no picture, a folder is empty, the run has no such rank, a prior does
+            UserError: what is given is not a picture, a folder is empty, the run has no such rank, a prior does
                 not fit, or memory does not suffice.
         """
         if top < 1:
-            raise DataError(f"predict: top is {top}; give a number from 1")
+            raise DataError(f"predict: top is {top}; give 1 or more")
         prior_file = None if prior is None else Path(prior).expanduser()
         answering = Answering.of_run(self.config, self._loaded, self.classes, prior_file, rank)
         return [

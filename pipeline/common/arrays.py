@@ -43,8 +43,8 @@ def read_npz(path: Path, names: Sequence[str], advice: str = files.RESTORE) -> l
 
 
 def blocks(array: npt.NDArray[Any]) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
-    """Consecutive rows of an array [n, ...] of some 4 million numbers, with their place: what needs a few copies of each
-    row then needs little memory, and a mapped array gives the memory of the rows that are done back."""
+    """Consecutive rows of an array [n, ...], some 4 million numbers at a time, with their slice: work that copies each
+    row a few times then needs little memory, and a mapped array frees the memory of the rows that are done."""
     rows = max(1, BLOCK_ELEMENTS // max(1, array[:1].size))
     for start in range(0, len(array), rows):
         at = slice(start, min(start + rows, len(array)))
@@ -74,7 +74,7 @@ def _array(stored: Any, name: str, stream: Any) -> npt.NDArray[Any]:
 
 
 def _forget(array: npt.NDArray[Any]) -> None:
-    """Give the memory of a mapped array back; what is read again comes from the file."""
+    """Free the memory of a mapped array; what is read again comes from the file."""
     base: Any = array
     while isinstance(base, np.ndarray):
         base = base.base

@@ -36,7 +36,7 @@ def free_memory_bytes() -> int | None:
 
 
 def _folders(controller: str) -> Iterator[Path]:
-    """The group that a controller has this process in, and those around it.
+    """The group in which a controller has this process, and the groups above it.
 
     Version 2 has one tree, version 1 one for each controller. In a container the listed path may be the host's;
     then only the root is there, which is the container's group.

@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from typing import Any
 
 NAMED_AT_MOST = 5
+RUN_DATA = "run `plumage data` with the same --config and keys"
+"""what to do next where prepared data are missing or no longer whole"""
 
 
 class UserError(Exception):
-    """Something the user can mend."""
+    """Something the user can fix."""
 
     exit_code = 2
     said = False
@@ -65,22 +67,22 @@ class RankLost(Stopped):
 
 AGAIN = "then the same command goes on"
 ANOTHER_FOLDER = "give another one (run.root for results, data.root for data)"
-# What the user can mend, by the system's number of the error. Others, such as ENOENT, are bugs.
+# What the user can fix, by the system's number of the error. Others, such as ENOENT, are bugs.
 REFUSALS = {
     errno.ENOSPC: f"the disk is full; free some space, {AGAIN}",
     errno.EDQUOT: f"your quota of this disk is used up; free some space, {AGAIN}",
-    errno.EFBIG: "the disk takes no file of this size; take another disk",
+    errno.EFBIG: "this disk cannot store a file of this size; use another disk",
     errno.EROFS: f"the disk is read-only; {ANOTHER_FOLDER}",
     errno.EACCES: f"no permission to read or write it; ask its owner for it, or {ANOTHER_FOLDER}",
     errno.EPERM: f"the system does not permit this; ask the owner of the folder, or {ANOTHER_FOLDER}",
     errno.ENOTDIR: "a file stands where a folder is needed; give another path",
     errno.EEXIST: "a file stands where a folder is needed; give another path",
     errno.EISDIR: "is a folder where a file is needed; give another path",
-    errno.ENAMETOOLONG: "the name is too long for this disk; take a shorter one",
-    errno.ELOOP: "symbolic links that lead in a circle; mend them, or give another path",
-    errno.ENXIO: "is no file to read or write; give another path",
-    errno.EIO: f"the disk fails to read or write it; check the disk, {AGAIN}",
-    errno.ESTALE: f"the file server does not know it any more; mount the folder again, {AGAIN}",
+    errno.ENAMETOOLONG: "the name is too long for this disk; use a shorter one",
+    errno.ELOOP: "its symbolic links form a loop; fix them, or give another path",
+    errno.ENXIO: "is not a regular file; give another path",
+    errno.EIO: f"the disk failed to read or write it; check the disk, {AGAIN}",
+    errno.ESTALE: f"the file server no longer knows it; mount the folder again, {AGAIN}",
     errno.EMFILE: f"too many files are open; raise the limit (`ulimit -n`), {AGAIN}",
     errno.ENFILE: f"too many files are open on this machine; end some programs, {AGAIN}",
     errno.ENOMEM: f"no memory is left; end some programs, {AGAIN}",
@@ -88,7 +90,7 @@ REFUSALS = {
 
 
 def refused(error: BaseException) -> FileRefused | None:
-    """The sentence for an `OSError` that the user can mend; None for any other exception."""
+    """The sentence for an `OSError` that the user can fix; None for any other exception."""
     if not isinstance(error, OSError) or error.errno not in REFUSALS:
         return None
     return FileRefused(f"{error.filename or 'a file'}: {REFUSALS[error.errno]}")
@@ -96,7 +98,7 @@ def refused(error: BaseException) -> FileRefused | None:
 
 @contextmanager
 def refusals_as_sentences() -> Iterator[None]:
-    """Raise `FileRefused` for each `OSError` of the block that the user can mend."""
+    """Raise `FileRefused` for each `OSError` of the block that the user can fix."""
     try:
         yield
     except OSError as error:
@@ -107,7 +109,7 @@ def refusals_as_sentences() -> Iterator[None]:
 
 @contextmanager
 def named(path: object) -> Iterator[None]:
-    """Give an `OSError` of the block this path where it names none: one of a stream, say, that is open already."""
+    """Put this path into an `OSError` of the block that names none: of a stream, say, that is already open."""
     try:
         yield
     except OSError as error:

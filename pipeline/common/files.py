@@ -28,7 +28,7 @@ from pipeline.common.errors import DataError, refused
 
 Content = TypeVar("Content")
 CHUNK_BYTES = 1 << 20
-RESTORE = "restore it from a copy, or mend it in an editor"
+RESTORE = "restore it from a copy, or fix it in an editor"
 
 
 @contextmanager

@@ -109,9 +109,9 @@ def free_bytes(device: "torch.device") -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory did not suffice: a GPU's, or this machine's.
+    """Whether an error says that memory ran out: a GPU's, or this machine's.
 
-    Torch has a type of error for its own allocator alone; CUDA, cuBLAS, cuDNN and NCCL allocate by themselves.
+    Torch has a type of error only for its own allocator; CUDA, cuBLAS, cuDNN and NCCL allocate by themselves.
     """
     import torch
 
@@ -121,7 +121,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def limit_threads() -> None:
-    """Let torch compute in no more threads than `cores`: by itself it knows affinity, and no control groups."""
+    """Let torch compute in no more threads than `cores`: by itself it knows affinity, but not control groups."""
     import torch
 
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores():

@@ -42,7 +42,7 @@ class Lock:
 
     @classmethod
     def hold(cls, path: Path) -> "Lock":
-        """Hold a file once no other process does; a wait is said, and ends.
+        """Hold a file once no other process does; a wait is announced, and has a limit.
 
         Raises:
             UserError: another process held it for `PATIENCE_S`.
@@ -54,8 +54,8 @@ class Lock:
             lock = cls.wait(path, PATIENCE_S)
         if lock is None:
             raise UserError(
-                f"{path}: another process has held it for {PATIENCE_S / 3600:g} hours; look at what it does (it may "
-                "be suspended), and run again"
+                f"{path}: another process has held it for {PATIENCE_S / 3600:g} hours; check what it is doing (it "
+                "may be suspended), and run again"
             )
         return lock
 

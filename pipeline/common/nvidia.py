@@ -57,19 +57,19 @@ def why_no_gpu() -> Obstacle | None:
     built = torch.version.cuda
     if built is None:
         return Obstacle(
-            f"this machine has NVIDIA's driver {version}, and torch {torch.__version__} is built without CUDA",
-            f"install the PyTorch that is built for CUDA, {OR_CPU}",
+            f"this machine has NVIDIA's driver {version}, but torch {torch.__version__} is built without CUDA",
+            f"install a PyTorch build with CUDA, {OR_CPU}",
         )
     least = LEAST_DRIVER.get(int(built.partition(".")[0]))
     if least is not None and version != "unknown" and int(version.partition(".")[0]) < least:
         return Obstacle(
-            f"NVIDIA's driver is {version}, and torch {torch.__version__} is built for CUDA {built}, which needs "
+            f"NVIDIA's driver is {version}, but torch {torch.__version__} is built for CUDA {built}, which needs "
             f"{least} or newer",
-            f"update the driver, or install a PyTorch that is built for an older CUDA, {OR_CPU}",
+            f"update the driver, or install a PyTorch build for an older CUDA, {OR_CPU}",
         )
     return Obstacle(
-        f"this machine has NVIDIA's driver {version}, and torch {torch.__version__} (CUDA {built}) sees no GPU",
-        f"see whether nvidia-smi lists one, and whether this job or container was given it ({DEVICES}="
+        f"this machine has NVIDIA's driver {version}, but torch {torch.__version__} (CUDA {built}) sees no GPU",
+        f"check that nvidia-smi lists one, and that this job or container was given it ({DEVICES}="
         f"{visible or ''}), {OR_CPU}",
     )
 
@@ -82,14 +82,14 @@ def why_unusable(device: "torch.device") -> Obstacle | None:
     if torch.version.cuda is None or any(_runs(name, capability) for name in architectures):
         return _why_it_fails(device)
     return Obstacle(
-        f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}, and torch "
-        f"{torch.__version__} (CUDA {torch.version.cuda}) has kernels for {', '.join(architectures)} alone",
-        f"install a PyTorch that is built for this generation (CUDA 12.6 for V100 and older), {OR_CPU}",
+        f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}, but torch "
+        f"{torch.__version__} (CUDA {torch.version.cuda}) has kernels only for {', '.join(architectures)}",
+        f"install a PyTorch build for this generation (CUDA 12.6 for V100 and older), {OR_CPU}",
     )
 
 
 def _why_it_fails(device: "torch.device") -> Obstacle | None:
-    """Compute one number: a GPU may be full, or another process may have it alone."""
+    """Compute one number: a GPU may be full, or reserved by another process."""
     import torch
 
     try:
@@ -97,7 +97,7 @@ def _why_it_fails(device: "torch.device") -> Obstacle | None:
     except RuntimeError as error:
         first_line = str(error).partition("\n")[0]
         return Obstacle(
-            f"{device} does not compute ({first_line})", f"see by nvidia-smi what else uses it, {OR_CPU}"
+            f"{device} does not compute ({first_line})", f"check with nvidia-smi what else uses it, {OR_CPU}"
         )
     return None
 

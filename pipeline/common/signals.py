@@ -23,12 +23,12 @@ class WaitedTooLong(Exception):
 
 
 class StoppedWaiting(Stopped):
-    """A signal came while this process waited for another one, in vain; it has saved nothing since."""
+    """A signal came while this process waited for another one, which did not answer; nothing was saved since."""
 
     def __init__(self, name: str) -> None:
         """name: of the signal."""
         super().__init__(
-            f"stopped by {name}, after a wait in vain; the same command goes on from the last checkpoint"
+            f"stopped by {name} while waiting for another process; the same command goes on from the last checkpoint"
         )
 
 

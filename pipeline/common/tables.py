@@ -29,7 +29,7 @@ def read_csv(
         advice: what to do when the file is damaged.
 
     Raises:
-        DataError: the file is no table, lacks a column, or holds a value of another type.
+        DataError: the file is not a table, lacks a column, or holds a value of another type.
     """
     with path.open("rb") as stream:
         try:
@@ -37,7 +37,7 @@ def read_csv(
             table = pd.read_csv(stream, dtype=dtypes, keep_default_na=False, na_values=[""])
         except (ValueError, OverflowError) as error:  # pandas' own errors of reading are ValueErrors
             raise DataError(
-                f"{path}: damaged, or no table ({' '.join(str(error).split())}); {advice}"
+                f"{path}: damaged, or not a table ({' '.join(str(error).split())}); {advice}"
             ) from error
     if missing := [name for name in types or {} if name not in table.columns]:
         raise DataError(f"{path}: damaged: the columns {missing} are missing; {advice}")

@@ -107,7 +107,7 @@ def read(path: Path) -> Corrections:
 
 def read_texts(path: Path) -> pd.DataFrame:
     """A table of decisions as it stands there, see `text_tables.read_texts`."""
-    return text_tables.read_texts(path, WHAT_TO_GIVE, WHAT_NEXT)
+    return text_tables.read_texts(path, WHAT_TO_GIVE, WHAT_NEXT, ("id", "decision", "label"))
 
 
 def changes(corrections: Corrections, images: pd.DataFrame, source: str) -> pd.DataFrame:

@@ -44,10 +44,11 @@ def hold_out(
             nearer = ((after - fraction * total) ** 2 - (held - fraction * total) ** 2) / total
             if nearer.sum() < 0 and (after < total)[counts[row] > 0].all():
                 held, taken[row] = after, True
-        for column in range(len(total)):
-            for row in np.argsort(counts.sum(axis=1), kind="stable"):
+        smallest_first = np.argsort(counts.sum(axis=1), kind="stable")
+        for column in np.flatnonzero(held == 0):
+            for row in smallest_first[counts[smallest_first, column] > 0]:
                 after = held + counts[row]
-                if not held[column] and counts[row, column] and (after < total)[counts[row] > 0].all():
+                if not held[column] and (after < total)[counts[row] > 0].all():
                     held, taken[row] = after, True
     return _images(classes, group, names[taken])
 
@@ -62,13 +63,15 @@ def fold(
     image for training. A group for which there is no such fold, as that with all images of a class, always trains.
     """
     names, counts = _counts(classes, group)
-    shares = counts / counts.sum(axis=0)
+    total = counts.sum(axis=0)
+    shares = counts / total
     drawn = rng.permutation(len(names))
     order = drawn[np.argsort(-counts[drawn].sum(axis=1), kind="stable")]
     filled, fold_of = np.zeros((folds, counts.shape[1])), np.full(len(names), TRAINS)
     held = np.zeros((folds, counts.shape[1]), np.int64)
     for row in order:
-        leaves_some = (held + counts[row] < counts.sum(axis=0))[:, counts[row] > 0].all(axis=1)
+        own = counts[row] > 0
+        leaves_some = (held[:, own] + counts[row, own] < total[own]).all(axis=1)
         if leaves_some.any():
             fold_of[row] = np.argmin(np.where(leaves_some, filled @ shares[row], np.inf))
             filled[fold_of[row]] += shares[row]
@@ -84,4 +87,5 @@ def _counts(classes: Mapping[int, Ids], group: pd.Series) -> tuple[npt.NDArray[n
 
 
 def _images(classes: Mapping[int, Ids], group: pd.Series, taken: npt.NDArray[np.object_]) -> dict[int, Ids]:
-    return {label: ids[group.loc[list(ids)].isin(list(taken)).to_numpy()] for label, ids in classes.items()}
+    is_taken = group.isin(list(taken))
+    return {label: ids[is_taken.loc[list(ids)].to_numpy()] for label, ids in classes.items()}

@@ -5,10 +5,11 @@ the order of the sample table). Packed pixels are uint8 RGB, height x width x 3;
 files of quality 95 instead, for when the disk is short.
 """
 
+import errno
 import os
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipeline.common import console, files, hardware
-from pipeline.common.errors import DataError, name_some, named, refused
+from pipeline.common.errors import RUN_DATA, DataError, name_some, named, refused
 from pipeline.data.pictures import WHAT_TO_GIVE, Layout, PictureError, Pixels, make_entry, stored_pixels
 
 Item = TypeVar("Item")
@@ -28,6 +29,7 @@ Result = TypeVar("Result")
 INDEX_COLUMNS = ["id", "offset", "length", "store_width", "store_height"]
 PIXELS = "pixels.bin"
 SKIPPED = "skipped.csv"
+GOOD_COPIES = f"put good copies in their place ({WHAT_TO_GIVE}) and run again"
 VERIFY = "run `plumage data --verify`, which makes it anew"
 JPEG_BYTES_PER_PIXEL = 0.8  # at quality 95, with a margin, to see whether the disk has room
 BYTES_BETWEEN_SYNCS = 64 << 20
@@ -55,10 +57,10 @@ class Store:
             raise DataError(f"{folder}: was made anew while this run used it; start the run again")
         self._packed = "-packed" in folder.name  # see `prepare.output_paths`
         if damage := _damage(index, len(self._bytes), self._packed):
-            raise DataError(f"{folder}: {damage}; run `make data`, which makes it anew")
+            raise DataError(f"{folder}: {damage}; {RUN_DATA}, which makes it anew")
         if ids is not None and not np.array_equal(ids, index["id"]):
             if not np.isin(ids, index["id"]).all():
-                raise DataError(f"{folder}: holds other images than the sample table; run `make data`")
+                raise DataError(f"{folder}: holds other images than the sample table; {RUN_DATA}")
             index = index.set_index("id", drop=False).loc[ids]
         self.ids = index["id"].to_numpy()
         self._offset = index["offset"].to_numpy()
@@ -91,10 +93,10 @@ def _read_index(folder: Path) -> pd.DataFrame:
     try:
         return pd.read_csv(path, usecols=INDEX_COLUMNS, dtype="int64")
     except FileNotFoundError as error:
-        raise DataError(f"{folder}: missing; run `make data`") from error
+        raise DataError(f"{folder}: missing; {RUN_DATA}") from error
     except (ValueError, OverflowError) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"{path}: damaged ({reason}); run `make data`, which makes it anew") from error
+        raise DataError(f"{path}: damaged ({reason}); {RUN_DATA}, which makes it anew") from error
 
 
 def _map(path: Path) -> tuple[Pixels, tuple[int, ...]]:
@@ -104,9 +106,9 @@ def _map(path: Path) -> tuple[Pixels, tuple[int, ...]]:
             state = os.fstat(stream.fileno())
             pixels: Pixels = np.memmap(stream, np.uint8, mode="r")
     except FileNotFoundError as error:
-        raise DataError(f"{path}: missing; run `make data`") from error
+        raise DataError(f"{path}: missing; {RUN_DATA}") from error
     except ValueError as error:
-        raise DataError(f"{path}: empty; run `make data`, which makes it anew") from error
+        raise DataError(f"{path}: empty; {RUN_DATA}, which makes it anew") from error
     return pixels, (state.st_ino, state.st_size, state.st_mtime_ns)
 
 
@@ -136,7 +138,15 @@ class Built:
     checksums: dict[str, str]
 
 
-def build(table: pd.DataFrame, images: Path, folder: Path, layout: Layout, skip_bad: bool = False) -> Built:
+def build(
+    table: pd.DataFrame,
+    images: Path,
+    folder: Path,
+    layout: Layout,
+    skip_bad: bool = False,
+    originals: Callable[[], Mapping[str, str]] = dict,
+    what_next: str = GOOD_COPIES,
+) -> Built:
     """Decode, check and store every picture of a sample table.
 
     It runs in threads, one more than there are cores: decoding, resizing and writing release the interpreter.
@@ -145,6 +155,8 @@ def build(table: pd.DataFrame, images: Path, folder: Path, layout: Layout, skip_
         table: needs `id` and `path`, the path relative to `images`.
         folder: of the store, existing and empty.
         skip_bad: leave pictures that do not decode out of the index, and list them in `SKIPPED`: path, reason.
+        originals: gives what the user knows pictures as, by path, where `images` holds copies.
+        what_next: to do about pictures that do not decode.
 
     Returns:
         The index, one row a picture (id, offset, length, store_width, store_height, and
@@ -164,17 +176,27 @@ def build(table: pd.DataFrame, images: Path, folder: Path, layout: Layout, skip_
     files.require_free(folder.parent, needed_bytes, "the store")
     index, bad, checksum = _fill(folder / PIXELS, paths, layout)
     if bad and (not skip_bad or len(bad) == len(paths)):
-        raise DataError(
-            f"{len(bad)} of {len(paths)} pictures do not decode in full: "
-            f"{'; '.join(f'{paths[row]}: {reason}' for row, reason in bad.items())}; put good copies in their place "
-            f"({WHAT_TO_GIVE}) and run again, or leave them out with data.on_bad=skip"
-        )
+        raise _not_decoded(table["path"], images, bad, originals(), what_next)
     if skip_bad:
         skipped = {"path": table["path"].iloc[list(bad)].tolist(), "reason": list(bad.values())}
         pd.DataFrame(skipped).to_csv(folder / SKIPPED, index=False)
     index.insert(0, "id", np.delete(table["id"].to_numpy(), list(bad)))
     index.to_csv(folder / "index.csv", index=False)
     return Built(index, {PIXELS: checksum})
+
+
+def _not_decoded(
+    paths: pd.Series, images: Path, bad: Mapping[int, str], originals: Mapping[str, str], what_next: str
+) -> DataError:
+    """The error that names all bad pictures; `bad` has the reasons, by position in `paths`."""
+    named_bad = []
+    for row, reason in bad.items():
+        original = originals.get(path := paths.iloc[row])
+        named_bad.append(f"{images / path}{f' ({original})' if original else ''}: {reason}")
+    return DataError(
+        f"{len(bad)} of {len(paths)} pictures do not decode in full: {'; '.join(named_bad)}; {what_next}, or leave "
+        "them out with data.on_bad=skip"
+    )
 
 
 class _Appending:
@@ -257,7 +279,7 @@ def _raise_unless_damaged(error: PictureError, path: Path) -> None:
             f"{path}: no memory is left to decode it; end some programs and run again, or, where there is memory, put "
             "a good copy in its place"
         ) from cause
-    if isinstance(cause, OSError) and refused(cause) is not None:
+    if isinstance(cause, OSError) and cause.errno != errno.ENAMETOOLONG and refused(cause) is not None:
         with named(path):
             raise cause
 

@@ -11,6 +11,7 @@ side by side, told apart by the names of their folders and tables:
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,24 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipeline.common import console, files, seeding, tables
-from pipeline.common.errors import DataError, name_some
+from pipeline.common.errors import RUN_DATA, DataError, name_some
 from pipeline.config.data import DataConfig
 from pipeline.config.schema import Config
-from pipeline.data import corrections, image_store, sample_table, sampling, splits, stages, summary, taxonomy
+from pipeline.data import (
+    corrections,
+    earlier_tables,
+    image_store,
+    sample_table,
+    sampling,
+    splits,
+    stages,
+    summary,
+    taxonomy,
+)
 from pipeline.data.pictures import FORMATS, Layout
 from pipeline.data.sources.source import check_archive, source_of
 from pipeline.data.stages import Removal, Stage
-from pipeline.data.table_name import beside, table_name
+from pipeline.data.table_name import beside, prepared_instead, table_name
 from pipeline.data.taxonomy import Taxonomy
 
 
@@ -87,16 +98,22 @@ def prepare(config: Config, verify: bool = False) -> Prepared:
             _verify_fetched(config.data)
         for stage in stages_from(config, root):
             stage.run(wait_minutes, verify)
-        source_of(config.data).remember(_folder(config.data))
+        stamp = stages.read_stamp(_samples_path(config))
+        source_of(config.data).remember(_folder(config.data), "" if stamp is None else stamp.source)
         prepared = load(config)
     summary.show(
-        prepared.samples, prepared.taxonomy, config.data, *output_paths(config), find_root(config.data)
+        prepared.samples,
+        prepared.taxonomy,
+        config.data,
+        *output_paths(config),
+        find_root(config.data),
+        is_refit=config.train.refit is not None,
     )
     return prepared
 
 
 def load(config: Config) -> Prepared:
-    """Open what `make data` left for this configuration; in a refit (`train.refit`) validation images train.
+    """Open what `plumage data` left for this configuration; in a refit (`train.refit`) validation images train.
 
     Raises:
         DataError: it did not run, or ran for another configuration, or what it made has changed since.
@@ -107,7 +124,7 @@ def load(config: Config) -> Prepared:
     states = {stamp.source for stamp in stamps if stamp.made is not None}
     if len(states) > 1:
         raise DataError(
-            f"{store_folder}: made from another state of the source than {samples_path.name}; run `make data`"
+            f"{store_folder}: made from another state of the source than {samples_path.name}; {RUN_DATA}"
         )
     if config.train.refit is not None:
         samples["split"] = samples["split"].replace("val", "train")
@@ -126,12 +143,12 @@ def check(config: Config) -> list[stages.Stamp]:
 
 def _checked_stamp(output: Path) -> stages.Stamp:
     if not output.exists():
-        raise DataError(f"{output}: missing; run `make data`")
+        raise DataError(f"{output}: missing; {RUN_DATA}{prepared_instead(output)}")
     stamp = stages.read_stamp(output)
     if stamp is None:
-        raise DataError(f"{output}: without a whole stamp, so it may not be finished; run `make data`")
+        raise DataError(f"{output}: without a whole stamp, so it may not be finished; {RUN_DATA}")
     if what := stages.changes(output):
-        raise DataError(f"{output}: has changed since it was made: {what}; run `make data`")
+        raise DataError(f"{output}: has changed since it was made: {what}; {RUN_DATA}")
     return stamp
 
 
@@ -146,9 +163,7 @@ def _load_without_source(config: Config, error: DataError, verify: bool) -> Prep
         if not output.exists():
             raise error
         if what := stages.changes(output, verify):
-            raise DataError(
-                f"{output}: {what}; bring the folder back and run `make data` ({error})"
-            ) from error
+            raise DataError(f"{output}: {what}; bring the folder back and {RUN_DATA} ({error})") from error
     prepared = load(config)
     console.warn(f"{str(error).partition(';')[0]}; the data that were prepared from it are taken as they are")
     return prepared
@@ -159,7 +174,7 @@ def _verify_fetched(config: DataConfig) -> None:
     raw = _folder(config) / "raw"
     if what := stages.changes(raw):
         console.warn(
-            f"{raw}: {what}; unless you changed it yourself, rename it and run `make data`, which makes it anew"
+            f"{raw}: {what}; unless you changed it yourself, rename it and {RUN_DATA}, which makes it anew"
         )
 
 
@@ -183,7 +198,7 @@ def stages_from(config: Config, root: Path) -> list[Stage | Removal]:
         DataError: the source's tables are damaged.
     """
     source = source_of(config.data)
-    images, folder = source.read(root), source.images(root)
+    images, folder, how_to_correct = source.read(root), source.images(root), source.how_to_correct(root)
     sample_table.check_learnable(images, root)
     samples_path, store_folder = output_paths(config)
     skips = config.data.on_bad == "skip"
@@ -191,18 +206,23 @@ def stages_from(config: Config, root: Path) -> list[Stage | Removal]:
     changing = None if decided is None else corrections.changes(decided, images, config.data.source)
 
     def build_store(output: Path) -> dict[str, str]:
-        return image_store.build(images, folder, output, layout(config.data), skip_bad=skips).checksums
+        originals = partial(source.originals, root)
+        built = image_store.build(
+            images, folder, output, layout(config.data), skips, originals, how_to_correct
+        )
+        return built.checksums
 
     def write_samples(output: Path) -> None:
         pictures = pd.read_csv(store_folder / "index.csv")[["id", *sample_table.PICTURE_COLUMNS]]
         samples = images.merge(pictures, on="id", validate="one_to_one")
         if skips:
-            _list_skipped(store_folder / image_store.SKIPPED, samples_path, images, samples)
+            _list_skipped(store_folder / image_store.SKIPPED, samples_path, images, samples, how_to_correct)
         drawn = draw_splits(samples, config)
         if decided is not None and changing is not None:
             drawn, listed = corrections.apply(drawn, changing, decided.path)
             tables.write_csv(listed, beside(samples_path, "corrected"))
         drawn.to_csv(output, index=False)
+        earlier_tables.keep(samples_path, drawn)
 
     source_inputs: dict[str, Any] = {"texts": source.digest(root)}
     if _is_given(config.data):
@@ -221,7 +241,9 @@ def stages_from(config: Config, root: Path) -> list[Stage | Removal]:
     ]
 
 
-def _list_skipped(listed: Path, samples_path: Path, images: pd.DataFrame, samples: pd.DataFrame) -> None:
+def _list_skipped(
+    listed: Path, samples_path: Path, images: pd.DataFrame, samples: pd.DataFrame, how_to_correct: str
+) -> None:
     """Write the list of the pictures that were left out beside the sample table.
 
     Raises:
@@ -230,8 +252,7 @@ def _list_skipped(listed: Path, samples_path: Path, images: pd.DataFrame, sample
     skipped = tables.read_csv(listed, {"path": str, "reason": str})
     if gone := sorted(set(images["class_name"]).difference(samples["class_name"])):
         raise DataError(
-            f"{listed}: no picture of {name_some(gone)} can be read; put good copies in their place, or leave these "
-            "classes out"
+            f"{listed}: no picture of {name_some(gone)} can be read; {how_to_correct}, or leave these classes out"
         )
     tables.write_csv(skipped, beside(samples_path, "skipped"))
 
@@ -250,7 +271,7 @@ def _digest_of_pictures(folder: Path, paths: Iterable[str]) -> str:
 
 
 def outdated(config: Config, root: Path, verify: bool = False) -> list[str]:
-    """The outputs that `make data` would make anew, each with the reason.
+    """The outputs that `plumage data` would make anew, each with the reason.
 
     Args:
         root: as `find_root` returns it.

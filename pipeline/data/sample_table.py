@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipeline.common.errors import DataError, name_some
+from pipeline.common.errors import RUN_DATA, DataError, name_some
 
 # id: the source's number of the image, unique. path: relative to the folder of images.
 # label: 0 .. C-1. class_name: one per label. official: "train", "val" or "test", as the source has it, or `EITHER`.
@@ -27,7 +27,7 @@ GROUP = "group"
 """an optional column: images of one group are never parted by a split; an empty text: a group of its own"""
 ROWS_AT_ONCE = 50_000
 BOX_OUTSIDE = 0.1  # share of a box's area; 0.07 are the most in the first classes of CUB-200-2011
-WHAT_NEXT = "run `make data`, which writes the table again where it is not as it was written"
+WHAT_NEXT = f"{RUN_DATA}, which writes the table again where it is not as it was written"
 
 
 def check(table: pd.DataFrame, where: Path | str, columns: Sequence[str] = SOURCE_COLUMNS) -> None:
@@ -56,9 +56,10 @@ def check(table: pd.DataFrame, where: Path | str, columns: Sequence[str] = SOURC
 def check_learnable(table: pd.DataFrame, where: Path | str) -> None:
     """Raise a `DataError` when there is nothing to learn from the images of a source."""
     if table["label"].nunique() < 2:
+        name = str(table["class_name"].iloc[0])
         raise DataError(
-            f"{where}: all images are of one class, {table['class_name'].iloc[0]}; there is nothing to tell apart, "
-            "so list images of two classes or more"
+            f"{where}: all images are of one class, {name!r}; there is nothing to tell apart, so list images of two "
+            "classes or more"
         )
     if not table["official"].isin(["train", EITHER]).any():
         others = "the test" if (table["official"] == "test").all() else "validation or the test"
@@ -126,7 +127,7 @@ def digest(table: pd.DataFrame) -> str:
 def read(path: Path, columns: Sequence[str] = COLUMNS) -> pd.DataFrame:
     """Read a sample table; a `DataError` says when it is missing or broken."""
     if not path.is_file():
-        raise DataError(f"{path}: missing; run `make data`")
+        raise DataError(f"{path}: missing; {RUN_DATA}")
     try:
         table = pd.read_csv(
             path,

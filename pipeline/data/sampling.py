@@ -4,6 +4,7 @@ A draw is a row of the sample table; where an epoch shows an image more than onc
 added for each further showing, so that every showing is augmented in its own way.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -71,7 +72,7 @@ def in_order(rows: npt.NDArray[np.int64], batch_size: int) -> list[npt.NDArray[n
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
     """Optimizer steps that an epoch takes: ceil(images / batch_size)."""
-    return -(-images // batch_size)
+    return math.ceil(images / batch_size)
 
 
 def shard_batches(batches: Sequence[npt.NDArray[np.int64]], ranks: "Ranks") -> list[npt.NDArray[np.int64]]:

@@ -44,7 +44,7 @@ def needed_bytes(config: Config, workers: int, ranks: Ranks, validates: bool | N
     data = config.data
     sizes = [(config.optim.images_per_step, data.image_px)]
     sizes += [(stage.images_per_step or sizes[0][0], stage.image_px) for stage in data.progressive]
-    train = max(-(-images // ranks.world_size) * _image_bytes(px) for images, px in sizes)
+    train = max(math.ceil(images / ranks.world_size) * _image_bytes(px) for images, px in sizes)
     validates = config.why_no_validation is None if validates is None else validates
     predicts = validates or config.train.start_from == "probe"
     val = config.eval.batch_size * _image_bytes(data.image_px) if predicts else 0

@@ -132,7 +132,14 @@ def _held_out(ids: Ids, val_fraction: float, folds: int | None, fold: int) -> Id
         return ids[:0]
     if folds is not None:
         return ids[fold::folds]
-    return ids[: max(1, min(round(val_fraction * len(ids)), len(ids) - 1))]
+    return ids[: count_held_out(len(ids), val_fraction)]
+
+
+def count_held_out(images: int, fraction: float) -> int:
+    """How many of a class's images, 2 or more, are held out by a fraction above 0: one at least, and all but one at
+    most.
+    """
+    return max(1, min(round(fraction * images), images - 1))
 
 
 def _groups_held_out(

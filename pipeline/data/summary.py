@@ -7,10 +7,13 @@ import pandas as pd
 from pipeline.common import console, files, tables
 from pipeline.common.errors import name_some
 from pipeline.config.data import DataConfig
-from pipeline.data import corrections, image_store, sample_table
+from pipeline.data import corrections, groups, image_store, sample_table, splits
 from pipeline.data.sources.source import source_of
 from pipeline.data.table_name import beside
 from pipeline.data.taxonomy import Taxonomy
+
+ASKED_AT_MOST = 100
+"""images of each class that `data` asks for, so that some of them validate"""
 
 
 def show(
@@ -20,6 +23,8 @@ def show(
     samples_path: Path,
     store_folder: Path,
     root: Path | None,
+    *,
+    is_refit: bool = False,
 ) -> None:
     """Say what is in a sample table.
 
@@ -27,6 +32,7 @@ def show(
         samples_path: of the table.
         store_folder: of the store, which lists the pictures that were left out, too.
         root: the folder of the source, see `prepare.find_root`; None: it is not there.
+        is_refit: validation images train, see `prepare.load`.
     """
     counts = samples["split"].value_counts()
     smallest = int(samples[["width", "height"]].min(axis=1).to_numpy().argmin())
@@ -47,7 +53,8 @@ def show(
     )
     if taxonomy is not None:
         console.say(f"taxonomy  {taxonomy}")
-    for sentence in _remarks(samples, data, root):
+    remarks = _remarks(samples, data, root)
+    for sentence in remarks if is_refit else [*remarks, *_no_validation(samples, data)]:
         console.say(sentence)
     if data.on_bad == "skip":
         console.say(_skipped(samples_path, store_folder))
@@ -60,6 +67,35 @@ def show(
             f"the boxes of image ids {name_some(outside)} lie outside their pictures, in whole or in part; give them "
             "in pixels of the picture as it is shown"
         )
+
+
+def _no_validation(samples: pd.DataFrame, data: DataConfig) -> list[str]:
+    """That no image validates, if some were asked for: why, and what to do."""
+    if (samples["split"] == "val").any() or not (data.val_fraction or data.folds or data.val_images):
+        return []
+    return [f"val  none: {_why_no_validation(samples, data)}"]
+
+
+def _why_no_validation(samples: pd.DataFrame, data: DataConfig) -> str:
+    kept = "training keeps its last epoch"
+    if groups.of(samples) is not None:
+        return f"no whole group could be held out; {kept}; give more groups of each class"
+    if data.folds is not None:
+        return (
+            f"fold {data.fold} of {data.folds} is empty, as each class has too few images; {kept}; choose fewer folds "
+            "(data.folds)"
+        )
+    why = (
+        f"each class has 1 image left for training, which data.val_fraction={data.val_fraction:g} never takes"
+    )
+    if not (samples["official"] == sample_table.EITHER).any():
+        return f"{why}; {kept}; give 2 training images or more of each class"
+    if not data.test_fraction:
+        return f"{why}; {kept}; give 2 images or more of each class"
+    counts = range(2, ASKED_AT_MOST + 1)
+    least = next((n for n in counts if n - splits.count_held_out(n, data.test_fraction) >= 2), None)
+    more = "" if least is None else f"give {least} images or more of each class, or "
+    return f"{why}; {kept}; {more}set data.test_fraction=0"
 
 
 def _skipped(samples_path: Path, store_folder: Path) -> str:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipeline.common import files, tables
-from pipeline.common.errors import DataError
+from pipeline.common.errors import RUN_DATA, DataError
 from pipeline.config.data import DataConfig
 from pipeline.data import stages
 from pipeline.data.sources.own_pictures import quoted, refuse, shown, twins, unwritable
@@ -88,7 +88,7 @@ def read(path: Path, classes: Sequence[str]) -> Taxonomy:
     Raises:
         DataError: there is no such file, or it is no hierarchy of these classes, see `of_table`.
     """
-    return of_table(read_texts(path, WHAT_TO_GIVE, WHAT_NEXT), classes, path)
+    return of_table(read_texts(path, WHAT_TO_GIVE, WHAT_NEXT, (CLASS,)), classes, path)
 
 
 def of_table(table: pd.DataFrame, classes: Sequence[str], where: Path) -> Taxonomy:
@@ -176,7 +176,7 @@ def of(config: DataConfig, folder: Path, classes: Sequence[str]) -> Taxonomy | N
     if not own.is_file():
         return None
     if what := stages.changes(own):
-        raise DataError(f"{own}: has changed since it was made: {what}; run `make data`")
+        raise DataError(f"{own}: has changed since it was made: {what}; {RUN_DATA}")
     return read(own, classes)
 
 

@@ -28,10 +28,10 @@ def check_ranks_agree(config: Config, samples: str, ranks: Ranks) -> None:
         if changed or version != first[1]:
             difference = ", ".join(changed) or f"version {first[1]} -> {version}"
             raise ConfigError(
-                f"rank {rank} runs another configuration than rank 0: {difference}; start all with the same"
+                f"rank {rank} has a different configuration from rank 0: {difference}; start all with the same"
             )
         if digest != first[2]:
             raise DataError(
-                f"rank {rank} has another sample table than rank 0; run `data` on every machine with the same "
+                f"rank {rank} has a different sample table from rank 0; run `data` on every machine with the same "
                 "archive and seed"
             )

@@ -13,8 +13,8 @@ def world_size() -> int:
     """
     said = os.environ.get("WORLD_SIZE", "1")
     if not said.isdecimal() or int(said) < 1:
-        raise ConfigError(f"WORLD_SIZE is {said!r}, and no number of ranks; start with torchrun, or unset it")
+        raise ConfigError(f"WORLD_SIZE={said!r} is not a number of ranks; start with torchrun, or unset it")
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if int(said) > 1 and missing:
-        raise ConfigError(f"WORLD_SIZE is set and {missing[0]} is not; start with torchrun, or unset it")
+        raise ConfigError(f"WORLD_SIZE is set, but {missing[0]} is not; start with torchrun, or unset it")
     return int(said)

@@ -49,7 +49,7 @@ def rendezvous(store: Store, rank: int, world: int, timeout_s: float) -> str:
     missing = [other for other in range(world) if other != rank] if rank == 0 else [0]
     while missing:
         if time.monotonic() > deadline:
-            raise TimeoutError(f"rank {', '.join(map(str, missing))} did not come in {timeout_s:g} s")
+            raise TimeoutError(f"rank {', '.join(map(str, missing))} did not arrive within {timeout_s:g} s")
         if rank == 0:
             for other in missing:
                 if store.check([f"hello/{other}"]):
@@ -105,7 +105,7 @@ class Heartbeat:
         return self._store.check([f"done/{what}/{rank}"])
 
     def dead_ranks(self) -> list[int]:
-        """The ranks whose beat stands still; takes `SILENT_S` seconds."""
+        """The ranks whose heartbeat has stopped; takes `SILENT_S` seconds."""
         before = self._beats()
         time.sleep(SILENT_S)
         after = self._beats()
@@ -114,10 +114,7 @@ class Heartbeat:
     def verdict(self) -> str:
         """Why a collective failed: the noted reason, the ranks that do not answer, or the ranks that missed it."""
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        return (
-            _in_time(self._verdict)
-            or f"the rendezvous at {where} (rank 0's machine) does not answer any more"
-        )
+        return _in_time(self._verdict) or f"the rendezvous at {where} (rank 0's machine) no longer answers"
 
     def _verdict(self) -> str:
         if (said := self.why()) is not None:
@@ -126,12 +123,12 @@ class Heartbeat:
         if (said := self.why()) is not None:
             return said
         if silent:
-            return f"{', '.join(map(self.name, silent))}: does not answer any more"
+            return f"{', '.join(map(self.name, silent))}: no longer answers"
         counts = [int(beat.partition(" ")[2] or 0) for beat in self._beats()]
         late = [rank for rank, count in enumerate(counts) if count < max(counts)]
         if late:
-            return f"{', '.join(map(self.name, late))}: answers, and has not come to the exchange in time"
-        return f"all {self.world} ranks answer, and an exchange between them failed or took too long"
+            return f"{', '.join(map(self.name, late))}: is alive but missed the collective"
+        return f"all {self.world} ranks are alive, but a collective failed or timed out"
 
     def _beats(self) -> list[str]:
         keys = [f"beat/{rank}" for rank in range(self.world)]

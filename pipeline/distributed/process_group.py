@@ -132,7 +132,7 @@ def select_device(train: TrainConfig) -> torch.device:
         what, advice = obstacle or ("no CUDA device is visible", "set train.device=cpu or auto")
         raise ConfigError(f"train.device: cuda, but {what}; {advice}")
     if obstacle is not None and os.environ.get("LOCAL_RANK", "0") == "0":
-        console.warn(f"train.device: auto takes the CPU, as {obstacle.what}; {obstacle.next}")
+        console.warn(f"train.device: auto uses the CPU, because {obstacle.what}; {obstacle.next}")
     hardware.keep_freed_memory()
     return torch.device("cpu")
 
@@ -141,7 +141,7 @@ def _own_gpu() -> torch.device:
     """The GPU of this rank, set as the current one."""
     local, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if local >= there:
-        raise ConfigError(f"{local + 1} ranks or more on a machine with {there} GPUs; start one rank a GPU")
+        raise ConfigError(f"{local + 1} ranks or more on a machine with {there} GPUs; start one rank per GPU")
     here = torch.device("cuda", local)
     torch.cuda.set_device(here)
     if (obstacle := nvidia.why_unusable(here)) is not None:
@@ -176,7 +176,7 @@ def join(train: TrainConfig, timeout_s: float = 600.0) -> Iterator[Ranks]:
         store, rank, world = next(iter(dist.rendezvous("env://", timeout=timeout)))  # type: ignore[attr-defined]
         attempt = rendezvous(store, rank, world, timeout_s)
     except (TimeoutError, dist.DistError) as error:
-        waiting = f"rank {os.environ.get('RANK')} waits in vain"
+        waiting = f"rank {os.environ.get('RANK')} timed out waiting"
         raise RankLost(f"{waiting}: {error}; the same command goes on", said=False) from error
     store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
     heartbeat = Heartbeat(store, rank, world)

@@ -27,7 +27,7 @@ def all_reduce(context: CheckContext, model: BuiltModel) -> Finding:
         seconds, is_right = _time_all_reduce(ranks, size_bytes // 4)
         if not is_right:
             wrong = f"the sum of {size_in_words(size_bytes)} over {ranks.world_size} ranks is wrong"
-            return Finding("no-go", wrong, "leave out machines one after another until the sum is right")
+            return Finding("no-go", wrong, "leave out machines one by one until the sum is right")
         # As nccl-tests has it (doc/PERFORMANCE.md): what each link carries, whatever the number of ranks.
         bus = 2 * (ranks.world_size - 1) / ranks.world_size * size_bytes / seconds / 1e9
         figures.append(

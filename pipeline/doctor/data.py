@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.common.errors import DataError
+from pipeline.common.errors import RUN_DATA, DataError
 from pipeline.config.data import DataConfig
 from pipeline.data import pictures, prepare, sample_table, sampling, shared_memory, stages
 from pipeline.data.loader import Images, Loader
@@ -78,17 +78,17 @@ def _describe(data: OwnData) -> Finding:
         return Finding(
             "no-go",
             f"{figures}; test is not the official test split",
-            "run `make data`",
+            RUN_DATA,
             numbers,
         )
     root = prepare.find_root(config.data)
     if root is None:
         what_next = "keep the unpacked pictures, or take the store as it is"
         return Finding(
-            "warning", f"{figures}; not held against the unpacked pictures, which are gone", what_next
+            "warning", f"{figures}; not compared with the unpacked pictures, which are gone", what_next
         )
     if outdated := prepare.outdated(config, root):
-        return Finding("no-go", f"{figures}; out of date: {', '.join(outdated)}", "run `make data`", numbers)
+        return Finding("no-go", f"{figures}; out of date: {', '.join(outdated)}", RUN_DATA, numbers)
     whole = config.data.train_images is None and config.data.test_images is None
     if whole and cub200.is_official(config.data):
         cub200.check_official(samples, root)
@@ -117,25 +117,25 @@ def pixels(context: CheckContext, data: OwnData) -> Finding:
         if not np.array_equal(pictures.picture(path, layout), prepared.store[row]):
             what_next = (
                 f"run `plumage data --verify`, or, where you changed the picture, rename {prepared.store.folder} "
-                "and run `make data`"
+                f"and {RUN_DATA}"
             )
-            return Finding("no-go", f"{path}: the store holds other pixels", what_next)
+            return Finding("no-go", f"{path}: the pixels in the store differ", what_next)
     return Finding("ok", f"{len(rows)} stored pictures equal their files, decoded and resized again")
 
 
 def digests(context: CheckContext, data: OwnData) -> Finding:
-    """Compare the digests of the sample table and the store with those of the day they were made."""
+    """Compare the digests of the sample table and the store with those recorded when they were made."""
 
     def look() -> Finding:
         outputs = prepare.output_paths(data.config)
         changed = [f"{path}: {what}" for path in outputs if (what := stages.changes(path, verify=True))]
         if changed:
-            return Finding("no-go", "; ".join(changed), "run `plumage data --verify`, which makes it anew")
+            return Finding("no-go", "; ".join(changed), "run `plumage data --verify`, which rebuilds it")
         unknown = [path.name for path in outputs if not stages.has_digests(path)]
         if unknown:
             what = f"{' and '.join(unknown)} made by an earlier version, without digests"
-            return Finding("warning", what, "run `make data`, which makes them anew")
-        return Finding("ok", "sample table and store have the digests of the day they were made")
+            return Finding("warning", what, f"{RUN_DATA}, which rebuilds them")
+        return Finding("ok", "sample table and store have the digests recorded when they were made")
 
     return on_main_rank(look, context.ranks, "the first rank compares digests")[0]
 
@@ -159,14 +159,14 @@ def crops(context: CheckContext, data: RunData, setup: TrainingSetup) -> Finding
     if not all(np.array_equal(a, b) for a, b in zip(epoch_0, in_this_process, strict=True)):
         return Finding(
             "no-go",
-            "a loader process draws other crops than this process",
+            "a loader process draws different crops from this process",
             "report this: training would depend on data.workers",
         )
     between_processes = _count_different(epoch_0[0], epoch_0[1])
     between_epochs = _count_different(epoch_0[0], epoch_1[0])
     figures = (
-        f"{between_processes} of {len(rows)} pictures are seen otherwise in another process, "
-        f"{between_epochs} in another epoch; without processes the same is drawn"
+        f"{between_processes} of {len(rows)} pictures look different in another process, "
+        f"{between_epochs} in another epoch; without processes the draws are the same"
     )
     numbers = {
         "pictures": len(rows),
@@ -248,6 +248,6 @@ def evaluation(context: CheckContext, data: RunData, setup: TrainingSetup, model
     predictions = predict_rows(eval_model, setup.val_loader, rows, context.precision, ranks, batch_size=2)
     figures = f"{len(rows)} {split} images predicted on {ranks.world_size} rank{'s' * (ranks.world_size > 1)}, each once"
     if not np.isfinite(predictions.logits).all():
-        what_next = "take another train.precision, or other weights"
+        what_next = "use another train.precision, or other weights"
         return Finding("no-go", f"{figures}; outputs are not finite", what_next)
     return Finding("ok", f"{figures}; {len(data.prepared.rows('test')):,} test images wait, unread")

@@ -79,7 +79,7 @@ def _optimizer_bytes_per_byte(phase: ResolvedPhase) -> float:
 
 
 def _data_to_come(config: Config) -> int:
-    """Bytes that `make data` still writes: the archive, the unpacked pictures, the store."""
+    """Bytes that `plumage data` still writes: the archive, the unpacked pictures, the store."""
     data, source = config.data, source_of(config.data)
     _, train, test = source.expected
     per_pixel = 3.0 if data.store == "packed" else JPEG_BYTES_PER_PIXEL

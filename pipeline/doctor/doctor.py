@@ -83,7 +83,7 @@ def doctor(config: Config, quick: bool = False) -> dict[str, Any]:
 
 
 def _precision(config: Config, ranks: Ranks) -> Precision:
-    """What a training would compute in; of a network that cannot be tried, auto's: its own check says what is wrong."""
+    """The precision of a training; auto's for a network that cannot be tried, as its own check says what is wrong."""
     if config.train.precision == "fastest" and ranks.is_main:
         with contextlib.suppress(UserError):
             return fastest_precision(config, ranks.device)

@@ -34,12 +34,14 @@ def code(context: CheckContext) -> Finding:
     about = environment.describe(context.ranks.device)["git"]
     figures = "no git checkout" if about is None else f"commit {about['commit'][:10]}"
     if difference := difference_between_ranks({"the code": figures}, context.ranks):
-        return Finding("no-go", difference, "bring the same commit to all machines")
+        return Finding("no-go", difference, "check out the same commit on all machines")
     numbers = {"git": about}
     if about is None:
-        return Finding("warning", figures, "run from a checkout: the run's record names its commit", numbers)
+        return Finding(
+            "warning", figures, "run from a checkout: the run's record then names its commit", numbers
+        )
     if about["dirty"]:
-        what_next = "commit first: the run's record names the commit alone"
+        what_next = "commit first: the run's record names only the commit"
         return Finding("warning", f"{figures}, and files differ from it", what_next, numbers)
     return Finding("ok", f"{figures}, no file differs from it", numbers=numbers)
 
@@ -51,11 +53,11 @@ def device(context: CheckContext) -> Finding:
     obstacle = nvidia.why_no_gpu() if configured != "cpu" else None
     if configured == "cuda" and ranks.device.type != "cuda":
         missing = f"no CUDA device is visible to torch {torch.__version__}"
-        what, what_next = obstacle or (missing, "see whether nvidia-smi lists a GPU, or set train.device=cpu")
+        what, what_next = obstacle or (missing, "check that nvidia-smi lists a GPU, or set train.device=cpu")
         return Finding("no-go", f"train.device is cuda, and {what}", what_next)
     if difference := difference_between_ranks({"the device": kind}, ranks):
         return Finding(
-            "warning" if "CPU" not in difference else "no-go", difference, "take machines of one kind"
+            "warning" if "CPU" not in difference else "no-go", difference, "use machines of one kind"
         )
     if ranks.device.type == "cuda":
         about = torch.cuda.get_device_properties(ranks.device)

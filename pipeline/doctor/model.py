@@ -29,7 +29,7 @@ from pipeline.training.state import restore
 
 
 def start(context: CheckContext, data: OwnData, setup: TrainingSetup) -> tuple[Finding, StartStep]:
-    """Find out whether the run starts anew, goes on from a checkpoint, or may not."""
+    """Find out whether the run starts new, resumes from a checkpoint, or may not start."""
     finding, of_main = on_main_rank(
         lambda: _check_start(data, setup), context.ranks, elsewhere="the first rank knows"
     )
@@ -53,8 +53,8 @@ def _check_start(data: OwnData, setup: TrainingSetup) -> Finding:
     numbers = {"step": step, "checkpoint": str(path)}
     if step >= setup.last_step:
         figures = f"{path} is of step {step:,} of {setup.last_step:,}: nothing is left to train"
-        return Finding("warning", figures, "take another run.name for another run", numbers)
-    return Finding("ok", f"goes on from {path}, step {step:,} of {setup.last_step:,}", numbers=numbers)
+        return Finding("warning", figures, "use another run.name for another run", numbers)
+    return Finding("ok", f"resumes from {path}, step {step:,} of {setup.last_step:,}", numbers=numbers)
 
 
 def weights(
@@ -72,7 +72,7 @@ def _check_weights(setup: TrainingSetup, start: StartStep) -> Finding:
     """Compare the pretrained weights with the random ones that the same seed gives."""
     config = setup.config.model
     if start.step:
-        return Finding("not applicable", "the run goes on with its checkpoint's weights")
+        return Finding("not applicable", "the run resumes with its checkpoint's weights")
     if not config.pretrained:
         return Finding("ok", "random, as model.pretrained=false says")
     loaded, origin = build_model(config, len(setup.classes))
@@ -92,9 +92,11 @@ def _check_weights(setup: TrainingSetup, start: StartStep) -> Finding:
     )
     numbers = {**origin, "matrices": len(pairs), "unlike_random": unlike_random}
     if unlike_random < origin["share"] * len(pairs) - 0.5:
-        return Finding("no-go", figures, "bring the weights of this very model: these are not in it", numbers)
+        return Finding(
+            "no-go", figures, "give the weights of this exact model: this file lacks them", numbers
+        )
     if origin["share"] < 1:
-        what_next = "see that the tensors that were not loaded are meant to be new"
+        what_next = "check that the tensors that were not loaded are meant to be new"
         return Finding("warning", figures, what_next, numbers)
     return Finding("ok", figures, numbers=numbers)
 
@@ -158,7 +160,7 @@ def learning_rates(context: CheckContext, setup: TrainingSetup, model: BuiltMode
             group_lrs[name] = [group["lr"] for group in optimizer.param_groups]
         if max(group_lrs["highest"]) == 0:
             return Finding(
-                "no-go", f"{phase.name}: the learning rate is always 0", "see optim.lr and schedule"
+                "no-go", f"{phase.name}: the learning rate is always 0", "check optim.lr and schedule"
             )
         figures.append(
             f"{phase.name} lr {rates[0].lr:.3g} first, {rates[highest].lr:.3g} at most (step "

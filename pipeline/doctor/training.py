@@ -56,7 +56,7 @@ def memory(
     numbers = {"batch_size": batch_size, "images_that_fit": fitting, "free_bytes": free}
     if fits:
         return Finding("ok", figures, numbers=numbers), TrialSteps(context, setup, model, batch_size)
-    what_next = "take a smaller model or data.image_px"
+    what_next = "use a smaller model or data.image_px"
     if fitting_on_all:
         what_next = (
             f"set optim.batch_size={fitting_on_all * ranks.world_size} optim.effective_batch_size={step_images}: "
@@ -98,10 +98,10 @@ def first_step(
         "peak_bytes": peak,
     }
     if not math.isfinite(loss):
-        what_next = "take another train.precision, or see model.mean and model.std"
+        what_next = "use another train.precision, or check model.mean and model.std"
         return Finding("no-go", figures, what_next, numbers), None
     if not repeats and (device.type == "cpu" or context.config.train.deterministic):
-        what_next = "report this: an interrupted run would not end as a whole one"
+        what_next = "report this: an interrupted run would not end like an uninterrupted one"
         return Finding("no-go", figures, what_next, numbers), None
     return Finding("ok", figures, numbers=numbers), StepTiming(second.seconds, second.images)
 
@@ -161,7 +161,7 @@ def speed(
     what_next = ""
     if speeds.waits_for_loader:
         what_next = (
-            "raise data.workers, or take data.store=packed on a faster disk: the step waits for pictures"
+            "raise data.workers, or use data.store=packed on a faster disk: the step waits for pictures"
         )
     elif several and speeds.efficiency < LOW_EFFICIENCY:
         what_next = "see all-reduce: most of the rest is the exchange of gradients; larger batches need fewer"

@@ -110,7 +110,7 @@ class TrialSteps:
         return dataclasses.replace(settings, ranks=self._ranks(alone))
 
     def _state(self, *, alone: bool) -> TrainState:
-        """A copy in training mode; shards cannot be copied and are built anew, with random weights."""
+        """A copy in training mode; shards cannot be copied and are rebuilt, with random weights."""
         config, precision = self.context.config, self.context.precision
         if self.context.is_sharded:
             state, _ = self.setup.build_state(phases.first(config.optim), precision, pretrained=False)

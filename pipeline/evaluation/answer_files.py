@@ -23,6 +23,7 @@ SUFFIXES: dict[Format, tuple[str, ...]] = {
     "csv": (".csv",),
     "parquet": (".parquet",),
 }
+BEGINNINGS: dict[Format, bytes] = {"json": b'{"image": ', "csv": b"image,", "parquet": b"PAR1"}
 TO_STDOUT = Path("-")
 ROWS_AT_ONCE = 1024  # of a Parquet file
 
@@ -94,8 +95,16 @@ class AnswerFile:
             )
         if self.path.is_dir():
             raise DataError(f"{option}: a folder; name a file")
+        if self.path.is_file() and not self._holds_answers():
+            raise DataError(f"{option}: exists, and holds no answers of `predict`; name another file")
         if self.format == "parquet":
             _pyarrow(option)
+
+    def _holds_answers(self) -> bool:
+        """Whether an existing file begins as one that `predict` has written; an empty one may be replaced, too."""
+        with self.path.open("rb") as stream:
+            begins = stream.read(len(BEGINNINGS[self.format]))
+        return begins in (b"", BEGINNINGS[self.format])
 
     @contextmanager
     def writing(
@@ -136,9 +145,13 @@ def _lines(format_: Format, put: Callable[[str], None], columns: Sequence[str]) 
     def write(answer: Answer) -> None:
         row = _row(answer)
         cells = (row.get(column) for column in columns)
-        put(_csv_line([json.dumps(cell) if isinstance(cell, list | bool) else cell for cell in cells]))
+        put(_csv_line([_as_text(cell) if isinstance(cell, list | bool) else cell for cell in cells]))
 
     return write
+
+
+def _as_text(cell: list[Any] | bool) -> str:
+    return json.dumps(cell, ensure_ascii=False)
 
 
 def _csv_line(cells: Sequence[object]) -> str:

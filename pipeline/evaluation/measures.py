@@ -3,6 +3,7 @@
 `plumage repeat` takes them over several runs; `metrics.json` has those of one.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -107,28 +108,31 @@ def over_seeds(runs: Sequence[pd.DataFrame], measures: Sequence[Measure]) -> pd.
 
     sd: standard deviation over the runs, missing for one. low, high: the 95 % interval of the mean over seeds and images
     together, within what the measure can be: a mean over images by `statistics.over_seeds_and_images`, another number by
-    `statistics.over_resamples`; of one run, by the bootstrap over images.
+    `statistics.over_resamples`; of one run, by the bootstrap over images. A single image tells nothing: they are the
+    least and the most that the measure can be, and NaN where that has no limit.
 
     Args:
         runs: as `values` takes them.
     """
     value = values(runs, measures)
     weighted = [[measure.of(table) for table in runs] for measure in measures]
-    cells = [None if len(runs) == 1 else _cells(of_measure) for of_measure in weighted]
-    by_run = _resampled(
-        [of for of, known in zip(weighted, cells, strict=True) if known is None], len(runs[0])
-    )
+    cells = [_cells(of_measure) for of_measure in weighted]
+    images = [len(runs[0]) if known is None else known.shape[1] for known in cells]
+    is_drawn = [n > 1 and (len(runs) == 1 or known is None) for n, known in zip(images, cells, strict=True)]
+    by_run = _resampled([of for of, drawn in zip(weighted, is_drawn, strict=True) if drawn], len(runs[0]))
     rows = []
-    for measure, known in zip(measures, cells, strict=True):
+    for measure, known, n, drawn in zip(measures, cells, images, is_drawn, strict=True):
         each = value[measure.name].to_numpy(np.float64)
-        if len(runs) == 1:
-            low, high = statistics.percentiles(next(by_run)[:, 0])
-        elif known is None:
-            low, high = _within(statistics.over_resamples(next(by_run), each), measure.most, len(runs[0]))
-        else:
-            most = _most(known) if measure.most is None else measure.most
-            low, high = _within(statistics.over_seeds_and_images(known), most, known.shape[1])
         mean, sd = float(each.mean()), float(value[measure.name].std(ddof=1))
+        most = _most(known) if measure.most is None and known is not None else measure.most
+        if drawn and len(runs) == 1:
+            low, high = statistics.percentiles(next(by_run)[:, 0])
+        elif drawn:
+            low, high = _within(statistics.over_resamples(next(by_run), each), most, n)
+        elif known is None:
+            low, high = _within(Estimate(mean, None), most, n)
+        else:
+            low, high = _within(statistics.over_seeds_and_images(known), most, n)
         rows.append(
             {"measure": measure.name, "runs": len(runs), "mean": mean, "sd": sd, "low": low, "high": high}
         )
@@ -164,8 +168,8 @@ def _most(cells: Floats) -> float | None:
 def _within(estimate: Estimate, most: float | None, images: int) -> tuple[float, float]:
     """The interval, no wider than what can be; Wilson's of a share that is 0 or 1 throughout, all for one image."""
     mean = estimate.value
-    if estimate.variance is None and most is not None:
-        return 0.0, most
+    if estimate.variance is None:  # of one image
+        return (math.nan, math.nan) if most is None else (0.0, most)
     if not estimate.variance:
         return (
             statistics.wilson(round(mean) * images, images) if most == 1 and mean in (0, 1) else (mean, mean)

@@ -66,7 +66,7 @@ class Threshold:
 
     def __str__(self) -> str:
         if not self.shown:
-            return f"{self.probability:.3f}, as {self.n:,} validation images show no lower one"
+            return f"{self.probability:.3f}, as {self.n:,} validation images support no lower one"
         return f"{self.probability:.3f}, as {self.right:,} of {self.answered:,} such answers are right on validation"
 
 

@@ -1,4 +1,4 @@
-"""The verb `soup`: runs of one recipe but for the seed become one run with the mean of their weights, if that is better.
+"""The verb `soup`: runs that differ only in the seed become one run with the mean of their weights, if that is better.
 
 Validation judges it, as it judges an epoch; test is not read. Weights can be averaged only where training has begun at
 the same ones and has not gone far: with heads that begin at random, each run has its own, and their mean answers badly.
@@ -86,7 +86,7 @@ def soup(paths: Sequence[Path], overrides: Sequence[str]) -> dict[str, Any]:
     _check_recipe(runs, contents)
     if config.run_dir.exists():
         raise ConfigError(
-            f"run.name: {config.run_dir} is there already; give the soup another name with run.name=NAME"
+            f"run.name: {config.run_dir} already exists; give the soup another name with run.name=NAME"
         )
     averaging = _Averaging(config, which, contents[0], RunDirectory(runs[0]).checkpoint(which))
     ingredients = [averaging.measure(run, content) for run, content in zip(runs, contents, strict=True)]
@@ -113,7 +113,7 @@ class _Averaging:
         self.setup = TrainingSetup(config, self.ranks)
         if not len(self.setup.val_rows):
             raise ConfigError(
-                "soup: validation says whether a soup is better, and these runs have no validation images"
+                "soup: validation says whether a soup is better, but these runs have no validation images"
             )
         checkpoints.check_data(content, path, self.setup.classes, self.setup.samples)
         model, _ = build_model(without_weights(config.model), len(self.setup.classes))
@@ -185,12 +185,12 @@ def _check_recipe(runs: Sequence[Path], contents: Sequence[dict[str, Any]]) -> N
     for run, other, content in zip(runs[1:], settings[1:], contents[1:], strict=True):
         if changed := recipes.changes(settings[0], other, but_for=("seed",)):
             raise DataError(
-                f"{run}: is of another recipe than {runs[0]} ({', '.join(changed)}); a soup is of runs that differ in "
-                "the seed alone"
+                f"{run}: has a different recipe from {runs[0]} ({', '.join(changed)}); a soup takes runs that differ "
+                "only in the seed"
             )
         if content["samples"] != contents[0]["samples"]:
             raise DataError(
-                f"{run}: has other validation images than {runs[0]}, and learned from those of the other, so no image "
+                f"{run}: has other validation images than {runs[0]}, and was trained on those of the other, so no image "
                 "can judge the mean of both; train the seeds with one validation split, data.split_seed=0"
             )
 
@@ -203,7 +203,7 @@ def _configuration(run: Path, named: Path, overrides: Sequence[str]) -> Config:
     config = load_config(path, [*own, *overrides])
     if changed := recipes.changes(trained.model_dump(mode="json"), config.model_dump(mode="json")):
         raise ConfigError(
-            f"soup: {', '.join(changed)} is of a training, and nothing is trained here; drop the override"
+            f"soup: {', '.join(changed)} belongs to training, and nothing is trained here; drop the override"
         )
     return config
 
@@ -214,7 +214,7 @@ def _which(config: Config) -> Checkpoint:
             return which
         case other:
             raise ConfigError(
-                f"eval.checkpoint: {other}: a soup is of runs' best or last checkpoints; give one of these"
+                f"eval.checkpoint: {other}: a soup is made of runs' best or last checkpoints; give one of these"
             )
 
 

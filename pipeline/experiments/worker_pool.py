@@ -101,7 +101,7 @@ class WorkerProcess(Generic[AnyTask]):
             return task, self.connection.recv()
         except (EOFError, ConnectionError):
             self._end()
-            return task, Outcome("lost", f"its process has ended with code {self._process.exitcode}")
+            return task, Outcome("lost", f"its process ended with code {self._process.exitcode}")
 
     @property
     def is_alive(self) -> bool:

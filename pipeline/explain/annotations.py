@@ -14,7 +14,7 @@ from pipeline.common.errors import DataError, name_some
 from pipeline.config.data import DataConfig
 from pipeline.data.pictures import Layout
 
-AGAIN = "mend it and run again"
+AGAIN = "fix it and run again"
 Floats = npt.NDArray[np.float64]
 
 
@@ -125,7 +125,7 @@ def _names(path: Path) -> list[str]:
     try:
         lines = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not a text in UTF-8 (byte {error.start}); {AGAIN}") from error
+        raise DataError(f"{path}: not UTF-8 text (byte {error.start}); {AGAIN}") from error
     if short := [str(number) for number, line in enumerate(lines, 1) if len(line) == 1]:
         raise DataError(f"{path}: lines {name_some(short)} not of the form `number name`; {AGAIN}")
     return [line[1].strip() for line in lines if line]

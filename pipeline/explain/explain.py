@@ -79,12 +79,12 @@ class StoredEvaluation:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of the predictions: explanations of other predictions are computed anew."""
+        """Digest of the predictions: explanations of other predictions are computed again."""
         return files.digest_of_file(self.folder.predictions_file)
 
     @cached_property
     def crops(self) -> str:
-        """Digest of what the images' crops depend on: explanations of other crops are computed anew."""
+        """Digest of what the images' crops depend on: explanations of other crops are computed again."""
         return features.digest_of_crops(self.config, self.data)
 
 
@@ -113,7 +113,7 @@ class _ModelSource:
     @cached_property
     def ranks(self) -> Ranks:
         """The device that the model is on."""
-        # A picture, and no number: gradients of some layers have no deterministic algorithm on GPUs.
+        # A picture, not a number: gradients of some layers have no deterministic algorithm on GPUs.
         train = self._evaluation.config.train.model_copy(update={"deterministic": False})
         return Ranks.single(process_group.select_device(train))
 
@@ -174,7 +174,7 @@ def _add_pointing_game(evaluation: StoredEvaluation, drawn: list[int], explained
     samples = evaluation.data.samples.iloc[evaluation.rows.loc[drawn].to_numpy("int64")]
     boxes = annotations.boxes_in_crop(config, samples)
     if np.isnan(boxes).any(axis=1).all():
-        explained.left_out["pointing game"] = "The data set has no boxes to hold the heat maps against."
+        explained.left_out["pointing game"] = "The data set has no boxes to compare the heat maps with."
         return
     root = prepare.find_root(config)
     parts = annotations.parts_in_crop(config, samples, root) if root else None

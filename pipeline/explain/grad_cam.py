@@ -90,8 +90,8 @@ def class_maps(
 def mapping(model: Classifier, layer: nn.Module) -> Iterator[Callable[[Tensor, npt.NDArray[np.int64]], Maps]]:
     """Yield what maps the evidence for a class of each image: uint8 [B, 3, P, P], int64 [B] -> as `class_maps`.
 
-    A map is a picture, no number: also in a deterministic run the gradients of layers without a deterministic algorithm
-    on GPUs (adaptive max pooling) are computed.
+    A map is a picture, not a number: even in a deterministic run the gradients of layers without a deterministic
+    algorithm on GPUs (adaptive max pooling) are computed.
     """
     for weight in model.parameters():
         weight.requires_grad_(False)  # gradients need to reach the layer, and nothing below it

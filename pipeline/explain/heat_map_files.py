@@ -42,7 +42,7 @@ class HeatMapFiles:
     def check(self) -> None:
         """Raise a `DataError` where the folder holds something: nothing is written among a user's files."""
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise DataError(f"--heatmap {self.folder}: is there, and not empty; name a new folder")
+            raise DataError(f"--heatmap {self.folder}: exists and is not empty; name a new folder")
 
     def write(
         self, model: Classifier, pictures: Sequence[tuple[int, Path, Pixels, int]], device: torch.device

@@ -27,7 +27,7 @@ NOTHING = "none"
 
 
 def cascade(model: Classifier, seed: int) -> Iterator[tuple[str, Classifier]]:
-    """The network as it is, then with more and more layers drawn anew: the name of the last one, and the network.
+    """The network as it is, then with more and more layers redrawn: the name of the last one, and the network.
 
     The head comes first, then the stages from the top to the stem, by timm's grouping, or without one the modules of the
     backbone. It is one copy that changes.

@@ -1,7 +1,7 @@
 """What is computed from predictions is kept beside them, with a stamp that names what it was made from.
 
 The stamp also has the digests of the files, and goes before they are made: what is damaged, or left by a process that
-was killed, is made anew.
+was killed, is made again.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

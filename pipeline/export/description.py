@@ -1,4 +1,4 @@
-"""What an exported model says of itself: classes, preprocessing, calibration, where it is from, and its licence."""
+"""What an exported model says about itself: classes, preprocessing, calibration, where it is from, and its licence."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The verb `export`: RUN/export, a model that answers without this program and without torch, and proves it."""
+"""The verb `export`: RUN/export, a model that answers without this program or torch, and the proof that it does."""
 
 import dataclasses
 import subprocess
@@ -35,7 +35,7 @@ MEMORY = (
     "export: memory does not suffice to compare 64 images at a time",
     "export on a machine with more memory",
 )
-REPORT_IT = "nothing was written; `predict` and `eval` of the run are not concerned; please report this"
+REPORT_IT = "nothing was written; `predict` and `eval` of the run are not affected; please report this"
 
 
 def export_run(config: Config, forms: Collection[Form] = ()) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def export_run(config: Config, forms: Collection[Form] = ()) -> dict[str, Any]:
     """
     if config.eval.tta == "ten_crop":
         raise ConfigError(
-            "eval.tta: ten_crop takes its crops from the whole picture, and the graph sees one; set none or flip"
+            "eval.tta: ten_crop takes its crops from the whole picture, but the graph sees one crop; set none or flip"
         )
     config = config.model_copy(
         update={"train": config.train.model_copy(update={"device": "cpu"})}
@@ -118,10 +118,10 @@ def _validation(config: Config, content: dict[str, Any], path: Path) -> Prepared
         names, digest = sample_table.class_names(data.samples), sample_table.digest(data.samples)
         checkpoints.check_data(content, path, names, digest)
     except UserError as error:
-        console.warn(f"the graph is compared on drawn images, and not on the validation images: {error}")
+        console.warn(f"the graph is compared on drawn images, not on the validation images: {error}")
         return None
     if not data.rows("val"):
-        console.warn("the graph is compared on drawn images alone, as the run has no validation images")
+        console.warn("the graph is compared only on drawn images, as the run has no validation images")
         return None
     return data
 
@@ -151,7 +151,7 @@ def _write_proved_graph(
         failures.append(f"{name}: {', '.join(faults)}")
         console.say(f"export  the graph of the exporter {failures[-1]}")
     raise ExportError(
-        f"{config.run_dir}: no ONNX graph gives what the trained model gives: {'; '.join(failures)}; {REPORT_IT}"
+        f"{config.run_dir}: no ONNX graph reproduces the trained model: {'; '.join(failures)}; {REPORT_IT}"
     )
 
 
@@ -186,11 +186,11 @@ def _check_script(folder: Path, run: RunDirectory, model: str) -> None:
         done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=CHECK_S)
     except subprocess.TimeoutExpired as error:
         raise ExportError(
-            f"{run.export}: predict.py has not verified its pictures within {CHECK_S:.0f} s; export again on a machine "
+            f"{run.export}: predict.py did not verify its pictures within {CHECK_S:.0f} s; export again on a machine "
             "with less load"
         ) from error
     if done.returncode:
         said = "; ".join(done.stderr.strip().splitlines()) or f"exit code {done.returncode}"
         raise ExportError(
-            f"{run.export}: predict.py does not give what the trained model gives: {said}; {REPORT_IT}"
+            f"{run.export}: predict.py does not reproduce the trained model: {said}; {REPORT_IT}"
         )

@@ -18,7 +18,7 @@ from pipeline.export.proof import channels_first, drawn_batches
 
 BATCH = 64
 ENOUGH_VIEWS = 1000
-"""of validation images: where there are fewer images, further crops of them are views as well"""
+"""of validation images; where there are fewer images, further crops of them are added"""
 
 Labels = npt.NDArray[np.int64]
 

@@ -28,7 +28,7 @@ from pipeline.models.build import build_model, without_weights
 from pipeline.models.classifier import Classifier
 
 OF_OTHER_WEIGHTS = ("tag", "origin_url", "notes", "description")
-"""what timm says of its own weights, and not of these"""
+"""keys that describe timm's own weights, not these"""
 
 
 def write(
@@ -49,7 +49,7 @@ def write(
         The largest difference of logits, relative to the largest logit; None where timm has no such network.
 
     Raises:
-        ExportError: timm's network answers otherwise.
+        ExportError: timm's network answers differently.
     """
     model, _ = build_model(without_weights(config.model), len(facts["classes"]))
     load_eval_weights(model.eval(), content, loaded.path)
@@ -75,7 +75,7 @@ def write(
     difference = max(_difference(model, read, images) for images in batches)
     if not difference <= TOLERANCE:
         raise ExportError(
-            f"{config.run_dir}: the network that timm reads from the hub folder answers otherwise: logits differ by "
+            f"{config.run_dir}: the network that timm loads from the hub folder answers differently: logits differ by "
             f"{difference:.2g} of the largest, where {TOLERANCE:g} is allowed; nothing was written; please report this"
         )
     return difference

@@ -80,7 +80,7 @@ class Agreement:
     """Of n images: how many have the label of the trained model, and the largest differences.
 
     logits, known_score, heat_maps: relative to the largest one of the batch. probabilities: relative to the largest
-    logit over the temperature, from 1 on, for a difference of logits makes at most half of that of the probabilities.
+    logit over the temperature, or to 1 if that is less: probabilities differ by at most half as much as logits.
     largest_logit: of the trained model.
     """
 

@@ -21,10 +21,10 @@ Form = Literal["fp16", "int8"]
 FORMS: tuple[Form, ...] = ("fp16", "int8")
 GATES: dict[Form, Gate] = {"fp16": Gate(equal=0.998, drop=0.005), "int8": Gate(equal=0.98, drop=0.005)}
 INT8_TOLERANCE = 0.15
-"""of logits that are computed in int8, whose kernels round otherwise on other processors: the same file in float32
+"""of logits that are computed in int8, whose kernels round differently on other processors: the same file in float32
 kernels gives logits that differ by up to 0.085 of the largest (MobileNetV2)"""
 FIRST_IN_FP32 = 8
-"""layers of fp16: they hold few weights, and most of what rounding does (MobileNetV2: rms of logits 0.2 % for 1.4 %)"""
+"""layers left in fp32: few weights, most of the rounding error (MobileNetV2: rms of logits 0.2 % for 1.4 %)"""
 CALIBRATION_IMAGES, CALIBRATION_BATCH = 128, 4
 
 

@@ -71,7 +71,7 @@ class Exported:
             largest, (next_best, best) = abs(wanted).max(), np.sort(wanted)[-2:]
             difference, tolerance = abs(logits - wanted).max() / largest, golden["tolerance"]
             if hashlib.sha256(crop.tobytes()).hexdigest() != expected["crop_sha256"]:
-                said.append(f"{expected['file']}: other pixels; install the versions of requirements.txt")
+                said.append(f"{expected['file']}: different pixels; install the versions in requirements.txt")
             if logits.argmax() != wanted.argmax() and best - next_best > tolerance * largest:
                 said.append(f"{expected['file']}: label {logits.argmax()} instead of {wanted.argmax()}")
             if not difference <= tolerance:

@@ -53,7 +53,7 @@ def cached(
 
     Args:
         split: train, val or test; the rows are `data.rows(split)`.
-        checkpoint: digest of the file that the model's weights are from; another one computes anew.
+        checkpoint: digest of the file that the model's weights are from; for another one they are computed again.
 
     Raises:
         CheckpointError: a feature is not finite.

@@ -64,7 +64,7 @@ class LinearHead:
         return torch.from_numpy((features - self.mean) * self.scale)
 
     def of_plain_features(self) -> tuple[Tensor, Tensor]:
-        """Weights [C, D] and biases [C], float32, that give the same logits of features as they are."""
+        """Weights [C, D] and biases [C], float32, that give the same logits from uncentred, unscaled features."""
         weight = self.weight * self.scale
         return weight.float(), (self.bias - weight @ torch.from_numpy(self.mean)).float()
 

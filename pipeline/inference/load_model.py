@@ -87,7 +87,7 @@ def _read(path: Path, ranks: Ranks) -> tuple[dict[str, Any], str]:
 
 
 def _read_with_digest(path: Path) -> tuple[dict[str, Any], str]:
-    """Read a file again that a training has replaced meanwhile: content and digest are of the same one."""
+    """Read a file, and again if a training replaced it meanwhile, so that content and digest belong together."""
     while True:
         before = _version(path)
         content, digest = read(path), files.digest_of_file(path)
@@ -96,7 +96,7 @@ def _read_with_digest(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def _version(path: Path) -> tuple[int, int] | None:
-    """What another file under the same name has otherwise; None for no file."""
+    """What differs for another file under the same name; None where there is no file."""
     if not path.is_file():
         return None
     status = path.stat()
@@ -126,7 +126,7 @@ def _warn_where_slow(precision: Precision, device: torch.device) -> None:
     if not has_units(precision, device):
         console.warn(
             f"train.precision: the model predicts in {precision}, in which it was trained; this processor has no units "
-            "for it, and is slow in it"
+            "for it, so this is slow"
         )
 
 

@@ -144,7 +144,7 @@ def _parts_in_threads(
     """A few images at a time, each in one thread, as many at once as torch may use threads.
 
     So no core waits for another at the end of each layer, activations stay in a core's cache, pictures are decoded
-    beside, and the bits do not depend on the number of threads.
+    meanwhile, and the bits do not depend on the number of threads.
     """
     threads = torch.get_num_threads()
 
@@ -179,14 +179,14 @@ def _gather(parts: list[Part], rows: Rows, ranks: Ranks) -> Predictions:
     if not shares:
         raise DataError(
             "prediction: there is no image to predict; hold some out for this split (data.val_fraction, "
-            "data.test_fraction), or choose another one"
+            "data.test_fraction), or choose another split"
         )
     joined = shares[0] if len(shares) == 1 else map(np.concatenate, zip(*shares, strict=True))
     predicted, logits, features = joined
     order = np.argsort(predicted, kind="stable")
     if not np.array_equal(predicted[order], np.sort(rows)):
         raise DataError(
-            f"{len(rows)} images were to be predicted and {len(np.unique(predicted))} different ones were; report this"
+            f"{len(rows)} images were to be predicted, but {len(np.unique(predicted))} different ones were; report this"
         )
     if np.array_equal(order, np.arange(len(order))):  # as of one rank: a copy of all logits is saved
         return Predictions(predicted, logits, features)

@@ -42,5 +42,5 @@ def _where_size_fails(config: Config, model: Classifier) -> tuple[str, str]:
         return where_size_matters(config, model.backbone, side_px)
     return (
         f"model.name={config.model.name}: cannot compute images of eval.image_px={side_px}",
-        "drop eval.image_px, and the model gets images of the size with which it was trained",
+        "drop eval.image_px, to predict at the size the model was trained with",
     )

@@ -1,6 +1,6 @@
 """What a person should know of a data set before training: it describes, and decides nothing.
 
-All splits are described; what is suggested comes from training images alone, so an inspection is no reading of test.
+All splits are described; what is suggested comes from training images alone, so an inspection is not a reading of test.
 """
 
 from collections.abc import Sequence

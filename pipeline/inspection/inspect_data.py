@@ -78,7 +78,7 @@ def sentences(result: dict[str, Any]) -> list[str]:
     described, exact, near = result["files"], result["exact_duplicates"], result["near_duplicates"]
     if described is None:
         said = [
-            "files  the folder of the pictures is not there now: formats and equal files were not looked for"
+            "files  the folder of the pictures is not there now: formats and equal files were not checked"
         ]
     else:
         counts = [

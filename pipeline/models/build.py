@@ -56,7 +56,7 @@ def build_model(config: ModelConfig, classes: int) -> tuple[Classifier, dict[str
     pretrained_cfg, channels = backbone.pretrained_cfg, getattr(backbone, "in_chans", 3)
     if channels not in (1, 3):
         raise ConfigError(
-            f"model.options: images have 3 channels, or 1 when they become grey, and not {channels}"
+            f"model.options: images have 3 channels, or 1 when converted to grey, not {channels}"
         )
     if config.pool == "gem":
         pool_by_gem(backbone)
@@ -71,13 +71,13 @@ def build_model(config: ModelConfig, classes: int) -> tuple[Classifier, dict[str
 def _check_normalisation(
     mean: Sequence[float], std: Sequence[float], pretrained_cfg: Mapping[str, Any]
 ) -> None:
-    """Warn where images are normalised otherwise than those that the weights have learned from."""
+    """Warn where images are normalised differently from those that the weights were trained on."""
     for key, value in (("mean", mean), ("std", std)):
         own = list(pretrained_cfg[key])
         if list(value) != own:
             console.warn(
-                f"model.{key}: {list(value)} is given, and these weights have learned from images with {own}; leave "
-                f"model.{key} out, or name the file of weights that it belongs to (model.weights=PATH)"
+                f"model.{key}: {list(value)} is given, but these weights were trained on images with {own}; drop "
+                f"model.{key}, or give the file of weights that it belongs to (model.weights=PATH)"
             )
 
 
@@ -119,22 +119,22 @@ def _build_resnet(config: ModelConfig, classes: int) -> resnet.ResNet:
 def _build_timm(config: ModelConfig, classes: int, *, pretrained: bool) -> Any:
     if config.name.startswith("local-dir:"):
         raise ConfigError(
-            f"model.name: {config.name} names a folder; give timm's name of the network, and model.weights=PATH for a "
+            f"model.name: {config.name} is a folder; give the network's name in timm, and model.weights=PATH for a "
             "file of its weights"
         )
     options = _timm_options(config)
     try:
         with option_errors(
-            f"model.options: {config.name} does not take {options}", "take other values, or drop them"
+            f"model.options: {config.name} does not take {options}", "use other values, or drop them"
         ):
             backbone = timm.create_model(config.name, pretrained, num_classes=classes, **options)
             head_of(backbone)
             return backbone
     except OSError as error:  # the hub clients' network errors are OSErrors
         raise WeightsError(
-            f"{config.name}: its weights cannot be downloaded ({type(error).__name__}); where there is a "
-            f"network, torch.save timm.create_model({config.name!r}, pretrained=True).state_dict(), "
-            "bring the file and give model.weights=PATH; or start from random weights: model.pretrained=false"
+            f"{config.name}: its weights cannot be downloaded ({type(error).__name__}); where there "
+            f"is a network, torch.save timm.create_model({config.name!r}, pretrained=True).state_dict(), "
+            "copy the file here and give model.weights=PATH; or start from random weights: model.pretrained=false"
         ) from error
     except ConfigError as error:
         raise _of_name(config.name, str(error.__cause__)) or error from error.__cause__
@@ -156,7 +156,7 @@ def _timm_options(config: ModelConfig) -> dict[str, Any]:
     """The arguments of timm.create_model; settings at their default are left out, as not every model takes them."""
     if foreign := sorted(OF_FACTORY & config.options.keys()):
         raise ConfigError(
-            f"model.options: {foreign[0]} is no option of a network; weights are chosen by model.name, model.pretrained "
+            f"model.options: {foreign[0]} is not a network option; weights are chosen by model.name, model.pretrained "
             "and model.weights=PATH, and classes by the data; drop it"
         )
     named = {

@@ -117,8 +117,8 @@ class Classifier(nn.Module):
         weight = getattr(self.head, "weight", None)
         if weight is None or features.ndim != 4 or weight.shape[1] != features.shape[1]:
             raise ConfigError(
-                f"class activation maps need a last feature map and one linear layer, and {type(backbone).__name__} "
-                "has no such end; take mixup or cutmix"
+                f"class activation maps need a last feature map and one linear layer, but {type(backbone).__name__} "
+                "does not end in them; use mixup or cutmix"
             )
         return features.float(), weight[labels].float()
 

@@ -105,7 +105,7 @@ def convolutions_with_norms(model: Classifier, image_px: int) -> list[tuple[nn.C
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether a module is a convolution or a norm of the known types, and nothing listens to it."""
+    """Whether a module is a convolution or a norm of the known types, without hooks."""
     hooks = (
         *(module._forward_hooks, module._forward_pre_hooks),
         *(module._backward_hooks, module._backward_pre_hooks),

@@ -123,14 +123,14 @@ def _distance(some: Tensor, others: Tensor) -> Tensor:
 
 
 class _Tracer(fx.Tracer):
-    """Sees layers as wholes, also those of timm and of `compute_in_float32`."""
+    """Does not trace into layers, also those of timm and of `compute_in_float32`."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, nn.Conv2d | nn.Linear) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _traced(model: Classifier) -> fx.GraphModule | None:
-    """What a classifier does, layer by layer: images -> logits, input of the last layer. None: its code is no graph."""
+    """What a classifier does, layer by layer: images -> logits, input of the last layer. None: it cannot be traced."""
     try:
         graph = _Tracer().trace(model)
     except Exception:  # whatever a network's own code raises where it meets no numbers

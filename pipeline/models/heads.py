@@ -54,7 +54,7 @@ def pool_by_gem(backbone: Any) -> GeM:
             backbone.set_submodule(name, gem)
             return gem
     raise ConfigError(
-        f"model.pool: gem needs a feature map to pool, and {type(backbone).__name__} has none; set model.pool=null"
+        f"model.pool: gem needs a feature map to pool, but {type(backbone).__name__} has none; set model.pool=null"
     )
 
 

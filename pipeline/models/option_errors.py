@@ -58,12 +58,12 @@ def where_size_matters(config: Config, backbone: nn.Module, side_px: int) -> tup
     other = f"set {key} to its own {own_px}, or " if own_px != side_px else ""
     return (
         f"model.name={config.model.name}: cannot compute images of {key}={side_px}",
-        f"{other}try model.options={{img_size: {side_px}}}, which models of a fixed size take, or another model",
+        f"{other}try model.options={{img_size: {side_px}}}, which fixed-size models accept, or another model",
     )
 
 
 def quoted(error: BaseException) -> str:
-    """`KeyError: 'step'`, in one line and not without end."""
+    """`KeyError: 'step'`, in one line, of limited length."""
     message = " ".join(str(error).split())
     shown = message if len(message) <= QUOTED_AT_MOST else f"{message[:QUOTED_AT_MOST]} ..."
     return f"{type(error).__name__}: {shown}" if shown else type(error).__name__

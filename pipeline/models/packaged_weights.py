@@ -42,7 +42,7 @@ def load_packaged(backbone: Any, name: str) -> dict[str, Any]:
     package = _package(name)
     digest = files.digest_of_file(path)
     if not digest.startswith(path.stem.rpartition("-")[2]):  # as torch.hub names files
-        raise WeightsError(f"{path}: damaged, its digest is {digest[:8]}...; {AGAIN} {package}")
+        raise WeightsError(f"{path}: damaged: its digest is {digest[:8]}...; {AGAIN} {package}")
     tensors = in_order(read_state_dict(path).tensors, backbone, path)
     origin = load_state_dict(backbone, StateDict(tensors, ""), path)
     return {
@@ -68,7 +68,7 @@ def weights_file(config: ModelConfig) -> Path | None:
 
 
 def in_order(found: dict[str, Tensor], backbone: Any, path: Path) -> dict[str, Tensor]:
-    """The tensors under the names of a backbone, whose order is theirs, without those of the head.
+    """The tensors under the names of a backbone, which has them in the same order, without those of the head.
 
     Raises:
         WeightsError: a tensor has another shape than its counterpart, or is of another kind (weight, bias, mean, ...).
@@ -96,7 +96,7 @@ def _package(name: str) -> str:
     package = PACKAGES.get(name.partition(".")[0])
     if package is None:
         raise WeightsError(
-            f"model.weights: no package holds weights of {name}; there are those of {', '.join(PACKAGES)}: take one of "
+            f"model.weights: no package has weights of {name}, only of {', '.join(PACKAGES)}; use one of "
             "these models, or give a file as model.weights=PATH"
         )
     return package
@@ -116,7 +116,7 @@ def _file(distribution: metadata.Distribution, package: str) -> Path:
     found = [Path(str(file.locate())) for file in distribution.files or () if file.suffix == ".pth"]
     if len(found) != 1 or not found[0].is_file():
         raise WeightsError(
-            f"model.weights: the package {package} {distribution.version} lacks its file of weights; {AGAIN} "
+            f"model.weights: the package {package} {distribution.version} lacks its weights file; {AGAIN} "
             f"{package}"
         )
     return found[0]

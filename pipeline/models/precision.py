@@ -16,7 +16,7 @@ def resolve_precision(setting: Literal["auto", "fastest"] | Precision, device: t
     For fastest as for auto: only a training tries (`pipeline.training.precision_trial`).
 
     bf16 on CPUs that compute in it and on GPUs of compute capability 8.0 or more (A100, A10, H100); fp16, with a scaled
-    loss, on those of 7.x, whose tensor cores know no bf16 (V100, T4); fp32 elsewhere. Either halves the memory of a
+    loss, on those of 7.x, whose tensor cores have no bf16 (V100, T4); fp32 elsewhere. Either halves the memory of a
     step. Its speed over fp32 depends on the processor: `make bench`.
     """
     setting = "auto" if setting == "fastest" else setting

@@ -74,13 +74,13 @@ def read_state_dict(path: Path) -> StateDict:
             content: Any = load_file(path) if is_safetensors else load_checked(stream)
         except DAMAGE as error:
             raise WeightsError(
-                f"{path}: not a file of tensors and plain types alone ({type(error).__name__}); "
+                f"{path}: not a file of only tensors and plain types ({type(error).__name__}); "
                 "save `model.state_dict()` with torch.save or safetensors and give that file"
             ) from error
     found = _unwrapped(content, [])
     if found is None:
         raise WeightsError(
-            f"{path}: holds no tensors by name; save `model.state_dict()` of timm or torchvision"
+            f"{path}: holds no named tensors; save `model.state_dict()` of timm or torchvision"
         )
     state = found.tensors
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None):
@@ -90,9 +90,9 @@ def read_state_dict(path: Path) -> StateDict:
 
 
 def load_checked(stream: IO[bytes]) -> Any:
-    """Tensors and plain types from a file of torch.save, on the CPU, if its checksums are right: torch compares none.
+    """Tensors and plain types from a file of torch.save, on the CPU, if its checksums, which torch ignores, are right.
 
-    Files of before torch 1.6, and those saved with `set_crc32_options(False)`, have no checksums.
+    Files from before torch 1.6, and those saved with `set_crc32_options(False)`, have no checksums.
 
     Raises:
         DAMAGE: what torch and the reader of zip archives raise for damaged files.
@@ -161,7 +161,7 @@ def load_state_dict(backbone: Any, found: StateDict, path: Path) -> dict[str, An
         absent = ", ".join([name for name in tensors if name not in fitting][:ABSENT_NAMED])
         fit = f"{path}: fits {len(fitting)} of the model's {len(tensors)} tensors by name and shape (not: {absent} ...)"
         if share < MIN_SHARE:
-            raise WeightsError(f"{fit}; bring the weights of this very model or set model.pretrained=false")
+            raise WeightsError(f"{fit}; give the weights of this exact model or set model.pretrained=false")
         console.warn(f"{fit}; the others start from random values")
     backbone.load_state_dict(fitting, strict=False)
     digest = files.digest_of_file(path)
@@ -170,7 +170,7 @@ def load_state_dict(backbone: Any, found: StateDict, path: Path) -> dict[str, An
 
 
 def _check_numbers(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse what fits by name and shape and cannot be the weights of a trained network.
+    """Refuse what fits by name and shape but cannot be the weights of a trained network.
 
     Raises:
         WeightsError: says which tensors, and what they hold.
@@ -180,19 +180,19 @@ def _check_numbers(tensors: Mapping[str, Tensor], path: Path) -> None:
     ]:
         kinds = sorted({str(tensors[name].dtype).removeprefix("torch.") for name in other})
         raise WeightsError(
-            f"{path}: holds {' and '.join(kinds)} numbers where dense floats are expected, in {name_some(other)}; bring "
-            "the weights as float32 or float16, and not quantised"
+            f"{path}: holds {' and '.join(kinds)} numbers where dense floats are expected, in {name_some(other)}; give "
+            "the weights as float32 or float16, not quantised"
         )
     numbers = {name: tensor.float() for name, tensor in tensors.items()}
     if wrong := not_finite(numbers):
         raise WeightsError(
-            f"{path}: holds numbers that are not finite in float32, in {name_some(wrong)}; bring a file of a training "
-            "that has not diverged"
+            f"{path}: holds numbers that are not finite in float32, in {name_some(wrong)}; give a file of a training "
+            "that did not diverge"
         )
     if wrong := [name for name, t in numbers.items() if name.endswith("running_var") and (t < 0).any()]:
-        raise WeightsError(f"{path}: holds negative variances, in {name_some(wrong)}; bring another file")
+        raise WeightsError(f"{path}: holds negative variances, in {name_some(wrong)}; give another file")
     if numbers and not any(tensor.any() for tensor in numbers.values() if tensor.ndim > 1):
-        raise WeightsError(f"{path}: all weights in it are zero; bring the file of a trained network")
+        raise WeightsError(f"{path}: all weights in it are zero; give the file of a trained network")
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -216,7 +216,7 @@ def load_weights(
     tensors = model.state_dict()
     if other := [name for name in weights.keys() & tensors if weights[name].dtype != tensors[name].dtype]:
         raise CheckpointError(
-            f"{path}: damaged, numbers are of another type than the model's, in {name_some(sorted(other))}; take "
+            f"{path}: damaged: numbers are of a different type from the model's, in {name_some(sorted(other))}; use "
             "another checkpoint of this run"
         )
     weights = {

@@ -1,4 +1,4 @@
-"""Residual networks (He et al. 2015, arXiv:1512.03385), and the plain ones without shortcuts that they are held against.
+"""Residual networks (He et al. 2015, arXiv:1512.03385), and plain ones without shortcuts to compare them with.
 
 The modules have the names that torchvision and timm give them, so that a state dict of the one loads into
 the other; the network has those of timm's methods that the rest of the pipeline calls. Modules are made and

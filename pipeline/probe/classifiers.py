@@ -1,7 +1,7 @@
 """Three classifiers of fixed features: a linear head, the nearest neighbours, and the nearest class mean.
 
 Each learns from training images alone. What it leaves open, weight decay or k, is chosen by the validation images: the
-best top-1, of equal ones the lowest cross-entropy. The test images are no argument of what fits and chooses.
+best top-1, of equal ones the lowest cross-entropy. The test images are not passed to what fits and chooses.
 """
 
 from dataclasses import dataclass

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from pipeline.common import console, files, seeding
-from pipeline.common.errors import DataError
+from pipeline.common.errors import RUN_DATA, DataError
 from pipeline.config.load import dump_config
 from pipeline.config.schema import Config
 from pipeline.data import prepare, sample_table
@@ -150,8 +150,8 @@ def _check_splits(data: Prepared) -> None:
         raise DataError("the sample table has no training image; check the data set's official split")
     if not data.rows("test"):
         raise DataError(
-            "probe: the data set has no test images, and their accuracy is what it says; hold some out with "
-            "data.test_fraction, or list them, and run `make data`"
+            "probe: the data set has no test images, whose accuracy probe reports; hold some out with "
+            f"data.test_fraction, or list them, and {RUN_DATA}"
         )
 
 

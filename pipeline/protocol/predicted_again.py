@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.common import arrays
-from pipeline.common.errors import UserError
+from pipeline.common.errors import ConfigError, UserError
 from pipeline.config.schema import Config
 from pipeline.data.loader import build_loader
 from pipeline.data.prepare import Prepared
@@ -55,13 +55,16 @@ def check(
     Args:
         config: of the evaluation: its checkpoint and views.
     """
+    about = f"predictions of {folder.split}"
     if not folder.outputs_file.is_file():
-        return [Claim.unchecked(f"predictions of {folder.split}", f"{folder.outputs_file}: not here")]
+        return [Claim.unchecked(about, f"{folder.outputs_file}: not here")]
     try:
         model = load_model.load_model(config, data.samples, load_model.checkpoint_path(config), ranks)
         return [_claim(config, data, model, stored, again, ranks) for stored in _stored(data, folder)]
+    except ConfigError as error:  # of this machine: its memory does not suffice
+        return [Claim.unchecked(about, str(error))]
     except UserError as error:
-        return [Claim(f"predictions of {folder.split}", "fails", [str(error)])]
+        return [Claim(about, "fails", [str(error)])]
 
 
 def _stored(data: Prepared, folder: EvaluationDirectory) -> Iterator[Stored]:

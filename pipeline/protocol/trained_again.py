@@ -6,18 +6,25 @@ tolerance, which rounding leaves behind in a few steps.
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipeline.common.errors import Diverged, UserError
+from pipeline.common.errors import Diverged, UserError, name_some
+from pipeline.config.key_effects import effect_of
+from pipeline.config.load import completed, differences
 from pipeline.config.schema import Config
 from pipeline.protocol import differing
 from pipeline.protocol.claims import Claim
+from pipeline.runs import environment
 from pipeline.runs.directory import RunDirectory
+from pipeline.runs.history import FILE, Start
 from pipeline.runs.log import FIELDS, Log
 from pipeline.training import trainer
 
 SPEEDS = {"images_per_s", "data_wait", "memory_gib"}
+AT_THE_BEGINNING = {"model.pretrained", "model.weights", "train.start_from"}
+"""keys that matter before the first step alone, so that a run may go on with other ones"""
 TOLERANCE = 0.02
 """by other code or packages, or on another machine: relative, of losses and norms of gradients in fp32"""
 TOLERANCE_16 = 0.1
@@ -39,6 +46,44 @@ def steps_to_take(log: Log, wanted: int, since: int = 0, start: Path | None = No
     ]
     enough = [step for step in recorded if step >= since + wanted]
     return Steps(since, min(enough) if enough else max(recorded), start) if recorded else None
+
+
+def why_not(starts: Sequence[Start], log: Log, steps: Steps) -> str | None:
+    """Why steps cannot be taken again as the last process of a run would take them; None where they can.
+
+    config.yaml and environment.json are those of the last process, and an earlier one may have taken these steps.
+
+    Args:
+        starts: the processes that trained the run; none of an earlier version.
+    """
+    for start, later in pairwise(starts):
+        if max(start.step, steps.since) >= min(later.step, steps.until):  # took none of them that was kept
+            continue
+        until = f"steps up to {later.step}"
+        if not _are_logged(later, log, steps.since):
+            return f"the log has no {until}: the run went on from {later.resumed_from}"
+        if other := list(_other(start, starts[-1], from_the_first=steps.start is None)):
+            return f"{until} were taken with another {name_some(other)} than the last process had; see {FILE}"
+    return None
+
+
+def _are_logged(later: Start, log: Log, since: int) -> bool:
+    """Whether the steps before a process are in the log, as they are where it went on from the run's own last one."""
+    own = later.configuration["run"]
+    last = RunDirectory(Path(own["root"]) / str(own["name"])).checkpoint("last")
+    return Path(str(later.resumed_from)) == last or any(
+        since < record["step"] <= later.step for record in log if record["kind"] in ("step", "epoch")
+    )
+
+
+def _other(start: Start, last: Start, *, from_the_first: bool) -> Iterator[str]:
+    """What may make other numbers, and was not the same for two processes: keys, code, and what of the machine."""
+    for key, *_ in differences(completed(start.configuration), completed(last.configuration)):
+        if effect_of(key).on_resume != "free" or (from_the_first and key in AT_THE_BEGINNING):
+            yield key
+    before, now = ({"code_sha256": each.code_sha256, **each.computed_on} for each in (start, last))
+    yield from environment.other_bits(before, now)
+    yield from (key for key in ("threads", "ranks") if before.get(key) != now.get(key))
 
 
 def check(

@@ -29,7 +29,7 @@ from pipeline.protocol.claims import Claim
 from pipeline.protocol.predicted_again import Again
 from pipeline.protocol.recorded import Evaluated
 from pipeline.protocol.stored_data import Recorded
-from pipeline.runs import environment
+from pipeline.runs import environment, history
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.log import Log
 
@@ -160,13 +160,20 @@ def _steps(
         otherwise.append("algorithms (train.deterministic is false)")
     if not otherwise:
         _compute_in(about.get("threads"))
-    yield trained_again.check(first, config, log, steps, precision, otherwise)
-    best = run.checkpoint("best")
-    if best.name in contents:
-        since = contents[best.name]["step"]
-        later = trained_again.steps_to_take(log, wanted, since, best.absolute())
-        if since and later is not None:
-            yield trained_again.check(f"training from step {since}", config, log, later, precision, otherwise)
+    try:
+        starts = history.read(run)
+    except UserError as error:
+        yield Claim.unchecked(first, str(error))
+        return
+    to_take, best = {first: steps}, run.checkpoint("best")
+    since = contents[best.name]["step"] if best.name in contents else 0
+    if since and (later := trained_again.steps_to_take(log, wanted, since, best.absolute())):
+        to_take[f"training from step {since}"] = later
+    for name, each in to_take.items():
+        if reason := trained_again.why_not(starts, log, each):
+            yield Claim.unchecked(name, reason)
+        else:
+            yield trained_again.check(name, config, log, each, precision, otherwise)
 
 
 def _compute_in(threads: Any) -> None:

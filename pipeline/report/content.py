@@ -280,7 +280,7 @@ def _audit_table(folder: AuditDirectory, path: Path, types: Types) -> pd.DataFra
     if folder.summary_file.is_file():
         rows = files.read_json(folder.summary_file, dict[str, Any], AUDIT_AGAIN).get(path.stem)
         if rows != len(table):
-            raise DataError(f"{path}: damaged: {len(table)} rows, and the audit found {rows}; {AUDIT_AGAIN}")
+            raise DataError(f"{path}: damaged: {len(table)} rows, but the audit found {rows}; {AUDIT_AGAIN}")
     return table
 
 

@@ -18,7 +18,7 @@ from pipeline.runs.directory import EvaluationDirectory, RunDirectory
 
 
 def rebuild(config: Config) -> dict[str, Any]:
-    """Compute the metrics anew from stored predictions and write report.html; no split is read again.
+    """Recompute the metrics from stored predictions and write report.html; no split is read again.
 
     Returns the page's path and size.
 
@@ -38,7 +38,7 @@ def build(config: Config, folder: EvaluationDirectory, *, recompute: bool = True
     Without the checkpoint that made the predictions, the sections that need it say so.
 
     Args:
-        recompute: compute the metrics and tables anew from the stored predictions.
+        recompute: compute the metrics and tables again from the stored predictions.
 
     Raises:
         UserError: predictions or data are missing, damaged, or do not belong together; or another process evaluates.

@@ -37,7 +37,7 @@ class _Claim(BaseModel):
 
 
 class _Certificate(BaseModel):
-    """What the page takes for granted of certificate.json."""
+    """What the page relies on finding in certificate.json."""
 
     claims: list[_Claim]
     environment: dict[str, Any]
@@ -152,7 +152,7 @@ def _certificate(run: RunDirectory, folder: EvaluationDirectory) -> Iterator[str
         f"checked), on {found.environment.get('cpu')}."
     )
     if found.metrics_sha256.get(folder.split) != files.digest_of_file(folder.metrics_file):
-        yield "It is of other numbers than these: run `plumage verify` again."
+        yield "It is about other numbers than these: run `plumage verify` again."
     yield from failing[:FAULTS_SHOWN]
     if len(failing) > FAULTS_SHOWN:
         yield f"and {len(failing) - FAULTS_SHOWN} more, in certificate.txt"

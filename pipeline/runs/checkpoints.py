@@ -75,7 +75,9 @@ def read(path: Path) -> dict[str, Any]:
         CheckpointError: the file is missing, damaged, or of another program.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint; run `make train` with this configuration first")
+        raise CheckpointError(
+            f"{path}: no such checkpoint; run `plumage train` with the same --config and keys first"
+        )
     with path.open("rb") as stream:  # a file that may not be read is no damaged one
         try:
             content = load_checked(stream)
@@ -133,6 +135,7 @@ def check_data(content: dict[str, Any], path: Path, classes: list[str], samples:
         )
     if content["classes"] != classes or content["samples"] != samples:
         raise CheckpointError(
-            f"{path}: was trained on another sample table (other classes, labels, images, seed or validation split); "
-            "give the configuration it was trained with, or another run.name"
+            f"{path}: was trained on another sample table (other classes, labels, images, seed or validation split, or "
+            "the pictures of data.path have changed since, and `plumage data` kept the earlier table beside the new "
+            "one); give the configuration and pictures it was trained with, or another run.name"
         )

@@ -51,24 +51,36 @@ def describe(device: torch.device) -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "cores": hardware.cores(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device)
-        if on_gpu
-        else platform.processor() or platform.machine(),
-        "cpu": _cpu(),
-        "cuda": torch.version.cuda if on_gpu else None,
+        **computed_on(device),
         "driver": nvidia.driver() if on_gpu else None,
         "tf32": torch.backends.cuda.matmul.allow_tf32 if on_gpu else None,
         "packages": {name: _version(name) for name in PACKAGES},
     }
 
 
+def computed_on(device: torch.device) -> dict[str, Any]:
+    """What of `describe` may change the bits of a training, but for the code."""
+    on_gpu = device.type == "cuda"
+    return {
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device)
+        if on_gpu
+        else platform.processor() or platform.machine(),
+        "cpu": _cpu(),
+        "cuda": torch.version.cuda if on_gpu else None,
+        "cudnn": torch.backends.cudnn.version() if on_gpu else None,  # type: ignore[no-untyped-call]
+        "packages": {name: _version(name) for name in COMPUTING},
+    }
+
+
 def other_bits(recorded: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """Why an environment does not promise the bits of another one: what differs of code, processor, device and packages.
 
-    Of an environment that does not name its processor, the host has to be the same.
+    Of an environment that does not name its processor, the host has to be the same; one of an earlier version does not
+    name cuDNN.
     """
-    keys = "device", "cuda", "cpu" if "cpu" in recorded and "cpu" in here else "host"
+    in_both = recorded.keys() & here.keys()
+    keys = ["device", "cuda", *["cudnn"] * ("cudnn" in in_both), "cpu" if "cpu" in in_both else "host"]
     packages, packages_here = (about.get("packages", {}) for about in (recorded, here))
     differing = ["code"] if recorded.get("code_sha256") != here.get("code_sha256") else []
     differing += [key for key in keys if recorded.get(key) != here.get(key)]
@@ -118,9 +130,11 @@ def _cpu() -> str:
 
 
 def git() -> dict[str, Any] | None:
-    """The commit of the code and whether files differ from it; None outside a git checkout."""
+    """The commit of the code, and whether its files differ from it or new ones are among them; None without git."""
     try:
-        return {"commit": _run_git("rev-parse", "HEAD"), "dirty": bool(_run_git("status", "--porcelain"))}
+        changed = _run_git("status", "--porcelain", "--untracked-files=no")
+        new = _run_git("ls-files", "--others", "--exclude-standard", str(CODE))  # pictures beside it are no code
+        return {"commit": _run_git("rev-parse", "HEAD"), "dirty": bool(changed or new)}
     except (OSError, subprocess.SubprocessError):
         return None
 

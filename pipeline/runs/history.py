@@ -1,11 +1,12 @@
 """Which processes trained a run: code, configuration and first step of each, in history.json and in every checkpoint.
 
 config.yaml and environment.json are those of the last process alone. The history is that of the weights: a process adds
-itself to the history in the checkpoint that it goes on from, so one that saved nothing is not in that of the next.
+itself to the history in the checkpoint that it goes on from, so one that saved nothing is not in that of the next, but
+for one that has made a checkpoint from elsewhere the run's last one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,8 @@ class Start:
     """A process that began to train.
 
     time: UTC, ISO 8601; step: how many were taken before it; code_sha256: of the code that makes numbers; configuration:
-    as it is dumped; resumed_from: a checkpoint, None for new weights; forced: keys changed with train.resume_force.
+    as it is dumped; resumed_from: a checkpoint, None for new weights; forced: keys changed with train.resume_force;
+    computed_on: what of the machine may change bits, and the number of ranks; empty in one of an earlier version.
     """
 
     time: str
@@ -30,6 +32,7 @@ class Start:
     configuration: dict[str, Any]
     resumed_from: str | None
     forced: list[str]
+    computed_on: dict[str, Any] = field(default_factory=dict)
 
 
 class Held(NamedTuple):
@@ -107,6 +110,14 @@ def read(run: RunDirectory) -> tuple[Start, ...]:
     if not run.history_file.is_file():
         return ()
     return tuple(files.read_json(run.history_file, list[Start]))
+
+
+def is_of(run: RunDirectory, starts: Sequence[Start]) -> bool:
+    """Whether what a run has logged, up to where the last of `starts` goes on, is of the training that they tell of."""
+    *before, this = starts
+    found = list(read(run))
+    same, others = found[: len(before)], found[len(before) :]
+    return same == before and all(start.step >= this.step for start in others)
 
 
 def plain(starts: Sequence[Start]) -> list[dict[str, Any]]:

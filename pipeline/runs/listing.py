@@ -111,7 +111,7 @@ def find_runs(folder: Path) -> list[ListedRun]:
         DataError: there is no such folder, or no run in it.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; give the one that holds the runs, as run.root has it")
+        raise DataError(f"{folder}: no such folder; give the one that holds the runs, such as runs")
     runs = [ListedRun(run, str(run.path.relative_to(folder))) for run in find_run_directories(folder)]
     if not runs:
         raise DataError(f"{folder}: holds no run; `make train` begins one")

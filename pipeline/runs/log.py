@@ -21,10 +21,10 @@ STEP_BEGINS = (b'{"kind": "step"', b'{"kind": "gradients"')
 HEADER = {"kind": "log", "step": 0, "schema": SCHEMA, "version": VERSION}
 CLOCKS = {
     "time": "when it was written, seconds since 1970",
-    "seconds": "of the run so far by the clock; time in which it was interrupted does not count",
-    "cpu_seconds": "of the run so far that this process computed",
+    "seconds": "wall time of the run so far; interruptions do not count",
+    "cpu_seconds": "processor time of the run so far in this process",
 }
-ALL = {"kind": "of the record", "step": "optimizer steps taken, from 1; 0: before the first one"}
+ALL = {"kind": "kind of the record", "step": "optimizer steps taken, from 1; 0: before the first one"}
 RATES = {"lr": "learning rate of the step", "momentum": "of SGD, or Adam's first beta"}
 NORM = "of the whole gradient, before clipping"
 # The fields of each kind beside those of ALL and CLOCKS. A value that is not finite, or not there, is null.
@@ -43,13 +43,13 @@ FIELDS: dict[str, dict[str, str]] = {
         "phase": "name of the optimizer",
         "lr": "learning rate of the epoch's last step",
         "momentum": "of the epoch's last step",
-        "train_loss": "mean over the epoch's images as they were learned, nats",
+        "train_loss": "mean over the epoch's images as trained, nats",
         "train_top1": "of the same, 0..1",
         "val_loss": "mean cross-entropy on validation, nats",
         "val_top1": "top-1 accuracy on validation, 0..1",
         "grad_norm": NORM + ", mean over the epoch's steps that were not skipped",
-        "images_per_s": "learned, over all ranks; without steps that compile (`train.compile`), and null where all did",
-        "data_wait": "share of the same time in which a batch was waited for, 0..1",
+        "images_per_s": "trained, over all ranks; without steps that compile (`train.compile`), and null if all did",
+        "data_wait": "share of that time spent waiting for a batch, 0..1",
         "memory_gib": "peak of the process, or of the GPU",
     },
     "phase": {
@@ -104,7 +104,7 @@ class LogWriter:
         last: Mapping[str, Any] = HEADER
         for line, record in _lines(path):
             has_header |= not size_bytes and record["kind"] == "log"
-            if record["step"] <= step:
+            if record["step"] <= step or record["kind"] == "log":
                 size_bytes, last = size_bytes + len(line), record
         if has_header:
             os.truncate(path, size_bytes)

@@ -5,11 +5,12 @@ So training neither imports the client nor waits for a server, and a server that
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.common import console
 from pipeline.config.schema import Config
@@ -38,6 +39,12 @@ class OnlineSender:
         """Wait until everything is sent, at most `tracking.upload_wait_s`."""
         if not self._warned:
             self._child.wait(_wait_s(self._config))
+
+
+def _written(value: Any) -> str:
+    """A value as YAML that any locale can pass on: JSON's escapes write an emoji as two halves, YAML's as one."""
+    text = json.dumps(value, ensure_ascii=False)
+    return re.sub(r"[^ -~]", lambda letter: f"\\U{ord(letter[0]):08x}", text)
 
 
 class OfflineWriter:
@@ -69,7 +76,7 @@ class SyncProcess:
         self._log = RunDirectory(config.run_dir).wandb / "sync.log"
         self._log.parent.mkdir(parents=True, exist_ok=True)
         tracking = config.tracking.model_dump(mode="json").items()
-        overrides = [f"tracking.{key}={json.dumps(value, ensure_ascii=False)}" for key, value in tracking]
+        overrides = [f"tracking.{key}={_written(value)}" for key, value in tracking]
         options = {"follow": ["--follow", str(os.getpid())], "offline": ["--offline"], "now": []}[mode]
         command = [sys.executable, "-m", "pipeline", "sync", *options, str(config.run_dir), *overrides]
         with self._log.open("w") as log:

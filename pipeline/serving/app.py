@@ -67,7 +67,7 @@ def _say_refusals(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def bug(_: Request, __: Exception) -> JSONResponse:  # its traceback is in the log
-        return JSONResponse({"error": "the server has failed at this request; its log says why"}, 500)
+        return JSONResponse({"error": "the server failed on this request; its log says why"}, 500)
 
 
 def _add_predict(app: FastAPI, service: Service, locked: Sequence[Depends]) -> None:
@@ -82,7 +82,7 @@ def _add_predict(app: FastAPI, service: Service, locked: Sequence[Depends]) -> N
     async def predict(
         request: Request,
         top: Annotated[int, Query(ge=1, le=MOST_CLASSES, description="number of classes of a picture")] = 5,
-        heat_maps: Annotated[bool, Query(description="where the picture speaks for each class")] = False,
+        heat_maps: Annotated[bool, Query(description="what in the picture supports each class")] = False,
     ) -> JSONResponse:
         with service.load.request() as held:
             files = await uploads.read(request, service.limits, held)

@@ -35,7 +35,7 @@ def crop_of(content: bytes, preprocessing: dict[str, Any], limits: Limits, room:
         room: of all threads; it is waited for, once the header says how much the picture takes.
 
     Raises:
-        Unreadable: it is no picture, damaged, has too many pixels, or pixels of a kind that predict.py refuses.
+        Unreadable: it is not a picture, damaged, has too many pixels, or pixels of a kind that predict.py refuses.
     """
     if not content:
         raise Unreadable(422, "an empty file")

@@ -112,11 +112,11 @@ class _Exchange:
         return Refusal(408, f"the request has not arrived within {seconds:g} s")
 
     async def refuse(self, refusal: Refusal) -> None:
-        """Say it, unless an answer has begun: then the connection is cut, and nobody takes a half for a whole."""
+        """Send it, unless an answer has begun: then the connection is cut, so that no half answer looks whole."""
         if self.status is None:
             await refused(refusal)(self._scope, self.receive, self.send)
 
 
 def refused(refusal: Refusal) -> JSONResponse:
-    """The answer that a refusal is."""
+    """The HTTP response of a refusal."""
     return JSONResponse({"error": refusal.reason}, refusal.status, refusal.headers)

@@ -26,7 +26,7 @@ class Picture(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    image: str = Field(description="as the request calls it", examples=["one.jpg"])
+    image: str = Field(description="its name in the request", examples=["one.jpg"])
     classes: list[NamedClass] | None = Field(None, description="the most likely ones, best first")
     none_of_these: bool | None = Field(
         None, description="whether the picture is of none of the classes; left out without a threshold"
@@ -36,7 +36,7 @@ class Picture(BaseModel):
     )
     heat_maps: list[list[list[float]]] | None = Field(
         None,
-        description="where asked for: of each of the first classes, as far as the model has them, the rows of a grid "
+        description="if asked for: for each of the first classes, as far as the model has them, the rows of a grid "
         "over the centre of the picture, with what each place adds to the logit; left out where the network has none",
     )
     error: str | None = Field(None, description="in place of classes, where the file cannot be read")
@@ -53,7 +53,7 @@ class Answers(BaseModel):
     """A picture a file, in the order in which they were sent."""
 
     model: Served
-    calibrated: bool = Field(description="whether the probabilities are of logits over a fitted temperature")
+    calibrated: bool = Field(description="whether the logits were divided by a fitted temperature")
     pictures: list[Picture]
 
 
@@ -79,7 +79,7 @@ class Model(BaseModel):
     weights: dict[str, Any]
     numbers: list[dict[str, Any]] | None = Field(
         None,
-        description="what was measured of it, by split and label set, with 95 % intervals; null of earlier exports",
+        description="its measured numbers, by split and label set, with 95 % intervals; null in earlier exports",
         examples=[
             [
                 {
@@ -100,7 +100,7 @@ class Model(BaseModel):
 JSON = "application/json"
 ANSWERED: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "what the model says of each file; those that cannot be read have an `error` instead",
+        "description": "what the model says about each file; those that cannot be read have an `error` instead",
         "content": {
             JSON: {
                 "example": {
@@ -133,7 +133,7 @@ def body(limits: Limits) -> dict[str, Any]:
         "items": {"type": "string", "format": "binary"},
         "minItems": 1,
         "maxItems": limits.files,
-        "description": f"picture files; of all together at most {limits.request_bytes:,} bytes, "
+        "description": f"picture files: at most {limits.request_bytes:,} bytes in all, "
         f"and {limits.pixels:,} pixels each",
     }
     form = {
@@ -154,7 +154,7 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
         413: "too many bytes or pixels",
         415: "no multipart/form-data",
         422: "no picture, too many files, or a wrong parameter",
-        503: "busy, or about to end: send it again after the seconds of Retry-After",
+        503: "busy, or shutting down: send it again after Retry-After seconds",
     }
     kinds = {413: Unanswered, 422: Unanswered}
     return {

@@ -50,7 +50,7 @@ def serve(path: Path, options: ServerOptions) -> dict[str, Any]:
     """Serve an export, or that of a run, until SIGTERM or SIGINT; what was answered, in plain types.
 
     Raises:
-        ConfigError: the address is not free, or the token of the environment is none.
+        ConfigError: the address is not free, or the token in the environment is not one.
         DataError, ExportError: there is no export, or it does not prove itself.
     """
     token = _token()
@@ -60,12 +60,16 @@ def serve(path: Path, options: ServerOptions) -> dict[str, Any]:
         warn_of_another_checkpoint(path, model)
     listener = listen(options.host, options.port)
     if token is None and not _is_loopback(listener):
-        console.warn(f"anybody who reaches {options.host} may ask; set {TOKEN} to a token of your own")
+        console.warn(
+            f"anybody who can reach {options.host} may send requests; set {TOKEN} to a token of your own"
+        )
     service = Service(model, options.limits, options.threads or hardware.cores())
     try:
         with listener, signals.deferred() as stop:
             asyncio.run(
-                answer_until(stop, service, listener, token, options.drain_s, open_metrics=options.open_metrics)
+                answer_until(
+                    stop, service, listener, token, options.drain_s, open_metrics=options.open_metrics
+                )
             )
     finally:
         service.close()
@@ -79,7 +83,7 @@ def _token() -> str | None:
         return None
     if len(token) < SHORTEST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigError(
-            f"{TOKEN}: is no token; take {SHORTEST_TOKEN} or more letters and digits (`openssl rand -hex 16`), "
+            f"{TOKEN}: is not a token; use {SHORTEST_TOKEN} or more letters and digits (`openssl rand -hex 16`), "
             "or unset it"
         )
     return token
@@ -89,15 +93,17 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket that takes connections.
 
     Raises:
-        ConfigError: the address is not free, not of this machine, not permitted, or none.
+        ConfigError: the address is not free, not of this machine, not permitted, or not an address.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family, backlog=1024)
     except (OSError, UnicodeError) as error:  # with those of a name: gaierror, and one that can be none
-        reason = str(error.strerror).partition(" (while")[0] if isinstance(error, OSError) else "no name of a machine"
+        reason = (
+            str(error.strerror).partition(" (while")[0] if isinstance(error, OSError) else "not a host name"
+        )
         raise ConfigError(
-            f"{host}, port {port}: cannot be listened on ({reason}); give another --host or --port"
+            f"{host}, port {port}: cannot listen there ({reason}); give another --host or --port"
         ) from error
 
 

@@ -66,11 +66,11 @@ class ServedModel(Exported):
             raise ExportError(f"{path}: cannot be loaded ({line}); export the run again") from error
         if missing := FACTS - self.facts.keys():
             raise DataError(
-                f"{path}: says nothing of its {', '.join(sorted(missing))}; serve what `plumage export` has written"
+                f"{path}: says nothing about its {', '.join(sorted(missing))}; serve what `plumage export` has written"
             )
         for name in (f"{GOLDEN}/{self.golden_file}", "export.json"):
             if not (folder / name).is_file():
-                raise DataError(f"{folder}: has no {name}, so that nothing is proved; export the run again")
+                raise DataError(f"{folder}: has no {name}, so nothing is proved; export the run again")
         self.sha256 = files.digest_of_file(path)
         self.proof = _proof(folder)
         self.page = served_page(folder)
@@ -101,7 +101,7 @@ class ServedModel(Exported):
             for row, found in zip(rows, self.batch_outputs([crops[row] for row in rows]), strict=True):
                 if any(not np.array_equal(found[name], alone[row][name]) for name in found):
                     console.say(
-                        f"serve  at most {size - 1} pictures a batch: {size} at once are rounded otherwise"
+                        f"serve  at most {size - 1} pictures a batch: {size} at once are rounded differently"
                     )
                     return size - 1
         return most
@@ -128,10 +128,10 @@ def _proof(folder: Path) -> dict[str, Any]:
 
 
 def warn_of_another_checkpoint(path: Path, model: ServedModel) -> None:
-    """Say so where the checkpoints of a run are others than the one that was exported."""
+    """Warn where none of a run's checkpoints is the one that was exported."""
     run, exported = RunDirectory(path), model.facts["origin"].get("checkpoint_sha256")
     present = [one for one in (run.checkpoint("best"), run.checkpoint("last")) if one.is_file()]
     if present and exported not in map(files.digest_of_file, present):
         console.warn(
-            f"{path}: was trained further since it was exported; `plumage export {path}` brings that"
+            f"{path}: was trained further since it was exported; run `plumage export {path}` to update it"
         )

@@ -8,9 +8,9 @@ from pipeline.serving.limits import HEAD_S, MOST_CONNECTIONS
 
 
 class TimedHttp(H11Protocol):
-    """A connection is cut `HEAD_S` after an answer, or its beginning, unless the head of a request is there by then.
+    """A connection is cut `HEAD_S` after it opened, or after an answer, unless the head of a request has come by then.
 
-    An answer, with the arrival of its request's body, may take as long as the server waits for it when it ends.
+    An answer, with the arrival of its request's body, may take as long as the server waits for it at shutdown.
     """
 
     _cut_timer: asyncio.TimerHandle | None = None

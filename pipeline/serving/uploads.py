@@ -43,11 +43,11 @@ async def read(request: Request, limits: Limits, body: ReceivedBytes) -> list[Up
     try:
         form = await parser.parse()
     except ClientDisconnect:
-        raise Refusal(400, "the connection ended before the request was whole") from None
+        raise Refusal(400, "the connection ended before the request was complete") from None
     except MultiPartException as error:
         raise _refusal(error.message, limits) from None
     except UnicodeError:  # of a charset that is none
-        raise Refusal(400, f"the names of the form cannot be read; {HOW}") from None
+        raise Refusal(400, f"the field names of the form cannot be read; {HOW}") from None
     uploads = [
         Upload(_shown(file.filename or ""), await file.read())
         for field, file in form.multi_items()
@@ -61,7 +61,7 @@ async def read(request: Request, limits: Limits, body: ReceivedBytes) -> list[Up
 
 
 def _shown(name: str) -> str:
-    """A name as an answer repeats it: some charsets give halves of characters, which no JSON holds."""
+    """A name as an answer repeats it: some charsets give lone surrogates, which JSON cannot hold."""
     return name[:LONGEST_NAME].encode("utf-8", "replace").decode("utf-8")
 
 

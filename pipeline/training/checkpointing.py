@@ -14,7 +14,7 @@ from pipeline.common import signals
 from pipeline.common.errors import Diverged, Stopped, name_some
 from pipeline.models.pretrained import not_finite
 from pipeline.runs import checkpoints, history
-from pipeline.runs.directory import Checkpoint, RunDirectory
+from pipeline.runs.directory import RunDirectory
 from pipeline.training.epoch_meter import EpochMeter
 from pipeline.training.setup import RunStart, TrainingSetup
 from pipeline.training.state import checkpoint_content
@@ -29,10 +29,11 @@ class Checkpointer:
         self.saved_at = time.monotonic()
         self.writer = _Writer()
 
-    def save(self, *names: Checkpoint) -> None:
-        """Begin to write the best or the last checkpoint, or one file under both names, which appear in this order.
+    def save(self, *, is_best: bool = False) -> None:
+        """Begin to write the last checkpoint, and keep those of the last few steps; the best one is the same file.
 
-        With the last one, those of the last few steps are kept too. A write that was begun before is waited for.
+        A run goes on from the last one, so it is never of an earlier step than the best one. A write that was begun
+        before is waited for.
 
         Raises:
             Diverged: weights or statistics are not finite, though no loss was: the checkpoints of before stay.
@@ -53,20 +54,17 @@ class Checkpointer:
         self._check_finite(content)
         if self.ranks.is_main:
             content = copy_to_host(content, self.ranks.device)
-            self.writer.start(lambda: self._write(names, content))
-        if "last" in names:  # a run goes on from that one alone
-            self.saved_at = time.monotonic()
+            self.writer.start(lambda: self._write(content, is_best))
+        self.saved_at = time.monotonic()
 
-    def _write(self, names: tuple[Checkpoint, ...], content: dict[str, Any]) -> None:
-        """Write the first name, and link the others to it."""
+    def _write(self, content: dict[str, Any], is_best: bool) -> None:
+        """Write the file; killed before it is the last one, too, a run goes on from before, and finds the best again."""
         run = RunDirectory(self.config.run_dir)
-        first, *others = map(run.checkpoint, names)
-        checkpoints.save(first, content)
-        for other in others:
-            checkpoints.link(first, other)
-        if "last" in names:
-            keep = self.config.train.keep_checkpoints
-            checkpoints.keep_last(run.checkpoint("last"), content["step"], keep)
+        best, last = run.checkpoint("best"), run.checkpoint("last")
+        checkpoints.save(best if is_best else last, content)
+        if is_best:
+            checkpoints.link(best, last)
+        checkpoints.keep_last(last, content["step"], self.config.train.keep_checkpoints)
 
     def finish(self) -> None:
         """Wait until everything that was saved is on the disk, on all ranks.
@@ -98,7 +96,7 @@ class Checkpointer:
         stopping, due = self.ranks.any_rank(self.stop.name is not None, self._is_due())
         if stopping or due:
             self.state.totals = meter.totals()
-            self.save("last")
+            self.save()
         if stopping:
             self.finish()
             raise self._stopped()
@@ -113,7 +111,7 @@ class Checkpointer:
         """
         asked = self.stop.name is not None and self.setup.is_epoch_end(self.state.step)
         if self.ranks.any_rank(asked)[0]:
-            self.save("last")
+            self.save()
             self.finish()
             raise self._stopped()
 

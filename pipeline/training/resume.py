@@ -12,7 +12,9 @@ from pipeline.common.errors import CheckpointError, ConfigError, name_some
 from pipeline.config import load
 from pipeline.config.key_effects import effect_of
 from pipeline.config.schema import Config
+from pipeline.distributed.process_group import Ranks
 from pipeline.runs import checkpoints, environment
+from pipeline.runs import history as histories
 from pipeline.runs.checkpoints import check_data, read
 from pipeline.runs.directory import RunDirectory
 from pipeline.runs.history import Held, Start
@@ -36,6 +38,10 @@ def start_from(config: Config, classes: list[str], samples: str) -> tuple[Path, 
     if start == "never" or (start == "auto" and not last.is_file()):
         return None
     path = last if start == "auto" else Path(start)
+    if not path.is_file():
+        raise CheckpointError(
+            f"train.resume={start}: no such file; give auto, never or the path of a checkpoint"
+        )
     content = read(path)
     check_data(content, path, classes, samples)
     changed = _changed(config, content)
@@ -63,23 +69,37 @@ def _changed(config: Config, content: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def history(config: Config, checkpoint: tuple[Path, dict[str, Any]] | None) -> tuple[Start, ...]:
+def history(
+    config: Config, checkpoint: tuple[Path, dict[str, Any]] | None, ranks: Ranks
+) -> tuple[Start, ...]:
     """The processes that trained the weights up to a checkpoint (`start_from`), and this one.
 
     Raises:
         CheckpointError: the history in the checkpoint is damaged.
+        DataError: history.json is.
     """
     path, content = checkpoint or (None, None)
-    before = None if path is None or content is None else Held.of(content, path)
+    before = Held(0, ()) if path is None or content is None else Held.of(content, path)
     this = Start(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
-        step=0 if before is None else before.step,
+        step=before.step,
         code_sha256=environment.code_sha256(),
         configuration=config.model_dump(mode="json"),
         resumed_from=None if path is None else str(path),
         forced=[] if content is None else sorted(_changed(config, content)),
+        computed_on={**environment.computed_on(ranks.device), "ranks": ranks.world_size},
     )
-    return (*(() if before is None else before.starts), this)
+    run = RunDirectory(config.run_dir)
+    adopted = _adopted(run, before) if path is not None and elsewhere(run, [this]) is None else ()
+    return (*before.starts, *adopted, this)
+
+
+def _adopted(run: RunDirectory, last: Held) -> tuple[Start, ...]:
+    """The process that made the checkpoint of a run its last one (`adopt`), where it saved nothing after that."""
+    found, count = histories.read(run), len(last.starts)
+    next_one = found[count : count + 1]
+    is_it = found[:count] == last.starts and next_one and next_one[0].step == last.step
+    return next_one if is_it and elsewhere(run, next_one) is not None else ()
 
 
 def elsewhere(run: RunDirectory, history: Sequence[Start]) -> Path | None:
@@ -89,18 +109,20 @@ def elsewhere(run: RunDirectory, history: Sequence[Start]) -> Path | None:
     return None if is_own else Path(str(path))
 
 
-def adopt(run: RunDirectory, path: Path, best: Best | None, step: int) -> Best | None:
+def adopt(run: RunDirectory, starts: Sequence[Start], best: Best | None) -> Best | None:
     """Make a checkpoint from `elsewhere` the last one of a run, and the best of that training the run's best one.
 
-    What an abandoned training has left in the run, later checkpoints and another best one, is moved to
-    checkpoints/abandoned.
+    What an abandoned training has left in the run, later checkpoints, another best one, and a log that is not of the
+    training that goes on, is moved to checkpoints/abandoned.
 
     Args:
-        path, best, step: of the checkpoint; best: the best epoch of its training until then.
+        starts: the processes that trained the checkpoint, and this one (`history`).
+        best: the best epoch of its training until then.
 
     Returns:
-        The best epoch so far; None, with a warning, where its checkpoint does not lie beside `path`.
+        The best epoch so far; None, with a warning, where its checkpoint does not lie beside it.
     """
+    path, step = Path(str(starts[-1].resumed_from)), starts[-1].step
     last, kept = run.checkpoint("last"), run.checkpoint("best")
     source = _file_of_best(path, best, step)
     if best is not None and source is None:
@@ -117,7 +139,9 @@ def adopt(run: RunDirectory, path: Path, best: Best | None, step: int) -> Best |
             files.link_or_copy(content, whole.enter_context(files.replacing(name)))
         for old in (last, kept, *later):
             if old.is_file() and old.resolve() not in stays:
-                _abandon(old, is_replaced=old in new)
+                _abandon(run, old, is_replaced=old in new)
+        if run.log_file.is_file() and not histories.is_of(run, starts):
+            _abandon(run, run.log_file)
     return None if source is None else best
 
 
@@ -146,29 +170,36 @@ def _file_of_best(path: Path, best: Best | None, step: int) -> Path | None:
     return None
 
 
-def _abandon(checkpoint: Path, *, is_replaced: bool) -> None:
-    """Move a checkpoint to checkpoints/abandoned; one that is about to be replaced gets a second name there."""
-    folder = checkpoint.with_name("abandoned")
+def _abandon(run: RunDirectory, file: Path, *, is_replaced: bool = False) -> None:
+    """Move a file to checkpoints/abandoned; one that is about to be replaced gets a second name there."""
+    folder = run.checkpoints / "abandoned"
     folder.mkdir(exist_ok=True)
     number = 1
-    while (aside := folder / f"{checkpoint.stem}.{number}.pt").exists():
+    while (aside := folder / f"{file.stem}.{number}{file.suffix}").exists():
         number += 1
     if is_replaced:
-        checkpoints.link(checkpoint, aside)
+        checkpoints.link(file, aside)
     else:
-        checkpoint.rename(aside)
-    console.say(
-        f"abandoned  {checkpoint.name} of a training that this one does not go on from is now {aside}"
-    )
+        file.rename(aside)
+    console.say(f"abandoned  {file.name} of a training that this one does not go on from is now {aside}")
 
 
 def requested(config: Config) -> str:
-    """`train.resume`; auto where torchrun or Slurm has restarted a run that has a checkpoint."""
+    """`train.resume`; auto where torchrun or Slurm has restarted a run that has a checkpoint, and that of a path.
+
+    Raises:
+        DataError: history.json is damaged.
+    """
+    asked, run = config.train.resume, RunDirectory(config.run_dir)
     restarted = any(
         int(os.environ.get(name, "0")) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
     )
-    has_checkpoint = RunDirectory(config.run_dir).checkpoint("last").is_file()
-    return "auto" if restarted and has_checkpoint else config.train.resume
+    if not restarted or not run.checkpoint("last").is_file():
+        return asked
+    is_done = asked in ("auto", "never") or any(
+        start.resumed_from == str(Path(asked)) for start in histories.read(run)
+    )
+    return "auto" if is_done else asked
 
 
 def put_aside(run: RunDirectory, hold: Hold) -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipeline.common import console
-from pipeline.common.errors import DataError
+from pipeline.common.errors import RUN_DATA, DataError
 from pipeline.config.optim import SwatsRule
 from pipeline.config.schema import Config
 from pipeline.data import prepare
@@ -39,9 +39,7 @@ def preview(config: Config) -> dict[str, Any]:
         if not line["epoch"]:
             console.warn(f"phase {line['name']}: no step is left for it; raise train.epochs")
     if not counted:
-        console.warn(
-            f"the data are not prepared: drawn for {NOMINAL_STEPS} steps an epoch; run `make data` first"
-        )
+        console.warn(f"the data are not prepared: drawn for {NOMINAL_STEPS} steps an epoch; {RUN_DATA} first")
     console.say(f"picture  {path}")
     return {"steps": clock.last_step if counted else None, "picture": str(path)}
 

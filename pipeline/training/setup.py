@@ -246,7 +246,7 @@ def resume_or_start(setup: TrainingSetup) -> RunStart:
     if setup.ranks.is_main:
         checkpoint = resume.start_from(setup.config, setup.classes, setup.samples)
     checkpoint = setup.ranks.broadcast(checkpoint)
-    history = resume.history(setup.config, checkpoint)
+    history = resume.history(setup.config, checkpoint, setup.ranks)
     return _fresh(setup, history) if checkpoint is None else _resumed(setup, *checkpoint, history)
 
 

@@ -98,15 +98,15 @@ class Trainer:
         """Describe the run, and open its log, on the first rank."""
         state, run = self.state, RunDirectory(self.config.run_dir)
         if self.adopted is not None:
-            best = resume.adopt(run, self.adopted, state.best, state.step) if self.ranks.is_main else None
+            best = resume.adopt(run, self.start.history, state.best) if self.ranks.is_main else None
             state.best = self.ranks.broadcast(best)
         if self.ranks.is_main:
             if self.adopted or not self._is_finished():  # which keeps that of its own code and machine
                 describe_run(self.setup, self.start)
-            log_from = self.state.step or -1  # before the first step a log begins anew
+            log_from = state.step or -1  # before the first step a log begins anew
             self.tracker = MultiTracker(build_tracker(self.config, log_from), watch)
-            if self.adopted and state.best is not None and state.best.top1 is not None:
-                self.validator.log(state.best, self.tracker)
+            if self.adopted is not None:
+                self.validator.log_adopted(self.tracker)
 
     def run(self) -> None:
         """Train and validate, epoch by epoch, until the last step.
@@ -287,14 +287,14 @@ class Trainer:
         if state.scaler.is_enabled():
             self._log_loss_scale(now.epoch, totals)
         state.totals = Totals() if is_whole else replace(totals, is_closed=True)
-        # Killed between the two, a run goes on from the last one of before, and finds the same best again.
-        self.checkpointer.save(*(("best", "last") if is_best else ("last",)))
+        self.checkpointer.save(is_best=is_best)
         if time.monotonic() - self.drawn_at >= REDRAW_S:
             self.drawn_at = time.monotonic()
             self._draw()
         figures = [f"{name} {record[name]:.4g}" for name in SHOWN_OF_AN_EPOCH if record[name] is not None]
         epoch = f"epoch {now.epoch}/{self.config.train.epochs}"
-        console.say("  ".join([epoch, *figures, *["best so far"] * is_best]))
+        validated = now.top1 is not None
+        console.say("  ".join([epoch, *figures, *["best so far"] * (is_best and validated)]))
 
     def _epoch_record(self, now: Best, totals: Totals, rates: phases.Rates) -> dict[str, Any]:
         state = self.state

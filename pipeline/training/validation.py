@@ -2,6 +2,7 @@
 
 from pipeline.common import signals
 from pipeline.inference.predict import predict_rows
+from pipeline.runs.directory import RunDirectory
 from pipeline.runs.trackers import Tracker
 from pipeline.training.checkpointing import Checkpointer
 from pipeline.training.epoch_meter import EpochMeter
@@ -39,7 +40,7 @@ class Validator:
         return predictions.top1_and_loss(self.setup.labels)
 
     def run_if_due(self, meter: EpochMeter, tracker: Tracker) -> bool:
-        """Between two steps: validate every `train.eval_every_steps`; save `best.pt` when it is the best so far.
+        """Between two steps: validate every `train.eval_every_steps`; save where it is the best so far.
 
         Returns whether it was due.
         """
@@ -53,13 +54,20 @@ class Validator:
         self.log(now, tracker)
         if is_best:
             state.totals = meter.totals()
-            self.checkpointer.save("best")
+            self.checkpointer.save(is_best=True)
         return True
 
     def keep_start(self, start: Best, tracker: Tracker) -> None:
         """Before a run's first step: log what its start has on validation, and save it as the best so far."""
         self.log(start, tracker)
-        self.checkpointer.save("best", "last")
+        self.checkpointer.save(is_best=True)
+
+    def log_adopted(self, tracker: Tracker) -> None:
+        """On the first rank: log what the best of a checkpoint from elsewhere has, where the log does not have it."""
+        best, log = self.state.best, RunDirectory(self.config.run_dir).read_log(steps=False)
+        is_logged = best is not None and any(record["step"] == best.step for record in log.validations())
+        if best is not None and best.top1 is not None and not is_logged:
+            self.log(best, tracker)
 
     def log(self, now: Best, tracker: Tracker) -> None:
         """Write a record of a validation that ends no epoch."""

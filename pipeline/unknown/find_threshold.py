@@ -30,7 +30,7 @@ from pipeline.unknown import folds, measures
 from pipeline.unknown.measuring import Measured, Seen, of_pictures, stored_test
 
 DEFAULT: Name = "rmds"
-"""of the highest AUROC for each family of backbones that was measured: MobileNetV2, EfficientNet-Lite0"""
+"""the one with the highest AUROC for each family of backbones that was measured: MobileNetV2, EfficientNet-Lite0"""
 
 
 @dataclass(frozen=True)
@@ -89,18 +89,18 @@ def check(train: measures.Ints, val: measures.Ints, kept: float) -> None:
     classes, needed = len(np.unique(train)), measures.needed(kept)
     if classes < folds.FEWEST_CLASSES:
         raise DataError(
-            f"unknown: the data have {classes} classes, and a promise needs {folds.FEWEST_CLASSES}, so that some can be "
+            f"unknown: the data have {classes} classes, but a promise needs {folds.FEWEST_CLASSES}, so that some can be "
             "left out; add classes of your own"
         )
     if len(val) < needed:
         raise DataError(
-            f"unknown: there are {len(val)} validation images, and a threshold that keeps {kept:.1%} of the known needs "
-            f"{needed}; hold out more with data.val_fraction and train anew, or promise less with --keep"
+            f"unknown: there are {len(val)} validation images, but a threshold that keeps {kept:.1%} of the known needs "
+            f"{needed}; hold out more with data.val_fraction and train again, or promise less with --keep"
         )
     if len(np.unique(val)) <= folds.most_left_out(classes):
         raise DataError(
             f"unknown: only {len(np.unique(val))} of {classes} classes have validation images; hold out some of each "
-            "with data.val_fraction and train anew"
+            "with data.val_fraction and train again"
         )
 
 
@@ -159,9 +159,9 @@ def _show(result: Mapping[str, Any]) -> None:
     console.show_table(f"{result['checkpoint']}, {result['classes']} known classes; * answers", columns, rows)
     kept = result["kept"]
     console.say(
-        f"{result['score']} from {result['threshold']:.4g} is known: {known['val']:,} validation images promise to keep "
-        f"{kept['value']:.1%} of further pictures of known classes (95 % of such thresholds: {kept['low']:.1%} to "
-        f"{kept['high']:.1%})"
+        f"{result['score']} of {result['threshold']:.4g} or more counts as known: {known['val']:,} validation images "
+        f"promise to keep {kept['value']:.1%} of further pictures of known classes (95 % of such thresholds: "
+        f"{kept['low']:.1%} to {kept['high']:.1%})"
     )
 
 

@@ -52,7 +52,7 @@ def promises(train: Images, val: Images, unseen: Images, seed: int, kept: float)
         train: images of all known classes, to learn from.
         val: images that nothing has learned from; those of the classes that remain set the thresholds.
         unseen: images of the same classes; those of the classes left out are the unknown ones. The backbone should not
-            have learned from them; where it has learned from others of their classes, the promise is too good.
+            have learned from them; where it has learned from others of their classes, the promise is too optimistic.
         seed: draws the classes of a fold.
     """
     found: dict[Name, list[Fold]] = {name: [] for name in unknown_scores.NAMES}

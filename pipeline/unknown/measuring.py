@@ -73,7 +73,7 @@ class Measured:
 def stored_test(config: Config, data: Prepared, model: LoadedModel) -> Seen | None:
     """The outputs that `eval` has stored for the test images; None without one of this checkpoint and these crops.
 
-    It is no further reading of the test.
+    It does not count as another reading of test.
     """
     folder = RunDirectory(config.run_dir).evaluation("test")
     if not folder.metrics_file.is_file():

@@ -19,7 +19,7 @@ from pipeline.runs.log import Log
 from pipeline.runs.status import Status
 
 MEND_IDENTITY = (
-    "restore it from a copy, or mend it in an editor: its `id` is the last part of the run's address at W&B, and with "
+    "restore it from a copy, or fix it in an editor: its `id` is the last part of the run's address at W&B, and with "
     "another id the run would be sent once more, as a new one"
 )
 
@@ -127,9 +127,7 @@ class TrackedRun:
         run = RunDirectory(run_dir)
         for path in (run.config_file, run.log_file):
             if not path.is_file():
-                raise DataError(
-                    f"{path}: missing, so this is no run that has begun; give a folder such as runs/NAME"
-                )
+                raise DataError(f"{path}: missing, so no run has begun here; give a folder such as runs/NAME")
         return cls(run_dir, load_config(run.config_file, overrides))
 
     @cached_property

@@ -45,7 +45,7 @@ def companions(config: Config, folder: Path, facts: Mapping[str, Any], *, pictur
     try:
         data = prepare.load(config)
         if sample_table.class_names(data.samples) != facts["classes"]:
-            raise DataError(f"{config.data.root}: the classes are others than the model's")
+            raise DataError(f"{config.data.root}: its classes are not the model's")
     except UserError as error:
         console.warn(f"the page has no look-alikes and no pictures of the classes: {error}")
         return nothing

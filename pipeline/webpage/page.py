@@ -44,7 +44,7 @@ def facts_of(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path}: missing; export the run first")
     facts = files.read_json(path, dict[str, Any], "export the run again").get("metadata")
     if not isinstance(facts, dict) or not {"classes", "preprocessing", "origin", "weights"} <= facts.keys():
-        raise DataError(f"{path}: says too little of the model; export the run again")
+        raise DataError(f"{path}: says too little about the model; export the run again")
     return facts
 
 
@@ -77,7 +77,7 @@ def served_page(folder: Path) -> str:
 
 
 def parts(folder: Path, form: Form, engine: Engine) -> dict[str, bytes]:
-    """What a page that computes takes beside itself, by name."""
+    """The files that a page which computes needs beside it, by name."""
     model, _ = FORMS[form]
     return {
         "engine-module": engine.module,

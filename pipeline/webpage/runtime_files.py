@@ -56,7 +56,7 @@ def _fetch(folder: Path) -> None:
     by_hand = f"or put {' and '.join(SHA256)} of {NAME} {VERSION} into {folder}"
     if npm is None:
         raise DataError(
-            f"page: needs {NAME} {VERSION}, which npm fetches, and npm is not here; install npm, {by_hand}"
+            f"page: needs {NAME} {VERSION}, which npm fetches, but npm is not installed; install npm, {by_hand}"
         )
     console.say(f"page  npm fetches {NAME} {VERSION}, once")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -70,16 +70,16 @@ def _fetch(folder: Path) -> None:
             done = subprocess.run(words, cwd=work, capture_output=True, text=True, check=False, timeout=NPM_S)
         except subprocess.TimeoutExpired as error:
             raise DataError(
-                f"page: npm has not fetched {NAME} {VERSION} within {NPM_S:.0f} s; run again with a better connection, "
+                f"page: npm did not fetch {NAME} {VERSION} within {NPM_S:.0f} s; run again with a better connection, "
                 f"{by_hand}"
             ) from error
         if done.returncode:
-            said = next((line for line in done.stderr.splitlines() if line.strip()), "no word of why")
-            raise DataError(f"page: npm cannot fetch {NAME} {VERSION} ({said}); mend that, {by_hand}")
+            said = next((line for line in done.stderr.splitlines() if line.strip()), "no reason given")
+            raise DataError(f"page: npm cannot fetch {NAME} {VERSION} ({said}); fix that, {by_hand}")
         fetched = work / "node_modules" / NAME / "dist"
         if wrong := [part for part in SHA256 if not _is_whole(fetched, part)]:
             raise DataError(
-                f"page: npm has brought another {' and '.join(wrong)} of {NAME} {VERSION} than this program knows; "
+                f"page: npm brought a different {' and '.join(wrong)} of {NAME} {VERSION} from what is known here; "
                 "ask whoever runs your registry"
             )
         with files.replacing_folder(folder) as kept:

@@ -13,7 +13,7 @@ from pipeline.webpage.page import FORMS, Form
 
 MOST_BYTES = 20_000_000
 EXACT: tuple[Form, ...] = "fp32", "fp16"
-"""forms that compute in fp32; the kernels of int8 round otherwise in a browser, by some percent of a logit"""
+"""forms that compute in fp32; the kernels of int8 round differently in a browser, by some percent of a logit"""
 
 
 def write_page(config: Config, form: Form | None, *, pictures: bool, as_folder: bool) -> dict[str, Any]:
@@ -47,7 +47,11 @@ def write_page(config: Config, form: Form | None, *, pictures: bool, as_folder: 
         size_bytes = path.stat().st_size
     console.say(f"page  {path}: {files.size_in_words(size_bytes)}, with the model in {form}; {then}")
     if size_bytes > MOST_BYTES:
-        smaller = f"`plumage export {config.run_dir} --fp16`" if form == "fp32" else "a smaller network (model.name)"
+        smaller = (
+            f"`plumage export {config.run_dir} --fp16`"
+            if form == "fp32"
+            else "a smaller network (model.name)"
+        )
         console.warn(f"{path}: phones open so large a file slowly; {smaller} makes it smaller")
     return {"page": str(path), "size_bytes": size_bytes, "form": form, "pictures": bool(beside["pictures"])}
 
@@ -66,6 +70,6 @@ def _form(run: Path, folder: Path, wanted: Form | None) -> Form:
     if wanted not in sizes:
         raise DataError(
             f"{folder / FORMS[wanted][0]}: missing; run `plumage export {run} --{wanted}`, which writes it if it "
-            f"passes, or choose of {', '.join(sizes)}"
+            f"passes, or choose from {', '.join(sizes)}"
         )
     return wanted

@@ -46,7 +46,7 @@ def test_a_configuration_keeps_its_other_keys() -> None:
     [
         ({"optim.lrr": 1}, "optim.lrr"),
         ({"optim": {"lr": "fast"}}, "optim.lr"),
-        ({"optim.lr": object()}, "optim.lr: a value of type object is none of a configuration; give text"),
+        ({"optim.lr": object()}, "optim.lr: a value of type object is not a configuration value; give text"),
         ({3: 4}, "3: unknown key"),
         ({"optim.lr": float("nan")}, "optim.lr"),
     ],

@@ -57,7 +57,7 @@ def test_missing_data_are_said_without_importing_torch(verb: str, tmp_path: Path
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["2", "False"]
     assert f"{tmp_path}/none/cub200" in done.stderr
-    assert "missing; run `make data`" in done.stderr
+    assert "missing; run `plumage data` with the same --config and keys" in done.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -217,7 +217,7 @@ def test_a_name_that_is_too_long_for_the_disk_is_one_sentence(
 ) -> None:
     assert tiny.do("train", tmp_path, f"run.root={tmp_path / ('a' * 300)}") == 2
     assert capsys.readouterr().err.endswith(
-        "aaa/tiny: the name is too long for this disk; take a shorter one\n"
+        "aaa/tiny: the name is too long for this disk; use a shorter one\n"
     )
 
 
@@ -333,4 +333,4 @@ def test_a_world_size_that_is_no_number_is_one_sentence(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "two")
     assert tiny.do(verb, tmp_path) == 2
-    assert "WORLD_SIZE is 'two', and no number of ranks" in capsys.readouterr().err
+    assert "WORLD_SIZE='two' is not a number of ranks" in capsys.readouterr().err

@@ -242,7 +242,7 @@ def test_a_json_file_of_another_content_is_named_with_what_to_do(
     path.write_bytes(content)
     with pytest.raises(DataError) as refused:
         files.read_json(path, Bird)
-    assert str(refused.value) == f"{path}: damaged ({fault}); restore it from a copy, or mend it in an editor"
+    assert str(refused.value) == f"{path}: damaged ({fault}); restore it from a copy, or fix it in an editor"
     with pytest.raises(DataError, match=r"; run `eval` again$"):
         files.read_json(path, Bird, "run `eval` again")
 

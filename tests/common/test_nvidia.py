@@ -34,8 +34,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (
             None,
             "580.65.06",
-            "driver 580.65.06, and torch [^ ]+ is built without CUDA",
-            "that is built for CUDA, or",
+            "driver 580.65.06, but torch [^ ]+ is built without CUDA",
+            "install a PyTorch build with CUDA, or",
         ),
         (
             "13.0",
@@ -52,7 +52,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (
             "13.0",
             "580.65.06",
-            r"driver 580.65.06, and torch [^ ]+ \(CUDA 13.0\) sees no GPU",
+            r"driver 580.65.06, but torch [^ ]+ \(CUDA 13.0\) sees no GPU",
             "nvidia-smi lists one",
         ),
         ("12.6", "550.54.15", "sees no GPU", "CUDA_VISIBLE_DEVICES=7"),
@@ -142,10 +142,10 @@ def test_a_gpu_that_torch_has_no_kernels_for_is_named(
     assert (obstacle is None) == usable
     if obstacle is not None:
         assert (
-            f"Tesla V100 has compute capability {capability[0]}.{capability[1]}, and torch" in obstacle.what
+            f"Tesla V100 has compute capability {capability[0]}.{capability[1]}, but torch" in obstacle.what
         )
         assert architectures[0] in obstacle.what
-        assert "install a PyTorch that is built for this generation" in obstacle.next
+        assert "install a PyTorch build for this generation" in obstacle.next
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_who_decided_and_the_order_do_not_make_another_table(tmp_path: Path) -> 
         ("id,label,label\n7,owl,owl\n", "a column stands there twice among id, label, label"),
         ("id,label\n7,gull, great\n", r"more cells than the first line has columns: 1 \(1 in all\)"),
         ('id,label\n7,"owl\n', "no readable table"),
-        ("", "no readable table"),
+        ("", "an empty file"),
         (f"{HEADER}7,\x1bowl,,,\n", r"'\\x1bowl' \(1 in all\): no such class"),
         (
             "id,path,decision\n1,crow/9.png,owl\n",

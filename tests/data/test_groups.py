@@ -1,5 +1,7 @@
 """Groups: whole ones are held out, about the share that is asked for, and each class keeps an image for training."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -48,6 +50,41 @@ def test_the_test_is_the_same_for_every_seed_and_validation_is_not() -> None:
         for split in ("test", "val")
     }
     assert same == {"test": True, "val": False}
+
+
+class Counted(np.ndarray):  # type: ignore[type-arg]
+    """An array that counts its sums."""
+
+    sums = 0
+
+    def sum(self, *args: Any, **options: Any) -> Any:
+        Counted.sums += 1
+        return np.asarray(self).sum(*args, **options)
+
+
+MANY = pd.Series([f"group {n % 25}" for n in range(100)])
+MANY_CLASSES = {label: np.arange(label, 100, 10) for label in range(10)}
+
+
+def test_folds_of_many_groups_add_up_the_table_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sum over groups x classes for each group would take hours where there are thousands of both."""
+    count = groups._counts
+
+    def counted(*args: Any) -> Any:
+        names, counts = count(*args)
+        return names, counts.view(Counted)
+
+    monkeypatch.setattr(groups, "_counts", counted)
+    monkeypatch.setattr(Counted, "sums", 0)
+    groups.fold(MANY_CLASSES, MANY, 5, 0, np.random.default_rng(0))
+    assert Counted.sums < 5
+
+
+def test_shares_of_many_groups_order_them_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    orders, argsort = [], np.argsort
+    monkeypatch.setattr(np, "argsort", lambda *given, **keys: (orders.append(1), argsort(*given, **keys))[1])
+    groups.hold_out(MANY_CLASSES, MANY, 0.2, np.random.default_rng(0))
+    assert len(orders) == 1
 
 
 def test_folds_of_groups_cover_all_images_once_and_are_of_one_size() -> None:

@@ -201,7 +201,7 @@ def test_a_jpeg_cut_by_its_last_bytes_is_bad(images: Path, layout: Layout) -> No
 
 
 def test_a_folder_without_a_store_names_the_command_that_makes_it(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="store-squash64-packed: missing; run `make data`"):
+    with pytest.raises(DataError, match="store-squash64-packed: missing; run `plumage data` with the same --config and keys"):
         Store(tmp_path / "store-squash64-packed")
 
 
@@ -210,7 +210,7 @@ def test_a_disk_that_is_too_small_is_refused_beforehand(
 ) -> None:
     usage = shutil.disk_usage(images)._replace(free=3 * 64 * 64 * 4 - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(DataError, match=r"the store needs 48\.0 KiB and 48\.0 KiB are free"):
+    with pytest.raises(DataError, match=r"the store needs 48\.0 KiB, but 48\.0 KiB are free"):
         built(images, SQUASH)
     assert [path.name for path in images.parent.iterdir()] == ["images"]
 
@@ -218,7 +218,7 @@ def test_a_disk_that_is_too_small_is_refused_beforehand(
 def test_a_real_disk_that_is_too_small_is_refused_and_stays_empty(images: Path, small_disk: Path) -> None:
     layout = Layout("squash", 512, "packed")
     (small_disk / layout.name).mkdir()
-    with pytest.raises(DataError, match=r"the store needs 3\.0 MiB and 1\.0 MiB are free"):
+    with pytest.raises(DataError, match=r"the store needs 3\.0 MiB, but 1\.0 MiB are free"):
         build(listed(*SIZES), images, small_disk / layout.name, layout)
     assert list(small_disk.rglob("*")) == [small_disk / layout.name]
 
@@ -308,7 +308,7 @@ def test_an_index_that_does_not_fit_its_pixels_is_refused_at_once(
 ) -> None:
     _, store = built(images, layout)
     edit_index(store.folder, **changes)
-    with pytest.raises(DataError, match=words + ".*run `make data`"):
+    with pytest.raises(DataError, match=words + ".*run `plumage data` with the same --config and keys"):
         Store(store.folder)
 
 
@@ -323,7 +323,7 @@ def test_a_packed_picture_has_as_many_bytes_as_its_width_and_height_say(images: 
 def test_what_is_no_index_is_refused(images: Path, content: bytes) -> None:
     _, store = built(images, SQUASH)
     (store.folder / "index.csv").write_bytes(content)
-    with pytest.raises(DataError, match=r"index\.csv: damaged \(.+\); run `make data`"):
+    with pytest.raises(DataError, match=r"index\.csv: damaged \(.+\); run `plumage data` with the same --config and keys"):
         Store(store.folder)
 
 
@@ -337,10 +337,10 @@ def test_pixels_that_are_cut_empty_or_missing_are_refused(images: Path) -> None:
     ):
         Store(store.folder)
     path.write_bytes(b"")
-    with pytest.raises(DataError, match=r"pixels\.bin: empty; run `make data`"):
+    with pytest.raises(DataError, match=r"pixels\.bin: empty; run `plumage data` with the same --config and keys"):
         Store(store.folder)
     path.unlink()
-    with pytest.raises(DataError, match=r"pixels\.bin: missing; run `make data`"):
+    with pytest.raises(DataError, match=r"pixels\.bin: missing; run `plumage data` with the same --config and keys"):
         Store(store.folder)
 
 
@@ -359,7 +359,7 @@ def test_a_store_that_is_gone_when_another_process_opens_it_is_named(images: Pat
     _, store = built(images, SQUASH)
     content = pickle.dumps(store)
     shutil.rmtree(store.folder)
-    with pytest.raises(DataError, match="store-squash64-packed: missing; run `make data`"):
+    with pytest.raises(DataError, match="store-squash64-packed: missing; run `plumage data` with the same --config and keys"):
         pickle.loads(content)
 
 

@@ -190,7 +190,7 @@ def test_a_user_error_of_a_loader_process_keeps_its_sentence(birds: Path, tmp_pa
     shutil.rmtree(folder)
     with pytest.raises(DataError) as raised:
         next(server.batches(0, [np.arange(4)]))
-    assert str(raised.value) == f"{folder}: missing; run `make data`"
+    assert str(raised.value) == f"{folder}: missing; run `plumage data` with the same --config and keys"
 
 
 def test_a_bug_in_a_loader_process_keeps_its_traceback(birds: Path) -> None:

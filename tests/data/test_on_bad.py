@@ -57,12 +57,32 @@ def test_skip_lists_and_counts_them_and_trains_on_the_rest(
         assert own_pictures.do(verb, tmp_path, "folder", birds, "data.on_bad=skip", "report.write=false") == 0
 
 
+def test_a_path_that_no_disk_holds_is_a_bad_picture_as_one_that_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name of more than 255 letters can be in a table, and on no disk."""
+    birds = class_folders(tmp_path / "birds", NAMES, count=10)
+    rows = [f"{name}/{number}.png,{name}" for name in NAMES for number in range(10)]
+    table, long = birds / "list.csv", f"owl/{'x' * 300}.png"
+    table.write_text("\n".join(["path,label", *rows, f"{long},owl"]))
+    assert own_pictures.do("data", tmp_path, "csv", table) == 2
+    assert "1 of 31 pictures do not decode in full" in capsys.readouterr().err
+    assert own_pictures.do("data", tmp_path, "csv", table, "data.on_bad=skip") == 0
+    (listed,) = (tmp_path / "data").glob("csv-*/skipped-*.csv")
+    skipped = pd.read_csv(listed, dtype=str)
+    assert skipped["path"].tolist() == [long]
+    assert "name too long" in skipped["reason"][0].lower()
+
+
 def test_skip_and_error_do_not_take_each_others_data(
     tmp_path: Path, birds: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert own_pictures.do("data", tmp_path, "folder", birds, "data.on_bad=skip") == 0
     assert own_pictures.do("train", tmp_path, "folder", birds) == 2
-    assert "missing; run `make data`" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith(
+        "samples-val0.1-seed0.csv: missing; run `plumage data` with the same --config and keys; prepared here is "
+        "samples-val0.1-seed0-skip.csv (data.on_bad=skip)\n"
+    )
     assert own_pictures.do("data", tmp_path, "folder", birds) == 2
     for picture in ("crow/broken.jpg", "gull/3.png", "owl/gone.png"):
         (birds / picture).unlink()
@@ -89,7 +109,7 @@ def test_skip_and_error_have_stores_of_their_own(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("cause", "sentence"),
     [
-        (OSError(errno.EIO, "Input/output error"), "the disk fails to read or write it"),
+        (OSError(errno.EIO, "Input/output error"), "the disk failed to read or write it"),
         (OSError(errno.EMFILE, "Too many open files"), "too many files are open"),
         (PermissionError(errno.EACCES, "Permission denied"), "no permission to read or write it"),
         (MemoryError(), "no memory is left to decode it; end some programs and run again"),

@@ -44,7 +44,9 @@ def test_names_stand_in_the_order_of_the_labels() -> None:
 
 
 def test_a_missing_table_names_the_command_that_makes_it(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"samples\.csv: missing; run `make data`$"):
+    with pytest.raises(
+        DataError, match=r"samples\.csv: missing; run `plumage data` with the same --config and keys$"
+    ):
         sample_table.read(tmp_path / "samples.csv")
 
 
@@ -52,7 +54,9 @@ def test_a_missing_table_names_the_command_that_makes_it(tmp_path: Path) -> None
 def test_a_broken_table_is_one_sentence(tmp_path: Path, content: str) -> None:
     path = tmp_path / "samples.csv"
     path.write_text(content)
-    with pytest.raises(DataError, match=r"samples\.csv: .*run `make data`"):
+    with pytest.raises(
+        DataError, match=r"samples\.csv: .*run `plumage data` with the same --config and keys"
+    ):
         sample_table.read(path)
 
 
@@ -130,7 +134,9 @@ def test_a_column_holds_what_the_rest_relies_on(
     tmp_path: Path, change: dict[str, object], words: str
 ) -> None:
     tables.write_csv(samples().assign(**change), tmp_path / "samples.csv")
-    with pytest.raises(DataError, match=rf"samples\.csv: {words}; run `make data`"):
+    with pytest.raises(
+        DataError, match=rf"samples\.csv: {words}; run `plumage data` with the same --config and keys"
+    ):
         sample_table.read(tmp_path / "samples.csv")
 
 
@@ -170,7 +176,7 @@ def test_a_box_is_outside_when_more_than_a_tenth_of_it_is() -> None:
 def test_there_are_two_classes_and_something_to_learn_from() -> None:
     sample_table.check_learnable(samples(), "here")
     with pytest.raises(
-        DataError, match="here: all images are of one class, NA; there is nothing to tell apart"
+        DataError, match="here: all images are of one class, 'NA'; there is nothing to tell apart"
     ):
         sample_table.check_learnable(samples()[samples()["label"] == 1], "here")
     with pytest.raises(

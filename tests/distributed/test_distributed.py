@@ -279,7 +279,7 @@ def trouble(tmp: Path, kind: str) -> int:
             if kind == "bug":
                 raise ValueError("out of range")
             if kind == "user":
-                raise process_group.UserError("data/x.jpg: cannot be read; run `make data`")
+                raise process_group.UserError("data/x.jpg: cannot be read; run `plumage data` with the same --config and keys")
         return before(state, *args)
 
     trainer.train_step = learn
@@ -302,15 +302,15 @@ def test_a_rank_that_is_ended_meanwhile_still_names_the_one_that_died(birds: Pat
     first, _ = ranks.run(killed_while_ended, 2, tmp_path)
     assert first.value == 75
     assert f"rank 1 on {os.uname().nodename}, process " in first.said
-    assert "does not answer any more" in first.said
+    assert "no longer answers" in first.said
 
 
 @pytest.mark.parametrize(
     ("kind", "code", "why"),
     [
-        ("killed", None, "does not answer any more"),
-        ("hangs", 75, "has not come to the exchange in time"),
-        ("user", 2, "data/x.jpg: cannot be read; run `make data`"),
+        ("killed", None, "no longer answers"),
+        ("hangs", 75, "is alive but missed the collective"),
+        ("user", 2, "data/x.jpg: cannot be read; run `plumage data` with the same --config and keys"),
         ("bug", 1, "a bug, ValueError: out of range"),
     ],
 )
@@ -340,7 +340,7 @@ def test_a_rank_whose_rendezvous_is_not_there_ends(monkeypatch: pytest.MonkeyPat
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with (
-        pytest.raises(RankLost, match="rank 1 waits in vain"),
+        pytest.raises(RankLost, match="rank 1 timed out waiting"),
         process_group.join(TrainConfig(device="cpu"), timeout_s=1),
     ):
         pass
@@ -354,7 +354,7 @@ def disagreeing(tmp: Path) -> int:
 def test_ranks_with_unlike_configurations_refuse_to_start(birds: Path, tmp_path: Path) -> None:
     first, second = ranks.run(disagreeing, 2, tmp_path)
     assert (first.value, second.value) == (2, 2)
-    assert "rank 1 runs another configuration than rank 0: optim.lr 0.01 -> 0.02" in first.said + second.said
+    assert "rank 1 has a different configuration from rank 0: optim.lr 0.01 -> 0.02" in first.said + second.said
     assert (first.said + second.said).count("error:") == 1
 
 

@@ -95,7 +95,7 @@ def test_a_killed_rank_is_named_and_the_job_goes_on_by_itself(undisturbed: Path,
     done = disturb(words, tiny.log_reaches(tmp_path, 7), kill_rank_1)
     assert done.returncode == 0, done.stderr
     assert f"rank 1 on {os.uname().nodename}, process " in done.stderr
-    assert "does not answer any more" in done.stderr
+    assert "no longer answers" in done.stderr
     assert done.stderr.count("run    ") == 2
     assert tiny.same_weights(tmp_path / LAST, undisturbed)
 
@@ -118,7 +118,7 @@ def test_ranks_whose_launcher_is_killed_save_and_end(undisturbed: Path, tmp_path
 def test_an_error_on_all_ranks_is_said_once(birds: Path, tmp_path: Path) -> None:
     done = tiny.launch(launched("train", tmp_path, "data.root=nowhere"))
     assert done.returncode == 2
-    assert done.stderr.count("missing; run `make data`") == 1
+    assert done.stderr.count("missing; run `plumage data` with the same --config and keys") == 1
     assert "Traceback" not in done.stderr
 
 

@@ -69,10 +69,10 @@ def test_a_gpu_that_is_asked_for_and_missing_is_one_sentence(
 @pytest.mark.parametrize(
     ("environment", "sentence"),
     [
-        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is set and RANK is not; start with torchrun, or unset it"),
-        ({"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE is set and MASTER_ADDR is not; start with torchrun"),
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two', and no number of ranks; start with torchrun"),
-        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0', and no number of ranks; start with torchrun"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is set, but RANK is not; start with torchrun, or unset it"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "WORLD_SIZE is set, but MASTER_ADDR is not; start with torchrun"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE='two' is not a number of ranks; start with torchrun"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE='0' is not a number of ranks; start with torchrun"),
     ],
 )
 def test_half_an_environment_of_torchrun_is_one_sentence(
@@ -96,7 +96,7 @@ def test_auto_says_why_it_takes_the_cpu_of_a_machine_with_a_driver(
     assert capsys.readouterr().err == "", "one rank of a machine says it"
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert select_device(TrainConfig(device="auto")).type == "cpu"
-    assert "auto takes the CPU, as NVIDIA's driver is too old; update the driver" in capsys.readouterr().err
+    assert "auto uses the CPU, because NVIDIA's driver is too old; update the driver" in capsys.readouterr().err
     assert select_device(TrainConfig(device="cpu")).type == "cpu"
     assert capsys.readouterr().err == ""
 

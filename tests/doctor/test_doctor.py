@@ -50,7 +50,7 @@ def test_missing_data_are_a_no_go_and_random_pictures_stand_in(
 ) -> None:
     findings = ask(f"data.root={tmp_path / 'none'}", "data.store=jpeg", go=False)
     assert states(findings, "no-go") == {"data"}
-    assert findings["data"]["next"] == "run `make data`"
+    assert findings["data"]["next"] == "run `plumage data` with the same --config and keys"
     assert {"pixels", "start"} <= states(findings, "not applicable")
     assert {"crops", "shares", "rates", "evaluation", "disk", "first step"} <= states(findings, "ok")
     assert findings["speed"]["numbers"]["images_per_s"] > 0

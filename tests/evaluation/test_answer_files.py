@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from pipeline.common.errors import DataError
-from pipeline.evaluation.answer_files import Answer, AnswerFile, Format
+from pipeline.evaluation.answer_files import Answer, AnswerFile, Format, Judgement
 
 NAMES = ["NA", "a, b", "007"]
 ANSWERS = [
@@ -120,3 +120,28 @@ def test_parquet_without_pyarrow_is_one_sentence(monkeypatch: pytest.MonkeyPatch
         DataError, match=r"--parquet a.parquet: writing Parquet needs the package pyarrow; install it"
     ):
         AnswerFile("parquet", Path("a.parquet")).check()
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "parquet"])
+def test_a_file_of_something_else_is_not_written_over(kind: Format, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{kind}"
+    AnswerFile(kind, path).check()  # none there
+    path.touch()
+    AnswerFile(kind, path).check()
+    write(kind, path)
+    AnswerFile(kind, path).check()  # the answers of before
+    path.write_text("path,label\na.jpg,x\n")
+    with pytest.raises(DataError, match="exists, and holds no answers of `predict`; name another file"):
+        AnswerFile(kind, path).check()
+
+
+def test_letters_of_all_languages_stay_letters_in_lists(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    with AnswerFile("csv", path).writing(["Grünfink"], 1, False, False, {"prediction_set": list}) as put:
+        put(
+            Answer(
+                Path("a.jpg"), (("Grünfink", 1.0),), judgement=Judgement("", {"prediction_set": ["Grünfink"]})
+            )
+        )
+    assert json.loads(pd.read_csv(path)["prediction_set"][0]) == ["Grünfink"]
+    assert path.read_text(encoding="utf-8").count("Grünfink") == 2

@@ -206,7 +206,7 @@ def test_columns_of_a_file_say_what_is_sure(
     chosen = RunDirectory(tmp_path / "runs/tiny").evaluation("test").thresholds_file
     shown = capsys.readouterr().err
     assert (
-        "  class: sure from 0.950, as 6 validation images show no lower one" in shown
+        "  class: sure from 0.950, as 6 validation images support no lower one" in shown
         and "  a node above a class that is not sure: from 0.950, as " in shown
     )
     content = json.loads(chosen.read_text())
@@ -221,7 +221,7 @@ def test_columns_of_a_file_say_what_is_sure(
     words = ["predict", str(tmp_path / "runs/tiny"), str(tmp_path / "mine"), "--top", "1"]
     capsys.readouterr()
     assert main.run([*words, "--csv", str(tmp_path / "a.csv")]) == 2
-    assert "sure from 2.000, as 6 validation images show no lower one" in capsys.readouterr().err
+    assert "sure from 2.000, as 6 validation images support no lower one" in capsys.readouterr().err
     table = pd.read_csv(tmp_path / "a.csv", dtype=str, keep_default_na=False)
     judged = ["sure", "answer", "answer_rank", "answer_probability"]
     assert list(table) == ["image", "class_1", "probability_1", *judged, "error"]

@@ -103,7 +103,7 @@ def test_a_size_that_the_network_does_not_take_is_one_sentence(
     said = capsys.readouterr().err
     sentence = "model.name=test_vit: cannot compute images of eval.image_px=40 (AssertionError: "
     assert (sentence in said) != takes_any
-    assert ("; drop eval.image_px, and the model gets images of the size" in said) != takes_any
+    assert ("; drop eval.image_px, to predict at the size" in said) != takes_any
 
 
 def test_a_size_beyond_the_stored_pictures_is_refused_with_what_to_do() -> None:

@@ -117,6 +117,18 @@ def test_a_share_stays_within_0_and_1_and_is_never_sure() -> None:
     assert interval(*([*run, np.nan] for run in runs)) == pytest.approx(interval(*runs))
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_one_image_tells_no_more_than_what_a_number_can_be(count: int) -> None:
+    runs = [
+        pd.DataFrame({"label": [0], "predicted": [0], "confidence": [share], "probability": [share]})
+        for share in (0.9, 0.5)
+    ]
+    rows = measures.over_seeds(runs[:count], measures.OF_EVERY_RUN).set_index("measure")
+    for name in ("top1", "per_class_mean", "ece"):
+        assert rows.loc[name, ["low", "high"]].tolist() == [0, 1]
+    assert rows.loc["nll", ["low", "high"]].isna().all()
+
+
 def test_the_spread_of_seeds_and_images_is_that_of_a_crossed_design() -> None:
     """The variance of the mean is seeds' / S + images' / n, and of few seeds not (S - 1) / S of the first."""
     random = np.random.default_rng(1)

@@ -302,7 +302,7 @@ def test_heat_maps_are_written_of_the_pictures_that_can_be_read_and_change_no_an
     maps = [np.asarray(Image.open(folder / name)) for name in written]
     assert all(shown.shape == (32, 32, 3) for shown in maps) and not np.array_equal(maps[0], maps[1])
     assert main.run([*words, "--heatmap", str(tmp_path / "mine")]) == 2
-    assert f"--heatmap {tmp_path / 'mine'}: is there, and not empty" in capsys.readouterr().err
+    assert f"--heatmap {tmp_path / 'mine'}: exists and is not empty" in capsys.readouterr().err
 
 
 def test_a_first_name_that_is_no_run_is_one_sentence(

@@ -1,5 +1,7 @@
 """Intervals and tests against scipy, statsmodels, published and hand-worked values, and by simulation."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -176,10 +178,10 @@ def test_p_and_interval_over_seeds_and_images_are_those_of_the_formula(seeds: in
     of_seeds, of_images = by_the_book(values)
     found = statistics.over_seeds_and_images(values)
     assert found.variance == pytest.approx(of_seeds + of_images)
-    half = np.sqrt(t.ppf(0.975, seeds - 1) ** 2 * of_seeds + norm.ppf(0.975) ** 2 * of_images)
+    half = np.sqrt(t.ppf(0.975, seeds - 1) ** 2 * of_seeds + t.ppf(0.975, 59) ** 2 * of_images)
     assert found.interval == pytest.approx((values.mean() - half, values.mean() + half))
     assert found.p is not None
-    ends = np.sqrt(t.isf(found.p / 2, seeds - 1) ** 2 * of_seeds + norm.isf(found.p / 2) ** 2 * of_images)
+    ends = np.sqrt(t.isf(found.p / 2, seeds - 1) ** 2 * of_seeds + t.isf(found.p / 2, 59) ** 2 * of_images)
     assert ends == pytest.approx(abs(values.mean()))
     back = statistics.over_seeds_and_images(-values)
     assert (back.value, back.p) == pytest.approx((-found.value, found.p))
@@ -193,9 +195,8 @@ def test_independent_seeds_add_their_variances_and_images_count_once() -> None:
     parts = [(a.mean(axis=1).var(ddof=1) / 3, 2), (b.mean(axis=1).var(ddof=1) / 4, 3)]
     found = statistics.difference_apart(a, b)
     assert found.variance == pytest.approx(sum(part for part, _ in parts) + of_images - sum(cells))
-    of_seeds = sum(part for part, _ in parts)
-    welch = of_seeds**2 / sum(part**2 / df for part, df in parts)
-    half = np.sqrt(t.ppf(0.975, welch) ** 2 * of_seeds + norm.ppf(0.975) ** 2 * (of_images - sum(cells)))
+    parts.append((of_images - sum(cells), 79))
+    half = np.sqrt(sum(t.ppf(0.975, df) ** 2 * part for part, df in parts))
     low, high = interval(found)
     assert (high - low) / 2 == pytest.approx(half)
     alone = statistics.difference_apart(a[:1], b)
@@ -211,11 +212,10 @@ def test_where_images_add_nothing_it_is_the_t_test_over_seeds() -> None:
     assert found.p == pytest.approx(ttest_1samp([0.1, 0.4, 0.3], 0).pvalue)
 
 
-def test_where_seeds_add_nothing_it_is_the_normal_test_over_images() -> None:
+def test_where_seeds_add_nothing_it_is_the_t_test_over_images() -> None:
     values = np.tile(np.random.default_rng(0).normal(0.2, 1, 50), (3, 1))
     found = statistics.over_seeds_and_images(values)
-    z = values[0].mean() / (values[0].std(ddof=1) / np.sqrt(50))
-    assert found.p == pytest.approx(2 * norm.sf(abs(z)))
+    assert found.p == pytest.approx(ttest_1samp(values[0], 0).pvalue)
 
 
 def test_what_does_not_vary_cannot_be_tested_and_has_no_interval() -> None:
@@ -246,6 +246,39 @@ def test_runs_that_are_as_good_on_different_images_are_not_taken_for_sure() -> N
         low, high = interval(found)
         assert low < 1 / 3 < high
         assert 0 < (found.p or 0) < 1
+
+
+def right_of_one_recipe(random: np.random.Generator, ease: np.ndarray, seeds: int) -> np.ndarray:
+    return (random.random((seeds, len(ease))) < 1 / (1 + np.exp(-ease))).astype(np.float64)
+
+
+def test_two_seeds_and_ten_of_one_recipe_differ_in_at_most_one_of_twenty_draws() -> None:
+    """Two seeds of the twelve that happen to lie close are not taken for sure."""
+    random = np.random.default_rng(0)
+    missed = 0
+    for _ in range(600):
+        ease = 2 + 2 * random.normal(size=650)
+        a, b = (right_of_one_recipe(random, ease, seeds) for seeds in (2, 10))
+        low, high = interval(statistics.difference_apart(a, b))
+        missed += not low <= 0 <= high
+    assert missed <= 0.05 * 600
+
+
+def test_few_images_are_few() -> None:
+    random = np.random.default_rng(0)
+    missed = 0
+    for _ in range(1_000):
+        values = random.normal(size=(1, 5)) + 0.3 * random.normal(size=(5, 5))
+        low, high = interval(statistics.over_seeds_and_images(values))
+        missed += not low <= 0 <= high
+    assert missed <= 0.065 * 1_000
+
+
+def test_a_p_value_exists_for_all_degrees_of_freedom() -> None:
+    """Far out scipy's quantile of t is -inf or NaN for some."""
+    for df in (2.086357182075204, *np.linspace(1, 13, 300)):
+        p = Estimate(3.641744762173219, ((1.0, df), (0.0, math.inf))).p
+        assert p is not None and 0 < p < 1
 
 
 def test_a_p_value_is_never_0() -> None:

@@ -17,6 +17,7 @@ from pipeline.common import files
 from pipeline.evaluation import statistics
 from pipeline.evaluation.compare import compare_runs
 from pipeline.experiments import worker_pool
+from pipeline.experiments.studies import repeat
 from pipeline.experiments.worker_pool import Outcome, Places
 from pipeline.runs.directory import RunDirectory
 from tests.helpers import tiny
@@ -28,7 +29,7 @@ def _in_this_process() -> Iterator[None]:
 
     def run_tasks(next_task: Callable[[], Any], _places: Places) -> Iterator[tuple[Any, Outcome]]:
         while task := next_task():
-            yield task, worker_pool._run(task)  # private: what a worker does with a task
+            yield task, worker_pool._run(task, 1)  # private: what a worker does with a task
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(worker_pool, "run_tasks", run_tasks)
@@ -76,6 +77,13 @@ def test_each_number_is_the_mean_of_what_the_runs_evaluations_say(done: Path) ->
     assert runs["nll"].tolist() == pytest.approx(by_name["nll"])
     assert "| top1 | 2 | " in (done / "slow-1/table.md").read_text()
     assert (done / "slow-1/figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_bound_that_is_not_known_is_a_dash() -> None:
+    row = {"measure": "nll", "runs": 2, "mean": 0.4, "sd": 0.1, "low": np.nan, "high": np.nan}
+    assert (
+        repeat._cells(pd.DataFrame([row]))[0][-1] == "-"
+    )  # private: training a run on one test image takes long
 
 
 def test_each_run_reads_test_once_and_a_repeat_that_is_done_is_only_shown_again(

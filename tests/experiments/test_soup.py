@@ -64,7 +64,7 @@ def test_a_mean_that_is_better_on_validation_becomes_a_run_that_eval_and_predict
     assert main.run(["report", "--config", str(made.config_file), "eval.split=val"]) == 0
     assert "mean" in capsys.readouterr().err
     assert soup(*runs, "run.name=mean") == 2
-    assert "is there already; give the soup another name" in capsys.readouterr().err
+    assert "already exists; give the soup another name" in capsys.readouterr().err
 
 
 def test_a_soup_of_the_last_checkpoints_takes_no_best_ones(
@@ -90,7 +90,7 @@ def test_a_soup_of_the_last_checkpoints_takes_no_best_ones(
     assert main.run(["verify", str(tmp_path / "mean"), "--images", "0", "--steps", "0"]) == 0
     assert "best.pt is the mean of 2 runs, bit for bit" in capsys.readouterr().err
     assert soup(*runs, "run.name=other", f"eval.checkpoint={last[0]}") == 2
-    assert "a soup is of runs' best or last checkpoints" in capsys.readouterr().err
+    assert "a soup is made of runs' best or last checkpoints" in capsys.readouterr().err
 
 
 def test_of_each_run_only_the_weights_that_were_validated_are_held(
@@ -149,7 +149,7 @@ def test_runs_of_another_recipe_or_split_are_named(
     other = write_run(trained, tmp_path, 1, 0.0, "optim.lr=0.5", "train.label_smoothing=0")
     assert soup(one, other) == 2
     error = capsys.readouterr().err
-    assert f"{other}: is of another recipe than {one} (optim.lr 0.02 -> 0.5, train.label_smoothing" in error
+    assert f"{other}: has a different recipe from {one} (optim.lr 0.02 -> 0.5, train.label_smoothing" in error
     third = write_run(trained, tmp_path, 2, 0.0)
     path = RunDirectory(third).checkpoint("best")
     checkpoints.save(path, checkpoints.read(path) | {"samples": "another"})
@@ -164,4 +164,4 @@ def test_runs_of_another_recipe_or_split_are_named(
         assert "give two or more different run directories" in capsys.readouterr().err
     fourth = write_run(trained, tmp_path, 3, 0.0)
     assert soup(one, fourth, "optim.lr=7") == 2
-    assert "optim.lr 0.02 -> 7.0 is of a training" in capsys.readouterr().err
+    assert "optim.lr 0.02 -> 7.0 belongs to training" in capsys.readouterr().err

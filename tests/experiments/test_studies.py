@@ -88,8 +88,8 @@ def test_a_learning_rate_that_is_tuned_is_that_of_the_last_phase(tmp_path: Path)
         ({"seeds": [0, 0]}, "seeds: [0, 0] holds one twice"),
         ({"seeds": []}, "seeds: [] is not allowed"),
         ({"arms": {}}, "arms: give at least one, each with a name"),
-        ({"arms": {"a b": []}}, "arms: 'a b' has to be of letters, digits, _ and . alone"),
-        ({"arms": {"one": []}}, "tune_lr: tuned is none of the arms, one"),
+        ({"arms": {"a b": []}}, "arms: 'a b' may have only letters, digits, _ and ."),
+        ({"arms": {"one": []}}, "tune_lr: tuned is not one of the arms, one"),
         ({"conditions": {"a": [], "b": []}}, "tune_lr: an arm is tuned once; give no conditions"),
         ({"base": "no.yaml"}, "no.yaml: no such configuration file"),
         ({"arms": {"tuned": ["optim.lrr=1"]}}, "which.yaml: arm tuned: "),
@@ -335,5 +335,5 @@ def test_validation_chooses_as_the_run_does(done: Path) -> None:
 
 
 def test_a_study_needs_a_file_that_is_there() -> None:
-    with pytest.raises(ConfigError, match="is no study file"):
+    with pytest.raises(ConfigError, match="is not a study file"):
         plan.find("elsewhere/none.yaml")

@@ -224,7 +224,7 @@ def test_what_can_be_mended_leaves_the_trial_to_the_same_command(
         patched.setattr(worker_pool, "run_tasks", fail)
         patched.setattr("pipeline.training.trainer.train", _raises(full))
         with pytest.raises(
-            DataError, match="the disk is full; when that is mended, the same command goes on"
+            DataError, match="the disk is full; once that is fixed, the same command goes on"
         ):
             sweep.sweep(path, None, 1, None, [])
     trials_of = Trials(SweepPlan(path), None)
@@ -298,7 +298,7 @@ def test_killed_and_stopped_a_sweep_goes_on_and_its_best_is_had_again(birds: Pat
     wait_for(lambda: gone.append(command.stderr.readline()) or "worker is gone" in gone[-1], "it is noticed")
     command.send_signal(signal.SIGTERM)
     assert command.wait(120) == 75
-    assert "its process has ended with code -9" in gone[-1]
+    assert "its process ended with code -9" in gone[-1]
 
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -52,7 +52,7 @@ def test_the_shipped_sweeps_are_checked_and_their_stages_begin_with_the_best_of_
         ({"metod": "grid"}, "search.yaml: metod: unknown key"),
         ({"method": "baies"}, "did you mean bayes?"),
         ({"metric": {"name": "epoch/val_top2", "goal": "maximize"}}, "did you mean epoch/val_top1?"),
-        ({"metric": {"name": "loss"}}, "is none of the values of an epoch"),
+        ({"metric": {"name": "loss"}}, "is not one of an epoch's values"),
         ({"metric": {"name": "test/top1", "goal": "maximize"}}, "the test split never chooses"),
         ({"metric": {"name": "epoch/val_top1"}}, "W&B's default is minimize"),
         (
@@ -89,7 +89,7 @@ def test_the_shipped_sweeps_are_checked_and_their_stages_begin_with_the_best_of_
         ),
         (
             {"parameters": {"optim.clip_norm": {"values": [None, 1]}}},
-            "null comes to the command as the text None",
+            "null reaches the command as the text None",
         ),
         (
             {"parameters": {"optim": {"parameters": {"lr": {"value": 1}}}}},
@@ -101,7 +101,7 @@ def test_the_shipped_sweeps_are_checked_and_their_stages_begin_with_the_best_of_
             {"method": "grid", "parameters": {"seed": {"min": 0, "max": 2000}}},
             "the grid has 2,001 combinations",
         ),
-        ({}, "--trials N says how many, or run_cap in the file"),
+        ({}, "set the number of trials with --trials N, or run_cap in the file"),
     ],
 )
 def test_a_wrong_sweep_is_one_sentence_before_any_trial(

@@ -20,7 +20,7 @@ from pipeline.experiments.sweeps.trials import MOST_KILLS, Trials
 from pipeline.experiments.worker_pool import Outcome, Places
 from tests.helpers.sweeps import SWEEP, write_sweep
 
-LOST = Outcome("lost", "its process has ended with code -9")
+LOST = Outcome("lost", "its process ended with code -9")
 RATES = {"optim.lr": {"values": [0.02, 0.01, 0.005, 0.001]}}
 
 
@@ -81,6 +81,46 @@ def test_what_changes_no_trial_may_differ_from_command_to_command(tmp_path: Path
     )
     fix_definition(SweepPlan(path, here), None)
     assert (SweepPlan(path).folder / DEFINITION).read_bytes() == written
+
+
+def test_the_same_weights_may_lie_elsewhere_and_other_weights_at_the_same_path_are_of_another_sweep(
+    tmp_path: Path,
+) -> None:
+    """Two machines that share a sweep need not have their files at one path."""
+    path, here, there = write_sweep(tmp_path), tmp_path / "here.pth", tmp_path / "there.pth"
+
+    def fix(weights: Path) -> None:
+        fix_definition(SweepPlan(path, ("model.pretrained=true", f"model.weights={weights}")), None)
+
+    for file in (here, there):
+        file.write_bytes(b"weights")
+    fix(here)
+    fix(there)
+    here.write_bytes(b"others")
+    with pytest.raises(ConfigError, match='weights "[0-9a-f]{64}" -> "[0-9a-f]{64}"'):
+        fix(here)
+
+
+def test_the_weights_of_a_sweep_of_an_earlier_version_are_compared_by_their_path(tmp_path: Path) -> None:
+    path, weights = write_sweep(tmp_path), tmp_path / "here.pth"
+    weights.write_bytes(b"weights")
+    plan = SweepPlan(path, ("model.pretrained=true", f"model.weights={weights}"))
+    fix_definition(plan, None)
+    written = files.read_json(plan.folder / DEFINITION, dict[str, Any])
+    files.write_json(
+        plan.folder / DEFINITION, {key: value for key, value in written.items() if key != "weights"}
+    )
+    fix_definition(plan, None)
+    with pytest.raises(ConfigError, match=r'weights ".*here\.pth" -> null'):
+        fix_definition(SweepPlan(path), None)
+
+
+def test_corrections_that_a_machine_has_elsewhere_are_compared_by_the_table_that_they_make(
+    tmp_path: Path,
+) -> None:
+    path = write_sweep(tmp_path)
+    for name in ("here", "there"):
+        fix_definition(SweepPlan(path, (f"data.corrections={tmp_path / name}.csv",)), None)
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_what_is_no_journal_is_named_and_stays_as_it_is(tmp_path: Path, content:
     (plan.folder / JOURNAL).write_bytes(content)
     for _ in range(2):  # no lock is left behind
         with pytest.raises(
-            DataError, match=rf"study.journal: no journal of a sweep, or damaged in line {line};"
+            DataError, match=rf"study.journal: not a sweep journal, or damaged in line {line};"
         ):
             Trials(plan, None)
     assert (plan.folder / JOURNAL).read_bytes() == content

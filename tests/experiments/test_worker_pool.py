@@ -35,15 +35,28 @@ def test_workers_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_gpus_are_those_that_cuda_may_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     for visible, expected in (("0, GPU-5", ["0", "GPU-5"]), ("", []), ("-1", [])):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert hardware.gpus() == expected
+
+
+def test_gpus_that_torch_cannot_use_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a driver that is too old: NVML still counts them."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for visible in (None, "0,1"):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert hardware.gpus() == []
 
 
 def test_one_run_at_a_time_on_each_gpu_and_on_each_core_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hardware, "cores", lambda: 16)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     on_cpu = tiny.config(tmp_path, "train.device=cpu")
     free = tiny.config(tmp_path, "train.device=auto")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
@@ -65,6 +78,27 @@ def test_a_worker_with_a_gpu_has_its_part_of_the_cores() -> None:
     tasks = iter([CountCores()])
     ((_, outcome),) = worker_pool.run_tasks(lambda: next(tasks, None), Places(2, ["0"]))
     assert outcome.result == max(1, hardware.cores() // 2)
+
+
+class CountThreads:
+    def run(self) -> worker_pool.Outcome:
+        import torch
+
+        told = {os.environ[name] for name in worker_pool.THREADS}
+        return worker_pool.Outcome("done", result=(torch.get_num_threads(), told))
+
+
+@pytest.mark.parametrize(("gpu", "sharing"), [("0", 1), ("0", 2), (None, 1)])
+def test_a_worker_with_a_gpu_computes_on_the_cpu_in_its_part_of_the_cores(
+    gpu: str | None, sharing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    threads = 1 if gpu is None else max(1, hardware.cores() // sharing)
+    worker: worker_pool.WorkerProcess[Any] = worker_pool.WorkerProcess(gpu, sharing)
+    worker.start(CountThreads())
+    _, outcome = worker.collect()
+    assert joins(worker)
+    assert outcome.result == (threads, {str(threads)})
 
 
 def joins(worker: worker_pool.WorkerProcess[Any]) -> bool:

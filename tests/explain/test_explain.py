@@ -73,10 +73,10 @@ def test_parts_are_read_by_image_and_part_and_hidden_ones_are_missing(tmp_path: 
     ("name", "content", "sentence"),
     [
         ("parts/parts.txt", b"1 back\n2\n", "parts.txt: lines 2 (1 in all) not of the form `number name`"),
-        ("parts/parts.txt", b"1 back\n2 \xff\n", "parts.txt: not a text in UTF-8 (byte 9)"),
+        ("parts/parts.txt", b"1 back\n2 \xff\n", "parts.txt: not UTF-8 text (byte 9)"),
         ("parts/part_locs.txt", b"nan 1 5.0 20.0 1\n", "part_locs.txt: not lines of `id part x y visible`"),
         ("parts/part_locs.txt", b"\xff 1 5.0 20.0 1\n", "part_locs.txt: not lines of `id part x y visible`"),
-        ("attributes.txt", b"1 \xff\n", "attributes.txt: not a text in UTF-8 (byte 2)"),
+        ("attributes.txt", b"1 \xff\n", "attributes.txt: not UTF-8 text (byte 2)"),
         ("classes.txt", b"1 001.A\n2 002.C\n", "classes.txt: 002.B (1 in all) not listed"),
         ("attributes/class_attribute_labels_continuous.txt", b"1\n", "1 rows of 1 numbers"),
         ("attributes/class_attribute_labels_continuous.txt", b"1\nx\n", "not a table of numbers"),
@@ -104,7 +104,7 @@ def test_damaged_annotations_are_one_sentence(
         annotations.parts_in_crop(config, samples, tmp_path)
         annotations.attributes(tmp_path, ["001.A", "002.B"])
     message = str(caught.value)
-    assert sentence in message and "\n" not in message and message.endswith("; mend it and run again")
+    assert sentence in message and "\n" not in message and message.endswith("; fix it and run again")
 
 
 @pytest.mark.parametrize("resize", ["squash", "short_side"])

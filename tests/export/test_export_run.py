@@ -235,7 +235,7 @@ def test_a_golden_picture_with_other_pixels_is_named(other_run: RunDirectory) ->
     shutil.copy(golden / "3-large.jpg", golden / "1-plain.jpg")
     done = script(other_run, "--check")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "1-plain.jpg: other pixels" in done.stderr
+    assert "1-plain.jpg: different pixels" in done.stderr
     assert "2-turned.jpg" not in done.stderr
 
 
@@ -296,7 +296,7 @@ def test_where_no_graph_agrees_nothing_is_written(
     said = capsys.readouterr()
     assert said.out == ""
     assert (
-        "no ONNX graph gives what the trained model gives: dynamo: RuntimeError: an operator is missing;"
+        "no ONNX graph reproduces the trained model: dynamo: RuntimeError: an operator is missing;"
         in said.err
     )
     assert "logits differ by 1, where 1e-05 is allowed (val)" in said.err
@@ -311,7 +311,7 @@ def test_a_script_that_answers_otherwise_is_refused(
     quickly.setattr(description, "preprocessing", lambda config: true(config) | {"resize_px": 33})
     assert run(["export", str(other_run.path)]) == 2
     assert (
-        "predict.py does not give what the trained model gives: 1-plain.jpg: other pixels"
+        "predict.py does not reproduce the trained model: 1-plain.jpg: different pixels"
         in capsys.readouterr().err
     )
     assert folders.digests(other_run.export) == before

@@ -97,7 +97,7 @@ def test_weights_that_timm_reads_otherwise_are_refused(
 
     monkeypatch.setattr(hub_folder, "save_for_hf", other)
     assert run(["export", str(own_run.path)]) == 2
-    assert "the network that timm reads from the hub folder answers otherwise" in capsys.readouterr().err
+    assert "the network that timm loads from the hub folder answers differently" in capsys.readouterr().err
     assert not own_run.export.exists()
 
 

@@ -138,7 +138,7 @@ def test_the_weights_of_another_model_are_refused(tmp_path: Path, pretrained: St
     with pytest.raises(WeightsError) as caught:
         from_file(path, name="test_efficientnet")
     assert str(caught.value).startswith(f"{path}: fits 0 of the model's ")
-    assert str(caught.value).endswith("bring the weights of this very model or set model.pretrained=false")
+    assert str(caught.value).endswith("give the weights of this exact model or set model.pretrained=false")
 
 
 def test_half_of_the_weights_is_too_few(tmp_path: Path, pretrained: State) -> None:
@@ -165,7 +165,7 @@ class Bomb:
 def test_code_in_a_file_is_refused_and_does_not_run(tmp_path: Path, new_format: bool) -> None:
     path, target = tmp_path / "w.pth", tmp_path / "exploded"
     torch.save({"conv1.weight": Bomb(target)}, path, _use_new_zipfile_serialization=new_format)
-    with pytest.raises(WeightsError, match="not a file of tensors and plain types alone"):
+    with pytest.raises(WeightsError, match="not a file of only tensors and plain types"):
         from_file(path)
     assert not target.exists()
 
@@ -175,7 +175,7 @@ def test_code_in_a_file_is_refused_and_does_not_run(tmp_path: Path, new_format: 
 def test_what_holds_no_weights_is_one_sentence(tmp_path: Path, suffix: str, content: bytes) -> None:
     path = tmp_path / f"w{suffix}"
     path.write_bytes(content)
-    with pytest.raises(WeightsError, match="not a file of tensors and plain types alone"):
+    with pytest.raises(WeightsError, match="not a file of only tensors and plain types"):
         from_file(path)
 
 
@@ -186,14 +186,14 @@ def test_a_file_cut_in_half_is_one_sentence(
     path = tmp_path / name
     save(pretrained, path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(WeightsError, match="not a file of tensors and plain types alone"):
+    with pytest.raises(WeightsError, match="not a file of only tensors and plain types"):
         from_file(path)
 
 
 @pytest.mark.parametrize("content", [[torch.zeros(3)], {"epoch": 3}, torch.zeros(3), {}])
 def test_a_file_without_tensors_by_name_is_one_sentence(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"holds no tensors by name; save `model\.state_dict\(\)`"):
+    with pytest.raises(WeightsError, match=r"holds no named tensors; save `model\.state_dict\(\)`"):
         from_file(tmp_path / "w.pth")
 
 
@@ -206,7 +206,7 @@ def test_without_network_or_file_one_sentence_says_which_file_to_bring(
         build_model(ModelConfig(name=TINY), 3)
     assert str(caught.value) == (
         "test_resnet: its weights cannot be downloaded (LocalEntryNotFoundError); where there is a network, "
-        "torch.save timm.create_model('test_resnet', pretrained=True).state_dict(), bring the file and give "
+        "torch.save timm.create_model('test_resnet', pretrained=True).state_dict(), copy the file here and give "
         "model.weights=PATH; or start from random weights: model.pretrained=false"
     )
 
@@ -252,7 +252,7 @@ def test_an_option_that_names_a_file_or_reaches_the_network_is_refused(
 ) -> None:
     target = tmp_path / "exploded"
     torch.save({"conv1.weight": Bomb(target)}, tmp_path / "evil.pth")
-    with pytest.raises(ConfigError, match=f"model\\.options: {option} is no option of a network"):
+    with pytest.raises(ConfigError, match=f"model\\.options: {option} is not a network option"):
         build_model(
             ModelConfig(name=TINY, pretrained=pretrained, options={option: str(tmp_path / "evil.pth")}), 3
         )
@@ -260,7 +260,7 @@ def test_an_option_that_names_a_file_or_reaches_the_network_is_refused(
 
 
 def test_a_folder_as_a_models_name_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"model\.name: local-dir:.* names a folder; give timm's name"):
+    with pytest.raises(ConfigError, match=r"model\.name: local-dir:.* is a folder; give the network's name in timm"):
         random_model(name=f"local-dir:{tmp_path}")
 
 

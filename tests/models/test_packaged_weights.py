@@ -103,7 +103,7 @@ def test_a_run_records_where_its_weights_are_from(
 
 def test_a_model_without_a_package_names_those_that_have_one() -> None:
     with pytest.raises(
-        WeightsError, match=r"no package holds weights of resnet18; there are those of "
+        WeightsError, match=r"no package has weights of resnet18, only of "
     ) as caught:
         load("resnet18")
     assert all(name in str(caught.value) for name in PACKAGES)
@@ -169,7 +169,7 @@ def test_a_changed_file_is_seen_by_the_digest_in_its_name(
     install(tmp_path, published, digest="0123abcd")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(
-        WeightsError, match=rf"0123abcd\.pth: damaged, its digest is .*--force-reinstall --no-deps {PACKAGE}$"
+        WeightsError, match=rf"0123abcd\.pth: damaged: its digest is .*--force-reinstall --no-deps {PACKAGE}$"
     ):
         load()
 
@@ -179,7 +179,7 @@ def test_a_package_without_its_file_is_said(
 ) -> None:
     install(tmp_path, published).unlink()
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(WeightsError, match=rf"{PACKAGE} 9\.8 lacks its file of weights"):
+    with pytest.raises(WeightsError, match=rf"{PACKAGE} 9\.8 lacks its weights file"):
         load()
 
 
@@ -204,6 +204,6 @@ def test_another_normalisation_than_that_of_the_weights_is_a_warning(
     load(mean=(0.485, 0.456, 0.406))
     said = " ".join(capsys.readouterr().err.split())
     assert said.startswith(
-        "warning: model.mean: [0.485, 0.456, 0.406] is given, and these weights have learned from images with "
-        "[0.5, 0.5, 0.5]; leave model.mean out, or name the file"
+        "warning: model.mean: [0.485, 0.456, 0.406] is given, but these weights were trained on images with "
+        "[0.5, 0.5, 0.5]; drop model.mean, or give the file"
     )

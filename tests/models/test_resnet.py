@@ -292,7 +292,7 @@ def test_every_network_has_weights_under_a_name_of_timms() -> None:
         ({"options": {"residual": False, "zero_init": True}}, "zero_init would silence a plain network"),
         ({"options": {"residual": False, "shortcut": "A"}}, "a plain network has no shortcut"),
         ({"options": {"stride_in": "1x1"}}, "it is for bottleneck networks"),
-        ({"options": {"in_channels": 2}}, "images have 3 channels, or 1 when they become grey, and not 2"),
+        ({"options": {"in_channels": 2}}, "images have 3 channels, or 1 when converted to grey, not 2"),
     ],
 )
 def test_what_does_not_exist_is_one_sentence(changes: dict[str, Any], sentence: str) -> None:

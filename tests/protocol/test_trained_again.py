@@ -1,13 +1,16 @@
 """Steps of a training are taken again, and compared with its log."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.protocol import trained_again
 from pipeline.protocol.trained_again import Steps
 from pipeline.runs.directory import RunDirectory
+from pipeline.runs.history import Start
 from pipeline.runs.log import Log
 from tests.helpers import tiny
 
@@ -54,3 +57,69 @@ def test_an_epoch_that_max_steps_had_cut_is_compared_once_it_is_whole(birds: Pat
     ]
     claim = trained_again.check("training", config, log, Steps(0, 10), "fp32", [])
     assert claim.result == "holds", claim.found
+
+
+MACHINE = {"device": "H100", "cpu": "Xeon", "cuda": "13.0", "cudnn": 91900, "threads": 8, "ranks": 1}
+LOG = Log({"kind": "step", "step": step} for step in (10, 20, 30))
+
+
+def two_processes(tmp: Path, *more: str, **others: Any) -> list[Start]:
+    """The second goes on from the run's last checkpoint, of step 7; the first had other settings, or something else."""
+    config, other = (tiny.config(tmp, *keys).model_dump(mode="json") for keys in ([], more))
+    last = str(tiny.checkpoints(tmp) / "last.pt")
+    second = Start("2026-01-02T00:00:00+00:00", 7, "a", config, last, [], MACHINE)
+    first = replace(second, step=0, resumed_from=None, configuration=other)
+    return [replace(first, **others), second]
+
+
+def test_steps_of_one_process_and_of_one_that_went_on_alike_can_be_taken_again(tmp_path: Path) -> None:
+    for more in ([], ["train.max_steps=7"], ["run.name=before"], ["data.workers=3"]):
+        assert trained_again.why_not(two_processes(tmp_path, *more), LOG, Steps(0, 10)) is None
+    assert trained_again.why_not([], LOG, Steps(0, 10)) is None  # of an earlier version
+
+
+@pytest.mark.parametrize(
+    ("others", "named"),
+    [
+        ({"code_sha256": "b"}, "code"),
+        ({"computed_on": {**MACHINE, "device": "A100"}}, "device"),
+        ({"computed_on": {**MACHINE, "cudnn": 92400}}, "cudnn"),
+        ({"computed_on": {**MACHINE, "packages": {"torch": "1.0"}}}, "torch"),
+        ({"computed_on": {**MACHINE, "threads": 4, "ranks": 2}}, "threads, ranks"),
+    ],
+)
+def test_steps_that_another_machine_or_code_computed_are_not_taken_again(
+    others: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    """A run that was preempted on one card and finished on another one is no fault of its log."""
+    starts = two_processes(tmp_path, **others)
+    said = trained_again.why_not(starts, LOG, Steps(0, 10))
+    count = len(named.split(", "))
+    assert said == (
+        f"steps up to 7 were taken with another {named} ({count} in all) than the last process had; see history.json"
+    )
+    assert trained_again.why_not(starts, LOG, Steps(7, 20, Path("best.pt"))) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "from_the_first_alone"),
+    [("optim.lr=0.5", False), ("train.tf32=true", False), ("model.pretrained=true", True)],
+)
+def test_steps_of_other_keys_are_not_taken_again(
+    key: str, from_the_first_alone: bool, tmp_path: Path
+) -> None:
+    starts = two_processes(tmp_path, key)
+    said = trained_again.why_not(starts, LOG, Steps(0, 10))
+    assert said is not None
+    assert said.startswith(f"steps up to 7 were taken with another {key.partition('=')[0]} (1 in all)")
+    later = trained_again.why_not(starts, LOG, Steps(5, 10, Path("best.pt")))
+    assert (later is None) == from_the_first_alone
+
+
+def test_steps_in_the_log_of_another_run_are_not_taken_again(tmp_path: Path) -> None:
+    first, second = two_processes(tmp_path)
+    elsewhere = [first, replace(second, step=10, resumed_from="runs/other/checkpoints/last.pt")]
+    assert trained_again.why_not(elsewhere, Log(LOG[1:]), Steps(0, 20)) == (
+        "the log has no steps up to 10: the run went on from runs/other/checkpoints/last.pt"
+    )
+    assert trained_again.why_not(elsewhere, LOG, Steps(0, 20)) is None

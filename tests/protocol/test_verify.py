@@ -11,15 +11,17 @@ import pytest
 
 from pipeline.cli.main import run as run_verb
 from pipeline.common import files
-from pipeline.common.errors import CheckpointError, name_some
+from pipeline.common.errors import CheckpointError, ConfigError, name_some
 from pipeline.config.load import load_config
 from pipeline.data import prepare
 from pipeline.evaluation import results
+from pipeline.inference import load_model, predict
 from pipeline.models.build import build_model
 from pipeline.protocol import recorded
 from pipeline.protocol.verify import Effort, verify
 from pipeline.runs import status
 from pipeline.runs.directory import RunDirectory
+from pipeline.training.trainer import train
 from tests.helpers import tiny
 from tests.helpers.folders import digests
 
@@ -432,3 +434,48 @@ def test_a_run_that_trains_is_not_verified(tmp: Path) -> None:
         pytest.raises(CheckpointError, match="is being trained, and changes; verify it when that is over"),
     ):
         verify(tiny.config(tmp), DIGESTS_ALONE)
+
+
+@pytest.mark.parametrize("name", ["load_model", "predict_rows"])
+def test_a_machine_without_enough_memory_says_nothing_of_the_predictions(
+    name: str, tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ConfigError("eval.batch_size: memory does not suffice")
+
+    monkeypatch.setattr(load_model if name == "load_model" else predict, name, refuse)
+    claim = checked(tmp, Effort(images=1, steps=0))["predictions of test"]
+    assert (claim["result"], claim["found"]) == ("not checked", ["eval.batch_size: memory does not suffice"])
+
+
+EVERY_STEP = ["tracking.log_every_steps=1", "train.keep_checkpoints=3"]
+
+
+def taken_again(tmp: Path, *more: str) -> tuple[str, list[str]]:
+    """What became of the claim about the first steps of a run."""
+    claim = checked(tmp, Effort(images=0, steps=15), *more)["training"]
+    return claim["result"], claim["found"]
+
+
+def test_the_steps_of_a_run_that_was_killed_or_goes_back_hold(birds: Path, tmp_path: Path) -> None:
+    with pytest.raises(tiny.EndOfPower):
+        train(tiny.config(tmp_path, *EVERY_STEP), tiny.EndOfPower(7))
+    assert tiny.do("train", tmp_path, *EVERY_STEP) == 0
+    assert taken_again(tmp_path, *EVERY_STEP)[0] == "holds"
+    back = tiny.checkpoints(tmp_path) / "step-0000010.pt"
+    assert tiny.do("train", tmp_path, *EVERY_STEP, f"train.resume={back}") == 0
+    assert taken_again(tmp_path, *EVERY_STEP)[0] == "holds"
+
+
+def test_steps_of_other_settings_or_of_another_run_are_not_checked(birds: Path, tmp_path: Path) -> None:
+    """In a folder that held another training."""
+    assert tiny.do("train", tmp_path, *EVERY_STEP, "train.epochs=2") == 0
+    assert tiny.do("train", tmp_path, *EVERY_STEP, "train.resume_force=true") == 0
+    result, (why,) = taken_again(tmp_path, *EVERY_STEP)
+    assert result == "not checked"
+    assert why.startswith("steps up to 10 were taken with another train.epochs (1 in all)")
+    assert tiny.do("train", tmp_path, *EVERY_STEP, "run.name=a", "train.max_steps=10") == 0
+    path = tiny.checkpoints(tmp_path, "a") / "last.pt"
+    assert tiny.do("train", tmp_path, *EVERY_STEP, f"train.resume={path}") == 0
+    said = [f"the log has no steps up to 10: the run went on from {path}"]
+    assert taken_again(tmp_path, *EVERY_STEP) == ("not checked", said)

@@ -17,7 +17,6 @@ from pipeline.protocol.preregister import preregister
 from pipeline.protocol.verify import Effort, verify
 from pipeline.runs import checkpoints, environment, history
 from pipeline.runs.directory import RunDirectory
-from pipeline.runs.log import LogRecord
 from pipeline.training.trainer import train
 from tests.helpers import tiny
 from tests.helpers.soup_runs import write_run
@@ -46,17 +45,6 @@ def rewrite_histories(run: RunDirectory, starts: list[dict[str, Any]]) -> None:
     files.write_json(run.history_file, starts)
     for path in (run.checkpoint("best"), run.checkpoint("last")):
         checkpoints.save(path, checkpoints.read(path) | {"history": starts})
-
-
-class EndOfPower(Exception):
-    """Ends a training within its second epoch."""
-
-    def log(self, record: LogRecord) -> None:
-        if record["step"] > 5:
-            raise self
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.fixture
@@ -112,8 +100,8 @@ def test_verify_looks_at_every_process_too(confirmed: Path, tmp_path: Path) -> N
 
 def test_a_run_that_was_interrupted_is_confirmatory(birds: Path, tmp_path: Path) -> None:
     register(tmp_path)
-    with pytest.raises(EndOfPower):
-        train(tiny.config(tmp_path), EndOfPower())
+    with pytest.raises(tiny.EndOfPower):
+        train(tiny.config(tmp_path), tiny.EndOfPower(6))
     assert tiny.do("train", tmp_path) == 0
     assert [start.step for start in history.read(RunDirectory(tmp_path / "runs/tiny"))] == [0, 5]
     assert judged(tmp_path)["status"] == "confirmatory"

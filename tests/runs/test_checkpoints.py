@@ -141,7 +141,7 @@ def test_weights_of_another_type_are_refused_and_not_converted(
     checkpoints.save(tmp_path / "damaged.pt", content)
     for verb, key in (("train", "train.resume"), ("eval", "eval.checkpoint")):
         assert tiny.do(verb, tmp_path, f"{key}={tmp_path / 'damaged.pt'}") == 2
-        assert "damaged.pt: damaged, numbers are of another type" in capsys.readouterr().err
+        assert "damaged.pt: damaged: numbers are of a different type" in capsys.readouterr().err
 
 
 def test_a_finished_run_without_a_best_is_damaged(

@@ -1,6 +1,7 @@
 """What is said where history.json and the checkpoints of a run do not name the same processes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,25 @@ def test_a_history_is_read_as_it_was_written_and_a_damaged_one_is_a_sentence(tmp
         history.read(run)
     with pytest.raises(CheckpointError, match=r"last\.pt: damaged \(history\.0\.time: Field required\)"):
         Held.of({"step": 0, "history": [{"step": 0}]}, tmp_path / "last.pt")
+
+
+def test_a_process_of_an_earlier_version_does_not_say_on_what_it_computed(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    (plain,) = history.plain([FIRST])
+    del plain["computed_on"]
+    run.history_file.write_text(json.dumps([plain]))
+    assert history.read(run) == (FIRST,)
+    assert Held.of({"step": 5, "history": [plain]}, tmp_path / "last.pt").starts == (FIRST,)
+
+
+def test_a_log_is_of_a_training_as_far_as_its_processes_are_the_same(tmp_path: Path) -> None:
+    run, other = RunDirectory(tmp_path), replace(FIRST, time="2026-02-01T00:00:00+00:00")
+    history.write(run, [FIRST, SECOND])
+    assert history.is_of(run, [FIRST, SECOND, replace(SECOND, step=9)])
+    assert history.is_of(run, [FIRST, replace(SECOND, step=3)])  # goes back
+    assert not history.is_of(run, [other, replace(SECOND, step=3)])
+    assert not history.is_of(run, [FIRST, replace(SECOND, step=8)])  # to what the first would have gone on to
+    assert history.is_of(RunDirectory(tmp_path / "of an earlier version"), [SECOND])
 
 
 def test_a_checkpoint_of_an_earlier_process_has_the_beginning_of_the_history(tmp_path: Path) -> None:

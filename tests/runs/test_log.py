@@ -70,6 +70,16 @@ def test_a_half_line_is_not_read_and_is_cut_off(tmp_path: Path, half: str) -> No
     assert path.read_text() == whole
 
 
+def test_a_log_that_begins_anew_keeps_its_header(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    log = LogWriter(path, 0)
+    log.append({"kind": "val", "step": 0, "epoch": 0.0, "val_loss": 1.0, "val_top1": 0.5})
+    log.append(step(1))
+    log.close()
+    LogWriter(path, -1).close()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [HEADER]
+
+
 def test_without_steps_the_last_record_is_read_all_the_same(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     log = LogWriter(path, 0)

@@ -126,7 +126,7 @@ def test_a_damaged_status_is_named_and_never_to_be_deleted_and_stays(tmp_path: P
     run.status_file.write_bytes(content)
     for read in (run.read_status, lambda: run.running().__enter__()):
         with pytest.raises(
-            DataError, match=r"status\.json: damaged \(.*\); restore it from a copy, or mend it"
+            DataError, match=r"status\.json: damaged \(.*\); restore it from a copy, or fix it"
         ) as said:
             read()
         assert "delete" not in str(said.value)

@@ -127,6 +127,19 @@ def test_words_for_wandb_reach_its_process_as_they_are(
     assert config.tracking.notes == "robin 🐦: 1e3"
 
 
+@pytest.mark.parametrize("notes", ["café", "🐦", "a\x85b", "a\x80b", "a\u2028b", "\n\t\"\\U0001f600 'x'"])
+def test_words_for_wandb_pass_any_locale_and_are_unchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: str
+) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(wandb_process.subprocess, "Popen", lambda command, **_: commands.append(command))
+    config = load_config(None, [f"run.root={tmp_path}", "run.name=a"])
+    tracking = config.tracking.model_copy(update={"notes": notes})
+    wandb_process.SyncProcess(config.model_copy(update={"tracking": tracking}), "now")
+    (word,) = (word for word in commands[0] if word.startswith("tracking.notes="))
+    assert word.isascii() and load_config(None, [word]).tracking.notes == notes
+
+
 def test_a_histogram_counts_every_gradient_of_a_weight() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 2))
     model[0].weight.grad = torch.tensor([[-1.0, 0.0, 1.0], [1.0, 1.0, 0.99]])

@@ -95,7 +95,7 @@ def test_a_damaged_export_is_refused(tmp_path: Path, capfd: pytest.CaptureFixtur
     model = onnx.load_model_from_string(whole)
     del model.metadata_props[:]
     onnx.save(model, folder / "model.onnx")
-    assert "says nothing of its classes, origin" in refused(capfd, folder)
+    assert "says nothing about its classes, origin" in refused(capfd, folder)
     (folder / "model.onnx").write_bytes(whole)
     (folder / "golden/golden.json").rename(tmp_path / "golden.json")
     assert "has no golden/golden.json" in refused(capfd, folder)
@@ -113,13 +113,13 @@ def test_an_address_that_is_taken_is_said(tmp_path: Path, capfd: pytest.CaptureF
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert run(["serve", str(folder), "--port", str(port)]) == 2
-    assert f"127.0.0.1, port {port}: cannot be listened on" in capfd.readouterr().err
+    assert f"127.0.0.1, port {port}: cannot listen there" in capfd.readouterr().err
     assert run(["serve", str(folder), "--host", "no.such.host.invalid"]) == 2
-    assert "no.such.host.invalid, port 8000: cannot be listened on" in capfd.readouterr().err
+    assert "no.such.host.invalid, port 8000: cannot listen there" in capfd.readouterr().err
     for host in ("x..y", "a" * 64):
         assert run(["serve", str(folder), "--host", host]) == 2
         said = capfd.readouterr().err
-        assert f"{host}, port 8000: cannot be listened on (no name of a machine); give another --host" in said
+        assert f"{host}, port 8000: cannot listen there (not a host name); give another --host" in said
         assert "Traceback" not in said
 
 
@@ -128,7 +128,7 @@ def test_a_token_that_protects_nothing_is_refused(
     token: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PLUMAGE_SERVE_TOKEN", token)
-    assert "PLUMAGE_SERVE_TOKEN: is no token" in refused(capfd, small_export(tmp_path / "small"))
+    assert "PLUMAGE_SERVE_TOKEN: is not a token" in refused(capfd, small_export(tmp_path / "small"))
 
 
 @pytest.mark.parametrize("words", [["--port", "70000"], ["--threads", "0"], ["--max-mib", "nan"]])

@@ -224,7 +224,7 @@ def test_a_bug_keeps_its_traceback_in_the_log_and_tells_the_client_nothing(
         assert httpx.post(f"{server.url}/predict", files=sent(picture(1))).status_code == 200
     assert (failed.status_code, failed.json()) == (
         500,
-        {"error": "the server has failed at this request; its log says why"},
+        {"error": "the server failed on this request; its log says why"},
     )
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     [traceback] = [line["traceback"] for line in lines if "traceback" in line]

@@ -292,23 +292,29 @@ class SlowSteps:
         return 60.0 * self.minutes
 
 
-def test_a_better_validation_does_not_put_off_the_checkpoint_that_a_run_goes_on_from(
+def test_a_better_validation_is_a_checkpoint_that_a_run_goes_on_from(
     birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """10 minutes are asked for; a look every other step, each better than the one before, writes best.pt alone."""
-    saved = list[tuple[str, int]]()
+    """10 minutes are asked for, which begin anew there: at a look every other step, each better than the one before."""
+    saved, linked = list[tuple[str, int]](), list[tuple[str, int]]()
 
     def note(path: Path, content: dict[str, Any]) -> None:
         saved.append((path.name, content["step"]))
         save(path, content)
 
+    def note_link(first: Path, other: Path) -> None:
+        linked.append((other.name, saved[-1][1]))
+        link(first, other)
+
     steps = SlowSteps()
     monkeypatch.setattr(Best, "beats", lambda *_: True)
     monkeypatch.setattr(checkpoints, "save", note)
+    monkeypatch.setattr(checkpoints, "link", note_link)
     monkeypatch.setattr(checkpointing, "time", steps)
     more = ["train.eval_every_steps=2", "train.checkpoint_every_minutes=10", "tracking.log_every_steps=1"]
     train(tiny.config(tmp_path, *more, "train.epochs=1"), steps)
-    assert saved == [("best.pt", 2), ("last.pt", 3), ("best.pt", 4), ("best.pt", 5)]
+    assert saved == [("best.pt", 2), ("best.pt", 4), ("best.pt", 5)]
+    assert linked == [("last.pt", step) for step in (2, 4, 5)]
 
 
 @pytest.mark.parametrize(

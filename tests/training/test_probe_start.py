@@ -200,7 +200,7 @@ def test_killed_before_the_first_step_it_ends_as_one_that_was_not(
         assert tiny.same_weights(tiny.checkpoints(killed) / name, tiny.checkpoints(whole) / name)
 
 
-def _killed(*_: object) -> None:
+def _killed(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,6 +24,7 @@ from pipeline.training import resume as resume_module
 from pipeline.training.optimizer import set_rates
 from pipeline.training.setup import TrainingSetup, resume_or_start
 from pipeline.training.state import Best
+from pipeline.training.trainer import train
 from tests.helpers import folders, tiny
 
 
@@ -227,6 +229,12 @@ def step_of(checkpoint: Path) -> int:
     return step
 
 
+def starts(checkpoint: Path) -> tuple[history.Start, ...]:
+    """The history of a process that goes on from a checkpoint."""
+    held = history.Held.of(torch.load(checkpoint, weights_only=True), checkpoint)
+    return (*held.starts, replace(held.starts[-1], step=held.step, resumed_from=str(checkpoint)))
+
+
 def test_a_run_that_goes_on_from_another_ones_checkpoint_has_its_best_and_last(
     trained: Path, tmp_path: Path
 ) -> None:
@@ -285,7 +293,7 @@ def test_the_best_of_a_training_is_found_under_the_name_of_its_step(birds: Path,
     for name in ("best.pt", "step-mine.pt"):
         (folder / name).unlink(missing_ok=True)
         (folder / name).write_bytes(b"damaged")
-    found = resume_module.adopt(RunDirectory(folder.parent), tenth, Best(**best), 10)
+    found = resume_module.adopt(RunDirectory(folder.parent), starts(tenth), Best(**best))
     assert found == Best(**best)
     assert (folder / "best.pt").read_bytes() == fifth.read_bytes()
     assert (folder / "last.pt").read_bytes() == tenth.read_bytes()
@@ -299,7 +307,7 @@ def test_a_symbolic_link_to_a_checkpoint_is_gone_on_from(trained: Path, tmp_path
     link.symlink_to(tiny.checkpoints(trained) / "last.pt")
     run = RunDirectory(tmp_path / "here")
     content = torch.load(link, weights_only=True)
-    resume_module.adopt(run, link, Best(**content["best"]), content["step"])
+    resume_module.adopt(run, starts(link), Best(**content["best"]))
     assert not run.checkpoint("last").is_symlink()
     assert run.checkpoint("last").read_bytes() == link.read_bytes()
 
@@ -336,7 +344,65 @@ def test_a_run_that_goes_back_to_its_best_keeps_it(birds: Path, tmp_path: Path) 
     best = folder / "best.pt"
     shutil.copy(best, tmp_path / "kept.pt")
     config, run = tiny.config(tmp_path), RunDirectory(folder.parent)
-    found = resume_module.adopt(run, best, Best(**torch.load(best, weights_only=True)["best"]), step_of(best))
+    found = resume_module.adopt(run, starts(best), Best(**torch.load(best, weights_only=True)["best"]))
     assert found is not None and found.step == 5
     assert best.read_bytes() == (tmp_path / "kept.pt").read_bytes() == (folder / "last.pt").read_bytes()
     assert config.run_dir == run.path
+
+
+def test_a_run_that_goes_on_from_another_one_keeps_no_log_of_the_training_that_it_leaves(
+    birds: Path, tmp_path: Path
+) -> None:
+    assert tiny.do("train", tmp_path, "run.name=a", "train.max_steps=10") == 0
+    assert tiny.do("train", tmp_path, "optim.lr=0.001") == 0
+    run, path = run_of(tmp_path), tiny.checkpoints(tmp_path, "a") / "last.pt"
+    left = run.log_file.read_bytes()
+    assert tiny.do("train", tmp_path, f"train.resume={path}") == 0
+    best = torch.load(path, weights_only=True)["best"]["step"]
+    kinds = [(record["kind"], record["step"]) for record in run.read_log() if record["step"] <= 10]
+    assert kinds == [("val", best)]
+    assert (run.checkpoints / "abandoned/log.1.jsonl").read_bytes() == left
+
+
+def test_a_run_that_goes_back_has_its_log_until_there_and_each_validation_once(
+    trained: Path, tmp_path: Path
+) -> None:
+    more = ["train.keep_checkpoints=3"]
+    assert tiny.do("train", tmp_path, *more) == 0
+    back = tiny.checkpoints(tmp_path) / "step-0000010.pt"
+    assert tiny.do("train", tmp_path, *more, f"train.resume={back}") == 0
+    assert tiny.records(run_of(tmp_path).log_file) == tiny.records(run_of(trained).log_file)
+
+
+def test_a_path_is_gone_on_from_after_a_restart_before_it_was(
+    birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job is preempted while it loads, in a folder that holds a run already."""
+    assert tiny.do("train", tmp_path, "run.name=a", "train.max_steps=5") == 0
+    assert tiny.do("train", tmp_path, "train.max_steps=13") == 0
+    run, path = run_of(tmp_path), tiny.checkpoints(tmp_path, "a") / "last.pt"
+    more = ["train.max_steps=14", f"train.resume={path}"]
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert resume_module.requested(tiny.config(tmp_path, *more)) == str(path)
+    assert tiny.do("train", tmp_path, *more) == 0
+    assert [start.step for start in history.read(run)] == [0, 5]
+    assert resume_module.requested(tiny.config(tmp_path, *more)) == "auto"
+
+
+def test_a_restart_goes_on_with_what_a_path_has_become(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed twice before anything is saved behind the path's checkpoint, and once after that."""
+    assert tiny.do("train", tmp_path, "run.name=a", "train.max_steps=4") == 0
+    run, path = run_of(tmp_path), tiny.checkpoints(tmp_path, "a") / "last.pt"
+    config = tiny.config(tmp_path, f"train.resume={path}")
+    for step in (5, 5, 12):
+        with pytest.raises(tiny.EndOfPower):
+            train(config, tiny.EndOfPower(step))
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    train(config)
+    last = str(run.checkpoint("last"))
+    assert [(start.step, start.resumed_from) for start in history.read(run)] == [
+        *((0, None), (4, str(path)), (4, last), (10, last)),
+    ]
+    assert tiny.same_weights(run.checkpoint("last"), tiny.checkpoints(trained) / "last.pt")

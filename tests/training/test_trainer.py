@@ -16,7 +16,7 @@ from pipeline.runs.checkpoints import FORMAT, read
 from pipeline.runs.log import LogRecord
 from pipeline.training.trainer import train
 from pipeline.training.validation import Validator
-from tests.helpers import processes, tiny
+from tests.helpers import own_pictures, processes, tiny
 
 STEPS_PER_EPOCH = 5  # 36 training images in batches of at most 8
 LAST = 3 * STEPS_PER_EPOCH
@@ -167,6 +167,16 @@ def test_a_run_with_looks_that_is_stopped_ends_as_one_that_was_not(
     assert tiny.records(tmp_path / "runs/tiny/log.jsonl") == tiny.records(looked / "runs/tiny/log.jsonl")
 
 
+def test_the_best_is_never_of_a_process_whose_steps_are_lost(birds: Path, tmp_path: Path) -> None:
+    """It is killed behind a look; the next one trains on at another rate."""
+    looks = ["train.eval_every_steps=2", "tracking.log_every_steps=1"]
+    with pytest.raises(tiny.EndOfPower):
+        train(tiny.config(tmp_path, *looks), tiny.EndOfPower(9))
+    assert tiny.do("train", tmp_path, *looks, "optim.lr=1e-6", "train.resume_force=true") == 0
+    best, last = (read(tiny.checkpoints(tmp_path) / name) for name in ("best.pt", "last.pt"))
+    assert (best["step"], best["best"]) == (last["best"]["step"], last["best"])
+
+
 def test_a_stop_that_comes_within_a_look_waits_for_its_end(
     looked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,14 +309,17 @@ def test_resume_from_a_path_goes_on_from_there(trained: Path, tmp_path: Path) ->
     [
         (["optim.lr=0.5"], "optim.lr 0.02 -> 0.5"),
         (["train.epochs=4"], "train.epochs 3 -> 4"),
-        (["train.resume=nowhere.pt"], "nowhere.pt: no such checkpoint"),
+        (
+            ["train.resume=nowhere.pt"],
+            "train.resume=nowhere.pt: no such file; give auto, never or the path of",
+        ),
         (["train.resume=pyproject.toml"], "pyproject.toml: damaged, or no checkpoint"),
         (["model.name=resnet5", "run.name=x"], "did you mean"),
         (
             ["model.weights=missing.pth", "model.pretrained=true", "run.name=x"],
             "missing.pth: no such weights file",
         ),
-        (["data.root=nowhere", "run.name=x"], "missing; run `make data`"),
+        (["data.root=nowhere", "run.name=x"], "missing; run `plumage data` with the same --config and keys"),
         (["train.device=cuda", "run.name=x"], "no CUDA device is visible"),
     ],
 )
@@ -402,3 +415,15 @@ def test_statistics_that_are_not_finite_are_a_diverged_training_though_no_loss_i
         in error
     )
     assert not list(tiny.checkpoints(tmp_path).glob("*.pt"))
+
+
+def test_an_epoch_is_called_the_best_only_where_something_validates(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for count, is_said in ((2, False), (5, True)):
+        birds = own_pictures.class_folders(tmp_path / f"birds{count}", ["crow", "gull"], count)
+        for verb in ("data", "train"):
+            assert own_pictures.do(verb, tmp_path, "folder", birds, f"run.name=of{count}") == 0
+        said = capsys.readouterr().err
+        assert "epoch 1/1" in said
+        assert ("best so far" in said) == is_said

@@ -135,7 +135,7 @@ def test_too_few_validation_images_are_one_sentence(
 @pytest.mark.parametrize(
     ("classes", "val", "said"),
     [
-        (3, 50, "the data have 3 classes, and a promise needs 4"),
+        (3, 50, "the data have 3 classes, but a promise needs 4"),
         (10, 18, "there are 18 validation images.*needs 19"),
         (10, 0, "there are 0 validation images"),
     ],

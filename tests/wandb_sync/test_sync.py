@@ -161,7 +161,7 @@ def test_a_run_that_ends_while_it_is_looked_at_has_one_state(
     [
         (["nowhere"], "nowhere: no such run directory"),
         (["tracking.project=x"], "sync: no run is named; give run directories"),
-        (["empty"], "config.yaml: missing, so this is no run that has begun"),
+        (["empty"], "config.yaml: missing, so no run has begun here"),
     ],
 )
 def test_what_is_no_run_is_refused_in_one_sentence(

@@ -270,7 +270,7 @@ def test_the_smaller_form_that_computes_in_fp32_is_taken_unless_told(
         (folder / f"model.{form}.onnx").write_bytes((folder / "model.onnx").read_bytes()[:-9])
     (folder / "golden/golden.int8.json").write_bytes((folder / "golden/golden.json").read_bytes())
     assert run(["page", str(exported), "--model", "fp16"]) == 2  # without its golden logits it is no form
-    assert "--fp16`, which writes it if it passes, or choose of fp32, int8" in capsys.readouterr().err
+    assert "--fp16`, which writes it if it passes, or choose from fp32, int8" in capsys.readouterr().err
     assert run(["page", str(exported), "--no-pictures"]) == 0
     (folder / "golden/golden.fp16.json").write_bytes((folder / "golden/golden.json").read_bytes())
     assert run(["page", str(exported), "--no-pictures"]) == 0
@@ -302,7 +302,7 @@ def test_without_npm_one_sentence_says_what_is_missing(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(
-        DataError, match=r"npm is not here; install npm, or put ort\.wasm.* of onnxruntime-web"
+        DataError, match=r"npm is not installed; install npm, or put ort\.wasm.* of onnxruntime-web"
     ):
         runtime_files.engine()
 
@@ -321,7 +321,7 @@ def test_an_engine_of_other_bytes_is_refused(tmp_path: Path, monkeypatch: pytest
         monkeypatch,
         f"mkdir -p {dist}; for f in {' '.join(runtime_files.SHA256)}; do echo x > {dist}/$f; done",
     )
-    with pytest.raises(DataError, match="npm has brought another ort.wasm"):
+    with pytest.raises(DataError, match="npm brought a different ort.wasm"):
         runtime_files.engine()
     npm_that(tmp_path, monkeypatch, "echo no such registry >&2; exit 1")
     with pytest.raises(DataError, match=r"cannot fetch onnxruntime-web .* \(no such registry\)"):

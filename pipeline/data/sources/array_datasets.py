@@ -16,19 +16,16 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipeline.common import console, files, seeding, tables
-from pipeline.common.errors import DataError
-from pipeline.config.data import DataConfig
+from pipeline.common.errors import RUN_DATA, DataError
 from pipeline.data import sample_table, stages
 from pipeline.data.pictures import Pixels
 from pipeline.data.sources import download, given_folder
+from pipeline.data.sources.base import DAMAGE, Source
 
 LIST = "pictures.csv"
 DIGITS = [str(digit) for digit in range(10)]
 DIGITS_TEST_SHARE = 0.2
 PNG_BYTES = 2 * 4096  # a small picture takes a block of the disk, and its archive some more
-DAMAGE = (  # what torchvision raises for damaged files
-    OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, AssertionError, pickle.UnpicklingError,
-)  # fmt: skip
 FOLDERS = {"mnist": "MNIST/raw", "cifar10": "cifar-10-batches-py"}
 
 
@@ -127,13 +124,12 @@ def _joined(parts: list[tuple[Any, Any]], class_names: list[str]) -> Arrays:
 
 
 @dataclass(frozen=True)
-class ArraySource:
+class ArraySource(Source):
     """One of these data sets."""
 
-    config: DataConfig
     load: Callable[[Path, bool], Arrays]
     """from torchvision's folder; true: download into it first"""
-    expected: tuple[int, int, int]
+    published: tuple[int, int, int]
     """classes, official training and test images"""
     packaged: bool = False
     """whether a Python package brings the arrays, so that there is no folder of them"""
@@ -163,6 +159,11 @@ class ArraySource:
             return named
         return {**named, "content": content}
 
+    @property
+    def expected(self) -> tuple[int, int, int]:
+        """As published."""
+        return self.published
+
     def fetch(self, output: Path) -> None:
         """Write the pictures and their list, after downloading the arrays where no folder is given."""
         archive = self.config.archive
@@ -173,7 +174,7 @@ class ArraySource:
     def find_root(self, raw: Path) -> Path:
         """`raw` itself."""
         if not (raw / LIST).is_file():
-            raise DataError(f"{raw / LIST}: missing; run `make data`")
+            raise DataError(f"{raw / LIST}: missing; {RUN_DATA}")
         return raw
 
     def read(self, root: Path) -> pd.DataFrame:
@@ -184,23 +185,15 @@ class ArraySource:
         """The folder `images`."""
         return root / "images"
 
-    def remarks(self, root: Path) -> list[str]:  # noqa: ARG002  # the protocol's
-        """None."""
-        return []
-
-    def taxonomy(self, root: Path) -> pd.DataFrame | None:  # noqa: ARG002  # the protocol's
-        """None."""
-        return None
-
     def digest(self, root: Path) -> str:
         """The SHA-256 of the list; of a given folder with its content, for other pictures may have the same list."""
         listed = files.digest_of_file(root / LIST)
         return listed if self._given is None else files.digest_of([listed, self.inputs])
 
-    def remember(self, prepared: Path) -> None:
+    def remember(self, prepared: Path, state: str) -> None:
         """Record the given folder, as long as it is there."""
         if self._given is not None and self._is_there:
-            given_folder.remember(prepared, self._given, self._content())
+            given_folder.remember(prepared, self._given, state, self._content)
 
     @property
     def _given(self) -> Path | None:
@@ -226,11 +219,11 @@ class ArraySource:
 
     def bytes_to_fetch(self) -> int:
         """The pictures, and the arrays that they are written from."""
-        return sum(self.expected[1:]) * PNG_BYTES
+        return sum(self.published[1:]) * PNG_BYTES
 
 
 SOURCES = {
-    "digits": partial(ArraySource, load=lambda *_: digits(), expected=(10, 4_000, 1_000), packaged=True),
-    "mnist": partial(ArraySource, load=mnist, expected=(10, 60_000, 10_000)),
-    "cifar10": partial(ArraySource, load=cifar10, expected=(10, 50_000, 10_000)),
+    "digits": partial(ArraySource, load=lambda *_: digits(), published=(10, 4_000, 1_000), packaged=True),
+    "mnist": partial(ArraySource, load=mnist, published=(10, 60_000, 10_000)),
+    "cifar10": partial(ArraySource, load=cifar10, published=(10, 50_000, 10_000)),
 }

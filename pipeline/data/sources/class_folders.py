@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipeline.common import files
-from pipeline.common.errors import DataError
+from pipeline.common.errors import DataError, name_some
 from pipeline.data.sample_table import EITHER
 from pipeline.data.sources.own_pictures import (
     SPLIT_NAMES,
@@ -72,7 +72,7 @@ class ClassFolders(OwnPictures):
 
     prefix = "folder"
 
-    def find_root(self, raw: Path) -> Path:  # noqa: ARG002  # the protocol's
+    def find_root(self, raw: Path) -> Path:  # noqa: ARG002  # nothing is fetched
         """The folder, which is there and does not hold `data.root`."""
         if not self.given.is_dir():
             what = "a file, and no folder" if self.given.exists() else "no such folder"
@@ -163,10 +163,7 @@ def _misplaced(root: Path, listing: Listing) -> list[str]:
     splits = listing.splits
     depth = 2 if splits else 1
     if beside := [top[0] for top in listing.folders if splits and len(top) == 1 and top[0] not in splits]:
-        problems.append(
-            f"{shown(beside)} beside {', '.join(splits)}, which are splits; put these classes into the splits, or the "
-            "splits' pictures into class folders"
-        )
+        problems.append(_beside_splits(beside, list(splits)))
     inside = [parts for parts in listing.pictures if not splits or parts[0] in splits]
     if outside := _joined(parts for parts in inside if len(parts) <= depth):
         problems.append(
@@ -185,6 +182,17 @@ def _misplaced(root: Path, listing: Listing) -> list[str]:
             f"class folders without a picture: {shown(empty)}; add pictures, or move these folders out"
         )
     return problems
+
+
+def _beside_splits(beside: list[str], splits: list[str]) -> str:
+    """What to do with folders that stand beside those of the splits."""
+    names = [repr(name) for name in beside]
+    folders = f"the folder {names[0]} stands" if len(names) == 1 else f"the folders {name_some(names)} stand"
+    which = f"the split folder{'s' if len(splits) > 1 else ''} {', '.join(map(repr, splits))}"
+    them = "it" if len(names) == 1 else "them"
+    return (
+        f"{folders} beside {which}; move {them} into train/, val/ or test/, or remove the level of the splits"
+    )
 
 
 def _unnested(root: Path, listing: Listing) -> str:

@@ -6,7 +6,6 @@ two species, and stands where more of its images belong.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,6 @@ TAXONOMY = Path(__file__).with_name("cub_taxonomy.csv")
 UNPACKED = 1.05  # bytes of the unpacked JPEGs over those of their archive
 
 
-@dataclass(frozen=True)
 class Cub200(CubLayout):
     """The published archive, another one of the same layout, or a folder where one was unpacked."""
 
@@ -97,10 +95,10 @@ class Cub200(CubLayout):
         downloaded = sum(path.stat().st_size for path in downloads)
         return round((1 + UNPACKED) * ARCHIVE.size_bytes) - min(downloaded, ARCHIVE.size_bytes)
 
-    def remember(self, prepared: Path) -> None:
+    def remember(self, prepared: Path, state: str) -> None:
         """Record the given folder."""
         if self._unpacked is not None:
-            given_folder.remember(prepared, self._unpacked, self._content())
+            given_folder.remember(prepared, self._unpacked, state, self._content)
 
     @property
     def _unpacked(self) -> Path | None:

@@ -2,15 +2,14 @@
 
 import errno
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
 from pipeline.common import files
-from pipeline.common.errors import DataError, name_some
-from pipeline.config.data import DataConfig
+from pipeline.common.errors import RUN_DATA, DataError, name_some
 from pipeline.data.sample_table import SOURCE_COLUMNS
+from pipeline.data.sources.base import Source
 
 _GAP = r"[ \t]+"
 _NUMBER = r"-?[0-9]+(?:\.[0-9]+)?"
@@ -37,15 +36,12 @@ def lines_of(image_id: str) -> Lines:
 LINES = lines_of(_CLASS)
 BOXES = "bounding_boxes.txt"  # may be absent: then no image has a box
 PER_IMAGE = [name for name in LINES if name != "classes.txt"]
-AGAIN = "rename it and run `make data`, which makes it anew"
-WHAT_NEXT = f"mend them and run again; or, if `make data` made the folder, {AGAIN}"
+AGAIN = f"rename it and {RUN_DATA}, which makes it anew"
+WHAT_NEXT = f"mend them and run again; or, if `plumage data` made the folder, {AGAIN}"
 
 
-@dataclass(frozen=True)
-class CubLayout:
+class CubLayout(Source):
     """What all sources share whose files lie as in the archive of CUB-200-2011."""
-
-    config: DataConfig
 
     def find_root(self, raw: Path) -> Path:
         """The folder with images.txt: `raw`, or a folder in it."""
@@ -58,14 +54,6 @@ class CubLayout:
     def images(self, root: Path) -> Path:
         """The folder `images`."""
         return root / "images"
-
-    def remarks(self, root: Path) -> list[str]:  # noqa: ARG002  # the protocol's
-        """None."""
-        return []
-
-    def taxonomy(self, root: Path) -> pd.DataFrame | None:  # noqa: ARG002  # the protocol's
-        """None."""
-        return None
 
     def digest(self, root: Path) -> str:
         """The SHA-256 of the text files that `read` uses."""

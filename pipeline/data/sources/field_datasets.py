@@ -17,7 +17,7 @@ from pipeline.common import files
 from pipeline.common.errors import DataError
 from pipeline.config.data import DataConfig
 from pipeline.data.sources import download, given_folder
-from pipeline.data.sources.array_datasets import DAMAGE
+from pipeline.data.sources.base import DAMAGE, Source
 from pipeline.data.sources.own_pictures import finish
 
 UNPACKED = 2.0  # bytes of an archive with what is unpacked of it, over those of the archive: JPEGs are as large again
@@ -26,17 +26,16 @@ AIRCRAFT_RANKS = {"family": "families.txt", "manufacturer": "manufacturers.txt"}
 
 
 @dataclass(frozen=True)
-class FieldDataset:
+class FieldDataset(Source):
     """One of these data sets: downloaded, or in torchvision's folder that the user gives."""
 
-    config: DataConfig
     kind: str
     """torchvision's class"""
     folder: str
     """what it makes in its root"""
     official: Mapping[str, str]
     """torchvision's splits: train or test"""
-    expected: tuple[int, int, int]
+    published: tuple[int, int, int]
     """classes, official training and test images"""
     archive_gb: float
     hierarchy: "Callable[[FieldDataset, Path], pd.DataFrame | None] | None" = None
@@ -56,6 +55,11 @@ class FieldDataset:
     def inputs(self) -> Mapping[str, Any] | None:
         """The name alone; None: the user gave torchvision's folder."""
         return {"source": self.config.source} if self.config.archive is None else None
+
+    @property
+    def expected(self) -> tuple[int, int, int]:
+        """As published."""
+        return self.published
 
     def bytes_to_fetch(self) -> int:
         """The archive and the unpacked pictures."""
@@ -79,10 +83,6 @@ class FieldDataset:
     def images(self, root: Path) -> Path:
         """The root itself."""
         return root
-
-    def remarks(self, root: Path) -> list[str]:  # noqa: ARG002  # the protocol's
-        """None."""
-        return []
 
     def read(self, root: Path) -> pd.DataFrame:
         """The sample table, by torchvision's lists."""
@@ -119,10 +119,10 @@ class FieldDataset:
         """The SHA-256 of the table."""
         return files.digest_of(self.read(root).to_csv(index=False))
 
-    def remember(self, prepared: Path) -> None:
+    def remember(self, prepared: Path, state: str) -> None:
         """Record the given folder, as long as it is there."""
         if self.config.archive is not None and self.config.archive.is_dir():
-            given_folder.remember(prepared, self.config.archive, self._content())
+            given_folder.remember(prepared, self.config.archive, state, self._content)
 
     def _content(self) -> str:
         assert self.config.archive is not None
@@ -176,7 +176,7 @@ def _source(
     kind: str,
     folder: str,
     train: tuple[str, ...],
-    expected: tuple[int, int, int],
+    published: tuple[int, int, int],
     archive_gb: float,
     hierarchy: Callable[[FieldDataset, Path], pd.DataFrame | None] | None = None,
 ) -> Callable[[DataConfig], FieldDataset]:
@@ -186,7 +186,7 @@ def _source(
         kind=kind,
         folder=folder,
         official=official,
-        expected=expected,
+        published=published,
         archive_gb=archive_gb,
         hierarchy=hierarchy,
     )

@@ -25,6 +25,8 @@ class Record:
     """absolute paths, the latest last"""
     content: str
     """the digest of its contents at the latest preparation"""
+    state: str = ""
+    """the digest of what was prepared from it, with the times of its files, see `stages.Stamp.source`"""
 
 
 RECORDS = TypeAdapter(Record)
@@ -52,11 +54,12 @@ def find(root: Path, prefix: str, folder: Path, content: Callable[[], str]) -> s
     named = _named(prefix, folder)
     if named not in records and (root / named).is_dir():  # prepared by plumage 0.1, which kept no record
         return named
-    found = _content(folder, content)
+    moved = {name for name, record in records.items() if not Path(record.folders[-1]).exists()}
+    found = _content(folder, content) if moved else None  # it may take a minute
     for name, record in records.items():
         if path in record.folders and not folder.exists():
             return name
-        if record.content == found and not Path(record.folders[-1]).exists():
+        if record.content == found and name in moved:
             return name
     return None
 
@@ -75,12 +78,17 @@ def _named(prefix: str, folder: Path) -> str:
     return f"{prefix}-{files.digest_of(str(folder.resolve()))[:8]}"
 
 
-def remember(prepared: Path, folder: Path, content: str) -> None:
-    """Record in a folder of prepared data which folder they were prepared from."""
+def remember(prepared: Path, folder: Path, state: str, content: Callable[[], str]) -> None:
+    """Record in a folder of prepared data which folder they were prepared from.
+
+    Args:
+        state: a digest of what they were prepared from; with that of the record, the content is not digested again.
+        content: the digest of the folder's content.
+    """
     path, record = str(folder.resolve()), _read(prepared / RECORD)
     earlier = [] if record is None else [each for each in record.folders if each != path]
-    if record != (now := Record([*earlier, path], content)):
-        files.write_json(prepared / RECORD, asdict(now))
+    if record is None or record.state != state or record.folders != [*earlier, path]:
+        files.write_json(prepared / RECORD, asdict(Record([*earlier, path], content(), state)))
 
 
 def digest_of_content(table: pd.DataFrame, images: Path) -> str:

@@ -16,13 +16,16 @@ from typing import Any
 import pandas as pd
 
 from pipeline.common import console, errors, files, tables
-from pipeline.common.errors import DataError
+from pipeline.common.errors import RUN_DATA, DataError
+from pipeline.data.pictures import WHAT_TO_GIVE
 from pipeline.data.sources import given_folder, picture_list
-from pipeline.data.sources.array_datasets import DAMAGE
+from pipeline.data.sources.base import DAMAGE
 from pipeline.data.sources.class_folders import SUFFIXES
-from pipeline.data.sources.own_pictures import SPLIT_NAMES, OwnPictures, check_classes, refuse, shown
+from pipeline.data.sources.own_pictures import SPLIT_NAMES, OwnPictures, check_classes, quoted, refuse, shown
 
 LIST = "pictures.csv"
+ORIGINAL = "original"
+"""a column of the list: the row of the data set and, if it has one, the name of its file"""
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 SAVED = ("dataset_dict.json", "state.json")
 """what `save_to_disk` writes into its folder: one of these"""
@@ -72,7 +75,7 @@ class HuggingFace(OwnPictures):
             columns = {split: _columns(datasets, part, self.given) for split, part in splits.items()}
             labels = {split: _labels(datasets, part, columns[split][1]) for split, part in splits.items()}
         refuse(self.given, _unlabelled(labels))
-        rows: list[tuple[str, str, str]] = []
+        rows: list[tuple[str, str, str, str]] = []
         with console.bar("export", sum(map(len, labels.values()))) as bar:
             for split, part in splits.items():
                 name = columns[split][0]
@@ -80,13 +83,14 @@ class HuggingFace(OwnPictures):
                 (output / "images" / (split or "all")).mkdir(parents=True)
                 for number, label in enumerate(labels[split]):
                     with _as_data_errors(self.given):
-                        suffix, content = _file(undecoded[number][name], number)
+                        picture = undecoded[number][name]
+                        suffix, content = _file(picture, number)
                     path = f"images/{split or 'all'}/{number:07}{suffix}"
                     (output / path).write_bytes(content)
-                    rows.append((path, label, split))
+                    rows.append((path, label, split, self._original(split, number, picture["path"])))
                     bar.advance()
         shutil.rmtree(cache, ignore_errors=True)
-        tables.write_csv(pd.DataFrame(rows, columns=["path", "label", "split"]), output / LIST)
+        tables.write_csv(pd.DataFrame(rows, columns=["path", "label", "split", ORIGINAL]), output / LIST)
 
     def find_root(self, raw: Path) -> Path:
         """`raw`, with the table in it."""
@@ -95,7 +99,7 @@ class HuggingFace(OwnPictures):
                 f"{self.given}: no such folder, and no name of a data set of the hub (owner/name); check data.path"
             )
         if not (raw / LIST).is_file():
-            raise DataError(f"{raw / LIST}: missing; run `make data`")
+            raise DataError(f"{raw / LIST}: missing; {RUN_DATA}")
         return raw
 
     def read(self, root: Path) -> pd.DataFrame:
@@ -106,23 +110,38 @@ class HuggingFace(OwnPictures):
         check_classes(table, self.given, self.config.test_fraction)
         return table
 
+    def originals(self, root: Path) -> dict[str, str]:
+        """The row of each picture and, if it has one, the name of its file; earlier lists lack them."""
+        rows = picture_list.read_texts(root / LIST)
+        return dict(zip(rows["path"], rows[ORIGINAL], strict=True)) if ORIGINAL in rows else {}
+
+    def how_to_correct(self, root: Path) -> str:
+        """Another content of a given folder is seen; a name of the hub says nothing of its content."""
+        aside = f", rename {root}" if self._is_of_hub else ""
+        return f"correct {self.given} ({WHAT_TO_GIVE}){aside}, then {RUN_DATA}"
+
+    def _original(self, split: str, number: int, path: str | None) -> str:
+        row = f"{split} row {number}".strip()
+        if not path:
+            return row
+        file = Path(path)
+        given = self.given.resolve()
+        name = file.relative_to(given).as_posix() if file.is_relative_to(given) else file.name
+        return f"{row}, {quoted(name)}"
+
     def digest(self, root: Path) -> str:
         """The SHA-256 of the table; of a given folder with its content, for other pictures may have the same table."""
         listed = files.digest_of_file(root / LIST)
         return listed if self._is_of_hub else files.digest_of([listed, self.inputs])
 
-    def remarks(self, root: Path) -> list[str]:  # noqa: ARG002  # the protocol's
-        """None."""
-        return []
-
     def bytes_to_fetch(self) -> int:
         """The size of the given files; of the hub's none is known."""
         return sum(path.stat().st_size for path in _files(self.given))
 
-    def remember(self, prepared: Path) -> None:
+    def remember(self, prepared: Path, state: str) -> None:
         """Record the given folder, as long as it is there; a name of the hub needs no record."""
         if not self._is_of_hub:
-            super().remember(prepared)
+            super().remember(prepared, state)
 
     @property
     def _is_of_hub(self) -> bool:

@@ -35,7 +35,7 @@ class NABirds(PublishedFolder):
         """As published."""
         return 555, 23_929, 24_633
 
-    def find_root(self, raw: Path) -> Path:  # noqa: ARG002  # the protocol's
+    def find_root(self, raw: Path) -> Path:  # noqa: ARG002  # nothing is fetched
         """The folder with images.txt."""
         what_next = (
             "set data.archive to the folder nabirds with images.txt, image_class_labels.txt, classes.txt, ..."

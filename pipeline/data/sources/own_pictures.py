@@ -5,19 +5,15 @@ is found again when the user's is moved, renamed or not mounted, see `given_fold
 """
 
 import unicodedata
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
 
 import pandas as pd
 
 from pipeline.common.errors import DataError, name_some
-from pipeline.config.data import DataConfig
 from pipeline.data import sample_table
 from pipeline.data.sample_table import EITHER
-from pipeline.data.sources import given_folder
+from pipeline.data.sources.base import GivenFolder
 
 SPLIT_NAMES = {
     "train": "train",
@@ -33,32 +29,14 @@ LONGEST_SHOWN = 300  # letters; names of files have 255 bytes
 BOX = ["box_x", "box_y", "box_w", "box_h"]
 
 
-@dataclass(frozen=True)
-class OwnPictures(ABC):
+class OwnPictures(GivenFolder):
     """A data set of the user's at `data.path`."""
-
-    config: DataConfig
-
-    verb = "list"
-    prefix: ClassVar[str]
-    """the beginning of the name of its folder below `data.root`"""
 
     @property
     def given(self) -> Path:
         """The folder or the table that the user named."""
         assert self.config.path is not None, "the configuration asks for data.path"
         return self.config.path
-
-    @property
-    def folder_name(self) -> str:
-        """The prefix, and a digest of the path; see `given_folder`."""
-        name = given_folder.find(self.config.root, self.prefix, self.given, self._content)
-        return name or given_folder.first_name(self.config.root, self.prefix, self.given)
-
-    @property
-    def inputs(self) -> Mapping[str, Any] | None:
-        """None: nothing is fetched."""
-        return None
 
     @property
     def expected(self) -> tuple[int, int, int]:
@@ -69,19 +47,6 @@ class OwnPictures(ABC):
         test = int(counts.get("test", 0)) + drawn
         return table["label"].nunique(), len(table) - test, test
 
-    def bytes_to_fetch(self) -> int:
-        """None."""
-        return 0
-
-    def fetch(self, output: Path) -> None:  # noqa: ARG002  # the protocol's
-        """Never called: the pictures are there."""
-        raise AssertionError("there is nothing to fetch")
-
-    def remember(self, prepared: Path) -> None:
-        """Record the given folder or table, as long as it is there."""
-        if self.given.exists():
-            given_folder.remember(prepared, self.given, self._content())
-
     def check_root_is_outside(self) -> None:
         """Raise a `DataError` where `data.root` lies in the given folder."""
         if self.config.root.resolve().is_relative_to(self.given.resolve()):
@@ -89,34 +54,6 @@ class OwnPictures(ABC):
                 f"{self.given}: data.root ({self.config.root}) lies in it, and nothing is written into a folder of "
                 "yours; set data.root to a folder outside of it"
             )
-
-    @abstractmethod
-    def find_root(self, raw: Path) -> Path:
-        """The folder that the pictures' paths are relative to; `raw` is not used."""
-
-    @abstractmethod
-    def read(self, root: Path) -> pd.DataFrame:
-        """The sample table, checked."""
-
-    def taxonomy(self, root: Path) -> pd.DataFrame | None:  # noqa: ARG002  # the protocol's
-        """None."""
-        return None
-
-    @abstractmethod
-    def digest(self, root: Path) -> str:
-        """A digest of what `read` returns."""
-
-    @abstractmethod
-    def remarks(self, root: Path) -> list[str]:
-        """What of the user's files is not used, a sentence each."""
-
-    def images(self, root: Path) -> Path:
-        """The folder itself."""
-        return root
-
-    def _content(self) -> str:
-        root = self.find_root(self.given)
-        return given_folder.digest_of_content(self.read(root), self.images(root))
 
 
 def finish(rows: pd.DataFrame) -> pd.DataFrame:

@@ -44,7 +44,7 @@ class PictureList(OwnPictures):
 
     prefix = "csv"
 
-    def find_root(self, raw: Path) -> Path:  # noqa: ARG002  # the protocol's
+    def find_root(self, raw: Path) -> Path:  # noqa: ARG002  # nothing is fetched
         """The folder of the table."""
         if not self.given.is_file():
             what = "a folder, and no table" if self.given.is_dir() else "no such file"
@@ -64,11 +64,11 @@ class PictureList(OwnPictures):
         check_classes(table, self.given, self.config.test_fraction)
         return table
 
-    def digest(self, root: Path) -> str:  # noqa: ARG002  # the protocol's
+    def digest(self, root: Path) -> str:  # noqa: ARG002  # the table is what was given
         """The SHA-256 of the table."""
         return files.digest_of_file(self.given)
 
-    def remarks(self, root: Path) -> list[str]:  # noqa: ARG002  # the protocol's
+    def remarks(self, root: Path) -> list[str]:  # noqa: ARG002  # of the table alone
         """Columns that have no meaning here."""
         unused = [name for name in read_texts(self.given).columns if name not in COLUMNS]
         return unused and [f"{self.given}: columns that are not used: {shown(unused)}"]
@@ -106,7 +106,7 @@ def read_texts(path: Path) -> pd.DataFrame:
 
 
 def _csv(path: Path) -> pd.DataFrame:
-    return text_tables.read_texts(path, WHAT_TO_GIVE, WHAT_NEXT)
+    return text_tables.read_texts(path, WHAT_TO_GIVE, WHAT_NEXT, NEEDED)
 
 
 def _tsv(path: Path) -> pd.DataFrame:

@@ -9,11 +9,11 @@ import pandas as pd
 
 from pipeline.common import files
 from pipeline.common.errors import DataError
-from pipeline.data.sources.array_datasets import DAMAGE
-from pipeline.data.sources.own_pictures import OwnPictures, finish, refuse, shown
+from pipeline.data.sources.base import DAMAGE, GivenFolder
+from pipeline.data.sources.own_pictures import finish, refuse, shown
 
 
-class PublishedFolder(OwnPictures):
+class PublishedFolder(GivenFolder):
     """A data set of the field in the folder `data.archive` where the user has unpacked it."""
 
     @property
@@ -25,10 +25,6 @@ class PublishedFolder(OwnPictures):
     def digest(self, root: Path) -> str:
         """The SHA-256 of the table."""
         return files.digest_of(self.read(root).to_csv(index=False))
-
-    def remarks(self, root: Path) -> list[str]:  # noqa: ARG002  # the protocol's
-        """None."""
-        return []
 
 
 def first_with(folder: Path, places: Iterable[str | Path], name: str, what_next: str) -> Path:

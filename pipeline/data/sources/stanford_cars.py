@@ -34,7 +34,7 @@ class StanfordCars(PublishedFolder):
         """As published."""
         return 196, 8_144, 8_041
 
-    def find_root(self, raw: Path) -> Path:  # noqa: ARG002  # the protocol's
+    def find_root(self, raw: Path) -> Path:  # noqa: ARG002  # nothing is fetched
         """The folder with devkit."""
         return first_with(self.given, (".", "stanford_cars"), "devkit", WHAT_NEXT).parent
 

@@ -49,13 +49,13 @@ class Study(Section):
     def _agree(self) -> "Study":
         for kind, names in (("arms", self.arms), ("conditions", self.conditions)):
             if wrong := [name for name in names if name and not NAME.fullmatch(name)]:
-                raise ValueError(f"{kind}: {wrong[0]!r} has to be of letters, digits, _ and . alone")
+                raise ValueError(f"{kind}: {wrong[0]!r} may have only letters, digits, _ and .")
         if not self.arms or "" in self.arms:
             raise ValueError("arms: give at least one, each with a name")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: {list(self.seeds)} holds one twice")
         if unknown := [name for name in self.tune_lr if name not in self.arms]:
-            raise ValueError(f"tune_lr: {unknown[0]} is none of the arms, {', '.join(self.arms)}")
+            raise ValueError(f"tune_lr: {unknown[0]} is not one of the arms, {', '.join(self.arms)}")
         if self.tune_lr and len(self.conditions) > 1:
             raise ValueError("tune_lr: an arm is tuned once; give no conditions")
         return self
@@ -172,5 +172,5 @@ def find(name: str) -> list[Path]:
         names = [study.stem for study in known]
         near = nearest_file(path, known)
         hint = f"did you mean {near.stem}?" if near else f"there are {', '.join(names) or 'none'}, and all"
-        raise ConfigError(f"study: {path} is no study file; {hint}")
+        raise ConfigError(f"study: {path} is not a study file; {hint}")
     return [path]

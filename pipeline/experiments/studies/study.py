@@ -126,7 +126,7 @@ def run_missing(label: str, members: Sequence[Member], places: Places, *, test: 
         task, outcome = failed[0]
         raise DataError(
             f"{label}: {len(failed)} of {len(members)} runs failed, the first: {task.config.run.name}: "
-            f"{outcome.message}; its log is {task.log}; when that is mended, the same command does what is missing"
+            f"{outcome.message}; its log is {task.log}; once that is fixed, the same command runs what is missing"
         )
 
 

@@ -176,6 +176,6 @@ def _override_value(value: Any) -> Value:
     """The value of an override on the command line."""
     if value is None or (isinstance(value, dict | list) and "None" in str(value)):
         raise ValueError(
-            "null comes to the command as the text None; leave the key to the configuration instead"
+            "null reaches the command as the text None; leave the key to the configuration instead"
         )
     return str(value) if isinstance(value, dict | list) else value

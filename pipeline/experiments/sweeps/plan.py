@@ -229,7 +229,7 @@ class SweepPlan:
             near = difflib.get_close_matches(self.sweep.metric.name, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
             raise ConfigError(
-                f"{where}.name: {self.sweep.metric.name} is none of the values of an epoch; {hint}"
+                f"{where}.name: {self.sweep.metric.name} is not one of an epoch's values; {hint}"
             )
         if self.sweep.metric.goal != METRICS[name]:
             raise ConfigError(
@@ -282,7 +282,7 @@ def load_plans(path: Path, overrides: Sequence[str]) -> list[SweepPlan]:
         known = sorted(known for known in FOLDER.glob("*") if known.exists())
         near = nearest_file(path, known)
         hint = f"did you mean {near}?" if near else f"there are {', '.join(map(str, known)) or 'none'}"
-        raise ConfigError(f"{path}: no sweep file, and no folder of them; {hint}")
+        raise ConfigError(f"{path}: neither a sweep file nor a folder of them; {hint}")
     if len(stages) > 1 and any(override.startswith("run.name=") for override in overrides):
         raise ConfigError(
             f"{path}: run.name names one sweep, and these are {len(stages)}; give their files one by one"

@@ -42,7 +42,7 @@ def sweep(
         overrides: of every trial.
 
     Raises:
-        UserError: a file or a configuration is wrong, or a trial failed by a mistake that can be mended.
+        UserError: a file or a configuration is wrong, or a trial failed by a mistake that can be fixed.
         Stopped: a signal came; the same command goes on.
     """
     for name, number in (("--trials", limit), ("--jobs", jobs)):
@@ -68,7 +68,7 @@ def _trial_limit(plan: SweepPlan, asked: int | None) -> int:
         return min(asked or plan.sweep.run_cap or size, size)
     limit = asked or plan.sweep.run_cap
     if limit is None:
-        raise ConfigError(f"{plan.path}: --trials N says how many, or run_cap in the file")
+        raise ConfigError(f"{plan.path}: set the number of trials with --trials N, or run_cap in the file")
     return limit
 
 
@@ -106,7 +106,7 @@ def _run_trials(trials: Trials, task: TrialTask, jobs: int | None) -> None:
     """Run trials in worker processes until none is left to claim.
 
     Raises:
-        DataError: a trial failed by a mistake that can be mended; then the same command goes on with it. Or processes
+        DataError: a trial failed by a mistake that can be fixed; then the same command goes on with it. Or processes
             end before they claim one.
         Stopped: a signal came; the running trials have saved their state.
         RuntimeError: a bug ended a trial; the message holds the traceback.
@@ -127,7 +127,7 @@ def _run_trials(trials: Trials, task: TrialTask, jobs: int | None) -> None:
                 raise RuntimeError(f"{plan.name}, in another process:\n{outcome.message}")
             if outcome.status == "failed":
                 raise DataError(
-                    f"{plan.path}: {outcome.message}; when that is mended, the same command goes on"
+                    f"{plan.path}: {outcome.message}; once that is fixed, the same command goes on"
                 )
             losses.count(outcome)
             if outcome.status == "lost":
@@ -182,7 +182,7 @@ def _write_results(trials: Trials) -> dict[str, Any]:
     _show_table(plan, rows)
     counts = results.counts(rows)
     if running := counts.get("running"):
-        console.say(f"{running} trials are under way elsewhere; whoever ends last writes all of this again")
+        console.say(f"{running} trials are running elsewhere; whichever ends last writes all of this again")
     if abandoned := counts.get("abandoned"):
         console.say(
             f"{abandoned} trials are abandoned: their processes are gone; the same command goes on with them"

@@ -62,7 +62,7 @@ class TrialTask:
         return Outcome("done", result={"number": claim.number, **end._asdict()})
 
     def _train_or_give_up(self, trials: Trials, claim: Claim, stop: signals.StopRequest) -> TrialEnd:
-        """As `_train`; what ends a trial twice in the same way has failed, so that the sweep goes on."""
+        """As `_train`, but an error that ends a trial twice counts as its failure, so that the sweep goes on."""
         try:
             return self._train(trials, claim, stop)
         except (Stopped, FileRefused, OSError):  # of no combination of values

@@ -61,7 +61,7 @@ def _cut_half_line(journal: Path) -> None:
     """Cut off what is behind the last end of a line, where it is the beginning of a line of Optuna's.
 
     Raises:
-        DataError: a whole line is none of Optuna's, or what is behind the last one; nothing is cut then.
+        DataError: a whole line, or what follows the last one, is not Optuna's; nothing is cut then.
     """
     with journal.open("rb+") as stream:
         if not stream.seek(0, os.SEEK_END):
@@ -97,7 +97,7 @@ def _is_entry(line: bytes) -> bool:
 
 def _damaged(journal: Path, where: str) -> DataError:
     return DataError(
-        f"{journal}: no journal of a sweep, or damaged {where}; restore the file from a copy, or begin another sweep "
+        f"{journal}: not a sweep journal, or damaged {where}; restore the file from a copy, or begin another sweep "
         "with run.name=NAME"
     )
 

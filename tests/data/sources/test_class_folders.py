@@ -231,7 +231,8 @@ CASES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a class beside splits": (
         lambda birds: (splits(["crow", "gull"], ["crow", "gull"])(birds), draw(birds / "owl" / "1.png")),
-        r"owl \(1 in all\) beside test, train, which are splits; put these classes into the splits",
+        "the folder 'owl' stands beside the split folders 'test', 'train'; move it into train/, val/ or test/, or "
+        "remove the level of the splits$",
     ),
     "no class folders in a split": (
         lambda birds: (class_folders(birds / "train", ["crow", "gull"]), draw(birds / "test" / "1.png")),
@@ -270,12 +271,23 @@ def test_a_folder_beside_the_splits_is_named_once(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         read(tmp_path / "birds")
     (sentence,) = str(caught.value).splitlines()
-    assert "dev (1 in all) beside test, train, which are splits" in sentence
+    assert "the folder 'dev' stands beside the split folders 'test', 'train'; move it into" in sentence
+
+
+def test_several_folders_beside_one_split(tmp_path: Path) -> None:
+    class_folders(tmp_path / "birds" / "train", ["crow", "gull"])
+    class_folders(tmp_path / "birds" / "dev", ["crow", "gull"])
+    class_folders(tmp_path / "birds" / "holdout", ["crow", "gull"])
+    with pytest.raises(
+        DataError,
+        match=r"the folders 'dev', 'holdout' \(2 in all\) stand beside the split folder 'train'; move them into train/",
+    ):
+        read(tmp_path / "birds")
 
 
 def test_one_class_alone_and_a_folder_too_many(tmp_path: Path) -> None:
     birds = class_folders(tmp_path / "birds", ["crow"])
-    with pytest.raises(DataError, match="all images are of one class, crow"):
+    with pytest.raises(DataError, match="all images are of one class, 'crow';"):
         read(birds)
     class_folders(tmp_path / "unpacked" / "birds", ["crow", "gull"])
     with pytest.raises(DataError, match=f"set data.path={tmp_path}/unpacked/birds$"):
@@ -317,5 +329,5 @@ def test_a_picture_that_is_added_is_seen(tmp_path: Path) -> None:
     assert own_pictures.do("data", tmp_path, "folder", birds) == 0
     draw(birds / "gull" / "new.png")
     assert own_pictures.do("data", tmp_path, "folder", birds) == 0
-    (table,) = (tmp_path / "data").glob("folder-*/samples-*.csv")
+    (table,) = (tmp_path / "data").glob("folder-*/samples-*seed0.csv")
     assert "gull/new.png" in set(sample_table.read(table)["path"])

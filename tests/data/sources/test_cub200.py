@@ -242,7 +242,7 @@ def test_other_numbers_are_all_named(tmp_path: Path) -> None:
         f"{tmp_path}: not as it was unpacked from the official CUB-200-2011: "
         "5,992 train images where 5,994 are expected; "
         "000.Bird (1 in all) without 29 to 30 train images; 5,793 test images where 5,794 are expected; "
-        "rename it and run `make data`, which makes it anew"
+        "rename it and run `plumage data` with the same --config and keys, which makes it anew"
     )
     moved = samples.copy()
     moved.loc[moved["label"] == 0, "official"] = "train"  # a class without test images

@@ -177,7 +177,7 @@ def test_other_pictures_of_the_same_lists_do_not_take_the_data_of_a_folder_that_
         return SOURCES["food101"](DataConfig.model_validate(config)).folder_name
 
     first = name("one")
-    source("food101", tmp_path / "one").remember(tmp_path / "data" / first)
+    source("food101", tmp_path / "one").remember(tmp_path / "data" / first, "a state")
     shutil.rmtree(tmp_path / "one")
     assert name("three") == name("one") == first
     assert name("two") != first

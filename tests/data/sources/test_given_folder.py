@@ -39,7 +39,8 @@ def find(tmp: Path, given: Path) -> str | None:
 def prepared(tmp: Path, given: Path, name: str) -> str:
     path = tmp / "data" / name
     path.mkdir(parents=True, exist_ok=True)
-    given_folder.remember(path, given, files.digest_of_file(given / TEXT))
+    content = files.digest_of_file(given / TEXT)
+    given_folder.remember(path, given, content, lambda: content)
     return name
 
 
@@ -69,6 +70,34 @@ def test_a_moved_folder_is_found_by_its_content_and_by_both_paths_from_then_on(t
     assert find(tmp_path, moved) == find(tmp_path, given) == name
     moved.rename(tmp_path / "third")
     assert find(tmp_path, moved) == find(tmp_path, given) == find(tmp_path, tmp_path / "third") == name
+
+
+def test_a_large_folder_is_digested_once_and_again_where_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time it is listed, and each picture asked for its size: minutes, on a network file system."""
+    calls, digest = [], given_folder.digest_of_content
+    monkeypatch.setattr(
+        given_folder, "digest_of_content", lambda *given: (calls.append(1), digest(*given))[1]
+    )
+    of_kind("folder", tmp_path / "one")
+    config = config_of("folder", tmp_path / "one")
+    for _ in range(2):
+        prepare.prepare(config)
+        assert len(calls) == 1
+    paint(tmp_path / "one", 5)
+    prepare.prepare(config)
+    assert len(calls) == 2
+
+
+def test_a_record_of_an_earlier_version_gets_a_state(tmp_path: Path) -> None:
+    given = folder(tmp_path, "own")
+    path = tmp_path / "data" / prepared(tmp_path, given, "cub200-1") / given_folder.RECORD
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({key: record[key] for key in ("folders", "content")}))
+    assert find(tmp_path, given) == "cub200-1"
+    prepared(tmp_path, given, "cub200-1")
+    assert json.loads(path.read_text()) == record
 
 
 def test_two_folders_that_are_there_have_data_of_their_own(tmp_path: Path) -> None:

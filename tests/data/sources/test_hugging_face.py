@@ -218,3 +218,40 @@ def test_a_name_of_the_hub_is_loaded_by_that_name(tmp_path: Path, monkeypatch: p
     assert made.read(root)["official"].value_counts().to_dict() == {"train": 6, "test": 4}
     prepare.fetch(made.config)
     assert asked == [("owner/birds", None)]
+
+
+@pytest.mark.parametrize("write", [saved, folders])
+def test_a_picture_that_does_not_decode_is_named_by_its_row_and_mended_at_its_source(
+    write: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = tmp_path / "given"
+    write(given)
+    row, file = 5, ""
+    if write is folders:
+        bad = given / "train" / "great tit" / "2.png"
+        good = bad.read_bytes()
+        bad.write_bytes(good[:60])
+        row, file = 8, ", train/great tit/2.png"
+    else:
+        kept = datasets.load_from_disk(str(given))
+        undecoded = kept["train"].cast_column("image", datasets.Image(decode=False))
+        pictures = [each["bytes"] for each in undecoded["image"]]
+        pictures[row] = pictures[row][:60]
+        images = [{"bytes": each, "path": None} for each in pictures]
+        kept["train"] = datasets.Dataset.from_dict({"image": images, "label": undecoded["label"]}, FEATURES)
+        kept.save_to_disk(str(tmp_path / "broken"))
+        given = tmp_path / "broken"
+    assert do("data", tmp_path, "hugging_face", given) == 2
+    said = capsys.readouterr().err
+    assert "1 of 22 pictures do not decode in full: " in said
+    assert f"/raw/images/train/{row:07}" in said
+    assert f" (train row {row}{file}): " in said
+    assert f"; correct {given} (the formats are " in said
+    assert (
+        "), then run `plumage data` with the same --config and keys, or leave them out with data.on_bad"
+        in said
+    )
+    assert "in their place" not in said
+    if write is folders:
+        bad.write_bytes(good)
+        assert do("data", tmp_path, "hugging_face", given) == 0

@@ -280,7 +280,7 @@ TEXTS = {
         ("path,label,label\na,b,c\n", r"a column stands there twice among .*; keep one of each"),
         ("path,label\n", "no picture is listed; add a row for each"),
         ("path,label\n,\n", "no picture is listed; add a row for each"),
-        ("", "no readable table .*; save it again as CSV, with the columns path and label"),
+        ("", "an empty file; save it again as CSV, with the columns path and label"),
         ("path,label\na,b,c,d\n", r"rows with more cells than .* columns: 1 \(1 in all\); quote"),
         ("path,label\n\xff\xfe", "not UTF-8 text; save it as UTF-8"),
     ],

@@ -1,6 +1,5 @@
 """Sources: a new one is one object; the folders, stages and stamps of those there are stay as they were."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -15,6 +14,7 @@ from pipeline.config.data import DataConfig
 from pipeline.config.load import load_config
 from pipeline.config.schema import Config
 from pipeline.data import prepare, sample_table
+from pipeline.data.sources.base import Source
 from pipeline.data.sources.source import SOURCES, check_archive, source_of
 from pipeline.training.trainer import train
 from tests.helpers import tiny
@@ -22,11 +22,8 @@ from tests.helpers import tiny
 KINDS = ["bright", "dark"]
 
 
-@dataclass(frozen=True)
-class Toy:
+class Toy(Source):
     """Twenty-four grey pictures of two kinds."""
-
-    config: DataConfig
 
     verb = "invent"
     folder_name = "toy"
@@ -49,23 +46,11 @@ class Toy:
     def images(self, root: Path) -> Path:
         return root / "images"
 
-    def remarks(self, _root: Path) -> list[str]:
-        return []
-
-    def taxonomy(self, _root: Path) -> pd.DataFrame | None:
-        return None
-
     def read(self, root: Path) -> pd.DataFrame:
         return sample_table.read(root / "list.csv", sample_table.SOURCE_COLUMNS)
 
     def digest(self, root: Path) -> str:
         return files.digest_of_file(root / "list.csv")
-
-    def bytes_to_fetch(self) -> int:
-        return 24 * 40 * 40
-
-    def remember(self, prepared: Path) -> None:
-        pass
 
 
 @pytest.fixture

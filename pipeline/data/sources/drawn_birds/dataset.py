@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -185,7 +184,6 @@ def _lines(path: Path, values: Sequence[object]) -> None:
     path.write_text(text, encoding="ascii", newline="\n")
 
 
-@dataclass(frozen=True)
 class DrawnBirds(CubLayout):
     """The data set that `data.synthetic` describes."""
 
@@ -211,9 +209,6 @@ class DrawnBirds(CubLayout):
     def fetch(self, output: Path) -> None:
         """Draw the set."""
         write(output, **self.config.synthetic.model_dump())
-
-    def remember(self, prepared: Path) -> None:
-        """Nothing: the drawn birds come from no folder."""
 
     @property
     def expected(self) -> tuple[int, int, int]:
