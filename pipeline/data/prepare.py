@@ -206,11 +206,8 @@ def stages_from(config: Config, root: Path) -> list[Stage | Removal]:
     changing = None if decided is None else corrections.changes(decided, images, config.data.source)
 
     def build_store(output: Path) -> dict[str, str]:
-        originals = partial(source.originals, root)
-        built = image_store.build(
-            images, folder, output, layout(config.data), skips, originals, how_to_correct
-        )
-        return built.checksums
+        form, originals = layout(config.data), partial(source.originals, root)
+        return image_store.build(images, folder, output, form, skips, originals, how_to_correct).checksums
 
     def write_samples(output: Path) -> None:
         pictures = pd.read_csv(store_folder / "index.csv")[["id", *sample_table.PICTURE_COLUMNS]]

@@ -60,6 +60,10 @@ def show(
         console.say(_skipped(samples_path, store_folder))
     if data.corrections is not None:
         console.say(corrections.sentence(data, beside(samples_path, "corrected")))
+    _warn(samples)
+
+
+def _warn(samples: pd.DataFrame) -> None:
     for sentence in sample_table.gaps(samples):
         console.warn(sentence)
     if outside := sample_table.boxes_outside(samples):

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from pipeline.common import files, tables
+from pipeline.common import console, files, tables
 from pipeline.common.errors import DataError
 from pipeline.config.key_effects import effect_of
 from pipeline.config.load import completed, flatten, read_tree
@@ -122,6 +122,7 @@ def compare_runs(paths: Sequence[Path], split: str, out: Path | None) -> dict[st
     """
     runs, directories = _read_all(paths, split)
     groups = grouped(runs)
+    _warn_of_equal_seeds(groups)
     base, *rest = groups if len(groups) > 1 else [Group(run.name, [run]) for run in runs]
     by_seed = [group.with_seeds_of(base) for group in rest]
     pairs = [(paired or group, paired is not None) for paired, group in zip(by_seed, rest, strict=True)]
@@ -220,6 +221,17 @@ def grouped(runs: Sequence[ComparedRun]) -> list[Group]:
         Group(repeat or " + ".join(run.name for run in group), group)
         for (repeat, _), group in together.items()
     ]
+
+
+def _warn_of_equal_seeds(groups: Sequence[Group]) -> None:
+    """Say where runs of a group have one seed: they differ by the machine alone, which is no spread of seeds."""
+    for group in groups:
+        seeds = [run.seed for run in group.runs if run.seed is not None]
+        if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+            console.warn(
+                f"{group.name}: seed {', '.join(map(str, twice))} is that of several runs, which are no sample of seeds; "
+                "leave all but one out"
+            )
 
 
 def check_same_data(a: ComparedRun, b: ComparedRun) -> None:

@@ -20,7 +20,7 @@ from pipeline.models.precision import Precision
 from pipeline.models.pretrained import DAMAGE, load_checked
 
 FORMAT = 2
-ANOTHER = "take another one of this run"
+ANOTHER = "take another one of this run: train.resume=PATH, or eval.checkpoint=best or last"
 
 
 class _Model(BaseModel):
@@ -82,9 +82,7 @@ def read(path: Path) -> dict[str, Any]:
         try:
             content = load_checked(stream)
         except DAMAGE as error:  # among them OSError: torch seeks where a truncated file has nothing
-            raise CheckpointError(
-                f"{path}: damaged, or no checkpoint ({type(error).__name__}); {ANOTHER}"
-            ) from error
+            raise CheckpointError(f"{path}: damaged (cut short?), or not a checkpoint; {ANOTHER}") from error
     if not isinstance(content, dict) or repr(content.get("format")) != repr(FORMAT):
         raise CheckpointError(
             f"{path}: not a training checkpoint of this program; for pretrained weights use model.weights=PATH"

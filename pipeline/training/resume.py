@@ -34,10 +34,10 @@ def start_from(config: Config, classes: list[str], samples: str) -> tuple[Path, 
     Raises:
         CheckpointError: it is missing, damaged, or of other data or another configuration.
     """
-    start, last = requested(config), RunDirectory(config.run_dir).checkpoint("last")
-    if start == "never" or (start == "auto" and not last.is_file()):
+    start = requested(config)
+    path = _own_checkpoint(RunDirectory(config.run_dir)) if start == "auto" else Path(start)
+    if start == "never" or path is None:
         return None
-    path = last if start == "auto" else Path(start)
     if not path.is_file():
         raise CheckpointError(
             f"train.resume={start}: no such file; give auto, never or the path of a checkpoint"
@@ -57,6 +57,27 @@ def start_from(config: Config, classes: list[str], samples: str) -> tuple[Path, 
     if changed:
         console.warn(f"{path}: going on with another configuration ({', '.join(changed.values())})")
     return path, content
+
+
+def _own_checkpoint(run: RunDirectory) -> Path | None:
+    """The last checkpoint of a run; where it is missing, the best one; None for a run that has not saved any.
+
+    Raises:
+        CheckpointError: it is missing from a run that has finished, or that test was predicted with.
+    """
+    last, best = run.checkpoint("last"), run.checkpoint("best")
+    if last.is_file():
+        return last
+    status = run.read_status()
+    if (status is not None and status.state == "finished") or run.test_readings_file.is_file():
+        raise CheckpointError(
+            f"{last}: missing, and {run.path} was finished or evaluated; bring it back, go on from another one with "
+            "train.resume=PATH, put the run aside with train.resume=never, or take another run.name"
+        )
+    if not best.is_file():
+        return None
+    console.warn(f"{last}: missing; going on from {best.name}")
+    return best
 
 
 def _changed(config: Config, content: Mapping[str, Any]) -> dict[str, str]:

@@ -212,6 +212,16 @@ def test_two_seeds_of_one_configuration_are_compared_with_each_other(
     assert "this is what a seed can do, not a better recipe" in comparison["verdict"]
 
 
+def test_runs_of_one_seed_are_said_to_be_no_sample_of_seeds(
+    tmp_path: Path, base: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [write_run(tmp_path, name, base, seed=seed) for name, seed in (("a", 0), ("b", 1), ("c", 1))]
+    compare_runs(paths[:2], "test", None)
+    assert "no sample of seeds" not in capsys.readouterr().err
+    compare_runs(paths, "test", None)
+    assert "a + b + c: seed 1 is that of several runs, which are no sample of seeds" in capsys.readouterr().err
+
+
 def groups_of(tmp_path: Path, right: np.ndarray, *override: str) -> int:
     """The number of groups of two seeds, of which the second also has an override."""
     paths = [write_run(tmp_path, "one", right), write_run(tmp_path, "two", right)]

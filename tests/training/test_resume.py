@@ -406,3 +406,29 @@ def test_a_restart_goes_on_with_what_a_path_has_become(
         *((0, None), (4, str(path)), (4, last), (10, last)),
     ]
     assert tiny.same_weights(run.checkpoint("last"), tiny.checkpoints(trained) / "last.pt")
+
+
+def test_a_finished_run_without_its_last_checkpoint_is_not_trained_anew(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    last, log = tiny.checkpoints(tmp_path) / "last.pt", tmp_path / "runs/tiny/log.jsonl"
+    before = log.read_bytes()
+    last.unlink()
+    assert tiny.do("train", tmp_path, "optim.lr=0.5") == 2
+    said = capsys.readouterr().err
+    assert f"{last}: missing, and {tmp_path / 'runs/tiny'} was finished or evaluated; bring it back" in said
+    assert log.read_bytes() == before
+
+
+def test_a_run_without_its_last_checkpoint_goes_on_from_its_best_one(
+    birds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tiny.do("train", tmp_path, "train.epochs=2", "train.max_steps=5") == 0
+    checkpoints = tiny.checkpoints(tmp_path)
+    (checkpoints / "last.pt").unlink()
+    stopped = tmp_path / "runs/tiny/status.json"
+    stopped.write_text(stopped.read_text().replace('"finished"', '"stopped"'))
+    assert tiny.do("train", tmp_path, "train.epochs=2") == 0
+    assert f"{checkpoints / 'last.pt'}: missing; going on from best.pt" in capsys.readouterr().err
+    assert torch.load(checkpoints / "last.pt", weights_only=True)["step"] == 10

@@ -313,7 +313,7 @@ def test_resume_from_a_path_goes_on_from_there(trained: Path, tmp_path: Path) ->
             ["train.resume=nowhere.pt"],
             "train.resume=nowhere.pt: no such file; give auto, never or the path of",
         ),
-        (["train.resume=pyproject.toml"], "pyproject.toml: damaged, or no checkpoint"),
+        (["train.resume=pyproject.toml"], "pyproject.toml: damaged (cut short?), or not a checkpoint"),
         (["model.name=resnet5", "run.name=x"], "did you mean"),
         (
             ["model.weights=missing.pth", "model.pretrained=true", "run.name=x"],
@@ -353,7 +353,7 @@ def test_a_checkpoint_holds_no_code_and_a_pickle_with_code_is_refused(trained: P
             return os.system, ("touch evil",)
 
     torch.save({"format": FORMAT, "model": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(CheckpointError, match="damaged, or no checkpoint"):
+    with pytest.raises(CheckpointError, match=r"damaged \(cut short\?\)"):
         read(tmp_path / "evil.pt")
     assert not Path("evil").exists()
 
