@@ -210,7 +210,7 @@ def test_a_disk_that_is_too_small_is_refused_beforehand(
 ) -> None:
     usage = shutil.disk_usage(images)._replace(free=3 * 64 * 64 * 4 - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(DataError, match=r"the store needs 48\.0 KiB, but 48\.0 KiB are free"):
+    with pytest.raises(DataError, match=r"the store needs 48\.0 KiB and 48\.0 KiB are free"):
         built(images, SQUASH)
     assert [path.name for path in images.parent.iterdir()] == ["images"]
 
@@ -218,7 +218,7 @@ def test_a_disk_that_is_too_small_is_refused_beforehand(
 def test_a_real_disk_that_is_too_small_is_refused_and_stays_empty(images: Path, small_disk: Path) -> None:
     layout = Layout("squash", 512, "packed")
     (small_disk / layout.name).mkdir()
-    with pytest.raises(DataError, match=r"the store needs 3\.0 MiB, but 1\.0 MiB are free"):
+    with pytest.raises(DataError, match=r"the store needs 3\.0 MiB and 1\.0 MiB are free"):
         build(listed(*SIZES), images, small_disk / layout.name, layout)
     assert list(small_disk.rglob("*")) == [small_disk / layout.name]
 

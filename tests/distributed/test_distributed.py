@@ -279,7 +279,9 @@ def trouble(tmp: Path, kind: str) -> int:
             if kind == "bug":
                 raise ValueError("out of range")
             if kind == "user":
-                raise process_group.UserError("data/x.jpg: cannot be read; run `plumage data` with the same --config and keys")
+                raise process_group.UserError(
+                    "data/x.jpg: cannot be read; run `plumage data` with the same --config and keys"
+                )
         return before(state, *args)
 
     trainer.train_step = learn
@@ -354,7 +356,9 @@ def disagreeing(tmp: Path) -> int:
 def test_ranks_with_unlike_configurations_refuse_to_start(birds: Path, tmp_path: Path) -> None:
     first, second = ranks.run(disagreeing, 2, tmp_path)
     assert (first.value, second.value) == (2, 2)
-    assert "rank 1 has a different configuration from rank 0: optim.lr 0.01 -> 0.02" in first.said + second.said
+    assert (
+        "rank 1 has a different configuration from rank 0: optim.lr 0.01 -> 0.02" in first.said + second.said
+    )
     assert (first.said + second.said).count("error:") == 1
 
 

@@ -96,7 +96,9 @@ def test_auto_says_why_it_takes_the_cpu_of_a_machine_with_a_driver(
     assert capsys.readouterr().err == "", "one rank of a machine says it"
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert select_device(TrainConfig(device="auto")).type == "cpu"
-    assert "auto uses the CPU, because NVIDIA's driver is too old; update the driver" in capsys.readouterr().err
+    assert (
+        "auto uses the CPU, because NVIDIA's driver is too old; update the driver" in capsys.readouterr().err
+    )
     assert select_device(TrainConfig(device="cpu")).type == "cpu"
     assert capsys.readouterr().err == ""
 

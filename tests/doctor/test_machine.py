@@ -54,7 +54,7 @@ def test_a_gpu_that_is_asked_for_and_missing_is_a_no_go(
     monkeypatch.delenv(hardware.DEVICES, raising=False)
     finding = machine.device(context(tmp_path, "train.device=auto"))
     assert finding.state == "no-go"
-    assert finding.figures.startswith("NVIDIA's driver is 550.54.15, and torch")
+    assert finding.figures.startswith("NVIDIA's driver is 550.54.15, but torch")
     assert "update the driver" in finding.next
     assert machine.device(context(tmp_path, "train.device=cpu")).state != "no-go"
 

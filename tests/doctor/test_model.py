@@ -56,7 +56,7 @@ def test_a_run_that_goes_on_or_may_not(ask: Callable[..., Findings], trained: Pa
     assert "nothing is left to train" in start["figures"]
     assert tiny.do("train", tmp_path, "train.max_steps=2", "run.name=cut") == 0
     findings = ask("run.name=cut", "model.pretrained=true", "model.weights=nowhere.pth", go=True)
-    assert "goes on from" in findings["start"]["figures"]
+    assert "resumes from" in findings["start"]["figures"]
     assert findings["start"]["numbers"]["step"] == 2
     assert findings["weights"]["state"] == "not applicable"
     speed = findings["speed"]["numbers"]

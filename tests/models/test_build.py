@@ -260,7 +260,9 @@ def test_an_option_that_names_a_file_or_reaches_the_network_is_refused(
 
 
 def test_a_folder_as_a_models_name_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"model\.name: local-dir:.* is a folder; give the network's name in timm"):
+    with pytest.raises(
+        ConfigError, match=r"model\.name: local-dir:.* is a folder; give the network's name in timm"
+    ):
         random_model(name=f"local-dir:{tmp_path}")
 
 

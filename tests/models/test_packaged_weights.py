@@ -102,9 +102,7 @@ def test_a_run_records_where_its_weights_are_from(
 
 
 def test_a_model_without_a_package_names_those_that_have_one() -> None:
-    with pytest.raises(
-        WeightsError, match=r"no package has weights of resnet18, only of "
-    ) as caught:
+    with pytest.raises(WeightsError, match=r"no package has weights of resnet18, only of ") as caught:
         load("resnet18")
     assert all(name in str(caught.value) for name in PACKAGES)
 

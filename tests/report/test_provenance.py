@@ -127,7 +127,9 @@ def test_a_certificate_is_told_with_its_faults_and_whether_it_is_of_these_number
     assert faults == ["numbers of test: coverage.csv: the table has 19 rows instead of 18"]
     metrics = run.evaluation("test").metrics_file
     files.write_json(metrics, {**json.loads(metrics.read_text()), "top1": 0.5})
-    assert said(config)["Certificate"][1] == "It is about other numbers than these: run `plumage verify` again."
+    assert (
+        said(config)["Certificate"][1] == "It is about other numbers than these: run `plumage verify` again."
+    )
     run.certificate_file.write_text("{}")
     with pytest.raises(DataError, match=r"certificate\.json: damaged .*; run `verify` again"):
         said(config)

@@ -335,7 +335,7 @@ def test_two_processes_do_not_write_one_part(tmp_path: Path) -> None:
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_asked(small_disk: Path) -> None:
     with serving(Server(CONTENT)) as server:
-        with pytest.raises(DataError, match=r"downloading birds\.tgz needs 2\.9 MiB, but 1\.0 MiB are free"):
+        with pytest.raises(DataError, match=r"downloading birds\.tgz needs 2\.9 MiB and 1\.0 MiB are free"):
             fetch(remote_of(server.url), small_disk / "birds.tgz")
     assert server.requested == [] and list(small_disk.iterdir()) == []
 
