@@ -58,13 +58,13 @@ def launch(argv: Sequence[str]) -> int:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         return worst(codes)
     except SignalException as error:
-        console.say(f"stopped by {error.sigval.name}; the same command goes on")
+        console.say(f"stopped by {error.sigval.name}; the same command resumes")
         return Stopped.exit_code
     except (RendezvousError, dist.DistError) as error:
         where = args.rdzv_endpoint or "this machine"
         console.fail(
             f"the rendezvous at {where} cannot be reached, or not all machines joined ({error}); once they are "
-            "there, the same command goes on"
+            "there, the same command resumes"
         )
         return RankLost.exit_code
     return 0
@@ -112,7 +112,7 @@ def _watch(endpoint: str) -> None:
         if _ranks_alive() or not had_ranks or _reaches(host, int(port)):
             reached = time.monotonic()
         elif time.monotonic() - reached > UNREACHABLE_S:
-            console.fail(f"the rendezvous at {endpoint} no longer answers; the same command goes on")
+            console.fail(f"the rendezvous at {endpoint} no longer answers; the same command resumes")
             os._exit(RankLost.exit_code)
 
 

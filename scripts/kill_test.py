@@ -4,7 +4,7 @@
 
 A small training on drawn birds, with mixup, an average of the weights, a plateau schedule and a switch
 from Adam to SGD, is killed by SIGKILL at random moments: within a step, within the write of a checkpoint,
-within validation. Each time the same command goes on. At the end the weights have to be identical bit
+within validation. Each time the same command resumes. At the end the weights have to be identical bit
 for bit, and the log line for line but for what the clock says. Exit code 1 if they are not.
 """
 

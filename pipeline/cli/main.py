@@ -44,7 +44,7 @@ def _run(verb: Verb, arguments: Namespace) -> int:
         console.say(str(stopped))
         return stopped.exit_code
     except KeyboardInterrupt:
-        console.say("stopped by SIGINT; the same command goes on")
+        console.say("stopped by SIGINT; the same command resumes")
         return Stopped.exit_code
     if result and (result.get("go") is False or result.get("holds") is False or result.get("refused")):
         return UserError.exit_code

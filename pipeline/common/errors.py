@@ -51,13 +51,13 @@ class FileRefused(UserError):
 
 
 class Stopped(Exception):
-    """A signal asked the program to stop; the same command goes on from where it was."""
+    """A signal asked the program to stop; the same command resumes from where it was."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 class RankLost(Stopped):
-    """Another rank of the job is gone; what is saved is whole, and the same command goes on from there."""
+    """Another rank of the job is gone; what is saved is whole, and the same command resumes from there."""
 
     def __init__(self, why: str, said: bool) -> None:
         """said: whether another rank of this machine says it too."""
@@ -65,7 +65,7 @@ class RankLost(Stopped):
         self.said = said
 
 
-AGAIN = "then the same command goes on"
+AGAIN = "then the same command resumes"
 ANOTHER_FOLDER = "give another one (run.root for results, data.root for data)"
 # What the user can fix, by the system's number of the error. Others, such as ENOENT, are bugs.
 REFUSALS = {

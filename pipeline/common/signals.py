@@ -28,7 +28,7 @@ class StoppedWaiting(Stopped):
     def __init__(self, name: str) -> None:
         """name: of the signal."""
         super().__init__(
-            f"stopped by {name} while waiting for another process; the same command goes on from the last checkpoint"
+            f"stopped by {name} while waiting for another process; the same command resumes from the last checkpoint"
         )
 
 
@@ -112,4 +112,4 @@ def raising() -> Iterator[None]:
 
 def raise_stopped(number: int, _frame: FrameType | None) -> None:
     """The handler for everything that is safe to stop anywhere, because its files appear whole."""
-    raise Stopped(f"stopped by {signal.Signals(number).name}; the same command goes on")
+    raise Stopped(f"stopped by {signal.Signals(number).name}; the same command resumes")

@@ -207,7 +207,7 @@ class Loader:
         except WaitedTooLong as error:
             raise DataError(
                 f"no batch came in {BATCH_PATIENCE_S:g} s, and the loader processes live; see whether the disk of "
-                "data.root answers; the same command goes on from the last checkpoint"
+                "data.root answers; the same command resumes from the last checkpoint"
             ) from error
         except (RuntimeError, OSError, EOFError) as error:
             self._raise_if_killed(ENDS_SHOW_S)

@@ -60,7 +60,7 @@ def killed(process: BaseProcess) -> DataError:
     number = -(process.exitcode or 0)
     return DataError(
         f"a loader process was killed by signal {number} ({signal.strsignal(number)}); dmesg says whether memory ran "
-        "out: then set data.workers lower; the same command goes on from the last checkpoint"
+        "out: then set data.workers lower; the same command resumes from the last checkpoint"
     )
 
 

@@ -174,7 +174,7 @@ def turn(folder: Path, wait_minutes: float) -> Iterator[None]:
                 "what it does (it may be suspended), or set distributed.data_timeout_minutes higher"
             )
         if name := signals.requested():
-            raise Stopped(f"stopped by {name}, waiting for {holder}; the same command goes on")
+            raise Stopped(f"stopped by {name}, waiting for {holder}; the same command resumes")
         if now - said > SAY_AGAIN_S:
             said = now
             console.say(

@@ -177,7 +177,7 @@ def join(train: TrainConfig, timeout_s: float = 600.0) -> Iterator[Ranks]:
         attempt = rendezvous(store, rank, world, timeout_s)
     except (TimeoutError, dist.DistError) as error:
         waiting = f"rank {os.environ.get('RANK')} timed out waiting"
-        raise RankLost(f"{waiting}: {error}; the same command goes on", said=False) from error
+        raise RankLost(f"{waiting}: {error}; the same command resumes", said=False) from error
     store = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
     heartbeat = Heartbeat(store, rank, world)
     console.sign(heartbeat.name(rank))
@@ -221,7 +221,7 @@ def _lost_rank_error(heartbeat: Heartbeat) -> RankLost:
     said = not heartbeat.first_to_say(verdict) and os.environ.get("LOCAL_RANK") != "0"
     if dist.group.WORLD is not None:
         dist.group.WORLD.abort()  # a collective that hangs, on a GPU say, would not let this process end
-    return RankLost(f"{verdict}; the same command goes on from the last checkpoint", said)
+    return RankLost(f"{verdict}; the same command resumes from the last checkpoint", said)
 
 
 def is_collective_error(error: Exception) -> bool:

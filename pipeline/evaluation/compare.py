@@ -229,8 +229,8 @@ def _warn_of_equal_seeds(groups: Sequence[Group]) -> None:
         seeds = [run.seed for run in group.runs if run.seed is not None]
         if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
             console.warn(
-                f"{group.name}: seed {', '.join(map(str, twice))} is that of several runs, which are no sample of seeds; "
-                "leave all but one out"
+                f"{group.name}: seed {', '.join(map(str, twice))} is that of several runs, which are not a sample of "
+                "seeds; leave all but one out"
             )
 
 

@@ -153,7 +153,7 @@ def run_tasks(
                     if stop.name is None:
                         yield busy[connection].collect()  # type: ignore[index]
                 if stop.name is not None:
-                    raise Stopped(f"stopped by {stop.name}; the same command goes on")
+                    raise Stopped(f"stopped by {stop.name}; the same command resumes")
         finally:
             for worker in workers:
                 worker.request_stop()

@@ -133,7 +133,9 @@ def git() -> dict[str, Any] | None:
     """The commit of the code, and whether its files differ from it or new ones are among them; None without git."""
     try:
         changed = _run_git("status", "--porcelain", "--untracked-files=no")
-        new = _run_git("ls-files", "--others", "--exclude-standard", str(CODE))  # pictures beside it are no code
+        new = _run_git(
+            "ls-files", "--others", "--exclude-standard", str(CODE)
+        )  # pictures beside it are no code
         return {"commit": _run_git("rev-parse", "HEAD"), "dirty": bool(changed or new)}
     except (OSError, subprocess.SubprocessError):
         return None

@@ -124,7 +124,7 @@ class Checkpointer:
         signal = self.stop.name or "a signal on another rank"
         path = RunDirectory(self.config.run_dir).checkpoint("last")
         asked = self.config.train.resume
-        go_on = "the same command goes on" if asked == "auto" else "it goes on with train.resume=auto"
+        go_on = "the same command resumes" if asked == "auto" else "it resumes with train.resume=auto"
         return Stopped(
             f"stopped by {signal} at step {self.state.step} of {self.setup.last_step}, saved in {path}; {go_on}"
         )

@@ -166,7 +166,9 @@ def _check_options(phase: ResolvedPhase) -> None:
         if key in options and options[key] != value:
             raise ConfigError(f"{where}: {key} is {value} here; set it beside the options, and not in them")
     of_factory = inspect.signature(create_optimizer_v2).parameters.keys() - keys.keys()
-    if phase.name not in ("sgd", *TORCH_OPTIMIZERS) and (idle := sorted(of_factory & options.keys() - {"foreach"})):
+    if phase.name not in ("sgd", *TORCH_OPTIMIZERS) and (
+        idle := sorted(of_factory & options.keys() - {"foreach"})
+    ):
         raise ConfigError(
             f"{where}: {idle[0]} has no effect, as the weights are grouped before; see optim.layer_decay and "
             "optim.weight_decay, or drop it"

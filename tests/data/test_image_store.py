@@ -201,7 +201,9 @@ def test_a_jpeg_cut_by_its_last_bytes_is_bad(images: Path, layout: Layout) -> No
 
 
 def test_a_folder_without_a_store_names_the_command_that_makes_it(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="store-squash64-packed: missing; run `plumage data` with the same --config and keys"):
+    with pytest.raises(
+        DataError, match="store-squash64-packed: missing; run `plumage data` with the same --config and keys"
+    ):
         Store(tmp_path / "store-squash64-packed")
 
 
@@ -323,7 +325,9 @@ def test_a_packed_picture_has_as_many_bytes_as_its_width_and_height_say(images: 
 def test_what_is_no_index_is_refused(images: Path, content: bytes) -> None:
     _, store = built(images, SQUASH)
     (store.folder / "index.csv").write_bytes(content)
-    with pytest.raises(DataError, match=r"index\.csv: damaged \(.+\); run `plumage data` with the same --config and keys"):
+    with pytest.raises(
+        DataError, match=r"index\.csv: damaged \(.+\); run `plumage data` with the same --config and keys"
+    ):
         Store(store.folder)
 
 
@@ -337,10 +341,14 @@ def test_pixels_that_are_cut_empty_or_missing_are_refused(images: Path) -> None:
     ):
         Store(store.folder)
     path.write_bytes(b"")
-    with pytest.raises(DataError, match=r"pixels\.bin: empty; run `plumage data` with the same --config and keys"):
+    with pytest.raises(
+        DataError, match=r"pixels\.bin: empty; run `plumage data` with the same --config and keys"
+    ):
         Store(store.folder)
     path.unlink()
-    with pytest.raises(DataError, match=r"pixels\.bin: missing; run `plumage data` with the same --config and keys"):
+    with pytest.raises(
+        DataError, match=r"pixels\.bin: missing; run `plumage data` with the same --config and keys"
+    ):
         Store(store.folder)
 
 
@@ -359,7 +367,9 @@ def test_a_store_that_is_gone_when_another_process_opens_it_is_named(images: Pat
     _, store = built(images, SQUASH)
     content = pickle.dumps(store)
     shutil.rmtree(store.folder)
-    with pytest.raises(DataError, match="store-squash64-packed: missing; run `plumage data` with the same --config and keys"):
+    with pytest.raises(
+        DataError, match="store-squash64-packed: missing; run `plumage data` with the same --config and keys"
+    ):
         pickle.loads(content)
 
 

@@ -256,8 +256,8 @@ def test_damaged_data_whose_folder_is_gone_are_named_and_stay(
     assert run(own_arguments(own, "data", "--verify")) == 2
     said = capsys.readouterr().err
     assert (
-        "pixels.bin has other content than it was made with; bring the folder back and run `plumage data` with the same --config and keys"
-        in said
+        "pixels.bin has other content than it was made with; bring the folder back and run `plumage data` with the same "
+        "--config and keys" in said
     )
     assert path.is_file()
 
@@ -335,7 +335,10 @@ def test_verify_tells_of_a_changed_unpacked_folder_and_leaves_it(
     picture.write_bytes(picture.read_bytes() + b"\0")
     capsys.readouterr()
     assert run(arguments(archive, tmp_path, "--verify")) == 0
-    assert "unless you changed it yourself, rename it and run `plumage data` with the same --config and keys" in capsys.readouterr().err
+    assert (
+        "unless you changed it yourself, rename it and run `plumage data` with the same --config and keys"
+        in capsys.readouterr().err
+    )
     assert picture.read_bytes()[-1] == 0
 
 

@@ -145,7 +145,10 @@ def test_the_hierarchy_that_a_source_brings_is_kept_beside_the_data_and_a_file_w
     )
     (kept,) = (tmp_path / "data").glob("*/hierarchy.csv")
     kept.write_text("class,family\n")
-    with pytest.raises(DataError, match="has changed since it was made: .*; run `plumage data` with the same --config and keys"):
+    with pytest.raises(
+        DataError,
+        match="has changed since it was made: .*; run `plumage data` with the same --config and keys",
+    ):
         found()
 
 

@@ -217,9 +217,12 @@ def test_runs_of_one_seed_are_said_to_be_no_sample_of_seeds(
 ) -> None:
     paths = [write_run(tmp_path, name, base, seed=seed) for name, seed in (("a", 0), ("b", 1), ("c", 1))]
     compare_runs(paths[:2], "test", None)
-    assert "no sample of seeds" not in capsys.readouterr().err
+    assert "a sample of seeds" not in capsys.readouterr().err
     compare_runs(paths, "test", None)
-    assert "a + b + c: seed 1 is that of several runs, which are no sample of seeds" in capsys.readouterr().err
+    assert (
+        "a + b + c: seed 1 is that of several runs, which are not a sample of seeds"
+        in capsys.readouterr().err
+    )
 
 
 def groups_of(tmp_path: Path, right: np.ndarray, *override: str) -> int:

@@ -160,7 +160,10 @@ def test_training_never_reads_the_test_split(
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["run.name=other"], "best.pt: no such checkpoint; run `plumage train` with the same --config and keys"),
+        (
+            ["run.name=other"],
+            "best.pt: no such checkpoint; run `plumage train` with the same --config and keys",
+        ),
         (["model.mean=[0.1,0.1,0.1]"], "was trained with another model (model.mean None -> [0.1, 0.1, 0.1])"),
         (["model.name=resnet18"], "was trained with another model (model.name test_resnet -> resnet18)"),
         (["seed=1"], "was trained on another sample table"),

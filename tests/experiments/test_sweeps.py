@@ -223,7 +223,7 @@ def test_what_can_be_mended_leaves_the_trial_to_the_same_command(
         patched.setattr(worker_pool, "redirect_output", lambda _: None)
         patched.setattr(worker_pool, "run_tasks", fail)
         patched.setattr("pipeline.training.trainer.train", _raises(full))
-        with pytest.raises(DataError, match="the disk is full; once that is fixed, the same command goes on"):
+        with pytest.raises(DataError, match="the disk is full; once that is fixed, the same command resumes"):
             sweep.sweep(path, None, 1, None, [])
     trials_of = Trials(SweepPlan(path), None)
     assert len(trials_of.abandoned()) == 1

@@ -319,7 +319,7 @@ def test_a_better_validation_is_a_checkpoint_that_a_run_goes_on_from(
 
 @pytest.mark.parametrize(
     ("resume", "said"),
-    [("auto", "; the same command goes on"), ("never", "; it goes on with train.resume=auto")],
+    [("auto", "; the same command resumes"), ("never", "; it resumes with train.resume=auto")],
 )
 def test_a_run_that_is_stopped_says_how_it_goes_on(
     birds: Path, tmp_path: Path, resume: str, said: str

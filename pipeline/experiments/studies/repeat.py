@@ -30,7 +30,7 @@ def repeat(path: Path, seeds: Sequence[int], jobs: int | None, overrides: Sequen
 
     Raises:
         UserError: the configuration is wrong, or runs failed; the others went on.
-        Stopped: a signal came; the same command goes on.
+        Stopped: a signal came; the same command resumes.
     """
     plan = RepeatPlan(path, seeds, overrides)
     members = plan.members({})

@@ -39,7 +39,7 @@ def study(name: str, jobs: int | None, overrides: Sequence[str]) -> dict[str, An
 
     Raises:
         UserError: a study file or a configuration is wrong, or runs failed; the others went on.
-        Stopped: a signal came; the same command goes on.
+        Stopped: a signal came; the same command resumes.
     """
     plans = [StudyPlan(path, overrides) for path in find(name)]
     for plan in plans:  # all mistakes are found before anything runs

@@ -43,7 +43,7 @@ def sweep(
 
     Raises:
         UserError: a file or a configuration is wrong, or a trial failed by a mistake that can be fixed.
-        Stopped: a signal came; the same command goes on.
+        Stopped: a signal came; the same command resumes.
     """
     for name, number in (("--trials", limit), ("--jobs", jobs)):
         if number is not None and number < 1:
@@ -106,7 +106,7 @@ def _run_trials(trials: Trials, task: TrialTask, jobs: int | None) -> None:
     """Run trials in worker processes until none is left to claim.
 
     Raises:
-        DataError: a trial failed by a mistake that can be fixed; then the same command goes on with it. Or processes
+        DataError: a trial failed by a mistake that can be fixed; then the same command resumes with it. Or processes
             end before they claim one.
         Stopped: a signal came; the running trials have saved their state.
         RuntimeError: a bug ended a trial; the message holds the traceback.
@@ -127,7 +127,7 @@ def _run_trials(trials: Trials, task: TrialTask, jobs: int | None) -> None:
                 raise RuntimeError(f"{plan.name}, in another process:\n{outcome.message}")
             if outcome.status == "failed":
                 raise DataError(
-                    f"{plan.path}: {outcome.message}; once that is fixed, the same command goes on"
+                    f"{plan.path}: {outcome.message}; once that is fixed, the same command resumes"
                 )
             losses.count(outcome)
             if outcome.status == "lost":
@@ -159,7 +159,7 @@ class _Losses:
         if self._in_a_row >= self._most:
             raise DataError(
                 f"{self._trials.plan.path}: {self._in_a_row} worker processes in a row ended before they began a "
-                f"trial ({outcome.message}): too little memory? Give fewer --jobs; the same command goes on"
+                f"trial ({outcome.message}): too little memory? Give fewer --jobs; the same command resumes"
             )
 
 
@@ -185,7 +185,7 @@ def _write_results(trials: Trials) -> dict[str, Any]:
         console.say(f"{running} trials are running elsewhere; whichever ends last writes all of this again")
     if abandoned := counts.get("abandoned"):
         console.say(
-            f"{abandoned} trials are abandoned: their processes are gone; the same command goes on with them"
+            f"{abandoned} trials are abandoned: their processes are gone; the same command resumes with them"
         )
     best = results.best(plan, rows)
     if best is None:

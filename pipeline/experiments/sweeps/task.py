@@ -86,7 +86,7 @@ class TrialTask:
             with signals.raising():
                 prepare(config)
             if stop.name is not None:
-                raise Stopped(f"stopped by {stop.name} before it began; the same command goes on")
+                raise Stopped(f"stopped by {stop.name} before it began; the same command resumes")
             train(config, watch=PruningTracker(trials, number, config))
         except Pruned as pruned:
             console.say(str(pruned))
