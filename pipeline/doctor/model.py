@@ -25,6 +25,7 @@ from pipeline.training.optimizer import set_rates
 from pipeline.training.phases import PhaseState
 from pipeline.training.schedule import images_per_step
 from pipeline.training.setup import TrainingSetup
+from pipeline.training.start import build_state, check_passes, optimizer_of_phase
 from pipeline.training.state import restore
 
 
@@ -41,13 +42,13 @@ def _check_start(data: OwnData, setup: TrainingSetup) -> Finding:
     if (status := RunDirectory(config.run_dir).read_status()) and status.state == "running":
         figures = f"process {status.pid} on {status.host} is training {config.run_dir}"
         return Finding("no-go", figures, "wait for its end, stop it, or take another run.name")
-    checkpoint = resume.start_from(config, setup.classes, setup.samples)
+    checkpoint = resume.checkpoint_to_resume(config, setup.classes, setup.samples)
     if checkpoint is None:
         figures = f"a new run of {setup.last_step:,} steps in {config.run_dir}"
         return Finding("ok", figures, numbers={"step": 0})
     path, content = checkpoint
     phase = checkpoints.part(content, "phase", PhaseState, path)
-    state, _ = _single_rank_setup(setup).build_state(phase, content["precision"], pretrained=False)
+    state, _ = build_state(_single_rank_setup(setup), phase, content["precision"], pretrained=False)
     restore(state, content, path)
     step = int(content["step"])
     numbers = {"step": step, "checkpoint": str(path)}
@@ -106,12 +107,12 @@ def initial_state(
 ) -> tuple[Finding, BuiltModel]:
     """Build the state with which trial steps begin: pretrained where those weights are available, else random."""
     first_phase = phases.first(setup.config.optim)
-    state, origin = setup.build_state(first_phase, context.precision, pretrained=weights.available)
+    state, origin = build_state(setup, first_phase, context.precision, pretrained=weights.available)
     single_rank_state = state
     syncs = context.ranks.world_size > 1 and setup.config.distributed.sync_batchnorm
     if syncs and not context.is_sharded:
         alone = _single_rank_setup(setup)
-        single_rank_state, _ = alone.build_state(state.phase, context.precision, pretrained=False)
+        single_rank_state, _ = build_state(alone, state.phase, context.precision, pretrained=False)
         single_rank_state.model.load_state_dict(state.model.state_dict())
     sizes = [parameter.numel() for parameter in state.model.parameters()]
     figures = f"{setup.config.model.name}, {sum(sizes) / 1e6:.2f} M parameters, {len(setup.classes)} classes"
@@ -122,7 +123,7 @@ def initial_state(
 def passes(context: CheckContext, setup: TrainingSetup, model: BuiltModel) -> tuple[Finding, TriedModel]:
     """Try what training tries at its start: passes of the true size, and a step of each phase's optimizer."""
     config = setup.config
-    setup.check_passes(model.state, context.precision, config.optim.batch_size)
+    check_passes(setup, model.state, context.precision, config.optim.batch_size)
     sizes = sorted({config.data.image_px, *(stage.image_px for stage in config.data.progressive)})
     optimizers = ", ".join(phase.name for phase in config.optim.resolved_phases)
     figures = (
@@ -147,7 +148,7 @@ def learning_rates(context: CheckContext, setup: TrainingSetup, model: BuiltMode
         steps = range(state.start_step, min(until, setup.last_step))
         if not steps:  # train.max_steps ends the run before
             continue
-        optimizer = setup.build_optimizer(model.state.model, state)
+        optimizer = optimizer_of_phase(setup.config, model.state.model, state)
         in_groups = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
         if sorted(in_groups) != sorted(map(id, model.state.model.parameters())):
             what_next = "report this: a parameter would learn twice, or not at all"

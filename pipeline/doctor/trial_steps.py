@@ -21,7 +21,8 @@ from pipeline.doctor.products import BuiltModel
 from pipeline.training import phases
 from pipeline.training.compilation import compile_errors, compiled
 from pipeline.training.freezing import FreezeSchedule
-from pipeline.training.setup import RunStart, TrainingSetup
+from pipeline.training.setup import TrainingSetup
+from pipeline.training.start import RunStart, build_state, optimizer_of_phase
 from pipeline.training.state import TrainState
 from pipeline.training.step import StepSettings, train_step
 
@@ -113,7 +114,7 @@ class TrialSteps:
         """A copy in training mode; shards cannot be copied and are rebuilt, with random weights."""
         config, precision = self.context.config, self.context.precision
         if self.context.is_sharded:
-            state, _ = self.setup.build_state(phases.first(config.optim), precision, pretrained=False)
+            state, _ = build_state(self.setup, phases.first(config.optim), precision, pretrained=False)
         else:
             original = self.model.single_rank_state if alone else self.model.state
             model, phase = copy.deepcopy(original.model), copy.deepcopy(original.phase)
@@ -121,7 +122,7 @@ class TrialSteps:
                 original,
                 model=model,
                 phase=phase,
-                optimizer=self.setup.build_optimizer(model, phase),
+                optimizer=optimizer_of_phase(config, model, phase),
                 scaler=torch.amp.GradScaler(self.context.ranks.device.type, enabled=precision == "fp16"),
                 ema=copy.deepcopy(original.ema),
             )

@@ -20,7 +20,7 @@ from pipeline.evaluation import readings
 from pipeline.inference import load_model
 from pipeline.runs import environment, registration
 from pipeline.runs.directory import RunDirectory, find_run_directories
-from pipeline.runs.history import History, Start
+from pipeline.runs.history import History, TrainingProcess
 from pipeline.runs.registration import Arm, Registration
 
 
@@ -209,7 +209,7 @@ def _mismatches_of_history(
             yield f"from step {start.step} on it is trained by other code than was registered ({_code(found)})"
 
 
-def _other_settings(arm: Arm, start: Start) -> Iterator[str]:
+def _other_settings(arm: Arm, start: TrainingProcess) -> Iterator[str]:
     """In what a process that trained departs from an arm."""
     fixed, its = (
         _of_training(registration.settings(each)) for each in (arm.configuration, start.configuration)

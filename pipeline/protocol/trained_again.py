@@ -18,7 +18,7 @@ from pipeline.protocol import differing
 from pipeline.protocol.claims import Claim
 from pipeline.runs import environment
 from pipeline.runs.directory import RunDirectory
-from pipeline.runs.history import FILE, Start
+from pipeline.runs.history import FILE, TrainingProcess
 from pipeline.runs.log import FIELDS, Log
 from pipeline.training import trainer
 
@@ -48,7 +48,7 @@ def steps_to_take(log: Log, wanted: int, since: int = 0, start: Path | None = No
     return Steps(since, min(enough) if enough else max(recorded), start) if recorded else None
 
 
-def why_not(starts: Sequence[Start], log: Log, steps: Steps) -> str | None:
+def why_not(starts: Sequence[TrainingProcess], log: Log, steps: Steps) -> str | None:
     """Why steps cannot be taken again as the last process of a run would take them; None where they can.
 
     config.yaml and environment.json are those of the last process, and an earlier one may have taken these steps.
@@ -67,7 +67,7 @@ def why_not(starts: Sequence[Start], log: Log, steps: Steps) -> str | None:
     return None
 
 
-def _are_logged(later: Start, log: Log, since: int) -> bool:
+def _are_logged(later: TrainingProcess, log: Log, since: int) -> bool:
     """Whether the steps before a process are in the log, as they are where it went on from the run's own last one."""
     own = later.configuration["run"]
     last = RunDirectory(Path(own["root"]) / str(own["name"])).checkpoint("last")
@@ -76,7 +76,7 @@ def _are_logged(later: Start, log: Log, since: int) -> bool:
     )
 
 
-def _other(start: Start, last: Start, *, from_the_first: bool) -> Iterator[str]:
+def _other(start: TrainingProcess, last: TrainingProcess, *, from_the_first: bool) -> Iterator[str]:
     """What may make other numbers, and was not the same for two processes: keys, code, and what of the machine."""
     for key, *_ in differences(completed(start.configuration), completed(last.configuration)):
         if effect_of(key).on_resume != "free" or (from_the_first and key in AT_THE_BEGINNING):

@@ -18,7 +18,7 @@ FILE = RunDirectory(Path()).history_file.name
 
 
 @dataclass(frozen=True)
-class Start:
+class TrainingProcess:
     """A process that began to train.
 
     time: UTC, ISO 8601; step: how many were taken before it; code_sha256: of the code that makes numbers; configuration:
@@ -39,7 +39,7 @@ class Held(NamedTuple):
     """What a checkpoint says. starts: none in one of an earlier version."""
 
     step: int
-    starts: tuple[Start, ...]
+    starts: tuple[TrainingProcess, ...]
 
     @classmethod
     def of(cls, content: Mapping[str, Any], path: Path) -> "Held":
@@ -48,7 +48,7 @@ class Held(NamedTuple):
         Raises:
             CheckpointError: its history is damaged.
         """
-        starts = checkpoints.part(dict(content), "history", list[Start] | None, path)
+        starts = checkpoints.part(dict(content), "history", list[TrainingProcess] | None, path)
         return cls(content["step"], tuple(starts or ()))
 
 
@@ -56,7 +56,7 @@ class Held(NamedTuple):
 class History:
     """starts: in their order, empty for a run of an earlier version; faults: where file and checkpoints do not fit."""
 
-    starts: tuple[Start, ...] = ()
+    starts: tuple[TrainingProcess, ...] = ()
     faults: tuple[str, ...] = ()
 
     @classmethod
@@ -96,12 +96,12 @@ class History:
             yield f"{FILE}: begins at step {first.step}, and does not say what trained the steps before"
 
 
-def write(run: RunDirectory, starts: Sequence[Start]) -> None:
+def write(run: RunDirectory, starts: Sequence[TrainingProcess]) -> None:
     """Write history.json, whole or not at all."""
     files.write_json(run.history_file, plain(starts))
 
 
-def read(run: RunDirectory) -> tuple[Start, ...]:
+def read(run: RunDirectory) -> tuple[TrainingProcess, ...]:
     """What history.json says; empty where there is none.
 
     Raises:
@@ -109,10 +109,10 @@ def read(run: RunDirectory) -> tuple[Start, ...]:
     """
     if not run.history_file.is_file():
         return ()
-    return tuple(files.read_json(run.history_file, list[Start]))
+    return tuple(files.read_json(run.history_file, list[TrainingProcess]))
 
 
-def is_of(run: RunDirectory, starts: Sequence[Start]) -> bool:
+def is_of(run: RunDirectory, starts: Sequence[TrainingProcess]) -> bool:
     """Whether what a run has logged, up to where the last of `starts` goes on, is of the training that they tell of."""
     *before, this = starts
     found = list(read(run))
@@ -120,12 +120,12 @@ def is_of(run: RunDirectory, starts: Sequence[Start]) -> bool:
     return same == before and all(start.step >= this.step for start in others)
 
 
-def plain(starts: Sequence[Start]) -> list[dict[str, Any]]:
+def plain(starts: Sequence[TrainingProcess]) -> list[dict[str, Any]]:
     """As plain types."""
     return [asdict(start) for start in starts]
 
 
-def _faults(starts: tuple[Start, ...], held: Mapping[str, Held]) -> Iterator[str]:
+def _faults(starts: tuple[TrainingProcess, ...], held: Mapping[str, Held]) -> Iterator[str]:
     for name, (step, of_checkpoint) in held.items():
         if of_checkpoint and not starts:
             yield f"{FILE}: missing, and {name} has a history"

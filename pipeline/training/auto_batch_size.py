@@ -1,7 +1,7 @@
 """How many images fit into memory at once: measured, and tried."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -15,11 +15,11 @@ from pipeline.data.loader import Batch
 from pipeline.distributed.process_group import Ranks
 from pipeline.models.classifier import Classifier, evaluating, freeze_batchnorm
 from pipeline.models.precision import Precision, autocast
-from pipeline.training import phases
+from pipeline.training import phases, trial
 from pipeline.training.freezing import FreezeSchedule
 from pipeline.training.optimizer import build_optimizer, parameter_groups
 from pipeline.training.state import TrainState
-from pipeline.training.step import StepSettings, train_step
+from pipeline.training.step import StepSettings, largest_share, train_step
 
 USABLE = 0.85  # of the memory that is free: fragmentation needs some
 GROWTH_BYTES = 64 << 20  # between two trials, at least: enough to tell what an image takes
@@ -34,11 +34,11 @@ def auto_batch_size(config: Config, model: Classifier, precision: Precision, ran
     """
     if config.optim.batch_size != "auto":
         return config.optim.batch_size
-    share = -(-config.optim.images_per_step // ranks.world_size)
+    share = largest_share(config.optim.images_per_step, ranks.world_size)
     fitting = min(ranks.all_gather(largest_that_fits(share, config, model, precision, ranks)))
     images = in_equal_micro_batches(config, fitting, ranks)
     check_evaluation(fitting, config, model, precision, ranks)
-    micro_batches = -(-config.optim.images_per_step // images)
+    micro_batches = math.ceil(config.optim.images_per_step / images)
     console.say(f"batch  {images} images at once, {micro_batches} a step: as many as fit")
     return images
 
@@ -53,7 +53,7 @@ def resumed_batch_size(
     """
     if config.optim.batch_size != "auto":
         return before
-    share = -(-before // ranks.world_size)
+    share = largest_share(before, ranks.world_size)
     if all(ranks.all_gather(can_step(share, config, model, precision, ranks))):
         return before
     images = auto_batch_size(config, model, precision, ranks)
@@ -73,14 +73,14 @@ def in_equal_micro_batches(config: Config, fitting: int, ranks: Ranks) -> int:
     Raises:
         ConfigError: not even two images fit.
     """
-    share = -(-config.optim.images_per_step // ranks.world_size)
+    share = largest_share(config.optim.images_per_step, ranks.world_size)
     if fitting < min(2, share):
         raise ConfigError(
             f"optim.batch_size: auto finds no room for two images of {config.data.image_px} px; "
             "take a smaller model or data.image_px"
         )
-    micro_batches = -(-share // fitting)
-    return -(-share // micro_batches) * ranks.world_size
+    micro_batches = math.ceil(share / fitting)
+    return math.ceil(share / micro_batches) * ranks.world_size
 
 
 def largest_that_fits(
@@ -92,13 +92,13 @@ def largest_that_fits(
     rest is arithmetic. A step of the answer is taken too, and of half of it where memory does not suffice. The model
     is as before afterwards.
     """
-    with _as_before(model, ranks.device):
+    with trial.undone(model, ranks.device):
         return _Trials(most, config, model, precision, ranks).largest()
 
 
 def can_step(images: int, config: Config, model: Classifier, precision: Precision, ranks: Ranks) -> bool:
     """Whether this rank's memory suffices for a step of `images` at once. The model is as before afterwards."""
-    with _as_before(model, ranks.device):
+    with trial.undone(model, ranks.device):
         return _Trials(images, config, model, precision, ranks).peak_of(images) is not None
 
 
@@ -131,7 +131,7 @@ def _can_evaluate(
     except Exception as error:
         if not hardware.is_out_of_memory(error):
             raise
-    _empty_cache(device)
+    trial.empty_cache(device)
     return False
 
 
@@ -140,17 +140,6 @@ def _black(images: int, side_px: int) -> Batch:
     pixels = torch.zeros((images, 3, side_px, side_px), dtype=torch.uint8)
     label = torch.zeros(images, dtype=torch.int64)
     return Batch(pixels.contiguous(memory_format=torch.channels_last), label, label)
-
-
-@contextmanager
-def _as_before(model: Classifier, device: torch.device) -> Iterator[None]:
-    """Leave weights and statistics as they were, and the memory that a block has used free."""
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    try:
-        yield
-    finally:
-        model.load_state_dict(before)
-        _empty_cache(device)
 
 
 def most_remembered(phases: Sequence[ResolvedPhase]) -> ResolvedPhase:
@@ -202,7 +191,7 @@ class _Trials:
 
     def largest(self) -> int:
         """As `largest_that_fits`."""
-        _reset_peak(self.device)
+        trial.reset_peak(self.device)
         images, peak, is_own = 0, hardware.peak_bytes(self.device), False
         ceiling, image_bytes = peak + USABLE * hardware.free_bytes(self.device) / self.sharing, 0.0
         while images < self.most:
@@ -211,16 +200,16 @@ class _Trials:
             if image_bytes:
                 next_ones = min(next_ones, int((ceiling - peak) / image_bytes))
             more = min(images + next_ones, self.most)
-            trial = self.peak_of(more) if more > images else None
-            if trial is None:
+            new_peak = self.peak_of(more) if more > images else None
+            if new_peak is None:
                 return images
-            grown, room = trial - peak, ceiling - trial
+            grown, room = new_peak - peak, ceiling - new_peak
             # A peak never falls on the CPU: growth tells what images take only above a peak of the trial before.
             if is_own:
                 image_bytes = max(0.0, grown / (more - images))
             if is_own and grown > max(GROWTH_BYTES, room / MOST_EXTRAPOLATED):
                 return self._halved(min(self.most, more + max(0, int(room / image_bytes))), more)
-            images, peak, is_own = more, trial, grown > 0 or self.device.type == "cuda"
+            images, peak, is_own = more, new_peak, grown > 0 or self.device.type == "cuda"
         return images
 
     def _halved(self, images: int, fitting: int) -> int:
@@ -236,24 +225,12 @@ class _Trials:
         batch = _black(images, self.config.data.image_px)
         try:
             for _ in range(2 if self.device.type == "cuda" else 1):  # cuDNN tries algorithms in the first
-                _reset_peak(self.device)
+                trial.reset_peak(self.device)
                 train_step(self.state, self.state.model, batch, images, self.rates, self.settings)
             return hardware.peak_bytes(self.device)
         except Exception as error:
             if not hardware.is_out_of_memory(error):
                 raise
         self.state.optimizer.zero_grad(set_to_none=True)
-        _empty_cache(self.device)
+        trial.empty_cache(self.device)
         return None
-
-
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def _empty_cache(device: torch.device) -> None:
-    """Give back what no tensor uses: in pieces of the sizes of trials, other sizes would not fit into it."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    _reset_peak(device)

@@ -16,7 +16,8 @@ from pipeline.models.pretrained import not_finite
 from pipeline.runs import checkpoints, history
 from pipeline.runs.directory import RunDirectory
 from pipeline.training.epoch_meter import EpochMeter
-from pipeline.training.setup import RunStart, TrainingSetup
+from pipeline.training.setup import TrainingSetup
+from pipeline.training.start import RunStart
 from pipeline.training.state import checkpoint_content
 
 

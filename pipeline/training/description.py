@@ -1,5 +1,6 @@
 """The description of a run: configuration, environment, history, changes of the code, and the lines at its start."""
 
+import math
 from typing import Any
 
 from pipeline.common import console, files
@@ -10,8 +11,9 @@ from pipeline.models.licences import in_words
 from pipeline.runs import environment, history
 from pipeline.runs.directory import RunDirectory
 from pipeline.training import refit
-from pipeline.training.setup import RunStart, TrainingSetup
-from pipeline.training.step import accumulation_steps
+from pipeline.training.setup import TrainingSetup
+from pipeline.training.start import RunStart
+from pipeline.training.step import accumulation_steps, largest_share
 
 
 def describe_run(setup: TrainingSetup, start: RunStart) -> None:
@@ -88,7 +90,7 @@ def optimizers(config: Config) -> str:
 def batch(config: Config, batch_size: int, world: int) -> str:
     """How batch size, accumulation and ranks make the batch that the learning rate is for."""
     images = config.optim.images_per_step
-    micro_batches = accumulation_steps(images, -(-batch_size // world), world)
+    micro_batches = accumulation_steps(images, largest_share(batch_size, world), world)
     parts = [f"{world} ranks"] * (world > 1) + [f"{micro_batches} micro-batches"] * (micro_batches > 1)
-    made = " x ".join([*parts, f"{-(-images // (world * micro_batches))} images"])
+    made = " x ".join([*parts, f"{math.ceil(images / (world * micro_batches))} images"])
     return f"{images} images a step" + (f" = {made}" if parts else "")

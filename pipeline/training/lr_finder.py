@@ -28,7 +28,8 @@ from pipeline.training.freezing import FreezeSchedule
 from pipeline.training.phases import Rates
 from pipeline.training.preflight import training_memory_errors
 from pipeline.training.schedule import images_per_step
-from pipeline.training.setup import TrainingSetup, resume_or_start
+from pipeline.training.setup import TrainingSetup
+from pipeline.training.start import resume_or_start
 from pipeline.training.step import train_step
 
 SMOOTHING = 0.9  # of the losses: an exponential mean, its start corrected for

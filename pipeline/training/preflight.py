@@ -5,6 +5,7 @@ that sees one value, an optimizer that needs second derivatives, options of a ph
 sentence then. The model is afterwards as it was, bit for bit, and nothing is drawn from a global stream.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -20,6 +21,7 @@ from pipeline.distributed.process_group import Ranks
 from pipeline.models.classifier import Classifier, evaluating
 from pipeline.models.option_errors import memory_errors, option_errors, quoted, where_size_matters
 from pipeline.models.precision import Precision, autocast
+from pipeline.training import trial
 from pipeline.training.compilation import check_compiler
 from pipeline.training.freezing import FreezeSchedule
 from pipeline.training.loss import cross_entropy_sum
@@ -56,7 +58,9 @@ def check_passes(
     Raises:
         ConfigError: the model cannot be trained, or an optimizer cannot take a step, with these settings.
     """
-    with training_memory_errors(config), _determinism_errors(config), _as_before(state.model, ranks):
+    undone = trial.undone(state.model, ranks.device)
+    streams = torch.random.fork_rng(devices=[ranks.device] if ranks.device.type == "cuda" else [])
+    with training_memory_errors(config), _determinism_errors(config), _untimed(), streams, undone:
         schedule = FreezeSchedule(config, state.model)
         for epoch, count in images.items():
             schedule.apply(epoch)
@@ -83,7 +87,7 @@ def epochs_to_try(
     thaw, found = config.optim.unfreeze_epoch, dict[tuple[int, bool], tuple[int, int]]()
     for epoch, steps in enumerate(clock.steps):
         count = MOST_IMAGES
-        for batch in (images // steps, -(-images // steps)):
+        for batch in (images // steps, math.ceil(images / steps)):
             micro = micro_batch_size or batch
             parts = accumulation_steps(batch, micro, world_size)
             count = min(count, max(1, batch // world_size // parts))
@@ -240,25 +244,11 @@ def training_memory_errors(config: Config, batch_size: int | None = None) -> Abs
 
 
 @contextmanager
-def _as_before(model: Classifier, ranks: Ranks) -> Iterator[None]:
-    """Leave weights, statistics, modes, random streams and the choice of algorithms as they were."""
-    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    modes = [(module, module.training) for module in model.modules()]
-    learning = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    benchmark, device = torch.backends.cudnn.benchmark, ranks.device
-    on_gpu = device.type == "cuda"
-    torch.backends.cudnn.benchmark = False  # nothing is timed, and so nothing chosen, for these sizes
-    with torch.random.fork_rng(devices=[device] if on_gpu else []):
-        try:
-            yield
-        finally:
-            torch.backends.cudnn.benchmark = benchmark
-            model.zero_grad(set_to_none=True)
-            model.load_state_dict(tensors)
-            for module, mode in modes:
-                module.training = mode
-            for parameter, learns in learning:
-                parameter.requires_grad_(learns)
-    if on_gpu:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
+def _untimed() -> Iterator[None]:
+    """Time no algorithms of cuDNN, and so choose none, for sizes that are only tried."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

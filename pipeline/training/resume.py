@@ -17,7 +17,7 @@ from pipeline.runs import checkpoints, environment
 from pipeline.runs import history as histories
 from pipeline.runs.checkpoints import check_data, read
 from pipeline.runs.directory import RunDirectory
-from pipeline.runs.history import Held, Start
+from pipeline.runs.history import Held, TrainingProcess
 from pipeline.runs.status import Hold
 from pipeline.training.state import Best
 
@@ -25,7 +25,9 @@ from pipeline.training.state import Best
 BEFORE_A_RUN = ("status.lock", "lr_find", "probe", "lock", "output.log", "study.json")
 
 
-def start_from(config: Config, classes: list[str], samples: str) -> tuple[Path, dict[str, Any]] | None:
+def checkpoint_to_resume(
+    config: Config, classes: list[str], samples: str
+) -> tuple[Path, dict[str, Any]] | None:
     """The path and content of the checkpoint that `train.resume` asks for, or None for a fresh start.
 
     Args:
@@ -92,8 +94,8 @@ def _changed(config: Config, content: Mapping[str, Any]) -> dict[str, str]:
 
 def history(
     config: Config, checkpoint: tuple[Path, dict[str, Any]] | None, ranks: Ranks
-) -> tuple[Start, ...]:
-    """The processes that trained the weights up to a checkpoint (`start_from`), and this one.
+) -> tuple[TrainingProcess, ...]:
+    """The processes that trained the weights up to a checkpoint (`checkpoint_to_resume`), and this one.
 
     Raises:
         CheckpointError: the history in the checkpoint is damaged.
@@ -101,7 +103,7 @@ def history(
     """
     path, content = checkpoint or (None, None)
     before = Held(0, ()) if path is None or content is None else Held.of(content, path)
-    this = Start(
+    this = TrainingProcess(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         step=before.step,
         code_sha256=environment.code_sha256(),
@@ -115,7 +117,7 @@ def history(
     return (*before.starts, *adopted, this)
 
 
-def _adopted(run: RunDirectory, last: Held) -> tuple[Start, ...]:
+def _adopted(run: RunDirectory, last: Held) -> tuple[TrainingProcess, ...]:
     """The process that made the checkpoint of a run its last one (`adopt`), where it saved nothing after that."""
     found, count = histories.read(run), len(last.starts)
     next_one = found[count : count + 1]
@@ -123,14 +125,14 @@ def _adopted(run: RunDirectory, last: Held) -> tuple[Start, ...]:
     return next_one if is_it and elsewhere(run, next_one) is not None else ()
 
 
-def elsewhere(run: RunDirectory, history: Sequence[Start]) -> Path | None:
+def elsewhere(run: RunDirectory, history: Sequence[TrainingProcess]) -> Path | None:
     """The checkpoint that a run goes on from, where that is not its own last one."""
     path = history[-1].resumed_from
     is_own = path is None or Path(path).resolve() == run.checkpoint("last").resolve()
     return None if is_own else Path(str(path))
 
 
-def adopt(run: RunDirectory, starts: Sequence[Start], best: Best | None) -> Best | None:
+def adopt(run: RunDirectory, starts: Sequence[TrainingProcess], best: Best | None) -> Best | None:
     """Make a checkpoint from `elsewhere` the last one of a run, and the best of that training the run's best one.
 
     What an abandoned training has left in the run, later checkpoints, another best one, and a log that is not of the

@@ -1,5 +1,6 @@
 """One optimizer step: forward and backward over micro-batches, clipping, update, EMA."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -104,8 +105,13 @@ def skips_all(state: TrainState, *, is_last: bool) -> bool:
 
 def accumulation_steps(global_batch_size: int, micro_batch_size: int, world_size: int) -> int:
     """The number of micro-batches that every rank cuts its share of a batch into; none of them is empty."""
-    largest_share, smallest_share = -(-global_batch_size // world_size), global_batch_size // world_size
-    return max(1, min(-(-largest_share // micro_batch_size), smallest_share))
+    largest, smallest = largest_share(global_batch_size, world_size), global_batch_size // world_size
+    return max(1, min(math.ceil(largest / micro_batch_size), smallest))
+
+
+def largest_share(images: int, world_size: int) -> int:
+    """The most images that a rank takes of a batch, or of what all ranks compute at once."""
+    return math.ceil(images / world_size)
 
 
 def _backward(

@@ -30,7 +30,8 @@ from pipeline.training.epoch_meter import EpochMeter, NotFinite
 from pipeline.training.freezing import FreezeSchedule
 from pipeline.training.optimizer import carry_momentum
 from pipeline.training.preflight import training_memory_errors
-from pipeline.training.setup import TrainingSetup, resume_or_start
+from pipeline.training.setup import TrainingSetup
+from pipeline.training.start import optimizer_of_phase, resume_or_start
 from pipeline.training.state import Best, Totals
 from pipeline.training.step import skips_all, train_step
 from pipeline.training.validation import Validator
@@ -232,7 +233,7 @@ class Trainer:
         while phases.is_over(phase, state.phase, state.step, self.clock):
             state.phase = phases.following(self.config.optim, state.phase, state.step)
             phase, optimizer = of_phase[state.phase.index], state.optimizer
-            state.optimizer = self.setup.build_optimizer(state.model, state.phase)
+            state.optimizer = optimizer_of_phase(self.config, state.model, state.phase)
             if phase.carry_momentum:
                 carry_momentum(optimizer, state.optimizer, phase.momentum)
         if phase is before:

@@ -6,7 +6,8 @@ from pipeline.runs.directory import RunDirectory
 from pipeline.runs.trackers import Tracker
 from pipeline.training.checkpointing import Checkpointer
 from pipeline.training.epoch_meter import EpochMeter
-from pipeline.training.setup import RunStart, TrainingSetup
+from pipeline.training.setup import TrainingSetup
+from pipeline.training.start import RunStart
 from pipeline.training.state import Best
 
 

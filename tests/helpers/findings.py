@@ -11,6 +11,7 @@ from pipeline.doctor.context import CheckContext
 from pipeline.doctor.products import BuiltModel
 from pipeline.training import phases
 from pipeline.training.setup import TrainingSetup
+from pipeline.training.start import build_state
 from tests.helpers import tiny
 
 Findings = dict[str, dict[str, Any]]
@@ -30,9 +31,8 @@ def context(tmp: Path, *overrides: str, ranks: Ranks = SINGLE) -> CheckContext:
 def built_model(tmp: Path, *overrides: str) -> BuiltModel:
     """The tiny job's model with random weights, on one rank."""
     config = tiny.config(tmp, *overrides)
-    state, weights = TrainingSetup(config, SINGLE).build_state(
-        phases.first(config.optim), "fp32", pretrained=False
-    )
+    setup = TrainingSetup(config, SINGLE)
+    state, weights = build_state(setup, phases.first(config.optim), "fp32", pretrained=False)
     return BuiltModel(state, state, weights)
 
 

@@ -10,7 +10,7 @@ import pytest
 from pipeline.protocol import trained_again
 from pipeline.protocol.trained_again import Steps
 from pipeline.runs.directory import RunDirectory
-from pipeline.runs.history import Start
+from pipeline.runs.history import TrainingProcess
 from pipeline.runs.log import Log
 from tests.helpers import tiny
 
@@ -63,11 +63,11 @@ MACHINE = {"device": "H100", "cpu": "Xeon", "cuda": "13.0", "cudnn": 91900, "thr
 LOG = Log({"kind": "step", "step": step} for step in (10, 20, 30))
 
 
-def two_processes(tmp: Path, *more: str, **others: Any) -> list[Start]:
+def two_processes(tmp: Path, *more: str, **others: Any) -> list[TrainingProcess]:
     """The second goes on from the run's last checkpoint, of step 7; the first had other settings, or something else."""
     config, other = (tiny.config(tmp, *keys).model_dump(mode="json") for keys in ([], more))
     last = str(tiny.checkpoints(tmp) / "last.pt")
-    second = Start("2026-01-02T00:00:00+00:00", 7, "a", config, last, [], MACHINE)
+    second = TrainingProcess("2026-01-02T00:00:00+00:00", 7, "a", config, last, [], MACHINE)
     first = replace(second, step=0, resumed_from=None, configuration=other)
     return [replace(first, **others), second]
 

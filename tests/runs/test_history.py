@@ -10,13 +10,13 @@ from pipeline.common import files
 from pipeline.common.errors import CheckpointError, DataError
 from pipeline.runs import environment, history
 from pipeline.runs.directory import RunDirectory
-from pipeline.runs.history import Held, History, Start
+from pipeline.runs.history import Held, History, TrainingProcess
 
-FIRST = Start("2026-01-01T00:00:00+00:00", 0, "a", {"optim": {"lr": 0.1}}, None, [])
-SECOND = Start("2026-01-02T00:00:00+00:00", 5, "b", {"optim": {"lr": 0.2}}, "last.pt", ["optim.lr"])
+FIRST = TrainingProcess("2026-01-01T00:00:00+00:00", 0, "a", {"optim": {"lr": 0.1}}, None, [])
+SECOND = TrainingProcess("2026-01-02T00:00:00+00:00", 5, "b", {"optim": {"lr": 0.2}}, "last.pt", ["optim.lr"])
 
 
-def faults(tmp: Path, of_file: list[Start], **held: Held) -> list[str]:
+def faults(tmp: Path, of_file: list[TrainingProcess], **held: Held) -> list[str]:
     run = RunDirectory(tmp)
     if of_file:
         history.write(run, of_file)

@@ -14,7 +14,7 @@ from pipeline.data.loader import Batch
 from pipeline.models.build import build_model
 from pipeline.models.classifier import Classifier
 from pipeline.models.heads import pool_by_amax
-from pipeline.training import phases
+from pipeline.training import phases, start
 from pipeline.training.optimizer import build_optimizer, parameter_groups
 from pipeline.training.setup import TrainingSetup
 from pipeline.training.state import TrainState
@@ -56,13 +56,13 @@ def test_the_maximum_is_pooled_by_amax_on_a_gpu_where_it_has_to_be_deterministic
     birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, deterministic: bool
 ) -> None:
     # There is no GPU to move the model to; nothing else of its making needs one.
-    monkeypatch.setattr(TrainingSetup, "_move_to_device", lambda *_: None)
+    monkeypatch.setattr(start, "_move_to_device", lambda *_: None)
     config = tiny.config(
         tmp_path, "model.pool=max", f"train.deterministic={deterministic}", "train.ema_decay=0.9"
     )
     setup = TrainingSetup(config, SINGLE)
     setup.ranks = dataclasses.replace(SINGLE, device=torch.device(device))
-    state = setup.build_state(phases.first(config.optim), "fp32", pretrained=False).state
+    state = start.build_state(setup, phases.first(config.optim), "fp32", pretrained=False).state
     for model in (state.model, state.eval_model):
         has_pool = any(isinstance(module, nn.AdaptiveMaxPool2d) for module in model.modules())
         assert has_pool == ((device, deterministic) != ("cuda", True))

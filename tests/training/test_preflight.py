@@ -8,8 +8,7 @@ import torch
 
 from pipeline.common.errors import ConfigError
 from pipeline.config.schema import Config
-from pipeline.training import phases, preflight
-from pipeline.training import setup as training_setup
+from pipeline.training import phases, preflight, start
 from pipeline.training.preflight import epochs_to_try, training_memory_errors
 from pipeline.training.schedule import step_clock
 from pipeline.training.setup import TrainingSetup
@@ -139,7 +138,7 @@ def test_a_model_is_left_as_it_was_with_its_modes_and_the_global_stream(birds: P
     state.model.train().backbone.eval()
     before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
     stream = torch.get_rng_state()
-    setup.check_passes(state, "fp32", 8)
+    start.check_passes(setup, state, "fp32", 8)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state.model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), stream)
     assert state.model.training and not state.model.backbone.training
@@ -149,7 +148,7 @@ def test_a_model_is_left_as_it_was_with_its_modes_and_the_global_stream(birds: P
 
 def started(config: Config) -> tuple[Any, TrainingSetup]:
     setup = TrainingSetup(config, SINGLE)
-    return setup.build_state(phases.first(config.optim), "fp32", pretrained=False).state, setup
+    return start.build_state(setup, phases.first(config.optim), "fp32", pretrained=False).state, setup
 
 
 def test_each_kind_of_pass_is_tried_once_with_its_smallest_share(tmp_path: Path) -> None:
@@ -257,14 +256,14 @@ def test_other_errors_of_torch_are_not_those_of_memory(tmp_path: Path) -> None:
 
 def idle_on_two_ranks(tmp: Path, *settings: str) -> int:
     """On each rank: train a network one layer of which computes nothing."""
-    built = training_setup.build_model
+    built = start.build_model
 
     def build(*arguments: Any) -> Any:
         model, origin = built(*arguments)
         model.backbone.idle = torch.nn.Linear(2, 2)
         return model, origin
 
-    training_setup.build_model = build
+    start.build_model = build
     return ranks.run_verb("train", tmp, *settings)
 
 

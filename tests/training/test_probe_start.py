@@ -24,7 +24,8 @@ from pipeline.runs.log import read_log
 from pipeline.training import probe_start
 from pipeline.training.checkpointing import Checkpointer
 from pipeline.training.description import origin
-from pipeline.training.setup import RunStart, TrainingSetup, resume_or_start
+from pipeline.training.setup import TrainingSetup
+from pipeline.training.start import RunStart, resume_or_start
 from pipeline.training.trainer import Trainer, train
 from pipeline.training.validation import Validator
 from tests.helpers import ranks, tiny
@@ -120,7 +121,7 @@ def test_features_are_taken_from_the_fused_model_and_training_keeps_its_batch_no
         networks.append(model)
         return predict_rows(model, *arguments, **named)
 
-    monkeypatch.setattr("pipeline.training.setup.predict_rows", watched)
+    monkeypatch.setattr("pipeline.training.start.predict_rows", watched)
     sizes = (
         "data.resize_px=48",
         "data.image_px=48",

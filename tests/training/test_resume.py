@@ -22,7 +22,8 @@ from pipeline.runs.directory import RunDirectory
 from pipeline.training import phases
 from pipeline.training import resume as resume_module
 from pipeline.training.optimizer import set_rates
-from pipeline.training.setup import TrainingSetup, resume_or_start
+from pipeline.training.setup import TrainingSetup
+from pipeline.training.start import resume_or_start
 from pipeline.training.state import Best
 from pipeline.training.trainer import train
 from tests.helpers import folders, tiny
@@ -229,7 +230,7 @@ def step_of(checkpoint: Path) -> int:
     return step
 
 
-def starts(checkpoint: Path) -> tuple[history.Start, ...]:
+def starts(checkpoint: Path) -> tuple[history.TrainingProcess, ...]:
     """The history of a process that goes on from a checkpoint."""
     held = history.Held.of(torch.load(checkpoint, weights_only=True), checkpoint)
     return (*held.starts, replace(held.starts[-1], step=held.step, resumed_from=str(checkpoint)))
