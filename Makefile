@@ -19,7 +19,7 @@ SIDE_BY_SIDE := -n logical --maxprocesses 8 --dist loadfile
 
 # test-lowest: a venv of its own, and what the packages of pyproject.toml are for
 LOWEST := .venv/lowest
-LOWEST_TESTS := $(addprefix tests/,audit config data evaluation explain inference models report training)
+LOWEST_TESTS := $(addprefix tests/,answering audit config data evaluation explain inference models report training)
 
 # A word of the shell, spaces and all
 quoted = '$(subst ','\'',$(1))'

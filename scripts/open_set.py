@@ -20,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.answering import unknown_scores
 from pipeline.common import arrays, console, seeding
 from pipeline.common.errors import DataError
 from pipeline.config.load import load_config
 from pipeline.data import prepare
-from pipeline.evaluation import evaluation_lock, readings, unknown_scores
+from pipeline.evaluation import evaluation_lock, readings
 from pipeline.inference.linear_head import Images
 from pipeline.runs.directory import ProbeDirectory, RunDirectory
 from pipeline.unknown import find_threshold, folds, measures

@@ -21,6 +21,7 @@ ROOMS = [
     "inference",
     "training",
     "evaluation",
+    "answering",
     "explain",
     "probe",
     "unknown",

@@ -10,6 +10,11 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
+from pipeline.answering.answer_files import Answer, Cell
+from pipeline.answering.answering import Answering
+from pipeline.answering.fitted_temperature import fitted_temperature
+from pipeline.answering.picture_names import FROM_STDIN, expand
+from pipeline.answering.picture_outputs import InMemory, Outputs, Unreadable, outputs_of
 from pipeline.api.configuration import NOTHING, Keys, as_texts, config_of_run
 from pipeline.common.errors import DataError, refusals_as_sentences
 from pipeline.config.schema import Config
@@ -18,11 +23,6 @@ from pipeline.data.pictures import PictureError
 from pipeline.data.taxonomy import CLASS
 from pipeline.distributed.process_group import Ranks, select_device
 from pipeline.evaluation import training_state
-from pipeline.evaluation.answer_files import Answer, Cell
-from pipeline.evaluation.answering import Answering
-from pipeline.evaluation.fitted_temperature import fitted_temperature
-from pipeline.evaluation.picture_names import FROM_STDIN, expand
-from pipeline.evaluation.picture_outputs import InMemory, Outputs, Unreadable, outputs_of
 from pipeline.inference.load_model import checkpoint_path, load_model_without_data
 from pipeline.runs.directory import RunDirectory
 

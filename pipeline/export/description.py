@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import __version__
+from pipeline.answering.unknown_threshold import UnknownThreshold
 from pipeline.common import files
 from pipeline.config.schema import Config
 from pipeline.data import pictures
 from pipeline.evaluation.set_rule import SetRule
-from pipeline.evaluation.unknown_threshold import UnknownThreshold
 from pipeline.export.numbers import measured
 from pipeline.inference.load_model import LoadedModel
 from pipeline.models.licences import licence_of

@@ -8,6 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pipeline.answering import run_set_rule, unknown_threshold
+from pipeline.answering.fitted_temperature import fitted_temperature
 from pipeline.common import console, files
 from pipeline.common.errors import CheckpointError, ConfigError, ExportError, UserError
 from pipeline.config.schema import Config
@@ -15,8 +17,7 @@ from pipeline.data import prepare, sample_table
 from pipeline.data.prepare import Prepared
 from pipeline.data.transforms import CentreCrop
 from pipeline.distributed.process_group import Ranks, select_device
-from pipeline.evaluation import run_set_rule, training_state, unknown_threshold
-from pipeline.evaluation.fitted_temperature import fitted_temperature
+from pipeline.evaluation import training_state
 from pipeline.export import description, golden, heat_maps, hub_folder, onnx_file, small_forms
 from pipeline.export.network import ExportedNetwork
 from pipeline.export.onnx_file import Graph, GraphFault, Images

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image
 
+from pipeline.answering.picture_outputs import Outputs, outputs_of
 from pipeline.common.errors import DataError
 from pipeline.config.schema import Config
-from pipeline.evaluation.picture_outputs import Outputs, outputs_of
 from pipeline.export.network import LOGITS
 from pipeline.export.onnx_file import Graph
 from pipeline.export.proof import TOLERANCE, channels_first, drawn

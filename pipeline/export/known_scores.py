@@ -1,10 +1,10 @@
-"""The six scores of `pipeline.evaluation.unknown_scores` as a part of the exported graph, in float64 as there."""
+"""The six scores of `pipeline.answering.unknown_scores` as a part of the exported graph, in float64 as there."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.evaluation.unknown_scores import GAMMA, MOST_CLASSES, NEIGHBOURS, Score
+from pipeline.answering.unknown_scores import GAMMA, MOST_CLASSES, NEIGHBOURS, Score
 
 
 class KnownScore(nn.Module):

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from pipeline.answering.unknown_scores import Score
 from pipeline.data.tta import Kind
-from pipeline.evaluation.unknown_scores import Score
 from pipeline.export import heat_maps
 from pipeline.export.known_scores import KnownScore
 from pipeline.inference.predict import last_layer_inputs

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipeline.answering.unknown_scores import Score
 from pipeline.common import seeding
 from pipeline.data import pictures
 from pipeline.data.loader import Batch
@@ -15,7 +16,6 @@ from pipeline.data.sources.drawn_birds.species import species_list
 from pipeline.data.tta import Kind
 from pipeline.distributed.process_group import Ranks
 from pipeline.evaluation import calibration
-from pipeline.evaluation.unknown_scores import Score
 from pipeline.export import heat_maps
 from pipeline.export.network import HEAT_MAPS, KNOWN_SCORE, LOGITS, PROBABILITIES
 from pipeline.export.onnx_file import Graph, Images, Outputs

@@ -12,16 +12,17 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.answering import unknown_scores
+from pipeline.answering.unknown_scores import Name
+from pipeline.answering.unknown_threshold import NONE_OF_THESE, UnknownThreshold
 from pipeline.common import console, files
 from pipeline.common.errors import DataError, name_some
 from pipeline.config.schema import Config
 from pipeline.data import prepare, sample_table
 from pipeline.distributed import consistency, process_group
 from pipeline.distributed.process_group import Ranks
-from pipeline.evaluation import evaluation_lock, training_state, unknown_scores
+from pipeline.evaluation import evaluation_lock, training_state
 from pipeline.evaluation.evaluate import Evaluator
-from pipeline.evaluation.unknown_scores import Name
-from pipeline.evaluation.unknown_threshold import NONE_OF_THESE, UnknownThreshold
 from pipeline.inference import features, load_model
 from pipeline.inference.linear_head import Images
 from pipeline.inference.load_model import LoadedModel

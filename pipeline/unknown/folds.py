@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipeline.answering import unknown_scores
+from pipeline.answering.unknown_scores import Name, Score
 from pipeline.common import seeding
-from pipeline.evaluation import unknown_scores
-from pipeline.evaluation.unknown_scores import Name, Score
 from pipeline.inference.linear_head import Images, LogitsOf, fit_linear_head
 from pipeline.unknown import measures
 from pipeline.unknown.measures import Ints, Scored, WithInterval

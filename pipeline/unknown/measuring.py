@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.answering.picture_names import expand
+from pipeline.answering.picture_outputs import Outputs, Unreadable, outputs_of
+from pipeline.answering.unknown_scores import Logits, Score
 from pipeline.common.errors import DataError
 from pipeline.config.schema import Config
 from pipeline.data.prepare import Prepared
 from pipeline.distributed.process_group import Ranks
-from pipeline.evaluation.picture_names import expand
-from pipeline.evaluation.picture_outputs import Outputs, Unreadable, outputs_of
-from pipeline.evaluation.unknown_scores import Logits, Score
 from pipeline.inference.features import Features
 from pipeline.inference.load_model import LoadedModel
 from pipeline.runs import predictions

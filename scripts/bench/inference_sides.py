@@ -17,6 +17,9 @@ from timm.utils import AverageMeter, accuracy
 from torch import nn
 from torch.utils.data import Subset
 
+from pipeline.answering.answer_files import AnswerFile
+from pipeline.answering.answering import Answering
+from pipeline.answering.picture_outputs import outputs_of
 from pipeline.common import console, hardware
 from pipeline.config.schema import Config
 from pipeline.data import prepare
@@ -26,9 +29,6 @@ from pipeline.data.sampling import in_order
 from pipeline.data.sources.source import source_of
 from pipeline.data.transforms import CentreCrop
 from pipeline.distributed.process_group import Ranks, select_device
-from pipeline.evaluation.answer_files import AnswerFile
-from pipeline.evaluation.answering import Answering
-from pipeline.evaluation.picture_outputs import outputs_of
 from pipeline.inference.load_model import checkpoint_path, load_model
 from pipeline.inference.predict import predict_rows
 

@@ -53,7 +53,7 @@ def test_verbs_that_need_no_network_import_none(
         ("pipeline.data.prepare", {*NETWORKS, *EXTRAS, "scipy"}),  # data
         ("pipeline.data.loader", {*EXTRAS, "torchvision", "timm", "scipy"}),  # a loader process
         ("pipeline.training.trainer", {*EXTRAS, "scipy.stats"}),
-        ("pipeline.evaluation.predict_images", {*EXTRAS, "scipy.stats", "scipy.optimize"}),
+        ("pipeline.answering.predict_images", {*EXTRAS, "scipy.stats", "scipy.optimize"}),
         ("pipeline.inspection.inspect_data", {*EXTRAS, "torchvision", "timm"} - {"jinja2"}),
         ("pipeline.models.summary", {*EXTRAS, "scipy"}),
         ("pipeline.training.schedule_preview", EXTRAS - {"matplotlib"}),

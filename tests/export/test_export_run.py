@@ -14,10 +14,10 @@ import onnx
 import pytest
 from PIL import Image
 
+from pipeline.answering.unknown_scores import Score
+from pipeline.answering.unknown_threshold import UnknownThreshold
 from pipeline.cli.main import run
 from pipeline.common import files
-from pipeline.evaluation.unknown_scores import Score
-from pipeline.evaluation.unknown_threshold import UnknownThreshold
 from pipeline.export import description, onnx_file
 from pipeline.export.network import ExportedNetwork
 from pipeline.runs.directory import RunDirectory

@@ -10,8 +10,8 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from pipeline.answering.unknown_scores import NAMES, Score, fit
 from pipeline.config.model import ModelConfig
-from pipeline.evaluation.unknown_scores import NAMES, Score, fit
 from pipeline.export import heat_maps, onnx_file, proof
 from pipeline.export.network import ExportedNetwork
 from pipeline.export.onnx_file import Graph

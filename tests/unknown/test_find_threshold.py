@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline.answering import unknown_scores
 from pipeline.cli.main import run
 from pipeline.cli.verbs import unknown as unknown_verb
 from pipeline.common.errors import DataError
-from pipeline.evaluation import unknown_scores
 from pipeline.unknown import find_threshold
 from tests.helpers import own_pictures, tiny
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline.evaluation import unknown_scores
+from pipeline.answering import unknown_scores
 from pipeline.inference.linear_head import Images
 from pipeline.unknown import folds, measures
 

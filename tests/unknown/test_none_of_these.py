@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
+from pipeline.answering.unknown_scores import Score
+from pipeline.answering.unknown_threshold import UnknownThreshold
 from pipeline.cli.main import run
 from pipeline.common import arrays, files
-from pipeline.evaluation.unknown_scores import Score
-from pipeline.evaluation.unknown_threshold import UnknownThreshold
 from pipeline.runs.directory import RunDirectory
 from tests.helpers import own_pictures, tiny
 

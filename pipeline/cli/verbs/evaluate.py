@@ -182,8 +182,8 @@ def predict(arguments: Namespace) -> Result:
     if arguments.tta and config.eval.tta == "none":
         config = config.model_copy(update={"eval": config.eval.model_copy(update={"tta": "flip"})})
     with importing():
-        from pipeline.evaluation.answer_files import SUFFIXES, AnswerFile
-        from pipeline.evaluation.predict_images import PredictOptions, classify
+        from pipeline.answering.answer_files import SUFFIXES, AnswerFile
+        from pipeline.answering.predict_images import PredictOptions, classify
 
     paths = {name: getattr(arguments, name) for name in SUFFIXES}
     file = next((AnswerFile(name, path) for name, path in paths.items() if path is not None), None)

@@ -8,6 +8,10 @@ from typing import Any, Protocol
 
 import torch
 
+from pipeline.answering.answer_files import TO_STDOUT, Answer, AnswerFile
+from pipeline.answering.answering import Answering
+from pipeline.answering.picture_names import expand
+from pipeline.answering.picture_outputs import Outputs, Unreadable, outputs_of
 from pipeline.common import console
 from pipeline.common.errors import DataError
 from pipeline.config.schema import Config
@@ -16,10 +20,6 @@ from pipeline.data.pictures import Pixels
 from pipeline.data.taxonomy import CLASS
 from pipeline.distributed import process_group
 from pipeline.evaluation import training_state
-from pipeline.evaluation.answer_files import TO_STDOUT, Answer, AnswerFile
-from pipeline.evaluation.answering import Answering
-from pipeline.evaluation.picture_names import expand
-from pipeline.evaluation.picture_outputs import Outputs, Unreadable, outputs_of
 from pipeline.inference import load_model
 from pipeline.inference.load_model import LoadedModel
 from pipeline.models.classifier import Classifier

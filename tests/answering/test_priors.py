@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from scipy.special import logsumexp, softmax
 
+from pipeline.answering.priors import Posterior, log_ratio, read_prior, training_images
 from pipeline.common.errors import DataError
-from pipeline.evaluation.priors import Posterior, log_ratio, read_prior, training_images
 from tests.helpers import tiny
 
 NAMES = ["NA", "007", "Kr\u00e4he"]

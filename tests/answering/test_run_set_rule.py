@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from pipeline.answering.run_set_rule import of_run
 from pipeline.cli import main
 from pipeline.common.errors import DataError
-from pipeline.evaluation.run_set_rule import of_run
 from pipeline.evaluation.set_rule import SetRule
 from pipeline.runs.directory import RunDirectory
 from tests.helpers import own_pictures, tiny

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipeline.answering.answer_files import Answer, AnswerFile, Format, Judgement
 from pipeline.common.errors import DataError
-from pipeline.evaluation.answer_files import Answer, AnswerFile, Format, Judgement
 
 NAMES = ["NA", "a, b", "007"]
 ANSWERS = [

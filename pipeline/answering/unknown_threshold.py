@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.answering import unknown_scores
+from pipeline.answering.unknown_scores import Logits, Score
 from pipeline.common import arrays
 from pipeline.common.errors import DataError
-from pipeline.evaluation import unknown_scores
-from pipeline.evaluation.unknown_scores import Logits, Score
 from pipeline.inference.features import Features
 from pipeline.runs.directory import RunDirectory
 

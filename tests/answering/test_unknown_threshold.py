@@ -3,10 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.answering import unknown_scores, unknown_threshold
+from pipeline.answering.unknown_threshold import UnknownThreshold
 from pipeline.common import arrays
 from pipeline.common.errors import DataError
-from pipeline.evaluation import unknown_scores, unknown_threshold
-from pipeline.evaluation.unknown_threshold import UnknownThreshold
 from pipeline.inference.linear_head import Images
 from pipeline.runs.directory import RunDirectory
 

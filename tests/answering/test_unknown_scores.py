@@ -7,7 +7,7 @@ from scipy.special import softmax
 from sklearn.covariance import LedoitWolf
 from sklearn.neighbors import NearestNeighbors
 
-from pipeline.evaluation import unknown_scores as scores
+from pipeline.answering import unknown_scores as scores
 from pipeline.inference.linear_head import Images
 
 LOGITS = np.array([[0.0, 0.0], [math.log(3), 0.0]], np.float32)

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipeline.answering.picture_names import expand
 from pipeline.common.errors import DataError
-from pipeline.evaluation.picture_names import expand
 
 
 def made(folder: Path, *names: str) -> list[Path]:

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.answering import priors, run_set_rule, unknown_threshold
+from pipeline.answering.answer_files import Answer, Cell, Judgement
+from pipeline.answering.fitted_temperature import fitted_temperature
+from pipeline.answering.picture_outputs import Outputs, Unreadable
+from pipeline.answering.priors import Posterior
+from pipeline.answering.unknown_threshold import NONE_OF_THESE, UnknownThreshold
 from pipeline.config.schema import Config
 from pipeline.data.taxonomy import CLASS, Taxonomy
-from pipeline.evaluation import priors, run_set_rule, run_taxonomy, thresholds, unknown_threshold
-from pipeline.evaluation.answer_files import Answer, Cell, Judgement
-from pipeline.evaluation.fitted_temperature import fitted_temperature
-from pipeline.evaluation.picture_outputs import Outputs, Unreadable
-from pipeline.evaluation.priors import Posterior
+from pipeline.evaluation import run_taxonomy, thresholds
 from pipeline.evaluation.set_rule import SetRule
 from pipeline.evaluation.thresholds import Floats, Level, Thresholds
-from pipeline.evaluation.unknown_threshold import NONE_OF_THESE, UnknownThreshold
 from pipeline.inference.load_model import LoadedModel
 from pipeline.runs.directory import RunDirectory
 

@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from pipeline.answering.answer_files import Answer
+from pipeline.answering.answering import Answering
+from pipeline.answering.picture_outputs import Outputs
+from pipeline.answering.priors import Posterior
 from pipeline.cli import main
 from pipeline.data import prepare, sample_table
 from pipeline.data.taxonomy import Taxonomy
-from pipeline.evaluation.answer_files import Answer
-from pipeline.evaluation.answering import Answering
-from pipeline.evaluation.picture_outputs import Outputs
-from pipeline.evaluation.priors import Posterior
 from pipeline.evaluation.set_rule import SetRule
 from pipeline.evaluation.thresholds import RankThresholds, Threshold, Thresholds
 from pipeline.runs.directory import RunDirectory

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.answering.picture_outputs import Outputs, Unreadable, outputs_of
 from pipeline.data import prepare
 from pipeline.data.transforms import CentreCrop
 from pipeline.distributed.process_group import Ranks
-from pipeline.evaluation.picture_outputs import Outputs, Unreadable, outputs_of
 from pipeline.inference import load_model
 from tests.helpers import tiny
 
