@@ -122,10 +122,8 @@ def test_features_are_taken_from_the_fused_model_and_training_keeps_its_batch_no
         return predict_rows(model, *arguments, **named)
 
     monkeypatch.setattr("pipeline.training.start.predict_rows", watched)
-    sizes = (
-        "data.resize_px=48",
-        "data.image_px=48",
-    )  # of 32 px come maps of one pixel, which torch 2.11 does not fuse
+    # Of 32 px come maps of one pixel, which torch 2.11 does not fuse.
+    sizes = tiny.own_data(tmp_path), "data.resize_px=48", "data.image_px=48"
     assert tiny.do("data", tmp_path, *sizes) == 0
     _, start = started(tmp_path, *from_probe, *sizes)
     (of_features,) = networks
