@@ -136,9 +136,7 @@ def _held_out(ids: Ids, val_fraction: float, folds: int | None, fold: int) -> Id
 
 
 def count_held_out(images: int, fraction: float) -> int:
-    """How many of a class's images, 2 or more, are held out by a fraction above 0: one at least, and all but one at
-    most.
-    """
+    """How many of a class's images, 2 or more, a fraction above 0 holds out: at least one, at most all but one."""
     return max(1, min(round(fraction * images), images - 1))
 
 

@@ -27,6 +27,8 @@ def fold_batchnorms(model: Classifier, image_px: int) -> Classifier:
         model: on the CPU.
         image_px: a size that the network takes.
     """
+    if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        return model
     folded = copy.deepcopy(model)
     names = {module: name for name, module in folded.named_modules()}
     pairs = convolutions_with_norms(folded, image_px)
